@@ -1,0 +1,51 @@
+"""What an engine tells its caller: the `Exit` value.
+
+Room: `emulator/engine`. An exit says *what happened* to the running CPU in architectural terms;
+how the engine noticed is the engine's own. One `Exit` object is reused by an engine for all of
+its exits, since an exit is the hottest path of the house: a handler must not keep it.
+"""
+
+from enum import IntEnum
+
+
+class ExitKind(IntEnum):
+    """Why the CPU stopped executing guest instructions."""
+
+    FAULT = 0
+    """An exception: `vector`, `error`, and for page faults `address`. RIP is at the instruction
+    for faults and behind it for traps, as the manual has it."""
+    SOFTWARE_INTERRUPT = 1
+    """INT n, INT3, INTO or INT1: `vector`. RIP is at the instruction, `length` is its length."""
+    SYSTEM_CALL = 2
+    """SYSCALL. RIP is at the instruction, `length` is its length."""
+    PORT_READ = 3
+    """IN or INS: `port`, `size` (bytes); the handler sets `value`."""
+    PORT_WRITE = 4
+    """OUT or OUTS: `port`, `size` (bytes), `value`."""
+    IDENTIFY = 5
+    """CPUID, on an engine that reports it. RIP is at the instruction, `length` is 2. The handler
+    writes the result registers; the engine steps over the instruction."""
+    TIME_STAMP = 6
+    """RDTSC at full privilege, on an engine that reports it; as IDENTIFY."""
+    BUDGET = 7
+    """The progress budget is used up (a tick). RIP is at an instruction boundary."""
+    HALT = 8
+    """HLT at full privilege. RIP is behind it."""
+    UNBACKED = 9
+    """An access to guest-physical memory that nothing backs: `address` (physical)."""
+
+
+class Exit:
+    """One exit. Fields not named by its kind are meaningless."""
+
+    __slots__ = ("address", "error", "kind", "length", "port", "size", "value", "vector")
+
+    def __init__(self) -> None:
+        self.kind = ExitKind.BUDGET
+        self.vector = 0
+        self.error = 0
+        self.address = 0
+        self.length = 0
+        self.port = 0
+        self.size = 0
+        self.value = 0
