@@ -1,0 +1,86 @@
+"""The errors a user can cause, each kind with the exit status of the command line.
+
+This is the lowest room of the house, so every layer can raise these. It knows nothing of the other rooms.
+The text of an error is one sentence that names the thing, the value and the way out; `retrap` prints it as it is.
+A guest's own faults are no Python exceptions: an error is raised only where a run cannot go on.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RetrapError(Exception):
+    """Base of everything that the command line reports in one sentence and without a traceback."""
+
+    exit_status: ClassVar[int] = 1
+    """Exit status of the process when this error ends it."""
+    meaning: ClassVar[str] = "something that retrap cannot do"
+    """One clause for the documentation's table of exit statuses."""
+
+
+class VerifyFailed(RetrapError):
+    """Two runs that must agree do not."""
+
+    exit_status: ClassVar[int] = 1
+    meaning: ClassVar[str] = "a comparison failed: the rewritten guest did not behave as the reference"
+
+
+class UsageError(RetrapError):
+    """The command line, or an argument of a public function, makes no sense."""
+
+    exit_status: ClassVar[int] = 2
+    meaning: ClassVar[str] = "the command line makes no sense, or a file named on it cannot be read or written"
+
+
+class BadImage(RetrapError):
+    """A file is no guest that retrap can load: not an ELF, wrong ISA, truncated, no entry, too large."""
+
+    exit_status: ClassVar[int] = 3
+    meaning: ClassVar[str] = "the image or initramfs is no guest that retrap can load"
+
+
+class GuestFault(RetrapError):
+    """The guest was lost: it faulted three deep, jumped to nowhere, or attacked the hypervisor."""
+
+    exit_status: ClassVar[int] = 4
+    meaning: ClassVar[str] = "the guest was lost: it faulted three deep, or jumped where nothing is"
+
+
+class Timeout(RetrapError):
+    """A run used up the guest time or the host time that it was given."""
+
+    exit_status: ClassVar[int] = 5
+    meaning: ClassVar[str] = "the guest did not end within the time allowed"
+
+
+class EngineMissing(RetrapError):
+    """No CPU engine on this host can run the guest as asked."""
+
+    exit_status: ClassVar[int] = 6
+    meaning: ClassVar[str] = "the CPU engine that was asked for is not usable on this host"
+
+
+class Unavailable(RetrapError):
+    """Something outside, such as a package, a program or the network, is not to be had."""
+
+    exit_status: ClassVar[int] = 7
+    meaning: ClassVar[str] = "a package or program that the command needs is not to be had"
+
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, by the shell's convention of 128 + SIGINT."""
+
+INTERNAL_ERROR = 70
+"""Exit status when retrap itself is at fault (sysexits EX_SOFTWARE); only then is there a traceback."""
+
+KINDS: tuple[type[RetrapError], ...] = (
+    VerifyFailed,
+    UsageError,
+    BadImage,
+    GuestFault,
+    Timeout,
+    EngineMissing,
+    Unavailable,
+)
+"""Every kind in order of exit status; the documentation's table is printed from it."""
