@@ -1,0 +1,1 @@
+"""Guest images: from a file to segments, entry, symbols and patch tables."""

@@ -1,0 +1,1 @@
+"""Reports on scans, plans, differences and runs, one format a file."""

@@ -1,0 +1,1 @@
+"""Boards: which devices are where, and the boot protocol."""

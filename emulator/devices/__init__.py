@@ -1,0 +1,1 @@
+"""Devices, one a file; each knows only offsets in its own window."""

@@ -1,0 +1,1 @@
+"""CPU engines: a processor that runs until something happens."""

@@ -1,0 +1,1 @@
+"""Knowledge about instruction sets, as data: one package for each."""

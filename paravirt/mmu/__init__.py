@@ -1,0 +1,1 @@
+"""Memory virtualisation, one technique a file."""

@@ -1,0 +1,1 @@
+"""What each sensitive operation does to a virtual CPU, an instruction set a file."""
