@@ -1,0 +1,241 @@
+"""`load`: a file becomes an `Image`, whatever its container.
+
+Room: `bt/image`, the front door. An `Image` is a value that the scanner, the planner, the rewriter and the board read;
+it knows nothing of them. What costs time (symbols, patch tables, relocations) is read when first asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+
+from bt.image import bzimage, elf, notes, payload
+from bt.image.elf import MAXIMUM_SIZE, SHF_ALLOC, SHF_EXECINSTR, Section, Segment
+from emulator.errors import BadImage, UsageError
+
+if TYPE_CHECKING:
+    from bt.image.linux_tables import LinuxTables
+    from bt.image.relocate import Relocations
+    from bt.image.symbols import Symbols
+
+T = TypeVar("T")
+
+_OTHER_FILES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x1f\x8b", "is compressed with gzip; decompress it first"),
+    (0, b"\xfd7zXZ\x00", "is compressed with xz; decompress it first"),
+    (0, b"\x28\xb5\x2f\xfd", "is compressed with zstd; decompress it first"),
+    (0, b"070701", "is a cpio archive; give it as the initramfs and a kernel as the image"),
+    (0, b"\x27\x05\x19\x56", "is a U-Boot image; only x86-64 ELF and bzImage files are supported"),
+    (0x38, b"ARM\x64", "is an AArch64 kernel image; only x86-64 is supported"),
+    (0x24, b"\x18\x28\x6f\x01", "is a 32-bit ARM zImage; only x86-64 is supported"),
+)
+"""Offset, bytes and what to say of files that are often taken for a kernel."""
+
+
+class Range(NamedTuple):
+    """Guest-virtual addresses from `start` up to, not with, `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """A kernel, ready to be scanned, rewritten or booted."""
+
+    path: str
+    """Where it came from, for messages."""
+    container: str
+    """"elf64" or "bzimage"."""
+    compression: str
+    """Of a bzImage's payload (`payload.COMPRESSIONS`); "none" for an ELF."""
+    sha256: str
+    """Of the whole file, hexadecimal."""
+    elf: memoryview
+    """The uncompressed ELF, read-only, without what is appended to it."""
+    appended: memoryview
+    """What follows the ELF in the file or payload: Linux's relocation table, or nothing."""
+    segments: tuple[Segment, ...]
+    sections: tuple[Section, ...]
+    """Empty where the ELF has no section headers."""
+    entry: int
+    """e_entry as the ELF has it: for vmlinux a *physical* address."""
+    header: bzimage.BzImage | None = None
+    """The bzImage's setup header, decoded."""
+    isa: str = "x86-64"
+    _note_tables: tuple[memoryview, ...] = ()
+    _lazy: dict[str, object] = field(default_factory=dict, repr=False)
+
+    @property
+    def setup_header(self) -> bytes:
+        """A bzImage's bytes from 0x1f1 to the end of its setup header; empty for an ELF."""
+        return self.header.setup_header if self.header else b""
+
+    @property
+    def entry_physical(self) -> int:
+        """Guest-physical address of the entry point."""
+        return self._entry_segment()[0]
+
+    @property
+    def entry_virtual(self) -> int:
+        """Guest-virtual address at which the entry point is linked."""
+        return self._entry_segment()[1]
+
+    @property
+    def text_ranges(self) -> tuple[Range, ...]:
+        """Executable guest-virtual ranges in ascending order: of sections, or of segments where there are none."""
+        return self._once("text_ranges", self._find_text)
+
+    @property
+    def symbols(self) -> Symbols:
+        """Names and addresses, from .symtab or from the kernel's own kallsyms."""
+        from bt.image import symbols
+
+        return self._once("symbols", lambda: symbols.read(self))
+
+    @property
+    def linux(self) -> LinuxTables | None:
+        """The kernel's own patch tables, or None where this is no Linux."""
+        from bt.image import linux_tables
+
+        return self._once("linux", lambda: linux_tables.read(self))
+
+    @property
+    def relocations(self) -> Relocations | None:
+        """The appended relocation table, or None where there is none. Raises `BadImage` for a damaged one."""
+        from bt.image import relocate
+
+        if not self.appended:
+            return None
+        return self._once("relocations", lambda: relocate.parse(self.appended, self.segments, self.path))
+
+    @property
+    def notes(self) -> tuple[notes.Note, ...]:
+        """All ELF notes. Raises `BadImage` for a damaged table."""
+        return self._once("notes", lambda: notes.parse(self._note_tables, self.path))
+
+    @property
+    def pvh_entry(self) -> int | None:
+        """Guest-physical address of the 32-bit PVH entry point, or None."""
+        return notes.pvh_entry(self.notes)
+
+    @property
+    def build_id(self) -> str | None:
+        """The linker's build id in hexadecimal, or None."""
+        return notes.build_id(self.notes)
+
+    def section(self, name: str) -> Section | None:
+        """The first section called `name`, or None."""
+        return next((section for section in self.sections if section.name == name), None)
+
+    def segment_at(self, vaddr: int) -> Segment | None:
+        """The segment that occupies guest-virtual `vaddr`, or None."""
+        return next((s for s in self.segments if s.vaddr <= vaddr < s.vaddr + s.memory_size), None)
+
+    def view(self, vaddr: int, size: int) -> memoryview:
+        """`size` bytes from guest-virtual `vaddr`, not copied. Raises `BadImage` where the file does not have them."""
+        segment = self.segment_at(vaddr)
+        at = vaddr - segment.vaddr if segment else 0
+        if segment is None or size < 0 or at + size > len(segment.data):
+            raise BadImage(
+                f"{self.path}: {size} bytes at virtual {vaddr:#x} are not in the file; "
+                "it is damaged, or the address is not the kernel's",
+            )
+        return segment.data[at : at + size]
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
+        if name not in self._lazy:
+            self._lazy[name] = make()
+        return cast(T, self._lazy[name])
+
+    def _entry_segment(self) -> tuple[int, int]:
+        """Physical and virtual entry: by the ABI e_entry is virtual, but vmlinux holds the physical one."""
+        executable = [segment for segment in self.segments if segment.executable]
+        for segment in executable:
+            if segment.vaddr <= self.entry < segment.vaddr + len(segment.data):
+                return self.entry - segment.vaddr + segment.paddr, self.entry
+        segment = next(s for s in executable if s.paddr <= self.entry < s.paddr + len(s.data))
+        return self.entry, self.entry - segment.paddr + segment.vaddr
+
+    def _find_text(self) -> tuple[Range, ...]:
+        wanted = SHF_ALLOC | SHF_EXECINSTR
+        ranges = [Range(s.vaddr, s.vaddr + s.size) for s in self.sections if s.flags & wanted == wanted and s.data]
+        if not ranges:
+            ranges = [Range(s.vaddr, s.vaddr + len(s.data)) for s in self.segments if s.executable and s.data]
+        for start, end in ranges:
+            self.view(start, end - start)
+        return tuple(sorted(ranges))
+
+
+def load(path: str | os.PathLike[str]) -> Image:
+    """Read a kernel from an ELF or bzImage file.
+
+    Raises `UsageError` where the file cannot be read, `BadImage` where it is no x86-64 kernel.
+    """
+    name = os.fspath(path)
+    try:
+        with Path(name).open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage(f"{name}: is no regular file; give a kernel, an ELF or bzImage")
+            if status.st_size > MAXIMUM_SIZE:
+                raise BadImage(f"{name}: is {status.st_size} bytes large, at most 1 GiB is read; strip its debug data")
+            data = file.read()
+    except IsADirectoryError:
+        raise BadImage(f"{name}: is a directory; give a kernel, an ELF or bzImage") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{name}: cannot be read ({reason}); name a file that can") from None
+    return from_bytes(data, name)
+
+
+def from_bytes(data: bytes | bytearray | memoryview, path: str) -> Image:
+    """An `Image` of a file's contents; `path` is for messages. Raises `BadImage`."""
+    contents = memoryview(data).toreadonly()
+    if not contents:
+        raise BadImage(f"{path}: is empty; give a kernel, an ELF or bzImage")
+    digest = hashlib.sha256(contents).hexdigest()
+    if bytes(contents[:4]) == elf.MAGIC:
+        return _from_elf(contents, path, "elf64", "none", digest, None)
+    if not bzimage.recognise(contents):
+        raise BadImage(f"{path}: {_describe(contents)}")
+    header = bzimage.parse(contents, path)
+    limit = header.init_size or MAXIMUM_SIZE
+    compression, kernel = payload.unpack(header.payload, path, digest, limit)
+    return _from_elf(kernel, path, "bzimage", compression, digest, header)
+
+
+def _from_elf(
+    contents: memoryview,
+    path: str,
+    container: str,
+    compression: str,
+    digest: str,
+    header: bzimage.BzImage | None,
+) -> Image:
+    parsed = elf.parse(contents, path)
+    return Image(
+        path=path,
+        container=container,
+        compression=compression,
+        sha256=digest,
+        elf=contents[: parsed.size],
+        appended=contents[parsed.size :],
+        segments=parsed.segments,
+        sections=parsed.sections,
+        entry=parsed.entry,
+        header=header,
+        _note_tables=parsed.notes,
+    )
+
+
+def _describe(contents: memoryview) -> str:
+    for offset, magic, what in _OTHER_FILES:
+        if bytes(contents[offset : offset + len(magic)]) == magic:
+            return what
+    return f"is neither an ELF nor a bzImage (it begins with {bytes(contents[:4]).hex()}); give an x86-64 kernel"
