@@ -110,3 +110,7 @@ class Operation(Enum):
     """x86 XSAVES and XRSTORS."""
     RETURN_FROM_MANAGEMENT_MODE = auto()
     """x86 RSM."""
+    MANAGE_SHADOW_STACK = auto()
+    """x86 SETSSBSY, CLRSSBSY and WRUSS."""
+    CONTROL_PLATFORM = auto()
+    """x86 GETSEC, ENCLS, PCONFIG and other instructions of extensions of the platform."""

@@ -19,7 +19,7 @@ class UserBehaviour(Enum):
     IGNORED = "ignored"
     """Completes, silently leaving out its privileged part."""
     LEAKS = "leaks"
-    """Completes and shows privileged state."""
+    """Completes and shows privileged state, or changes it without asking."""
     DIFFERS = "differs"
     """Completes, with another effect than in kernel mode."""
 
