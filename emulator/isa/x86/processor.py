@@ -1,0 +1,120 @@
+"""What the architectural semantics of x86-64 need of a processor.
+
+Room: `emulator/isa/x86`. Delivery, far transfers and segment loads read and write a `Processor`;
+the reference machine's CPU and the hypervisor's virtual CPU both are one. The semantics raise
+`Fault` for an architectural exception and `TripleFault` for a shutdown; they know no engine.
+"""
+
+from typing import Protocol
+
+MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+"""All bits of a 64-bit register."""
+
+DEBUG_EXCEPTION = 1
+INVALID_OPCODE = 6
+DOUBLE_FAULT = 8
+INVALID_TSS = 10
+SEGMENT_NOT_PRESENT = 11
+STACK_FAULT = 12
+GENERAL_PROTECTION = 13
+PAGE_FAULT = 14
+
+ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)
+"""Indices of `Processor.segment`."""
+
+TRAP_FLAG = 1 << 8
+INTERRUPT_FLAG = 1 << 9
+IO_PRIVILEGE = 3 << 12
+NESTED_TASK = 1 << 14
+RESUME_FLAG = 1 << 16
+VIRTUAL_8086 = 1 << 17
+
+EFER_SYSTEM_CALL = 1
+"""EFER.SCE."""
+
+
+class Fault(Exception):
+    """An architectural exception raised while an operation is executed.
+
+    `vector` is 0..31; `error` is the error code, None where the vector pushes none; `address` is
+    the linear address of a page fault (what CR2 shall hold).
+    """
+
+    __slots__ = ("address", "error", "vector")
+
+    def __init__(self, vector: int, error: int | None = None, address: int = 0) -> None:
+        self.vector = vector
+        self.error = error
+        self.address = address
+
+    def __str__(self) -> str:
+        error = "" if self.error is None else f", error code {self.error:#x}"
+        where = f", address {self.address:#x}" if self.vector == PAGE_FAULT else ""
+        return f"exception {self.vector}{error}{where}"
+
+
+class TripleFault(Exception):
+    """The delivery of a double fault failed: the processor shuts down."""
+
+
+class Processor(Protocol):
+    """An x86-64 processor in long mode (EFER.LMA = 1), as its own software sees it."""
+
+    gpr: memoryview
+    """Sixteen 64-bit words ('Q') in encoding order: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
+    rip: int
+    """Address of the instruction under way; the semantics set it to the next one to execute."""
+    rflags: int
+    """Complete and virtual: IF and IOPL are those the software believes in."""
+    cr0: int
+    cr2: int
+    cr4: int
+    efer: int
+    star: int
+    lstar: int
+    cstar: int
+    fmask: int
+    gdt_base: int
+    gdt_limit: int
+    """The last valid byte of the table, 0..65535."""
+    idt_base: int
+    idt_limit: int
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level, 0..3."""
+        ...
+
+    def set_privilege(self, cpl: int) -> None:
+        """Called with the new level after each CS load that changes the CPL."""
+        ...
+
+    def segment(self, index: int) -> tuple[int, int, int, int]:
+        """Selector, base, limit (in bytes), attributes of ES CS SS DS FS GS LDTR TR (0..7).
+
+        Attributes are bits 8-23 of a descriptor's second word at their place, limit bits clear.
+        """
+        ...
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
+        """Load a segment register, hidden part included; privilege follows by `set_privilege`."""
+        ...
+
+    def read(self, address: int, size: int) -> int:
+        """`size` (1, 2, 4, 8) bytes at a canonical linear address, with supervisor right.
+
+        Raises `Fault(14, error, address)` as the MMU would.
+        """
+        ...
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Store `size` bytes of `value` at a canonical linear address, with supervisor right."""
+        ...
+
+    def read_user(self, address: int, size: int) -> int:
+        """As `read` with user right: IRET and far RET at CPL 3 pop their stack with it."""
+        ...
+
+    def write_user(self, address: int, size: int, value: int) -> None:
+        """As `write` with user right: pushes on a stack that stays at CPL 3."""
+        ...
