@@ -45,6 +45,7 @@ class Apt:
                 )
         self.scratch = scratch
         self.options: list[str] = []
+        self.doubt = ""
         if _run(["dpkg", "--print-architecture"]).strip() != architecture:
             self.options = ["-o", f"APT::Architecture={architecture}", "-o", f"APT::Architectures={architecture}"]
             self._use_lists_of_our_own()
@@ -83,7 +84,7 @@ class Apt:
             position = command.index(package) - 1
             added = self.options[first:]
             return self._query([*command[:position], *added, *command[position:]], package)
-        raise Unavailable(f"no Debian package {package} in the sources of this host (see /etc/apt/sources.list)")
+        raise Unavailable(f"no Debian package {package} in the sources of this host (see /etc/apt){self.doubt}")
 
     def _use_lists_of_our_own(self) -> None:
         """Fetch package lists into the scratch directory; needs no privilege and changes nothing outside it."""
@@ -103,7 +104,11 @@ class Apt:
             "-o",
             "Acquire::Languages=none",
         ]
-        _run(["apt-get", *self.options, "--quiet", "update"])
+        try:
+            _run(["apt-get", *self.options, "--quiet", "update"])
+        except Unavailable as error:
+            # One source of several may be down, or a mirror half-way through its update: what came is what counts.
+            self.doubt = f" ({error})"
 
 
 def extract(package: Package, pattern: str) -> tuple[str, bytes]:
