@@ -1,0 +1,163 @@
+"""`Symbols`: what lies where, by name and by address.
+
+Room: `bt/image`. Read from .symtab where the ELF has one, else from the kernel's kallsyms. A symbol's name is material
+for reports and for optional knowledge about a kernel; nothing's correctness rests on it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from bt.image.elf import SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHT_NOBITS, SHT_SYMTAB, Section
+from emulator.errors import BadImage
+
+if TYPE_CHECKING:
+    from bt.image.image import Image
+
+_ENTRY_SIZE = 24
+_STT_SECTION, _STT_FILE = 3, 4
+_STB_GLOBAL, _STB_WEAK = 1, 2
+_SHN_UNDEF, _SHN_ABS, _SHN_RESERVED = 0, 0xFFF1, 0xFF00
+
+
+class Symbol(NamedTuple):
+    """One name."""
+
+    address: int
+    """Guest-virtual address."""
+    type: str
+    """Letter as nm prints it: t text, d data, r read-only data, b zeroed, a absolute; capital when global."""
+    name: str
+
+
+class Symbols(Sequence[Symbol]):
+    """All symbols of an image in ascending order of address."""
+
+    __slots__ = ("_addresses", "_by_name", "_names", "_ranges", "_types", "source")
+
+    def __init__(
+        self,
+        addresses: list[int],
+        types: str,
+        names: list[str],
+        ranges: Sequence[tuple[int, int]],
+        source: str,
+    ) -> None:
+        """`addresses` ascend; `ranges` (start, end) are the addresses that belong to the image."""
+        self._addresses = addresses
+        self._types = types
+        self._names = names
+        self._ranges = tuple(ranges)
+        self._by_name: dict[str, int] | None = None
+        self.source = source
+        """"symtab", "kallsyms" or "none"."""
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    def __getitem__(self, index: int) -> Symbol:  # type: ignore[override]
+        return Symbol(self._addresses[index], self._types[index], self._names[index])
+
+    def __iter__(self) -> Iterator[Symbol]:
+        return map(Symbol._make, zip(self._addresses, self._types, self._names, strict=True))
+
+    def find(self, address: int) -> tuple[Symbol, int] | None:
+        """The nearest symbol at or before `address` in the same segment, and the distance; of aliases the first."""
+        start = next((start for start, end in self._ranges if start <= address < end), None)
+        index = bisect_right(self._addresses, address) - 1
+        if start is None or index < 0 or self._addresses[index] < start:
+            return None
+        index = bisect_left(self._addresses, self._addresses[index], 0, index)
+        return self[index], address - self._addresses[index]
+
+    def name_at(self, address: int) -> str:
+        """`symbol+0x12`, `symbol` at its start, or the address itself where no symbol is known."""
+        found = self.find(address)
+        if found is None:
+            return f"{address:#x}"
+        symbol, distance = found
+        return f"{symbol.name}+{distance:#x}" if distance else symbol.name
+
+    def address_of(self, name: str) -> int | None:
+        """Guest-virtual address of the first symbol called `name`, or None."""
+        if self._by_name is None:
+            # In reverse, so that of several symbols with one name the lowest stays.
+            self._by_name = dict(zip(reversed(self._names), reversed(self._addresses), strict=True))
+        return self._by_name.get(name)
+
+    def end_of(self, address: int) -> int | None:
+        """Where the symbol that covers `address` ends: at the next symbol's address or at its segment's end."""
+        end = next((end for start, end in self._ranges if start <= address < end), None)
+        if end is None:
+            return None
+        index = bisect_right(self._addresses, address)
+        return min(end, self._addresses[index]) if index < len(self._addresses) else end
+
+
+def read(image: Image) -> Symbols:
+    """Symbols of an image, empty where it carries none. Raises `BadImage` for a damaged .symtab."""
+    ranges = [(segment.vaddr, segment.vaddr + segment.memory_size) for segment in image.segments]
+    table = next((section for section in image.sections if section.type == SHT_SYMTAB), None)
+    if table is not None:
+        symbols = _read_symtab(table, image.sections, image.path)
+        if symbols:
+            addresses, types, names = zip(*symbols, strict=True)
+            return Symbols(list(addresses), "".join(types), list(names), ranges, "symtab")
+    from bt.image import kallsyms
+
+    found = kallsyms.find(_regions(image))
+    if found is None:
+        return Symbols([], "", [], ranges, "none")
+    return Symbols(found.addresses.tolist(), found.types, found.names, ranges, "kallsyms")
+
+
+def _regions(image: Image) -> list[memoryview]:
+    """Where kallsyms may lie: .rodata, or every segment where there are no sections."""
+    rodata = image.section(".rodata")
+    if rodata is not None and rodata.vaddr % 8 == 0:
+        return [rodata.data]
+    return [segment.data for segment in image.segments if segment.vaddr % 8 == 0]
+
+
+def _read_symtab(table: Section, sections: Sequence[Section], path: str) -> list[Symbol]:
+    import struct
+
+    if table.link >= len(sections) or len(table.data) % _ENTRY_SIZE:
+        raise BadImage(
+            f"{path}: its symbol table has {len(table.data)} bytes in entries of {_ENTRY_SIZE} and names in section "
+            f"{table.link} of {len(sections)}; it is damaged: strip it or build it again",
+        )
+    names = bytes(sections[table.link].data)
+    symbols = []
+    for name_at, info, _, index, value, _ in struct.iter_unpack("<IBBHQQ", table.data):
+        if index == _SHN_UNDEF or info & 15 in (_STT_SECTION, _STT_FILE) or name_at >= len(names):
+            continue
+        end = names.find(b"\0", name_at)
+        name = names[name_at : end if end >= 0 else len(names)].decode("utf-8", "replace")
+        if name:
+            symbols.append((value, info >> 4 not in (_STB_GLOBAL, _STB_WEAK), name, _letter(info, index, sections)))
+    symbols.sort()  # global before local at one address
+    return [Symbol(address, letter, name) for address, _, name, letter in symbols]
+
+
+def _letter(info: int, index: int, sections: Sequence[Section]) -> str:
+    binding = info >> 4
+    if index == _SHN_ABS:
+        letter = "a"
+    elif index >= min(len(sections), _SHN_RESERVED):
+        letter = "?"
+    else:
+        section = sections[index]
+        if section.flags & SHF_EXECINSTR:
+            letter = "t"
+        elif section.type == SHT_NOBITS:
+            letter = "b"
+        elif section.flags & SHF_WRITE:
+            letter = "d"
+        else:
+            letter = "r" if section.flags & SHF_ALLOC else "n"
+    if binding == _STB_WEAK:
+        letter = "w"
+    return letter.upper() if binding in (_STB_GLOBAL, _STB_WEAK) else letter
