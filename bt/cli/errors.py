@@ -35,8 +35,9 @@ def _report(error: BaseException) -> int:
         error.show(sys.stderr)
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        # The terminal has echoed ^C on the line of the guest's console: begin a new one.
-        sys.stderr.write("\n")
+        # The terminal has echoed ^C on the line of the guest's console: begin a new one. Click has, for an Abort.
+        if isinstance(error, KeyboardInterrupt):
+            sys.stderr.write("\n")
         _say("interrupted")
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):

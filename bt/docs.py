@@ -1,0 +1,170 @@
+"""The documentation's tables, printed from the code that they describe.
+
+Room: the house's own upkeep; nothing imports it. `python -m bt.docs` writes `docs/generated/`, with `--check` it
+only says whether the files there are what the code says. A page is a row of `PAGES`: a file name and a function.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+DIRECTORY = Path(__file__).parent.parent / "docs" / "generated"
+
+NOTICE = "<!-- Printed from the code by `python -m bt.docs`; changes here are lost. -->\n\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def exit_statuses() -> str:
+    """What each exit status of the command means."""
+    from emulator.errors import INTERNAL_ERROR, INTERRUPTED, KINDS
+
+    by_status: dict[int, list[str]] = {0: ["all went well (`run`: the guest shut down and reported success)"]}
+    for kind in KINDS:
+        by_status.setdefault(kind.exit_status, []).append(kind.meaning)
+    by_status[INTERNAL_ERROR] = ["a mistake in retrap itself; the one case with a traceback"]
+    by_status[INTERRUPTED] = ["interrupted from the terminal (Ctrl-C)"]
+    rows = [(str(status), "; ".join(meanings)) for status, meanings in sorted(by_status.items())]
+    return "# Exit statuses\n\n" + _table(("Status", "Meaning"), rows)
+
+
+def sensitive_instructions() -> str:
+    """The x86-64 table of sensitive instructions, a row each."""
+    from emulator.isa.sensitive import Sensitivity
+    from emulator.isa.x86.table import ROWS
+
+    def cells(number: int) -> Sequence[str]:
+        row = ROWS[number]
+        kinds = [kind.name or "" for kind in Sensitivity if kind in row.sensitivity]
+        return (
+            row.name,
+            f"`{row.example}`",
+            row.at_user_level.value + (f" ({row.condition})" if row.condition else ""),
+            ", ".join(kind.lower() for kind in kinds),
+            f"`{row.operation.name}`",
+            ", ".join(route.value for route in row.routes),
+            row.manual,
+            row.note,
+        )
+
+    head = ("Instruction", "Example", "At user level", "Sensitive", "Operation", "Routes", "Manual", "Note")
+    return (
+        "# Sensitive instructions of x86-64\n\n"
+        f"{len(ROWS)} rows. *At user level* is what the instruction does in user mode: it traps, it is ignored, it "
+        "leaks privileged state, or its effect differs. *Routes* are the ways to its handler, the cheapest first. "
+        "Every row is run in kernel and in user mode by the tests.\n\n" + _table(head, map(cells, range(len(ROWS))))
+    )
+
+
+def guest_interface() -> str:
+    """The addresses and offsets that fixups and hypervisor share."""
+    module = importlib.import_module("paravirt.abi")
+    rows = [(f"`{name}`", f"`{_number(value)}`", text) for name, value, text in documented_constants(module)]
+    lines = (inspect.getdoc(module) or "").splitlines()
+    return (
+        "# The interface between guest-side code and the hypervisor\n\n"
+        + "\n".join(lines[2:]).strip()
+        + "\n\n"
+        + _table(("Name", "Value", "Meaning"), rows)
+    )
+
+
+def _number(value: int) -> str:
+    return f"{value:#x}" if abs(value) > 9 else str(value)
+
+
+def documented_constants(module: ModuleType) -> list[tuple[str, int, str]]:
+    """Name, value and docstring of a module's integer constants, in their order; no docstring gives an empty text."""
+    body = ast.parse(inspect.getsource(module)).body
+    found: list[tuple[str, int, str]] = []
+    for statement, following in zip(body, [*body[1:], None], strict=True):
+        name = _constant_name(statement)
+        value = getattr(module, name, None) if name else None
+        if name is None or not isinstance(value, int):
+            continue
+        text = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            text = " ".join(str(following.value.value).split())
+        found.append((name, value, text))
+    return found
+
+
+def _constant_name(statement: ast.stmt) -> str | None:
+    target: ast.expr | None = None
+    if isinstance(statement, ast.Assign):
+        target = statement.targets[0]
+    elif isinstance(statement, ast.AnnAssign):
+        target = statement.target
+    if isinstance(target, ast.Name) and target.id.isupper() and not target.id.startswith("_"):
+        return target.id
+    return None
+
+
+def guests() -> str:
+    """The guests that can be fetched."""
+    from bt.guests import RECIPES
+
+    rows = [
+        (f"`{recipe.name}`", recipe.summary, f"`{recipe.kernel}`", f"`{recipe.command_line}`")
+        for recipe in RECIPES.values()
+    ]
+    return "# Guests to fetch\n\n" + _table(("Name", "What it is", "Package", "Command line"), rows)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "exit-statuses.md": exit_statuses,
+    "x86-64.md": sensitive_instructions,
+    "interface.md": guest_interface,
+    "guests.md": guests,
+}
+"""File in `docs/generated` -> the function that gives its text."""
+
+
+def write(directory: Path = DIRECTORY) -> None:
+    """Write all pages and remove files that no row of the table makes any more."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, page in PAGES.items():
+        (directory / name).write_text(NOTICE + page())
+    for file in set(directory.iterdir()):
+        if file.name not in PAGES:
+            file.unlink()
+
+
+def differences(directory: Path = DIRECTORY) -> list[str]:
+    """A sentence for each file that is not what the code says."""
+    found = []
+    for name, page in PAGES.items():
+        file = directory / name
+        if not file.exists():
+            found.append(f"{file} is missing")
+        elif file.read_text() != NOTICE + page():
+            found.append(f"{file} is out of date")
+    extra = {file.name for file in directory.iterdir()} - set(PAGES) if directory.exists() else set()
+    return found + [f"{directory / name} is made by nothing" for name in sorted(extra)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the pages, or check them with `--check`; the exit status."""
+    if list(arguments) not in ([], ["--check"]):
+        print("usage: python -m bt.docs [--check]", file=sys.stderr)
+        return 2
+    if not arguments:
+        write()
+        return 0
+    found = differences()
+    for sentence in found:
+        print(f"{sentence}; `make docs` prints it anew", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
