@@ -199,6 +199,9 @@ def _resolve(address: int, rows: NDArray[np.void], field: str) -> Addresses:
 
 def _relative(image: Image, name: str) -> Addresses:
     address, rows = _rows(image, name, [("site", "<i4")])
+    # .smp_locks is filled with zeros to a page's end, its boundary symbol included.
+    used = np.flatnonzero(rows["site"])
+    rows = rows[: int(used[-1]) + 1 if len(used) else 0]
     return _in_text(image, name, _resolve(address, rows, "site"))
 
 
@@ -228,7 +231,7 @@ def _alternatives(image: Image) -> Alternatives:
             features=rows["feature"].copy() if split else rows["feature"] & np.uint16(0x7FFF),
             inverted=(rows["flags"] & 1 if split else rows["feature"] >> 15).astype(bool),
         )
-    _bad(image, "alternatives", f"has {len(data)} bytes that fit no known layout")
+    return _bad(image, "alternatives", f"has {len(data)} bytes that fit no known layout")
 
 
 def _paravirt(image: Image) -> ParavirtSites:
