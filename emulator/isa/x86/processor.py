@@ -103,7 +103,8 @@ class Processor(Protocol):
     def read(self, address: int, size: int) -> int:
         """`size` (1, 2, 4, 8) bytes at a canonical linear address, with supervisor right.
 
-        Raises `Fault(14, error, address)` as the MMU would.
+        Raises `Fault(14, error, address)` as the MMU would. The bytes may cross a page, and wrap
+        from the last address to 0.
         """
         ...
 
