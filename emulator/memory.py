@@ -1,0 +1,136 @@
+"""Guest-physical memory: one contiguous run of bytes from address 0.
+
+Room: `emulator`. Memory knows nothing of CPUs, page tables or devices; an address outside it is
+an `UnbackedAddress`, which the caller turns into whatever the guest would see. The bytes live in
+an anonymous, page-aligned mapping that the host commits at the first touch, so that an engine can
+map them directly and a large guest costs only what it uses.
+"""
+
+import hashlib
+import mmap
+from collections.abc import Iterable
+
+PAGE_SIZE = 4096
+"""Bytes in a page of guest-physical memory."""
+
+_SCAN_PAGES = 4096
+"""Pages searched for contents at a time by `GuestMemory.digest`: 16 MiB, so that the search needs little memory."""
+
+
+class UnbackedAddress(LookupError):
+    """An access to guest-physical memory that is not there."""
+
+    def __init__(self, physical: int, size: int, limit: int) -> None:
+        super().__init__(f"guest-physical {physical:#x} (+{size:#x} bytes) is outside memory, which ends at {limit:#x}")
+        self.physical = physical
+        """First guest-physical address of the access."""
+        self.size = size
+        """Bytes of the access."""
+        self.limit = limit
+        """First address behind memory."""
+
+    def __reduce__(self) -> tuple[type["UnbackedAddress"], tuple[int, int, int]]:
+        return (UnbackedAddress, (self.physical, self.size, self.limit))
+
+
+class GuestMemory:
+    """Guest-physical memory from address 0 to `size`, all of it zero at first."""
+
+    def __init__(self, size: int) -> None:
+        """`size` in bytes, a positive multiple of 4096. Raises ValueError otherwise."""
+        if size <= 0 or size % PAGE_SIZE:
+            raise ValueError(f"guest memory of {size} bytes: give a positive multiple of {PAGE_SIZE}")
+        self.size = size
+        """Bytes of memory; the first address behind it."""
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.view = memoryview(self._map)
+        """All of memory as bytes, writable, page-aligned on the host."""
+        self.words = self.view.cast("Q")
+        """All of memory as 64-bit words in host order (index = address / 8)."""
+
+    def read(self, physical: int, size: int) -> int:
+        """The little-endian number of `size` bytes at `physical`. Raises UnbackedAddress."""
+        end = physical + size
+        if physical < 0 or size < 0 or end > self.size:
+            raise UnbackedAddress(physical, size, self.size)
+        return int.from_bytes(self.view[physical:end], "little")
+
+    def write(self, physical: int, size: int, value: int) -> None:
+        """Store the low `size` bytes of `value` at `physical`, little-endian. Raises UnbackedAddress."""
+        end = physical + size
+        if physical < 0 or size < 0 or end > self.size:
+            raise UnbackedAddress(physical, size, self.size)
+        self.view[physical:end] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+    def read_bytes(self, physical: int, size: int) -> bytes:
+        """A copy of `size` bytes at `physical`. Raises UnbackedAddress."""
+        end = physical + size
+        if physical < 0 or size < 0 or end > self.size:
+            raise UnbackedAddress(physical, size, self.size)
+        return bytes(self.view[physical:end])
+
+    def write_bytes(self, physical: int, data: bytes | bytearray | memoryview) -> None:
+        """Store `data` at `physical`; nothing is stored when part of it does not fit. Raises UnbackedAddress."""
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        end = physical + size
+        if physical < 0 or end > self.size:
+            raise UnbackedAddress(physical, size, self.size)
+        self.view[physical:end] = data
+
+    def clear(self, physical: int, size: int) -> None:
+        """Store `size` zero bytes at `physical`, giving whole pages back to the host. Raises UnbackedAddress."""
+        end = physical + size
+        if physical < 0 or size < 0 or end > self.size:
+            raise UnbackedAddress(physical, size, self.size)
+        first = -(-physical // PAGE_SIZE) * PAGE_SIZE
+        last = end // PAGE_SIZE * PAGE_SIZE
+        if first >= last:
+            self.view[physical:end] = bytes(size)
+            return
+        self.view[physical:first] = bytes(first - physical)
+        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        self.view[last:end] = bytes(end - last)
+
+    def digest(self, excluding: Iterable[tuple[int, int]] = ()) -> str:
+        """SHA-256, in hexadecimal, of memory's size, and of the number and contents of each page that is not zero.
+
+        `excluding` names (physical, size) ranges that count as zero; what lies outside memory is ignored.
+        """
+        holes = self._holes_by_page(excluding)
+        sha = hashlib.sha256(self.size.to_bytes(8, "little"))
+        for page in self._pages_in_use():
+            start = page * PAGE_SIZE
+            contents: bytes | bytearray | memoryview = self.view[start : start + PAGE_SIZE]
+            if page in holes:
+                patched = bytearray(contents)
+                for low, high in holes[page]:
+                    patched[low:high] = bytes(high - low)
+                if not any(patched):
+                    continue
+                contents = patched
+            sha.update(page.to_bytes(8, "little"))
+            sha.update(contents)
+        return sha.hexdigest()
+
+    def _pages_in_use(self) -> list[int]:
+        """Numbers of the pages that are not zero throughout, ascending."""
+        import numpy
+
+        words = numpy.frombuffer(self.view, dtype=numpy.uint64).reshape(-1, PAGE_SIZE // 8)
+        pages: list[int] = []
+        for first in range(0, len(words), _SCAN_PAGES):
+            used = words[first : first + _SCAN_PAGES].any(axis=1)
+            pages.extend((numpy.flatnonzero(used) + first).tolist())
+        return pages
+
+    def _holes_by_page(self, ranges: Iterable[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
+        """The ranges cut at page boundaries: page number to [low, high) offsets within the page."""
+        holes: dict[int, list[tuple[int, int]]] = {}
+        for physical, size in ranges:
+            start, end = max(physical, 0), min(physical + size, self.size)
+            while start < end:
+                page, low = divmod(start, PAGE_SIZE)
+                high = min(end - page * PAGE_SIZE, PAGE_SIZE)
+                holes.setdefault(page, []).append((low, high))
+                start = page * PAGE_SIZE + high
+        return holes
