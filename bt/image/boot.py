@@ -33,7 +33,7 @@ def to_boot(
     segments = []
     for segment in image.segments:
         data: bytes | memoryview = segment.data
-        if relocations is not None and data:
+        if delta and relocations is not None and data:
             moved = bytearray(data)
             relocations.apply(segment.paddr, moved, delta)
             data = memoryview(moved).toreadonly()
@@ -53,14 +53,15 @@ def _relocations(image: Image, delta: int, physical_delta: int) -> Relocations |
         return None
     from bt.image import relocate
 
-    relocations = image.relocations
-    if relocations is None:
+    relocations = image.relocations if delta or image.header is None else None
+    if delta and relocations is None:
         raise UsageError(
             f"{image.path}: has no relocation table, so it runs only where it is linked; "
             "give offset 0, or a bzImage built with CONFIG_RANDOMIZE_BASE",
         )
+    if relocations is None and not (image.header and image.header.relocatable):
+        raise UsageError(f"{image.path}: is not relocatable; give physical offset 0, or a bzImage that is")
     start = min(segment.paddr for segment in image.segments)
     end = max(segment.paddr + segment.memory_size for segment in image.segments)
-    needed = max(end - start, len(image.elf) + len(image.appended), image.header.init_size if image.header else 0)
-    relocate.check_offsets(delta, physical_delta, image.segments, needed)
-    return relocations if delta else None
+    relocate.check_offsets(delta, physical_delta, start, max(end - start, len(image.elf) + len(image.appended)))
+    return relocations

@@ -108,25 +108,26 @@ def _check_places(relocations: Relocations, segments: Sequence[Segment], path: s
         _bad(path, "names overlapping places")
 
 
-def check_offsets(delta: int, physical_delta: int, segments: Sequence[Segment], memory_size: int) -> None:
+def check_offsets(delta: int, physical_delta: int, start: int, size: int) -> None:
     """Refuse offsets that Linux's own decompressor would refuse. Raises `UsageError`.
 
-    `memory_size`: bytes the kernel needs from its start on (init_size, or the extent of its segments).
+    The kernel is linked at physical `start` and needs `size` bytes, the larger of its extent and its file with the
+    table, which the decompressor has in one place.
     """
-    base = min(segment.paddr for segment in segments)
     for what, value in (("virtual", delta), ("physical", physical_delta)):
         if value < 0 or value % ALIGNMENT:
             raise UsageError(
                 f"the {what} offset {value:#x} is no multiple of {ALIGNMENT:#x} (2 MiB) from 0 on; "
                 f"take {max(value, 0) // ALIGNMENT * ALIGNMENT:#x}",
             )
-    highest = (KERNEL_IMAGE_SIZE - base - memory_size) // ALIGNMENT * ALIGNMENT
-    if delta and delta > highest:
+    size = -(-size // ALIGNMENT) * ALIGNMENT
+    highest = max(KERNEL_IMAGE_SIZE - start - size, 0) // ALIGNMENT * ALIGNMENT
+    if delta > highest:
         raise UsageError(
             f"the virtual offset {delta:#x} moves the kernel out of its 1 GiB of address space; "
-            f"take at most {max(highest, 0):#x}",
+            f"take at most {highest:#x}",
         )
-    if base + physical_delta + memory_size > PHYSICAL_LIMIT:
+    if start + physical_delta + size > PHYSICAL_LIMIT:
         raise UsageError(f"the physical offset {physical_delta:#x} moves the kernel behind 64 TiB; take a smaller one")
 
 
