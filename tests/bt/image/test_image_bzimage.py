@@ -53,7 +53,7 @@ def test_a_wrong_appended_size_is_refused(compression: str) -> None:
 def test_lzma_that_asks_for_gigabytes_of_dictionary_is_refused() -> None:
     packed = bytearray(COMPRESS["lzma"](ELF))
     packed[1:5] = struct.pack("<I", 0xFFFF_0000)
-    with pytest.raises(BadImage, match="lzma payload is damaged .*emory"):
+    with pytest.raises(BadImage, match=r"lzma payload is damaged .*emory"):
         payload.decompress(memoryview(packed), "kernel")
 
 
