@@ -1,0 +1,145 @@
+"""The few x86-64 instructions that fixups are made of, as functions that return their bytes.
+
+Room: `bt`, the toolchain's own assembler. Every instruction here leaves the flags alone unless its docstring says
+otherwise, and reaches the shared page by a sign-extended 32-bit absolute displacement. Encodings are those of Intel's
+SDM, volume 2; the tests decode each with iced-x86. Registers are numbers in encoding order (RAX 0 .. R15 15).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+RAX: Final = 0
+RCX: Final = 1
+RSP: Final = 4
+
+HLT: Final = b"\xf4"
+"""The planted trap: one byte, and a general-protection fault in user mode."""
+PUSHFQ: Final = b"\x9c"
+POPFQ: Final = b"\x9d"
+RET: Final = b"\xc3"
+JUMP_LENGTH: Final = 5
+"""Bytes of `jump`."""
+
+_MASK: Final = (1 << 64) - 1
+
+
+class OutOfReach(ValueError):
+    """An address is too far away for a 32-bit displacement."""
+
+
+def displacement(address: int) -> bytes:
+    """`address` as a sign-extended 32-bit absolute displacement. Raises `OutOfReach`."""
+    signed = (address & _MASK) - (1 << 64) if address >> 63 else address
+    if not -(1 << 31) <= signed < 1 << 31:
+        raise OutOfReach(f"address {address:#x} does not fit a 32-bit displacement")
+    return struct.pack("<i", signed)
+
+
+def relative(source: int, target: int) -> bytes:
+    """The 32-bit distance from `source` (the end of the instruction) to `target`, modulo 2^64. Raises `OutOfReach`."""
+    distance = (target - source) & _MASK
+    if distance >> 63:
+        distance -= 1 << 64
+    if not -(1 << 31) <= distance < 1 << 31:
+        raise OutOfReach(f"{target:#x} is out of a jump's reach from {source:#x}")
+    return struct.pack("<i", distance)
+
+
+def jump(source: int, target: int) -> bytes:
+    """`jmp target` at address `source`, 5 bytes. Raises `OutOfReach`."""
+    return b"\xe9" + relative(source + JUMP_LENGTH, target)
+
+
+def load(register: int, address: int) -> bytes:
+    """`mov r64, [address]`."""
+    return bytes((0x48 | (register >> 3) << 2, 0x8B, 0x04 | (register & 7) << 3, 0x25)) + displacement(address)
+
+
+def store(address: int, register: int) -> bytes:
+    """`mov [address], r64`."""
+    return bytes((0x48 | (register >> 3) << 2, 0x89, 0x04 | (register & 7) << 3, 0x25)) + displacement(address)
+
+
+def store_constant(address: int, value: int) -> bytes:
+    """`mov qword [address], value`; `value` is a signed 32-bit number."""
+    return b"\x48\xc7\x04\x25" + displacement(address) + struct.pack("<i", value)
+
+
+def compare_constant(address: int, value: int) -> bytes:
+    """`cmp qword [address], value`; `value` is a signed byte. Writes the arithmetic flags."""
+    return b"\x48\x83\x3c\x25" + displacement(address) + struct.pack("<b", value)
+
+
+def load_stack(register: int, offset: int) -> bytes:
+    """`mov r64, [rsp+offset]`; `offset` is a signed byte."""
+    return bytes((0x48 | (register >> 3) << 2, 0x8B, 0x44 | (register & 7) << 3, 0x24)) + struct.pack("<b", offset)
+
+
+def store_stack(offset: int, register: int) -> bytes:
+    """`mov [rsp+offset], r64`; `offset` is a signed byte."""
+    return bytes((0x48 | (register >> 3) << 2, 0x89, 0x44 | (register & 7) << 3, 0x24)) + struct.pack("<b", offset)
+
+
+def store_stack_constant(offset: int, value: int) -> bytes:
+    """`mov qword [rsp+offset], value`; `offset` is a signed byte, `value` a signed 32-bit number."""
+    return b"\x48\xc7\x44\x24" + struct.pack("<bi", offset, value)
+
+
+def add(register: int, other: int) -> bytes:
+    """`lea r64, [register+other]`: an addition that leaves the flags alone. `other` is not RSP."""
+    if other == RSP:
+        raise ValueError("RSP cannot be an index; name it first")
+    prefix = 0x48 | (register >> 3) << 2 | (other >> 3) << 1 | register >> 3
+    return bytes((prefix, 0x8D, 0x44 | (register & 7) << 3, (other & 7) << 3 | register & 7, 0))
+
+
+def stack_address(register: int, offset: int) -> bytes:
+    """`lea r64, [rsp+offset]`; `offset` is a signed byte. With RSP as `register` it moves the stack pointer."""
+    return bytes((0x48 | (register >> 3) << 2, 0x8D, 0x44 | (register & 7) << 3, 0x24)) + struct.pack("<b", offset)
+
+
+def add_constant(register: int, value: int) -> bytes:
+    """`add r64, value`; `value` is a signed byte. Writes the arithmetic flags."""
+    return bytes((0x48 | register >> 3, 0x83, 0xC0 | register & 7)) + struct.pack("<b", value)
+
+
+def subtract_constant(register: int, value: int) -> bytes:
+    """`sub r64, value`; `value` is a signed 32-bit number. Writes the arithmetic flags."""
+    return bytes((0x48 | register >> 3, 0x81, 0xE8 | register & 7)) + struct.pack("<i", value)
+
+
+def and_constant(register: int, value: int) -> bytes:
+    """`and r32, value`, clearing the upper half. Writes the arithmetic flags."""
+    return _rex_b(register) + bytes((0x81, 0xE0 | register & 7)) + struct.pack("<I", value)
+
+
+def test_constant(register: int, value: int) -> bytes:
+    """`test r32, value`. Writes the arithmetic flags."""
+    return _rex_b(register) + bytes((0xF7, 0xC0 | register & 7)) + struct.pack("<I", value)
+
+
+def set_constant(register: int, value: int) -> bytes:
+    """`mov r32, value`, clearing the upper half."""
+    return _rex_b(register) + bytes((0xB8 | register & 7,)) + struct.pack("<I", value)
+
+
+def pop(register: int) -> bytes:
+    """`pop r64`."""
+    return _rex_b(register) + bytes((0x58 | register & 7,))
+
+
+def jump_if_rcx_zero(distance: int) -> bytes:
+    """`jrcxz` over `distance` bytes (a signed byte)."""
+    return b"\xe3" + struct.pack("<b", distance)
+
+
+def jump_if_not_zero(distance: int) -> bytes:
+    """`jnz` over `distance` bytes (a signed byte)."""
+    return b"\x75" + struct.pack("<b", distance)
+
+
+def _rex_b(register: int) -> bytes:
+    """The prefix that an instruction on the lower half of R8..R15 needs."""
+    return b"\x41" if register >> 3 else b""

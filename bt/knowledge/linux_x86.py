@@ -1,0 +1,140 @@
+"""What is known of Linux on x86-64: its interrupt-flag functions, its LOCK prefixes, its selectors.
+
+Room: `bt/knowledge`. Read from the image's own tables, never from a symbol's name alone: an alternative whose
+replacement is CLI and whose original is a call through memory says which word of pv_ops holds `irq_disable`
+(arch/x86/include/asm/paravirt.h, Linux 5.12 to 6.7). Everything here saves exits; nothing is needed to be correct.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bt import assemble as asm
+from bt.tactics import interrupt_flag
+from bt.tactics.layout import Arena, assemble_stub
+from bt.tactics.template import Template
+from emulator.errors import BadImage
+
+if TYPE_CHECKING:
+    from bt.image import Image
+    from paravirt.translator import Fixup
+
+SELECTORS: Final = (0x10, 0x18)
+"""__KERNEL_CS and __KERNEL_DS (arch/x86/include/asm/segment.h). In an interrupt handler entered from user mode SS is
+0 instead: of the sequence that returns to itself this changes one dead word below the stack pointer."""
+LOCK: Final = b"\xf0"
+DS_PREFIX: Final = b"\x3e"
+_MASK: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePatch:
+    """Bytes of the loaded image that are changed before the guest runs; the guest can see these."""
+
+    address: int
+    """Guest-virtual, where the guest is loaded."""
+    old: bytes
+    new: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A word of pv_ops that holds one of the interrupt-flag functions."""
+
+    address: int
+    """Guest-virtual, as linked."""
+    function: int
+    """Guest-virtual address of the function it holds, as linked."""
+    name: str
+    template: Template
+
+
+def _templates() -> dict[bytes, tuple[str, Template]]:
+    """What stands for each of the three functions, by the alternative's replacement."""
+    return {
+        b"\x9c\x58": ("save_fl", interrupt_flag.read_flags_to(asm.RAX)),
+        b"\xfa": ("irq_disable", interrupt_flag.disable()),
+        b"\xfb": ("irq_enable", interrupt_flag.enable()),
+    }
+
+
+def slots(image: Image) -> tuple[Slot, ...]:
+    """The interrupt-flag words of pv_ops, in ascending order; none where this is no such kernel."""
+    tables = image.linux
+    if tables is None:
+        return ()
+    found: dict[int, Slot] = {}
+    templates = _templates()
+    rows = tables.alternatives
+    for index in np.flatnonzero(rows.replacement_lengths <= 2).tolist():
+        length = int(rows.replacement_lengths[index])
+        replacement = bytes(image.view(int(rows.replacements[index]), length)) if length else b""
+        if replacement not in templates or rows.lengths[index] != 6:
+            continue
+        site = int(rows.sites[index])
+        home = bytes(image.view(site, 6))
+        if home[:2] != b"\xff\x15":  # call [rip+disp32]
+            continue
+        address = (site + 6 + int(struct.unpack_from("<i", home, 2)[0])) & _MASK
+        if address not in found:
+            name, template = templates[replacement]
+            function = _function(image, address, replacement)
+            if function is not None:
+                found[address] = Slot(address, function, name, template)
+    return tuple(found[address] for address in sorted(found))
+
+
+def _function(image: Image, slot: int, body: bytes) -> int | None:
+    """The function that a slot holds, if it does what the alternative's replacement does."""
+    try:
+        function = int.from_bytes(image.view(slot, 8), "little")
+        return function if bytes(image.view(function, len(body))) == body else None
+    except BadImage:
+        return None
+
+
+def stubs(image: Image, delta: int, arena: Arena) -> tuple[Fixup, ...]:
+    """One fixup a slot, at the arena's next addresses: called instead of the function, it returns to the caller."""
+    made = []
+    for slot in slots(image):
+        pieces = [slot.template.code, *([slot.template.finish.code] if slot.template.finish else [])]
+        address = arena.take(sum(map(len, pieces)) + len(asm.RET))
+        if address is None:
+            break
+        made.append(assemble_stub(address, slot.function + delta, slot.template))
+    return tuple(made)
+
+
+def image_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
+    """What to change in the loaded image of a guest with one CPU, moved by `delta`; for a translator in inline mode.
+
+    The three words of pv_ops go to stubs, which `LoadTimeTranslator` gives out with its first page. Each LOCK prefix
+    that the kernel would replace by a DS prefix when it finds one CPU is replaced beforehand
+    (arch/x86/kernel/alternative.c, alternatives_smp_unlock: it changes only those that still are LOCK, and only in
+    .text), which gives the same text and saves it a change of address space for each of some thousands.
+    """
+    patches = []
+    for slot, stub in zip(slots(image), stubs(image, delta, Arena()), strict=False):
+        old, new = (slot.function + delta).to_bytes(8, "little"), stub.address.to_bytes(8, "little")
+        patches.append(ImagePatch(slot.address + delta, old, new, f"pv_ops.irq.{slot.name} is called without an exit"))
+    return patches + lock_patches(image, delta)
+
+
+def lock_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
+    """The LOCK prefixes among `image_patches`."""
+    tables, text = image.linux, image.section(".text")
+    if tables is None or text is None:
+        return []
+    start, data = text.vaddr, text.data
+    offsets = sorted({int(at) - start for at in tables.smp_locks.tolist()})
+    reason = "with one CPU the kernel replaces this LOCK prefix itself"
+    return [
+        ImagePatch(start + at + delta, LOCK, DS_PREFIX, reason)
+        for at in offsets
+        if 0 <= at < len(data) and data[at] == LOCK[0]
+    ]

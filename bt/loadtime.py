@@ -1,0 +1,257 @@
+"""Run-time rewriting: the `Translator` that the hypervisor asks for every page of kernel code it is about to execute.
+
+Room: `bt`; fulfils `paravirt.translator.Translator`. It remembers what it has seen: one result an address, content and
+entry, fixups one a site, findings on disk by content. It never touches guest memory and never asks what a page means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bt import assemble as asm
+from bt.knowledge import linux_x86
+from bt.pagecache import KEY_SIZE
+from bt.pagescan import (
+    LONGEST,
+    PAGE,
+    PageScan,
+    branch_targets,
+    mask_of,
+    offsets_of,
+    rescan_page,
+    scan_page,
+    with_entry,
+)
+from bt.pristine import Pristine
+from bt.tactics.choose import INLINE_CODES, Choice, Ground, Tactic, choose
+from bt.tactics.layout import Arena, apply, assemble_fixup, size_of
+from emulator.errors import UsageError
+from paravirt.translator import Fixup, Translation
+
+if TYPE_CHECKING:
+    from bt.image import Image
+    from bt.knowledge.linux_x86 import ImagePatch
+    from bt.pagecache import PageCache
+    from bt.textmap import PristinePage
+
+MODES: Final = ("trap", "inline")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A remembered translation."""
+
+    translation: Translation
+    """Without fixups: the hypervisor has them."""
+    enterable: int
+    """Mask of offsets at which it may be entered."""
+
+
+class LoadTimeTranslator:
+    """Translates pages of guest kernel code; see `paravirt.translator.Translator.translate`.
+
+    `image` gives the pristine boundaries, for a guest whose code lies `delta` bytes above where it is linked.
+    In inline mode the loader applies `image_patches` to the guest's memory before the guest runs.
+    Raises `UsageError` for an unknown mode.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        image: Image | None = None,
+        delta: int = 0,
+        cache: PageCache | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise UsageError(f"there is no translator mode {mode!r}; take one of {', '.join(MODES)}")
+        began = time.perf_counter()
+        self.mode = mode
+        self.scanned = 0
+        """Pages decoded, wholly or in part; the image's sweep counts as one where it was not cached."""
+        self.cached = 0
+        """Pages whose findings came from the pristine image, from memory or from disk."""
+        self.image_patches: list[ImagePatch] = []
+        """What the loader must change in the loaded image."""
+        self._inline = mode == "inline"
+        self._cache = cache
+        self._arena = Arena()
+        self._pristine: Pristine | None = None
+        self._selectors: tuple[int, int] | None = None
+        self._waiting: tuple[Fixup, ...] = ()
+        self._fixups: dict[tuple[int, bytes], int | None] = {}
+        self._known: dict[tuple[int, bytes] | tuple[int, bytes, int], _Known] = {}
+        self._last: dict[int, tuple[bytes, PageScan]] = {}
+        if image is not None:
+            self._pristine = Pristine(image, delta, self._inline, cache)
+            self.scanned += not self._pristine.map.cached
+            if self._inline and image.linux is not None:
+                self._selectors = linux_x86.SELECTORS
+                self._waiting = linux_x86.stubs(image, delta, self._arena)
+                self.image_patches = linux_x86.image_patches(image, delta)
+        self.seconds = time.perf_counter() - began
+        """Host seconds spent here, the image's sweep included."""
+
+    def translate(self, address: int, code: bytes, before: bytes, after: bytes, entry: int) -> Translation:
+        """Translate the page at guest-virtual `address`; see the protocol. Raises ValueError for a wrong size."""
+        if len(code) != PAGE or address % PAGE or not 0 <= entry - address < PAGE:
+            raise ValueError(f"a page of {len(code)} bytes at {address:#x} entered at {entry:#x} cannot be translated")
+        began = time.perf_counter()
+        try:
+            return self._translate(address, bytes(code) + bytes(after[:LONGEST]), entry - address)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def close(self) -> None:
+        """Write the cache. Idempotent."""
+        if self._cache is not None:
+            self._cache.flush()
+
+    def _translate(self, address: int, whole: bytes, entry: int) -> Translation:
+        """`whole` is the page with what follows it, `entry` an offset."""
+        for key in ((address, whole), (address, whole, entry)):
+            known = self._known.get(key)
+            if known is not None and known.enterable >> entry & 1:
+                self.cached += 1
+                return known.translation
+        linked = self._pristine.linked(address) if self._pristine else None
+        page = self._pristine.page(linked) if self._pristine and linked is not None else None
+        scan = self._scan(address, whole, entry, page, linked or 0)
+        self._last[address] = (whole, scan)
+        natural = bool(scan.boundaries >> entry & 1)
+        if not natural:
+            scan = with_entry(scan, whole[:PAGE], whole[PAGE:], entry)
+        fresh = list(self._waiting)
+        self._waiting = ()
+        result, inside = self._rewrite(address, whole, scan, page, -1, fresh)
+        special = not natural or bool(inside >> entry & 1)
+        if inside >> entry & 1:
+            result, inside = self._rewrite(address, whole, scan, page, entry, fresh)
+        sites = len(scan.sites)
+        kept = _Known(Translation(result, (), sites), scan.boundaries & ~inside)
+        self._known[(address, whole, entry) if special else (address, whole)] = kept
+        return Translation(result, tuple(fresh), sites)
+
+    def _scan(self, address: int, whole: bytes, entry: int, page: PristinePage | None, linked: int) -> PageScan:
+        """Boundaries and sites of a page: the image's, the cache's, from what changed since last time, or decoded."""
+        boundaries = page.boundaries if page else 0
+        last = self._last.get(address)
+        if page is not None and self._pristine is not None:
+            pristine = self._pristine.scan(linked)
+            contents = self._pristine.contents(linked)[: len(whole)]
+            if pristine is not None and contents == whole:
+                self.cached += 1
+                return pristine
+            if last is None and pristine is not None:
+                last = contents, pristine
+        start = self._start(address, whole, entry, page)
+        key = _key(whole, start, boundaries)
+        kept = self._cache.get(key) if self._cache is not None else None
+        if kept is not None:
+            self.cached += 1
+            return kept
+        self.scanned += 1
+        if last is not None and last[1].start == start:
+            scan = rescan_page(last[0], last[1], whole, boundaries)
+        else:
+            scan = scan_page(whole[:PAGE], whole[PAGE:], start, boundaries)
+        if self._cache is not None:
+            self._cache.put(key, scan)
+        return scan
+
+    def _start(self, address: int, whole: bytes, entry: int, page: PristinePage | None) -> int:
+        """Offset of the page's first whole instruction.
+
+        The image knows; else the page before, if it was translated; else the least offset from which linear decoding
+        meets `entry`; else `entry`.
+        """
+        if page is not None and page.start < PAGE:
+            return page.start
+        last = self._last.get(address - PAGE)
+        head = whole[: entry + LONGEST].ljust(PAGE, b"\xcc")[:PAGE]
+        for start in (*([last[1].overflow] if last else []), *range(LONGEST)):
+            if start <= entry and bool(scan_page(head, b"", start).boundaries >> entry & 1):
+                return start
+        return entry
+
+    def _rewrite(
+        self, address: int, whole: bytes, scan: PageScan, page: PristinePage | None, entry: int, fresh: list[Fixup]
+    ) -> tuple[bytes, int]:
+        """The translated page, and the mask of offsets inside its patches, which cannot be entered.
+
+        New fixups are appended to `fresh`.
+        """
+        code = whole[:PAGE]
+        wanted = self._inline and any(site.code in INLINE_CODES for site in scan.sites)
+        ground = self._ground(address, whole, scan, page, entry) if wanted else None
+        result = bytearray(code)
+        inside, covered = 0, 0
+        for site in scan.sites:
+            if site.offset < covered:
+                continue
+            choice = choose(ground, site)
+            fixup = self._fixup(address, code, choice, fresh) if choice.tactic is Tactic.INLINE else None
+            if choice.tactic is Tactic.INLINE and fixup is None:
+                choice = choose(None, site)
+            apply(result, address, choice, fixup)
+            if choice.tactic is Tactic.INLINE:
+                covered = choice.end
+                inside |= (1 << choice.end) - (1 << site.offset + 1)
+        return bytes(result), inside
+
+    def _ground(self, address: int, whole: bytes, scan: PageScan, page: PristinePage | None, entry: int) -> Ground:
+        """The page around its sites, for the choice of fixups."""
+        targets = own_targets(whole, scan)
+        if page is not None:
+            targets |= page.targets
+        return Ground(
+            address=address,
+            code=whole[:PAGE],
+            after=whole[PAGE:],
+            boundaries=scan.boundaries,
+            targets=targets,
+            taken=page.taken if page is not None else 0,
+            entry=entry,
+            known=page is not None,
+            padded=self._selectors is not None,
+            selectors=self._selectors,
+        )
+
+    def _fixup(self, address: int, code: bytes, choice: Choice, fresh: list[Fixup]) -> int | None:
+        """Address of the fixup for a choice, made at its first use; None where there is no room or no reach."""
+        at = choice.site.offset
+        key = (address + at, code[at : choice.end])
+        if key in self._fixups:
+            return self._fixups[key]
+        size = size_of(choice.pieces)
+        place = self._arena.next
+        try:
+            asm.relative(address + at + asm.JUMP_LENGTH, place)
+            fixup = assemble_fixup(place, address, choice.pieces, choice.end)
+        except asm.OutOfReach:
+            fixup = None
+        if fixup is None or self._arena.take(size) is None:
+            self._fixups[key] = None
+            return None
+        self._fixups[key] = place
+        fresh.append(fixup)
+        return place
+
+
+def own_targets(whole: bytes, scan: PageScan) -> int:
+    """Mask of the page's offsets to which its own direct branches lead."""
+    begins = np.append(offsets_of(scan.boundaries), PAGE + scan.overflow)
+    leads = branch_targets(np.frombuffer(whole, np.uint8), begins[begins <= len(whole)])
+    flags = np.zeros(PAGE, bool)
+    flags[leads[(leads >= 0) & (leads < PAGE)]] = True
+    return mask_of(flags)
+
+
+def _key(whole: bytes, start: int, boundaries: int) -> bytes:
+    digest = hashlib.blake2b(whole, digest_size=KEY_SIZE)
+    digest.update(start.to_bytes(2, "little") + boundaries.to_bytes(PAGE // 8, "little"))
+    return digest.digest()

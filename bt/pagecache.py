@@ -1,0 +1,209 @@
+"""What scanning found, kept on disk by content, so that a second run scans nothing.
+
+Room: `bt`. One append-only file a format version and table version, under XDG_CACHE_HOME/retrap/pages; each record
+carries its length and checksum, and reading stops at the first that does not fit, so a crash or two writers at once
+cost at most a scan. Swept images lie beside it, one file each. Only findings are kept, never code: fixups are laid out
+anew by every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bt.pagescan import LONGEST, PAGE, Found, PageScan
+from emulator.isa.x86.table import ROW_OF_CODE
+
+if TYPE_CHECKING:
+    from bt.textmap import Stretch
+
+FORMAT: Final = 1
+"""Raised at every change of a record's layout or of what a scan means."""
+KEY_SIZE: Final = 16
+_RECORD: Final = struct.Struct("<II")
+_SITE: Final = struct.Struct("<HBxH")
+_MAXIMUM_RECORD: Final = 1 << 16
+_MAXIMUM_TEXT: Final = 1 << 28
+_MAXIMUM_FILE: Final = 64 << 20
+"""Size at which a page file is begun anew, bytes."""
+
+
+def table_version() -> str:
+    """Changes with the sensitive-instruction table and with the decoder's numbering of encodings."""
+    from importlib.metadata import version
+
+    text = f"{FORMAT} {version('iced-x86')} " + " ".join(
+        f"{code}:{row.name}" for code, row in sorted(ROW_OF_CODE.items())
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def default_directory() -> Path:
+    """Where the user's caches are (XDG Base Directory Specification)."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    return base / "retrap" / "pages"
+
+
+class PageCache:
+    """Scans by key, and swept images by digest. A directory that cannot be used costs nothing but the scans."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory if directory is not None else default_directory()
+        self._version = table_version()
+        self._path = self._directory / f"{self._version}.pages"
+        self._known = dict(self._read())
+        self._new: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: bytes) -> PageScan | None:
+        """The scan kept under `key` (KEY_SIZE bytes), or None."""
+        record = self._known.get(key)
+        return _unpack(record) if record is not None else None
+
+    def put(self, key: bytes, scan: PageScan) -> None:
+        """Keep a scan; it reaches the disk with `flush`."""
+        if key not in self._known:
+            record = _pack(scan)
+            self._known[key] = record
+            body = key + record
+            self._new.append(_RECORD.pack(len(body), zlib.crc32(body)) + body)
+
+    def flush(self) -> None:
+        """Append what is new, in one write."""
+        if not self._new:
+            return
+        data, self._new = b"".join(self._new), []
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and self._path.stat().st_size + len(data) > _MAXIMUM_FILE:
+                self._path.unlink()
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(file, data)
+            finally:
+                os.close(file)
+        except OSError:
+            return  # a cache that cannot be written is no error
+
+    def load_text(self, digest: bytes) -> tuple[Stretch, ...] | None:
+        """The swept image kept under `digest`, or None."""
+        try:
+            data = self._text_path(digest).read_bytes()
+        except OSError:
+            return None
+        if len(data) < 4 or len(data) > _MAXIMUM_TEXT or zlib.crc32(data[4:]) != struct.unpack_from("<I", data)[0]:
+            return None
+        return _unpack_text(data[4:])
+
+    def store_text(self, digest: bytes, stretches: tuple[Stretch, ...]) -> None:
+        """Keep a swept image: written beside, then renamed."""
+        parts = [struct.pack("<I", len(stretches))]
+        for stretch in stretches:
+            parts.append(struct.pack("<QQQ", stretch.start, len(stretch.begins), len(stretch.sites)))
+            parts += [
+                stretch.begins.tobytes(),
+                stretch.targets.tobytes(),
+                stretch.taken.tobytes(),
+                stretch.sites.astype("<i8").tobytes(),
+            ]
+        body = b"".join(parts)
+        write_beside(self._text_path(digest), struct.pack("<I", zlib.crc32(body)) + body)
+
+    def _text_path(self, digest: bytes) -> Path:
+        return self._directory / f"{self._version}-{digest.hex()[:32]}.text"
+
+    def _read(self) -> list[tuple[bytes, bytes]]:
+        """The records of the file up to the first damaged one, which is cut off so that appending goes on behind it."""
+        try:
+            data = self._path.read_bytes()
+        except OSError:
+            return []
+        records, at = [], 0
+        while at + _RECORD.size <= len(data):
+            size, checksum = _RECORD.unpack_from(data, at)
+            body = data[at + _RECORD.size : at + _RECORD.size + size]
+            whole = KEY_SIZE < size <= _MAXIMUM_RECORD and len(body) == size
+            if not whole or zlib.crc32(body) != checksum or not _sound(body[KEY_SIZE:]):
+                break
+            records.append((body[:KEY_SIZE], body[KEY_SIZE:]))
+            at += _RECORD.size + size
+        if at < len(data):
+            _attempt(lambda: os.truncate(self._path, at))
+        return records
+
+
+def write_beside(path: Path, data: bytes) -> None:
+    """Write a cache file so that readers see all of it or nothing; failure is no error."""
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.replace(name, path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    _attempt(write)
+
+
+def _attempt(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except OSError:
+        return
+
+
+def _pack(scan: PageScan) -> bytes:
+    sites = b"".join(_SITE.pack(*site) for site in scan.sites)
+    return scan.boundaries.to_bytes(PAGE // 8, "little") + bytes((scan.overflow,)) + sites
+
+
+def _sound(record: bytes) -> bool:
+    """Whether a record can be unpacked into something that makes sense."""
+    sites = len(record) - PAGE // 8 - 1
+    if sites < 0 or sites % _SITE.size or record[PAGE // 8] > LONGEST:
+        return False
+    return all(
+        offset < PAGE and 0 < length <= LONGEST and code in ROW_OF_CODE
+        for offset, length, code in _SITE.iter_unpack(record[PAGE // 8 + 1 :])
+    )
+
+
+def _unpack(record: bytes) -> PageScan:
+    sites = tuple(Found(*one) for one in _SITE.iter_unpack(record[PAGE // 8 + 1 :]))
+    return PageScan(sites, int.from_bytes(record[: PAGE // 8], "little"), record[PAGE // 8])
+
+
+def _unpack_text(data: bytes) -> tuple[Stretch, ...] | None:
+    from bt.textmap import Stretch
+
+    if len(data) < 4:
+        return None
+    (count,) = struct.unpack_from("<I", data)
+    stretches, at = [], 4
+    for _ in range(count):
+        if at + 24 > len(data):
+            return None
+        start, size, sites = struct.unpack_from("<QQQ", data, at)
+        at += 24
+        if at + 3 * size + 24 * sites > len(data):
+            return None
+        begins, targets, taken = (np.frombuffer(data, np.uint8, size, at + part * size) for part in range(3))
+        table = np.frombuffer(data, "<i8", 3 * sites, at + 3 * size).reshape(-1, 3)
+        stretches.append(Stretch(start, begins, targets, taken, table))
+        at += 3 * size + 24 * sites
+    return tuple(stretches) if at == len(data) else None

@@ -1,0 +1,86 @@
+"""From a choice to machine code: the fixup at its address, and the patch that jumps to it.
+
+Room: `bt/tactics`. `Arena` gives addresses in order of request, so that the layout is deterministic, and refuses when
+the region is full; nothing is ever freed, since a guest may be inside a fixup at any time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bt import assemble as asm
+from bt.tactics.choose import Choice, Tactic
+from bt.tactics.template import Template
+from paravirt.abi import FIXUP_BASE, FIXUP_SIZE
+from paravirt.translator import Fixup, Hypercall
+
+ALIGNMENT: Final = 16
+"""Of a fixup's address, bytes."""
+INT3: Final = b"\xcc"
+
+
+def size_of(pieces: tuple[tuple[int, Template], ...]) -> int:
+    """Bytes of a fixup with its jump back."""
+    return sum(len(template.code) for _, template in pieces) + asm.JUMP_LENGTH
+
+
+def assemble_fixup(address: int, page: int, pieces: tuple[tuple[int, Template], ...], end: int) -> Fixup:
+    """The fixup at `address` for a window of the page at `page` that ends at offset `end`. Raises `asm.OutOfReach`."""
+    resume = page + end
+    code = b"".join(template.code for _, template in pieces)
+    calls: dict[int, Hypercall] = {}
+    begin = address
+    for offset, template in pieces:
+        for call in template.calls:
+            after = resume if call.after is None else begin + call.after
+            calls[begin + call.offset] = Hypercall(page + offset, call.operation, after)
+        begin += len(template.code)
+    code += asm.jump(address + len(code), resume)
+    return Fixup(address, code, page + pieces[0][0], calls)
+
+
+def assemble_stub(address: int, site: int, template: Template) -> Fixup:
+    """The fixup at `address` that is called instead of the function at `site` and returns to its caller.
+
+    A hypercall in it goes on at the return, the stub's last byte.
+    """
+    code = template.code
+    calls: dict[int, Hypercall] = {}
+    if template.finish is not None:
+        resume = address + len(code) + len(template.finish.code)
+        for call in template.finish.calls:
+            calls[address + len(code) + call.offset] = Hypercall(site, call.operation, resume)
+        code += template.finish.code
+    return Fixup(address, code + asm.RET, site, calls)
+
+
+def patch(address: int, choice: Choice, fixup: int) -> bytes:
+    """The bytes of the window at guest-virtual `address` once it jumps to `fixup`; what is left over is INT3."""
+    length = choice.end - choice.site.offset
+    return (asm.jump(address, fixup) + INT3 * length)[:length]
+
+
+def apply(code: bytearray, page: int, choice: Choice, fixup: int | None) -> None:
+    """Patch a site into a page's bytes."""
+    at = choice.site.offset
+    if choice.tactic is Tactic.TRAP:
+        code[at : at + 1] = asm.HLT
+    elif choice.tactic is Tactic.INLINE and fixup is not None:
+        code[at : choice.end] = patch(page + at, choice, fixup)
+
+
+class Arena:
+    """The fixup region, handed out from its start."""
+
+    def __init__(self, start: int = FIXUP_BASE, end: int = FIXUP_BASE + FIXUP_SIZE) -> None:
+        self.start = start
+        self.end = end
+        self.next = start
+
+    def take(self, size: int) -> int | None:
+        """The address of `size` bytes, or None when the region is full."""
+        address = self.next
+        if address + size > self.end:
+            return None
+        self.next = (address + size + ALIGNMENT - 1) & -ALIGNMENT
+        return address

@@ -1,0 +1,76 @@
+"""IRETQ-to-itself, by which Linux serialises the CPU, without IRETQ.
+
+Room: `bt/tactics`; where the sequence stands and which selectors it pushes is kernel knowledge (`bt.knowledge`).
+The sequence pushes SS, RSP, RFLAGS, CS and the address behind itself and returns there: four exits and no effect but
+its register, the flags of an addition, and five dead words below the stack pointer. All of these are reproduced; the
+serialisation itself is void, since a translated page is made anew when its bytes change.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bt import assemble as asm
+from bt.tactics.template import DELTA, Template, joined, scratch
+
+
+def return_to_self(register: int, resume: int, code_selector: int, stack_selector: int) -> Template:
+    """`mov r, ss; push r; push rsp; add qword [rsp], 8; pushfq; mov r, cs; push r; push resume; iretq`.
+
+    `register` is neither RSP nor RCX's stand-in below; `resume` is the sign-extended 32-bit address pushed.
+    """
+    if register == asm.RSP:
+        raise ValueError("the sequence cannot use RSP as its register")
+    other = asm.RAX if register == asm.RCX else asm.RCX
+    code = joined(
+        (
+            # The lowest and the highest word first: whatever faults, faults before anything has changed.
+            asm.store_stack_constant(-40, _signed(resume)),
+            asm.store_stack_constant(-8, stack_selector),
+            asm.store_stack(-16, asm.RSP),
+            asm.store_stack_constant(-32, code_selector),
+            asm.stack_address(register, -8),
+            asm.add_constant(register, 8),
+            asm.stack_address(asm.RSP, -16),
+            asm.PUSHFQ,
+            asm.pop(register),
+            asm.stack_address(asm.RSP, 16),
+            asm.store(scratch(0), other),
+            asm.load(other, DELTA),
+            asm.add(register, other),
+            asm.load(other, scratch(0)),
+            asm.store_stack(-24, register),
+            asm.set_constant(register, code_selector),
+        )
+    )
+    return Template("return to self", code, scratch=frozenset({0}))
+
+
+def match(code: bytes, at: int, page: int) -> tuple[int, int, int] | None:
+    """Register, length and pushed address of the sequence at offset `at` of the page at `page`, or None."""
+    for prefix in (b"", b"\x41"):
+        head = code[at : at + len(prefix) + 2]
+        if head[: len(prefix)] != prefix or len(head) != len(prefix) + 2 or head[-2] != 0x8C or head[-1] & 0xF8 != 0xD0:
+            continue
+        low = head[-1] & 7
+        push = prefix + bytes((0x50 | low,))
+        expected = head + push + _MIDDLE + prefix + bytes((0x8C, 0xC8 | low)) + push + b"\x68"
+        length = len(expected) + 4 + len(_RETURN)
+        constant = code[at + len(expected) : at + len(expected) + 4]
+        end = code[at + len(expected) + 4 : at + length]
+        resume = (page + at + length) & 0xFFFF_FFFF
+        if code.startswith(expected, at) and end == _RETURN and constant == resume.to_bytes(4, "little"):
+            register = low | (8 if prefix else 0)
+            return None if register == asm.RSP else (register, length, resume)
+    return None
+
+
+_MIDDLE: Final = bytes.fromhex("544883042408 9c")
+"""push rsp; add qword [rsp], 8; pushfq"""
+_RETURN: Final = b"\x48\xcf"
+"""iretq"""
+
+
+def _signed(word: int) -> int:
+    low = word & 0xFFFF_FFFF
+    return low - (1 << 32) if low >> 31 else low
