@@ -26,13 +26,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def exit_statuses() -> str:
     """What each exit status of the command means."""
-    from emulator.errors import INTERNAL_ERROR, INTERRUPTED, KINDS
+    from emulator.errors import INTERNAL_ERROR, INTERRUPTED, KINDS, TERMINATED
 
     by_status: dict[int, list[str]] = {0: ["all went well (`run`: the guest shut down and reported success)"]}
     for kind in KINDS:
         by_status.setdefault(kind.exit_status, []).append(kind.meaning)
     by_status[INTERNAL_ERROR] = ["a mistake in retrap itself; the one case with a traceback"]
     by_status[INTERRUPTED] = ["interrupted from the terminal (Ctrl-C)"]
+    by_status[TERMINATED] = ["ended by SIGTERM"]
     rows = [(str(status), "; ".join(meanings)) for status, meanings in sorted(by_status.items())]
     return "# Exit statuses\n\n" + _table(("Status", "Meaning"), rows)
 

@@ -71,6 +71,9 @@ class Unavailable(RetrapError):
 INTERRUPTED = 130
 """Exit status after Ctrl-C, by the shell's convention of 128 + SIGINT."""
 
+TERMINATED = 143
+"""Exit status after SIGTERM, by the same convention."""
+
 INTERNAL_ERROR = 70
 """Exit status when retrap itself is at fault (sysexits EX_SOFTWARE); only then is there a traceback."""
 

@@ -7,6 +7,7 @@ imports none of them, so `retrap --help` costs nothing. What a command does is i
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,6 +15,7 @@ from typing import NoReturn
 import click
 
 from bt.cli.errors import report
+from emulator.errors import TERMINATED
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "scan": ("bt.cli.scan:command", "List the sensitive instructions of an image."),
@@ -72,6 +74,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the `retrap` command."""
+    # As Ctrl-C does, so that children end with us and a terminal gets its settings back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     sys.exit(run(sys.argv[1:]))
 
 

@@ -107,3 +107,21 @@ def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
 def test_the_module_runs_as_the_command() -> None:
     result = subprocess.run([sys.executable, "-m", "bt", "-h"], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.startswith("Usage: retrap")
+
+
+def test_sigterm_ends_the_command_as_ctrl_c_does() -> None:
+    program = """
+import click, signal, sys
+from bt.cli import main
+@click.command()
+def command() -> None:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        print("cleaned up")
+main.cli.get_command = lambda *_: command
+sys.argv = ["retrap", "scan"]
+main.main()
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (143, "cleaned up\n", "")

@@ -1,0 +1,171 @@
+"""Boots to user space, ours beside QEMU's: whole processes, interleaved, medians.
+
+Room: measurements. Contenders take turns, so a machine that is busy for a while is busy for all of them. The figures
+that the project has set itself are ratios of medians; they are printed, and nothing here judges by them.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bt import qemu
+from bt.bench.process import time_to_marker
+from bt.guests import Guest
+from emulator.errors import Unavailable
+
+FORMAT = 1
+"""Version of the JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to boot the guest."""
+
+    name: str
+    what: str
+    """For the report: how it differs from the others."""
+    command: Sequence[str]
+
+
+@dataclass(slots=True)
+class Entrant:
+    """A contender with its measured runs."""
+
+    contender: Contender
+    seconds: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """The end of the console of every run that did not reach the marker."""
+
+    @property
+    def median(self) -> float | None:
+        """Median of the runs that reached the marker, in seconds; None when none did."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A ratio that the project wants to stay below."""
+
+    of: tuple[str, ...]
+    """Contenders whose smallest median is the numerator."""
+    to: tuple[str, ...]
+    """Contenders whose smallest median is the denominator."""
+    at_most: float
+
+
+USUAL = "qemu"
+FASTEST = ("qemu-pvh", "qemu-microvm")
+GOALS = (
+    Goal(("inline",), (USUAL,), 0.8),
+    Goal(("inline",), FASTEST, 2.5),
+    Goal(("trap",), FASTEST, 6.0),
+)
+
+
+def contenders(guest: Guest, elf: Path) -> tuple[Contender, ...]:
+    """All ways to boot `guest`; `elf` is its kernel as an uncompressed ELF, for PVH."""
+
+    def ours(mode: str) -> list[str]:
+        image = ["--initrd", str(guest.initrd), "--append", guest.command_line, str(guest.kernel)]
+        return [sys.executable, "-m", "bt", "run", "--virt", mode, *image]
+
+    def theirs(kernel: Path, append: str, machine: str) -> list[str]:
+        return qemu.command(kernel, guest.initrd, append, machine)
+
+    return (
+        Contender("inline", "retrap run --virt inline", ours("inline")),
+        Contender("trap", "retrap run --virt trap", ours("trap")),
+        Contender(USUAL, "QEMU TCG, -kernel bzImage on pc", theirs(guest.kernel, qemu.PLAIN, "pc")),
+        Contender("qemu-pvh", "QEMU TCG, ELF by PVH on pc,acpi=off", theirs(elf, guest.command_line, qemu.NEAREST)),
+        Contender(
+            # On a busy host the calibration of the TSC and the test of the IO-APIC's timer fail, and with them the boot.
+            "qemu-microvm",
+            "QEMU TCG, ELF by PVH on microvm",
+            theirs(elf, f"{qemu.PLAIN} no_timer_check tsc_early_khz=1000000", "microvm"),
+        ),
+    )
+
+
+def measure(
+    guest: Guest,
+    runs: int,
+    only: Sequence[str] = (),
+    timeout: float = 300.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Entrant]:
+    """Boot `guest` `runs` times by every contender (or those named in `only`), taking turns.
+
+    Raises Unavailable when QEMU is wanted and not there.
+    """
+    from bt.image import load
+
+    with tempfile.TemporaryDirectory(prefix="retrap-bench.") as scratch:
+        elf = Path(scratch) / "vmlinux"
+        elf.write_bytes(load(guest.kernel).elf)
+        entrants = [Entrant(contender) for contender in contenders(guest, elf) if not only or contender.name in only]
+        for entrant in entrants:
+            program = entrant.contender.command[0]
+            if shutil.which(program) is None:
+                raise Unavailable(f"{program} is not on this host; install it, or choose others by --only")
+        for turn in range(1, runs + 1):
+            for entrant in entrants:
+                timing = time_to_marker(entrant.contender.command, guest.marker, timeout)
+                if timing.seconds is None:
+                    entrant.failures.append(timing.tail)
+                else:
+                    entrant.seconds.append(timing.seconds)
+                result = "no marker" if timing.seconds is None else f"{timing.seconds:.2f} s"
+                say(f"{turn}/{runs} {entrant.contender.name}: {result}")
+    return entrants
+
+
+def ratio(entrants: Sequence[Entrant], goal: Goal) -> float | None:
+    """The goal's ratio as measured; None when one side was not measured."""
+    medians = {entrant.contender.name: entrant.median for entrant in entrants}
+
+    def best(names: Sequence[str]) -> float | None:
+        found = [median for name in names if (median := medians.get(name)) is not None]
+        return min(found) if found else None
+
+    top, bottom = best(goal.of), best(goal.to)
+    return None if top is None or bottom is None else top / bottom
+
+
+def as_json(guest: Guest, entrants: Sequence[Entrant]) -> dict[str, object]:
+    """Everything measured, as plain data."""
+    return {
+        "format": FORMAT,
+        "guest": {"name": guest.name, "packages": guest.packages, "sha256": guest.sha256},
+        "host": {"python": platform.python_version(), "machine": platform.machine(), "qemu": _qemu_version()},
+        "unit": "seconds from process start to marker",
+        "contenders": [
+            {
+                "name": entrant.contender.name,
+                "what": entrant.contender.what,
+                "median": entrant.median,
+                "runs": entrant.seconds,
+                "without_marker": len(entrant.failures),
+            }
+            for entrant in entrants
+        ],
+        "ratios": [
+            {"of": list(goal.of), "to": list(goal.to), "goal": goal.at_most, "measured": ratio(entrants, goal)}
+            for goal in GOALS
+        ],
+    }
+
+
+def _qemu_version() -> str | None:
+    try:
+        result = subprocess.run([qemu.PROGRAM, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.partition("\n")[0].removeprefix("QEMU emulator version ") or None

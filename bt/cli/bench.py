@@ -1,0 +1,75 @@
+"""`retrap bench`: measurements of whole processes, printed as tables and as JSON.
+
+Room: the command line. What is measured is in `bt.bench`, this module prints; figures hold for the machine they
+were taken on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from bt.bench.boot import Entrant
+
+
+@click.group()
+def command() -> None:
+    """Measure boots, exits and scans, beside QEMU."""
+
+
+@command.command("boot")
+@click.option("--guest", "name", default="debian-amd64", show_default=True, help="A fetched guest (`retrap guests`).")
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 1000), help="Boots of each contender.")
+@click.option("--only", multiple=True, metavar="NAME", help="Measure this contender; may be repeated.")
+@click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(1), help="Seconds for one boot.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+def boot_command(name: str, runs: int, only: tuple[str, ...], timeout: float, json_file: Path | None) -> None:
+    """Boot a stock kernel to its user space, ours and QEMU's taking turns.
+
+    Times are of whole processes, from their start to the guest's marker.
+    """
+    from bt import guests
+    from bt.bench import boot
+    from emulator.errors import UsageError
+
+    guest = guests.find(name)
+    known = [contender.name for contender in boot.contenders(guest, guest.kernel)]
+    for chosen in only:
+        if chosen not in known:
+            raise UsageError(f"no contender is named {chosen!r}; there are {', '.join(known)}")
+    entrants = boot.measure(guest, runs, only, timeout, lambda line: click.echo(line, err=True))
+    if json_file is not None:
+        json_file.write_text(json.dumps(boot.as_json(guest, entrants), indent=2) + "\n")
+    _print_boots(entrants)
+
+
+def _print_boots(entrants: Sequence[Entrant]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bt.bench import boot
+
+    table = Table("contender", "what", "median s", "least", "most", "runs", "no marker", title="start to user space")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for entrant in entrants:
+        seconds, median = entrant.seconds, entrant.median
+        figures = [f"{x:.2f}" for x in (median, min(seconds), max(seconds))] if median is not None else ["-"] * 3
+        counts = [str(len(seconds)), str(len(entrant.failures))]
+        table.add_row(entrant.contender.name, entrant.contender.what, *figures, *counts)
+    console = Console()
+    console.print(table)
+    for goal in boot.GOALS:
+        measured = boot.ratio(entrants, goal)
+        if measured is not None:
+            names = f"{'|'.join(goal.of)} / {'|'.join(goal.to)}"
+            console.print(f"{names}: {measured:.2f} (goal: at most {goal.at_most})", highlight=False)
+    for entrant in entrants:
+        if entrant.failures:
+            console.print(f"{entrant.contender.name} without marker, console ends:", highlight=False, markup=False)
+            console.print(entrant.failures[-1], highlight=False, markup=False)
