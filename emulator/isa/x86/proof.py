@@ -1,0 +1,335 @@
+"""Proof by running: executes the examples of the x86-64 table in kernel and in user mode and compares.
+
+Room: `emulator/isa/x86`. Uses an engine through the `Cpu` protocol below only. What must be seen is
+data (`proof_cases`), by the manual; where the engine departs from the manual, `DEPARTURES` there
+says so, and a departure that is not needed refutes the row as a missing one does.
+"""
+
+import mmap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from emulator.engine.exit import Exit, ExitKind
+from emulator.isa.sensitive import SensitiveInstruction
+from emulator.isa.x86 import registers as r
+from emulator.isa.x86.room import (
+    CODE,
+    DATA,
+    GDT,
+    GDT_LIMIT,
+    IDT,
+    IDT_LIMIT,
+    LAND,
+    ROOM_SIZE,
+    ROOT,
+    SELECTORS,
+    STACK,
+    SYSTEM_DESCRIPTORS,
+    attributes_of,
+    furnish,
+)
+
+
+class CpuRegisters(Protocol):
+    """What a proof sets and observes."""
+
+    gpr: memoryview
+    rip: int
+    rflags: int
+    privilege: int
+
+    def segment(self, index: int) -> tuple[int, int, int, int]: ...
+    def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None: ...
+    def table(self, which: int) -> tuple[int, int]: ...
+    def set_table(self, which: int, base: int, limit: int) -> None: ...
+    def control(self, number: int) -> int: ...
+    def debug(self, number: int) -> int: ...
+
+
+class Cpu(Protocol):
+    """The part of an engine that a proof uses; it must be able to run at full privilege."""
+
+    @property
+    def registers(self) -> CpuRegisters: ...
+    def map_memory(self, physical: int, memory: memoryview) -> None: ...
+    def run(self, handler: Callable[[Exit], None]) -> None: ...
+    def stop(self) -> None: ...
+    def set_control(self, cr0: int, cr4: int, efer: int) -> None: ...
+    def set_root(self, physical: int) -> None: ...
+    def code_changed(self, address: int, size: int) -> None: ...
+
+
+class Mode(Enum):
+    """The privilege level at which a case is run."""
+
+    KERNEL = 0
+    USER = 3
+
+
+class Event(NamedTuple):
+    """How the execution of an instruction ended."""
+
+    what: str
+    """"completes", "arrives" (at the landing place), "exception", "elsewhere", or an exit's name in lower case."""
+    vector: int = 0
+    """Of an exception or a software interrupt."""
+    error: int = 0
+    """Error code of an exception that has one."""
+
+    def __str__(self) -> str:
+        if self.what != "exception":
+            return f"{self.what} {self.vector:#x}" if self.vector else self.what
+        known = r.EXCEPTIONS[self.vector]
+        return f"{known.mnemonic}({self.error:#x})" if known.error_code else known.mnemonic
+
+
+COMPLETES = Event("completes")
+"""Execution went on behind the instruction."""
+ARRIVES = Event("arrives")
+"""Execution went on at `room.LAND`, as the far transfer or return said."""
+
+
+def exception(vector: int, error: int = 0) -> Event:
+    """The instruction raised an exception, RIP still at it."""
+    return Event("exception", vector, error)
+
+
+def software(vector: int) -> Event:
+    """The instruction entered a gate."""
+    return Event("software_interrupt", vector)
+
+
+def exits(kind: ExitKind) -> Event:
+    """The engine reported the instruction itself."""
+    return Event(kind.name.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What must be seen after the instruction."""
+
+    event: Event
+    shows: Mapping[str, int] = field(default_factory=dict)
+    """Names of `Outcome.value` and what they must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One instruction with a beginning, and what the manual says of it in both modes."""
+
+    code: bytes
+    """The instruction alone."""
+    kernel: Claim
+    user: Claim
+    gpr: Mapping[int, int] = field(default_factory=dict)
+    """General-purpose registers by index; RAX is `room.DATA` and RSP is `room.STACK` unless named here."""
+    data: bytes = b""
+    """At `room.DATA`."""
+    kernel_stack: Sequence[int] = ()
+    """64-bit words from RSP upwards, in kernel mode."""
+    user_stack: Sequence[int] = ()
+    """The same in user mode."""
+    rflags: int = r.FLAG_FIXED | r.FLAG_IF
+    cr0: int = r.CR0_PE | r.CR0_MP | r.CR0_ET | r.CR0_NE | r.CR0_WP | r.CR0_AM | r.CR0_PG
+    cr4: int = r.CR4_PAE | r.CR4_OSFXSR | r.CR4_OSXMMEXCPT | r.CR4_TSD
+    kernel_prelude: bytes = b""
+    """Instructions executed first, in kernel mode only."""
+    absent: bool = False
+    """The engine's processor lacks the extension: both claims are the manual's for such a processor."""
+
+
+class Departure(NamedTuple):
+    """An engine does something else than the manual says."""
+
+    event: Event
+    reason: str
+    shows: Mapping[str, int] = {}
+
+
+class Outcome:
+    """What was seen after an instruction: an event and the state of the processor."""
+
+    def __init__(self, event: Event, cpu: Cpu, memory: memoryview) -> None:
+        self.event = event
+        seen = cpu.registers
+        self._values = {name: seen.gpr[index] for index, name in enumerate(r.GPR_NAMES)}
+        for index, name in enumerate(r.SEGMENT_NAMES):
+            self._values[name], self._values[name + ".base"] = seen.segment(index)[:2]
+        for number in (0, 3, 4):
+            self._values[f"CR{number}"] = seen.control(number)
+        for number in (0, 6, 7):
+            self._values[f"DR{number}"] = seen.debug(number)
+        for which, name in enumerate(("GDTR", "IDTR")):
+            self._values[name + ".base"], self._values[name + ".limit"] = seen.table(which)
+        flags = seen.rflags
+        for name, bits in (("CF", r.FLAG_CF), ("ZF", r.FLAG_ZF), ("IF", r.FLAG_IF), ("AC", r.FLAG_AC)):
+            self._values[name] = int(flags & bits != 0)
+        self._values["IOPL"] = (flags & r.FLAG_IOPL) >> r.FLAG_IOPL_SHIFT
+        self._values["CPL"] = seen.privilege
+        stack = seen.gpr[r.RSP]
+        self._values["TOP"] = _word(memory, stack, 8) if 0 <= stack <= ROOM_SIZE - 8 else 0
+        for size in (2, 4, 8):
+            self._values[f"DATA:{size}"] = _word(memory, DATA, size)
+        self._values["DATA+2:8"] = _word(memory, DATA + 2, 8)
+
+    def value(self, name: str) -> int:
+        """A register by its name, a flag, "CPL", "GDTR.base", "TOP" (of the stack) or "DATA:8".
+
+        Raises KeyError for a name that nothing has.
+        """
+        return self._values[name]
+
+
+def _word(memory: memoryview, address: int, size: int) -> int:
+    return int.from_bytes(memory[address : address + size], "little")
+
+
+class Bench:
+    """A processor with a furnished room, on which cases are run one after the other."""
+
+    def __init__(self, cpu: Cpu) -> None:
+        self._cpu = cpu
+        self._room = memoryview(mmap.mmap(-1, ROOM_SIZE))
+        cpu.map_memory(0, self._room)
+
+    def execute(self, case: Case, mode: Mode) -> Outcome:
+        """Run a case from a freshly loaded state and return what was seen. Errors of the engine propagate."""
+        cpu, room = self._cpu, self._room
+        prelude = case.kernel_prelude if mode is Mode.KERNEL else b""
+        stack = case.kernel_stack if mode is Mode.KERNEL else case.user_stack
+        room[:] = bytes(ROOM_SIZE)
+        furnish(room, prelude + case.code, case.data, stack)
+        _prepare(cpu, case, mode)
+        cpu.code_changed(CODE, 0x1000)
+        at = CODE + len(prelude)
+        behind = at + len(case.code)
+        outcome: list[Outcome] = []
+
+        def handler(exit_: Exit) -> None:
+            if not outcome:
+                outcome.append(Outcome(_event(exit_, cpu.registers.rip, at, behind), cpu, room))
+            cpu.stop()
+
+        cpu.run(handler)
+        return outcome[0]
+
+
+def _prepare(cpu: Cpu, case: Case, mode: Mode) -> None:
+    """Load the whole state that a case begins with."""
+    state = cpu.registers
+    cpu.set_root(ROOT)
+    cpu.set_control(case.cr0, case.cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
+    code, data = SELECTORS[mode.value]
+    for index in (r.ES, r.SS, r.DS, r.FS, r.GS):
+        state.set_segment(index, data, 0, 0xFFFF_FFFF, attributes_of(data))
+    state.set_segment(r.CS, code, 0, 0xFFFF_FFFF, attributes_of(code))
+    for index, (selector, base, limit) in SYSTEM_DESCRIPTORS.items():
+        state.set_segment(index, selector, base, limit, attributes_of(selector) | (0x200 if index == r.TR else 0))
+    state.set_table(0, GDT, GDT_LIMIT)
+    state.set_table(1, IDT, IDT_LIMIT)
+    for index in range(16):
+        state.gpr[index] = 0
+    state.gpr[r.RAX] = DATA
+    state.gpr[r.RSP] = STACK
+    for index, value in case.gpr.items():
+        state.gpr[index] = value
+    state.rflags = case.rflags
+    state.privilege = mode.value
+    state.rip = CODE
+
+
+def _event(exit_: Exit, rip: int, at: int, behind: int) -> Event:
+    """What the first exit says of the instruction at `at`."""
+    kind = exit_.kind
+    if kind is ExitKind.FAULT:
+        if exit_.vector == r.VECTOR_UD and rip == behind:
+            return COMPLETES
+        if exit_.vector == r.VECTOR_UD and rip == LAND:
+            return ARRIVES
+        if rip == at:
+            known = r.EXCEPTIONS.get(exit_.vector)
+            return exception(exit_.vector, exit_.error if known is not None and known.error_code else 0)
+        return Event("elsewhere", exit_.vector, exit_.error)
+    if kind is ExitKind.SOFTWARE_INTERRUPT:
+        return software(exit_.vector)
+    return exits(kind)
+
+
+class Verdict(Enum):
+    """What running a row's cases showed."""
+
+    PROVEN = "proven"
+    """Both modes did what the manual says."""
+    DEPARTS = "departs"
+    """At least one run did what `DEPARTURES` says of this engine instead."""
+    ABSENT = "absent"
+    """The processor lacks the extension and answered as the manual says it must."""
+    REFUTED = "refuted"
+    """A run did neither, or did what the manual says although a departure is listed."""
+
+
+class Proof(NamedTuple):
+    """The result for one row."""
+
+    row: SensitiveInstruction
+    verdict: Verdict
+    kernel: str
+    """What the example did in kernel mode."""
+    user: str
+    """What it did in user mode."""
+    remarks: tuple[str, ...]
+    """Reasons of departures, or what refutes the row."""
+
+
+def prove(
+    row: SensitiveInstruction,
+    cases: Sequence[Case],
+    departures: Mapping[tuple[str, Mode, int], Departure],
+    bench: Bench,
+) -> Proof:
+    """Run all cases of a row in both modes. `departures` are by row name, mode and number of the case."""
+    verdict = Verdict.ABSENT if all(case.absent for case in cases) else Verdict.PROVEN
+    remarks: list[str] = []
+    seen: dict[Mode, str] = {}
+    for number, case in enumerate(cases):
+        for mode in Mode:
+            outcome = bench.execute(case, mode)
+            claim = case.kernel if mode is Mode.KERNEL else case.user
+            seen.setdefault(mode, describe(outcome, claim))
+            departure = departures.get((row.name, mode, number))
+            against = _difference(outcome, claim)
+            where = f"case {number} in {mode.name.lower()} mode"
+            if departure is None:
+                if against:
+                    verdict = Verdict.REFUTED
+                    remarks.append(f"{where}: {against}")
+                continue
+            stray = _difference(outcome, Claim(departure.event, departure.shows))
+            if not against:
+                verdict = Verdict.REFUTED
+                remarks.append(f"{where} does what the manual says, but a departure is listed: {departure.reason}")
+            elif stray:
+                verdict = Verdict.REFUTED
+                remarks.append(f"{where} departs otherwise than listed: {stray}")
+            else:
+                verdict = verdict if verdict is Verdict.REFUTED else Verdict.DEPARTS
+                remarks.append(f"{where}: {departure.reason}")
+    return Proof(row, verdict, seen[Mode.KERNEL], seen[Mode.USER], tuple(dict.fromkeys(remarks)))
+
+
+def describe(outcome: Outcome, claim: Claim) -> str:
+    """The outcome in words, with the values that the claim is about."""
+    shown = ", ".join(f"{name} = {outcome.value(name):#x}" for name in claim.shows)
+    return f"{outcome.event}: {shown}" if shown and outcome.event == claim.event else str(outcome.event)
+
+
+def _difference(outcome: Outcome, claim: Claim) -> str:
+    """What is not as claimed; empty when all is."""
+    if outcome.event != claim.event:
+        return f"saw {outcome.event} instead of {claim.event}"
+    for name, expected in claim.shows.items():
+        if outcome.value(name) != expected:
+            return f"{name} is {outcome.value(name):#x} instead of {expected:#x}"
+    return ""
