@@ -71,7 +71,9 @@ class GuestMemory:
 
     def write_bytes(self, physical: int, data: bytes | bytearray | memoryview) -> None:
         """Store `data` at `physical`; nothing is stored when part of it does not fit. Raises UnbackedAddress."""
-        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        if isinstance(data, memoryview):
+            data = data.cast("B")
+        size = len(data)
         end = physical + size
         if physical < 0 or end > self.size:
             raise UnbackedAddress(physical, size, self.size)

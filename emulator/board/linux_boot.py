@@ -8,7 +8,7 @@ started in the same way. It reads plain bytes and writes memory; it knows no fil
 import struct
 from dataclasses import dataclass
 
-from emulator.board.boot import BootError, BootImage
+from emulator.board.boot import BootError, BootImage, LoadSegment
 from emulator.memory import PAGE_SIZE, GuestMemory
 
 MP_POINTER, MP_TABLE = 0x0, 0x10
@@ -70,18 +70,21 @@ def place(memory: GuestMemory, image: BootImage, *, mp_table: bool = False, seed
     """
     _check_memory(memory)
     for segment in image.segments:
-        _check_segment(memory, segment.physical, segment.memory_size, len(segment.data))
+        _check_segment(memory, segment)
     _check_entry(image)
-    command_line = _command_line(image)
     initrd = _initrd_address(memory, image)
+    loaders = (
+        (COMMAND_LINE, _command_line(image)),
+        (ZERO_PAGE, _zero_page(memory, image, initrd, mp_table, seed)),
+        (SETUP_DATA, _setup_data(seed)),
+        (initrd, image.initrd),
+    )
     for segment in image.segments:
+        filled = memoryview(segment.data).nbytes
         memory.write_bytes(segment.physical, segment.data)
-        memory.clear(segment.physical + len(segment.data), segment.memory_size - len(segment.data))
-    memory.write_bytes(initrd, image.initrd)
-    memory.write_bytes(COMMAND_LINE, command_line)
-    memory.write_bytes(ZERO_PAGE, _zero_page(memory, image, initrd, mp_table, seed))
-    if seed:
-        memory.write_bytes(SETUP_DATA, _setup_data(seed))
+        memory.clear(segment.physical + filled, segment.memory_size - filled)
+    for address, data in loaders:
+        memory.write_bytes(address, data)
     if mp_table:
         _place_mp_table(memory)
     gdt = _place_gdt(memory)
@@ -105,7 +108,8 @@ def _check_memory(memory: GuestMemory) -> None:
         raise BootError(f"{memory.size >> 10} KiB of memory are too few to boot in: give at least 2 MiB")
 
 
-def _check_segment(memory: GuestMemory, physical: int, size: int, filled: int) -> None:
+def _check_segment(memory: GuestMemory, segment: LoadSegment) -> None:
+    physical, size, filled = segment.physical, segment.memory_size, memoryview(segment.data).nbytes
     end = physical + size
     where = f"kernel segment {physical:#x}-{end:#x}"
     if filled > size:
@@ -126,7 +130,7 @@ def _check_entry(image: BootImage) -> None:
         if segment.memory_size and segment.physical < ends:
             raise BootError(f"kernel segment at {segment.physical:#x} overlaps the one before: the image is damaged")
         ends = max(ends, segment.physical + segment.memory_size)
-    if not any(segment.physical <= image.entry < segment.physical + len(segment.data) for segment in image.segments):
+    if not any(0 <= image.entry - segment.physical < memoryview(segment.data).nbytes for segment in image.segments):
         raise BootError(
             f"entry point {image.entry:#x} is in no kernel segment: the image is damaged or not for this PC"
         )
@@ -220,7 +224,9 @@ def _e820(memory: GuestMemory, mp_table: bool) -> list[tuple[int, int, int]]:
 
 
 def _setup_data(seed: bytes) -> bytes:
-    """struct setup_data with a seed for the random number generator (arch/x86/kernel/setup.c)."""
+    """struct setup_data with a seed for the random number generator (arch/x86/kernel/setup.c); nothing for none."""
+    if not seed:
+        return b""
     room = COMMAND_LINE - SETUP_DATA - 16
     if len(seed) > room:
         raise BootError(f"a random seed of {len(seed)} bytes is too long: give at most {room}")

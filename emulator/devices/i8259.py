@@ -114,9 +114,12 @@ class Chip8259A:
             self._update()
 
     def request(self) -> int:
-        """The input to be acknowledged next, or -1: unmasked, requesting, above all in service (8259A, p. 10-11)."""
+        """The input to be acknowledged next, or -1: unmasked, requesting, more urgent than all in service.
+
+        A chip in the middle of its initialisation has no vector to give and requests nothing.
+        """
         waiting = self._irr & ~self._imr
-        if not waiting:
+        if not waiting or self._awaited:
             return -1
         shift = self._lowest + 1 & 7
         rank = self._first(waiting, shift)

@@ -82,7 +82,7 @@ class Ns16550:
         self._waiting = deque(state.waiting)
 
     def feed(self, data: bytes) -> None:
-        """Bytes arrive on the line, in order. None is lost while the port is not in loopback."""
+        """Bytes arrive on the line, in order; none is lost but to a driver that clears the FIFO."""
         self._waiting.extend(data)
         self._receive()
         self._update()
