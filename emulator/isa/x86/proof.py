@@ -134,6 +134,8 @@ class Case:
     rflags: int = r.FLAG_FIXED | r.FLAG_IF
     cr0: int = r.CR0_PE | r.CR0_MP | r.CR0_ET | r.CR0_NE | r.CR0_WP | r.CR0_AM | r.CR0_PG
     cr4: int = r.CR4_PAE | r.CR4_OSFXSR | r.CR4_OSXMMEXCPT | r.CR4_TSD
+    base: int = 0
+    """Segment base of FS and GS."""
     kernel_prelude: bytes = b""
     """Instructions executed first, in kernel mode only."""
     absent: bool = False
@@ -222,8 +224,10 @@ def _prepare(cpu: Cpu, case: Case, mode: Mode) -> None:
     cpu.set_root(ROOT)
     cpu.set_control(case.cr0, case.cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
     code, data = SELECTORS[mode.value]
-    for index in (r.ES, r.SS, r.DS, r.FS, r.GS):
+    for index in (r.ES, r.SS, r.DS):
         state.set_segment(index, data, 0, 0xFFFF_FFFF, attributes_of(data))
+    for index in (r.FS, r.GS):
+        state.set_segment(index, data, case.base, 0xFFFF_FFFF, attributes_of(data))
     state.set_segment(r.CS, code, 0, 0xFFFF_FFFF, attributes_of(code))
     for index, (selector, base, limit) in SYSTEM_DESCRIPTORS.items():
         state.set_segment(index, selector, base, limit, attributes_of(selector) | (0x200 if index == r.TR else 0))
@@ -300,7 +304,7 @@ def prove(
             seen.setdefault(mode, describe(outcome, claim))
             departure = departures.get((row.name, mode, number))
             against = _difference(outcome, claim)
-            where = f"case {number} in {mode.name.lower()} mode"
+            where = f"{mode.name.lower()} mode" + (f", case {number + 1} of {len(cases)}" if len(cases) > 1 else "")
             if departure is None:
                 if against:
                     verdict = Verdict.REFUTED
@@ -309,10 +313,10 @@ def prove(
             stray = _difference(outcome, Claim(departure.event, departure.shows))
             if not against:
                 verdict = Verdict.REFUTED
-                remarks.append(f"{where} does what the manual says, but a departure is listed: {departure.reason}")
+                remarks.append(f"{where}: does what the manual says, but a departure is listed: {departure.reason}")
             elif stray:
                 verdict = Verdict.REFUTED
-                remarks.append(f"{where} departs otherwise than listed: {stray}")
+                remarks.append(f"{where}: departs otherwise than listed: {stray}")
             else:
                 verdict = verdict if verdict is Verdict.REFUTED else Verdict.DEPARTS
                 remarks.append(f"{where}: {departure.reason}")

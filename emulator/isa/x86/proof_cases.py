@@ -204,11 +204,11 @@ _UNPRIVILEGED: Final[dict[str, tuple[Case, ...]]] = {
     "RDPKRU": (_absent("0f01ee"),),
     "WRPKRU": (_absent("0f01ef"),),
     "RDFSBASE": (
-        _both("f3480faec0", _done(RAX=0), cr4=_CR4 | r.CR4_FSGSBASE),
+        replace(_both("f3480faec0", _done(RAX=_BASE), cr4=_CR4 | r.CR4_FSGSBASE), base=_BASE),
         _both("f3480faec0", Claim(_UD)),
     ),
     "RDGSBASE": (
-        _both("f3480faec8", _done(RAX=0), cr4=_CR4 | r.CR4_FSGSBASE),
+        replace(_both("f3480faec8", _done(RAX=_BASE), cr4=_CR4 | r.CR4_FSGSBASE), base=_BASE),
         _both("f3480faec8", Claim(_UD)),
     ),
     "WRFSBASE": (

@@ -13,8 +13,8 @@ from emulator.isa.operation import Operation
 from emulator.isa.sensitive import SensitiveInstruction
 from emulator.isa.x86.row import BEHAVIOUR, CONTROL, TRAP, TRAPS, row
 
-_OUTSIDE_VMX: Final = "outside VMX operation #UD at every level"
-_OUTSIDE_SVM: Final = "EFER.SVME = 0 gives #UD at every level"
+_OUTSIDE_VMX: Final = "Outside VMX operation it raises #UD at every level."
+_OUTSIDE_SVM: Final = "With EFER.SVME = 0 it raises #UD at every level."
 
 
 def _privileged(
@@ -37,7 +37,7 @@ _VIRTUALISATION: Final = (
         Operation.ENTER_HYPERVISOR,
         "vmcall",
         "SDM 3C VMCALL",
-        _OUTSIDE_VMX,
+        "outside VMX operation, where it raises #UD at every level",
         "Under a hypervisor it leaves to that hypervisor from any level, and not to ours: hence planted.",
     ),
     _privileged(
@@ -46,7 +46,7 @@ _VIRTUALISATION: Final = (
         Operation.ENTER_HYPERVISOR,
         "vmmcall",
         "APM VMMCALL",
-        "#UD where no hypervisor intercepts it",
+        "where no hypervisor intercepts it: #UD at every level",
         "As VMCALL. VMGEXIT is its prefixed form.",
     ),
     _privileged(
@@ -55,7 +55,7 @@ _VIRTUALISATION: Final = (
         Operation.ENTER_HYPERVISOR,
         "vmfunc",
         "SDM 3C VMFUNC",
-        "outside VMX non-root operation #UD at every level",
+        "outside VMX non-root operation, where it raises #UD at every level",
         "In VMX non-root operation it needs no privilege: hence planted.",
     ),
     _privileged(
@@ -64,26 +64,41 @@ _VIRTUALISATION: Final = (
         Operation.ENTER_HYPERVISOR,
         "vmxon [rax]",
         "SDM 3C VMXON",
-        "CR4.VMXE = 0 gives #UD at every level",
+        note="With CR4.VMXE = 0 it raises #UD at every level.",
     ),
-    _privileged("VMXOFF", (Code.VMXOFF,), Operation.ENTER_HYPERVISOR, "vmxoff", "SDM 3C VMXOFF", _OUTSIDE_VMX),
+    _privileged("VMXOFF", (Code.VMXOFF,), Operation.ENTER_HYPERVISOR, "vmxoff", "SDM 3C VMXOFF", note=_OUTSIDE_VMX),
     _privileged(
-        "VMLAUNCH", (Code.VMLAUNCH,), Operation.ENTER_HYPERVISOR, "vmlaunch", "SDM 3C VMLAUNCH/VMRESUME", _OUTSIDE_VMX
-    ),
-    _privileged(
-        "VMRESUME", (Code.VMRESUME,), Operation.ENTER_HYPERVISOR, "vmresume", "SDM 3C VMLAUNCH/VMRESUME", _OUTSIDE_VMX
-    ),
-    _privileged(
-        "VMCLEAR", (Code.VMCLEAR_M64,), Operation.ENTER_HYPERVISOR, "vmclear [rax]", "SDM 3C VMCLEAR", _OUTSIDE_VMX
-    ),
-    _privileged(
-        "VMPTRLD", (Code.VMPTRLD_M64,), Operation.ENTER_HYPERVISOR, "vmptrld [rax]", "SDM 3C VMPTRLD", _OUTSIDE_VMX
+        "VMLAUNCH",
+        (Code.VMLAUNCH,),
+        Operation.ENTER_HYPERVISOR,
+        "vmlaunch",
+        "SDM 3C VMLAUNCH/VMRESUME",
+        note=_OUTSIDE_VMX,
     ),
     _privileged(
-        "VMPTRST", (Code.VMPTRST_M64,), Operation.ENTER_HYPERVISOR, "vmptrst [rax]", "SDM 3C VMPTRST", _OUTSIDE_VMX
+        "VMRESUME",
+        (Code.VMRESUME,),
+        Operation.ENTER_HYPERVISOR,
+        "vmresume",
+        "SDM 3C VMLAUNCH/VMRESUME",
+        note=_OUTSIDE_VMX,
     ),
     _privileged(
-        "VMREAD", (Code.VMREAD_RM64_R64,), Operation.ENTER_HYPERVISOR, "vmread rax, rcx", "SDM 3C VMREAD", _OUTSIDE_VMX
+        "VMCLEAR", (Code.VMCLEAR_M64,), Operation.ENTER_HYPERVISOR, "vmclear [rax]", "SDM 3C VMCLEAR", note=_OUTSIDE_VMX
+    ),
+    _privileged(
+        "VMPTRLD", (Code.VMPTRLD_M64,), Operation.ENTER_HYPERVISOR, "vmptrld [rax]", "SDM 3C VMPTRLD", note=_OUTSIDE_VMX
+    ),
+    _privileged(
+        "VMPTRST", (Code.VMPTRST_M64,), Operation.ENTER_HYPERVISOR, "vmptrst [rax]", "SDM 3C VMPTRST", note=_OUTSIDE_VMX
+    ),
+    _privileged(
+        "VMREAD",
+        (Code.VMREAD_RM64_R64,),
+        Operation.ENTER_HYPERVISOR,
+        "vmread rax, rcx",
+        "SDM 3C VMREAD",
+        note=_OUTSIDE_VMX,
     ),
     _privileged(
         "VMWRITE",
@@ -91,7 +106,7 @@ _VIRTUALISATION: Final = (
         Operation.ENTER_HYPERVISOR,
         "vmwrite rax, rcx",
         "SDM 3C VMWRITE",
-        _OUTSIDE_VMX,
+        note=_OUTSIDE_VMX,
     ),
     _privileged(
         "INVEPT",
@@ -99,7 +114,7 @@ _VIRTUALISATION: Final = (
         Operation.ENTER_HYPERVISOR,
         "invept rcx, [rax]",
         "SDM 3C INVEPT",
-        _OUTSIDE_VMX,
+        note=_OUTSIDE_VMX,
     ),
     _privileged(
         "INVVPID",
@@ -107,20 +122,27 @@ _VIRTUALISATION: Final = (
         Operation.ENTER_HYPERVISOR,
         "invvpid rcx, [rax]",
         "SDM 3C INVVPID",
-        _OUTSIDE_VMX,
-    ),
-    _privileged("VMRUN", (Code.VMRUND, Code.VMRUNQ), Operation.ENTER_HYPERVISOR, "vmrun", "APM VMRUN", _OUTSIDE_SVM),
-    _privileged(
-        "VMLOAD", (Code.VMLOADD, Code.VMLOADQ), Operation.ENTER_HYPERVISOR, "vmload", "APM VMLOAD", _OUTSIDE_SVM
+        note=_OUTSIDE_VMX,
     ),
     _privileged(
-        "VMSAVE", (Code.VMSAVED, Code.VMSAVEQ), Operation.ENTER_HYPERVISOR, "vmsave", "APM VMSAVE", _OUTSIDE_SVM
+        "VMRUN", (Code.VMRUND, Code.VMRUNQ), Operation.ENTER_HYPERVISOR, "vmrun", "APM VMRUN", note=_OUTSIDE_SVM
     ),
-    _privileged("STGI", (Code.STGI,), Operation.ENTER_HYPERVISOR, "stgi", "APM STGI", _OUTSIDE_SVM),
-    _privileged("CLGI", (Code.CLGI,), Operation.ENTER_HYPERVISOR, "clgi", "APM CLGI", _OUTSIDE_SVM),
-    _privileged("SKINIT", (Code.SKINIT,), Operation.ENTER_HYPERVISOR, "skinit", "APM SKINIT", _OUTSIDE_SVM),
     _privileged(
-        "INVLPGA", (Code.INVLPGAD, Code.INVLPGAQ), Operation.ENTER_HYPERVISOR, "invlpga", "APM INVLPGA", _OUTSIDE_SVM
+        "VMLOAD", (Code.VMLOADD, Code.VMLOADQ), Operation.ENTER_HYPERVISOR, "vmload", "APM VMLOAD", note=_OUTSIDE_SVM
+    ),
+    _privileged(
+        "VMSAVE", (Code.VMSAVED, Code.VMSAVEQ), Operation.ENTER_HYPERVISOR, "vmsave", "APM VMSAVE", note=_OUTSIDE_SVM
+    ),
+    _privileged("STGI", (Code.STGI,), Operation.ENTER_HYPERVISOR, "stgi", "APM STGI", note=_OUTSIDE_SVM),
+    _privileged("CLGI", (Code.CLGI,), Operation.ENTER_HYPERVISOR, "clgi", "APM CLGI", note=_OUTSIDE_SVM),
+    _privileged("SKINIT", (Code.SKINIT,), Operation.ENTER_HYPERVISOR, "skinit", "APM SKINIT", note=_OUTSIDE_SVM),
+    _privileged(
+        "INVLPGA",
+        (Code.INVLPGAD, Code.INVLPGAQ),
+        Operation.ENTER_HYPERVISOR,
+        "invlpga",
+        "APM INVLPGA",
+        note=_OUTSIDE_SVM,
     ),
     _privileged("SEAMCALL", (Code.SEAMCALL,), Operation.ENTER_HYPERVISOR, "seamcall", "Intel TDX ABI SEAMCALL"),
     _privileged("SEAMOPS", (Code.SEAMOPS,), Operation.ENTER_HYPERVISOR, "seamops", "Intel TDX ABI SEAMOPS"),
@@ -187,7 +209,7 @@ _PLATFORM: Final = (
         Operation.CONTROL_PLATFORM,
         "getsec",
         "SDM 2D GETSEC",
-        "CR4.SMXE = 0 gives #UD at every level",
+        note="With CR4.SMXE = 0 it raises #UD at every level.",
     ),
     _privileged("ENCLS", (Code.ENCLS,), Operation.CONTROL_PLATFORM, "encls", "SDM 3D ENCLS"),
     _privileged("ENCLV", (Code.ENCLV,), Operation.CONTROL_PLATFORM, "enclv", "SDM 3D ENCLV"),

@@ -1,0 +1,220 @@
+"""What the sensitive-instruction table says, for people and for programs: text, Markdown, JSON, and the verdict.
+
+Room: `bt`. Prints rows of `emulator.isa`, and the results of running them; holds no fact of its own but
+Popek and Goldberg's condition (CACM 17(7), 1974, theorem 1): a virtual machine monitor can be built if
+the sensitive instructions are a subset of the privileged ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from emulator.isa.sensitive import Codes, Route, SensitiveInstruction, Sensitivity
+
+if TYPE_CHECKING:
+    from emulator.isa.x86.proof import Proof
+
+ISAS = ("x86-64",)
+"""The instruction sets that have a table."""
+
+_KINDS = ((Sensitivity.CONTROL, "control"), (Sensitivity.BEHAVIOUR, "behaviour"))
+_ROUTES = {Route.INLINE: "inline", Route.HYPERCALL: "hypercall", Route.TRAP: "trap"}
+
+
+def rows() -> tuple[SensitiveInstruction, ...]:
+    """The table of x86-64."""
+    from emulator.isa.x86.table import ROWS
+
+    return ROWS
+
+
+def breaking_rows() -> list[SensitiveInstruction]:
+    """The rows that are sensitive and not privileged: they break the condition."""
+    return [row for row in rows() if not row.privileged]
+
+
+def conditional_rows() -> list[SensitiveInstruction]:
+    """The rows that are privileged under a condition only."""
+    return [row for row in rows() if row.privileged and row.condition]
+
+
+def verdict() -> str:
+    """Popek and Goldberg's verdict in a few lines, the rows that break the condition named."""
+    breaking = breaking_rows()
+    total = len(rows())
+    privileged = total - len(breaking)
+    if not breaking:
+        return f"All {total} sensitive instructions are privileged: Popek and Goldberg's condition holds.\n"
+    by_behaviour: dict[str, list[str]] = {}
+    for row in breaking:
+        by_behaviour.setdefault(row.at_user_level.value, []).append(row.name)
+    lines = [
+        f"{total} sensitive instructions: {privileged} are privileged, {len(breaking)} are not.",
+        "Popek and Goldberg's condition (every sensitive instruction is privileged) does not hold: trap-and-emulate",
+        "alone cannot virtualise x86-64. These do not trap in user mode and must be rewritten, planted or caught:",
+    ]
+    lines += [f"  {behaviour}: {'; '.join(names)}" for behaviour, names in by_behaviour.items()]
+    conditional = len(conditional_rows())
+    lines.append(f"{conditional} of the privileged ones trap under a condition only, which the hypervisor must keep.")
+    return "\n".join(lines) + "\n"
+
+
+def _sensitivity(row: SensitiveInstruction) -> list[str]:
+    return [name for kind, name in _KINDS if kind in row.sensitivity]
+
+
+def _behaviour(row: SensitiveInstruction) -> str:
+    return row.at_user_level.value + (f" ({row.condition})" if row.condition else "")
+
+
+def table_text() -> str:
+    """The table in columns, a row a line, its condition and note on lines below."""
+    head = ("INSTRUCTION", "USER MODE", "SENSITIVE", "OPERATION", "ROUTES", "EXAMPLE", "MANUAL")
+    cells = [
+        (
+            row.name,
+            row.at_user_level.value,
+            "+".join(_sensitivity(row)),
+            row.operation.name,
+            " ".join(_ROUTES[route] for route in row.routes),
+            row.example,
+            row.manual,
+        )
+        for row in rows()
+    ]
+    lines = list(_columns([head, *cells]))
+    out = [lines[0]]
+    for row, line in zip(rows(), lines[1:], strict=True):
+        out.append(line)
+        out += [f"    when: {row.condition}"] if row.condition else []
+        out += [f"    {row.note}"] if row.note else []
+    return "\n".join(out) + "\n"
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def table_markdown() -> str:
+    """The table and the verdict for the documentation."""
+    head = ("Instruction", "Example", "In user mode", "Sensitive", "Operation", "Routes", "Manual", "Note")
+    body = (
+        (
+            row.name,
+            f"`{row.example}`",
+            _behaviour(row),
+            ", ".join(_sensitivity(row)),
+            f"`{row.operation.name}`",
+            ", ".join(_ROUTES[route] for route in row.routes),
+            row.manual,
+            row.note,
+        )
+        for row in rows()
+    )
+    return _markdown(head, body) + "\n" + verdict().replace("\n  ", "\n- ")
+
+
+def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = (head, ["---"] * len(head), *body)
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def table_json(proofs: Sequence[Proof] = ()) -> dict[str, Any]:
+    """The table as plain data; with `proofs`, what each row did when it was run."""
+    by_name = {proof.row.name: proof for proof in proofs}
+    return {
+        "isa": "x86-64",
+        "rows": [_row_json(row, by_name.get(row.name)) for row in rows()],
+        "virtualisable": not breaking_rows(),
+        "breaking": [row.name for row in breaking_rows()],
+    }
+
+
+def _row_json(row: SensitiveInstruction, proof: Proof | None) -> dict[str, Any]:
+    from emulator.isa.x86.table import PLANTED
+
+    assert isinstance(row.match, Codes)
+    data: dict[str, Any] = {
+        "name": row.name,
+        "encodings": _encodings(row.match),
+        "user_mode": row.at_user_level.value,
+        "privileged": row.privileged,
+        "sensitivity": _sensitivity(row),
+        "operation": row.operation.name,
+        "routes": [_ROUTES[route] for route in row.routes],
+        "planted": bool(row.match.codes & PLANTED),
+        "example": row.example,
+        "manual": row.manual,
+        "condition": row.condition,
+        "note": row.note,
+    }
+    if proof is not None:
+        data["proof"] = {
+            "verdict": proof.verdict.value,
+            "kernel_mode": proof.kernel,
+            "user_mode": proof.user,
+            "remarks": list(proof.remarks),
+        }
+    return data
+
+
+def _encodings(match: Codes) -> list[str]:
+    """The manual's opcode columns of a row's encodings, sorted."""
+    from iced_x86 import OpCodeInfo
+
+    forms = (OpCodeInfo(code) for code in match.codes)  # type: ignore[arg-type]
+    return sorted(f"{form.op_code_string}: {form.instruction_string}" for form in forms)
+
+
+def prove_rows(names: Sequence[str] = ()) -> list[Proof]:
+    """Run the rows (all, or those named) in kernel and in user mode on the embedded engine.
+
+    Raises UsageError for a name that no row has, and EngineMissing when the engine does not open.
+    """
+    from emulator.engine.unicorn.engine import UnicornEngine
+    from emulator.errors import UsageError
+    from emulator.isa.x86.proof import Bench, prove
+    from emulator.isa.x86.proof_cases import CASES, DEPARTURES
+    from emulator.isa.x86.table import ROW_OF_NAME
+
+    for name in names:
+        if name not in ROW_OF_NAME:
+            raise UsageError(f"no row of x86-64 is named {name!r}: `retrap isa x86-64` lists them")
+    chosen = [row for row in rows() if not names or row.name in names]
+    engine = UnicornEngine()
+    try:
+        bench = Bench(engine)
+        return [prove(row, CASES[row.name], DEPARTURES, bench) for row in chosen]
+    finally:
+        engine.close()
+
+
+def proofs_text(proofs: Sequence[Proof]) -> str:
+    """What each row did, in columns, the reasons below, and a count of the verdicts."""
+    head = ("INSTRUCTION", "VERDICT", "KERNEL MODE", "USER MODE")
+    cells = [(proof.row.name, proof.verdict.value, proof.kernel, proof.user) for proof in proofs]
+    lines = list(_columns([head, *cells]))
+    out = [lines[0]]
+    for proof, line in zip(proofs, lines[1:], strict=True):
+        out.append(line)
+        out += [f"    {remark}" for remark in proof.remarks]
+    counts: dict[str, int] = {}
+    for proof in proofs:
+        counts[proof.verdict.value] = counts.get(proof.verdict.value, 0) + 1
+    out.append("; ".join(f"{count} {name}" for name, count in sorted(counts.items())) + f" of {len(proofs)} rows")
+    return "\n".join(out) + "\n"
+
+
+def refuse_refuted(proofs: Sequence[Proof]) -> None:
+    """Raise VerifyFailed when a row did not do what the table says."""
+    from emulator.errors import VerifyFailed
+
+    refuted = [proof for proof in proofs if proof.verdict.name == "REFUTED"]
+    if refuted:
+        raise VerifyFailed(
+            f"{len(refuted)} of {len(proofs)} rows did not do what the table says; first {refuted[0].row.name}: "
+            f"{refuted[0].remarks[0]}"
+        )
