@@ -173,8 +173,11 @@ class LoadTimeTranslator:
             return page.start
         last = self._last.get(address - PAGE)
         head = whole[: entry + LONGEST].ljust(PAGE, b"\xcc")[:PAGE]
-        for start in (*([last[1].overflow] if last else []), *range(LONGEST)):
-            if start <= entry and bool(scan_page(head, b"", start).boundaries >> entry & 1):
+        candidates = list(range(LONGEST))
+        if last is not None:
+            candidates.insert(0, last[1].overflow)
+        for start in candidates:
+            if start <= entry and scan_page(head, b"", start).boundaries >> entry & 1:
                 return start
         return entry
 

@@ -1,0 +1,270 @@
+"""Every fixup template, on a CPU at user level, against a model in Python: registers, flags, stack, shared page.
+
+Room: tests. The model says what the instruction does on a processor whose interrupt flag is the virtual one; a fixup
+must reach the same state from random registers and flags, whether interrupts are enabled, disabled or waiting.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from bt.pagescan import PAGE, scan_page
+from bt.tactics import interrupt_flag
+from bt.tactics.choose import INLINE_CODES, Choice, Ground, Tactic, choose
+from bt.tactics.layout import assemble_fixup, patch
+from emulator.isa.operation import Operation
+from paravirt.abi import FIXUP_BASE
+from paravirt.translator import Fixup
+from tests.bt.tactics.bare_cpu import ARITHMETIC, MASK, SITE_PAGE, STACK, STACK_SIZE, BareCpu, State
+
+NOP5 = b"\x0f\x1f\x44\x00\x00"
+ROUNDS = 24
+SELECTORS = (0x10, 0x18)
+
+
+@pytest.fixture(scope="module")
+def cpu() -> BareCpu:
+    return BareCpu()
+
+
+def build(code: bytes) -> tuple[Fixup, bytes, int]:
+    """The fixup and patch for the instruction that `code` begins with at the start of a page."""
+    page = code.ljust(PAGE, b"\xcc")
+    scan = scan_page(page, b"", 0)
+    ground = Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0, known=True, selectors=SELECTORS)
+    choice = choose(ground, scan.sites[0])
+    assert choice.tactic is Tactic.INLINE, choice.refused
+    fixup = assemble_fixup(FIXUP_BASE + 0x40, SITE_PAGE, choice.pieces, choice.end)
+    return fixup, patch(SITE_PAGE, choice, fixup.address), SITE_PAGE + choice.end
+
+
+def states(seed: str) -> list[State]:
+    """Random states in all combinations of interrupt flag and waiting interrupt."""
+    chance = random.Random(seed)
+    result = []
+    for delta in (0, -0x200):
+        for pending in (0, 1, 1 << 40):
+            for _ in range(ROUNDS):
+                registers = [chance.getrandbits(64) for _ in range(16)]
+                registers[4] = STACK + 0x1000 + 8 * chance.randrange(0x100)
+                result.append(
+                    State(
+                        registers,
+                        chance.getrandbits(12) & ARITHMETIC,
+                        delta,
+                        pending,
+                        chance.randbytes(STACK_SIZE),
+                        words=[chance.getrandbits(64) for _ in range(5)],
+                    )
+                )
+    return result
+
+
+def virtual_flags(state: State) -> int:
+    return (state.flags | 0x202) + state.delta
+
+
+def store(state: State, address: int, value: int) -> None:
+    at = address - STACK
+    state.stack = state.stack[:at] + struct.pack("<Q", value & MASK) + state.stack[at + 8 :]
+
+
+def word(state: State, address: int) -> int:
+    return int(struct.unpack_from("<Q", state.stack, address - STACK)[0])
+
+
+def cli(state: State) -> Operation | None:
+    state.delta = -0x200
+    return None
+
+
+def sti(state: State) -> Operation | None:
+    state.delta = 0
+    return Operation.ENABLE_INTERRUPTS if state.pending else None
+
+
+def pushf(state: State) -> Operation | None:
+    state.registers[4] -= 8
+    store(state, state.registers[4], virtual_flags(state))
+    return None
+
+
+def pop_to(register: int) -> Callable[[State], Operation | None]:
+    def pop(state: State) -> Operation | None:
+        state.registers[register] = word(state, state.registers[4])
+        state.registers[4] += 8
+        return None
+
+    return pop
+
+
+def popf(state: State) -> Operation | None:
+    value = word(state, state.registers[4])
+    if value & 0x003F7100:
+        return Operation.WRITE_FLAGS
+    state.registers[4] += 8
+    state.flags = value & ARITHMETIC
+    state.delta = 0 if value & 0x200 else -0x200
+    return Operation.ENABLE_INTERRUPTS if state.pending and not state.delta else None
+
+
+def read_copy(register: int, number: int) -> Callable[[State], Operation | None]:
+    def read(state: State) -> Operation | None:
+        state.registers[register] = state.words[number]
+        return None
+
+    return read
+
+
+def subtract(register: int, constant: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        before = state.registers[register]
+        result = (before - constant) & MASK
+        state.registers[register] = result
+        state.flags = (
+            (before < constant) | (bin(result & 0xFF).count("1") % 2 == 0) << 2 | ((before ^ constant ^ result) & 0x10)
+        ) | (state.flags & 0x400)
+        state.flags |= (result == 0) << 6 | (result >> 63) << 7
+        state.flags |= ((before ^ constant) & (before ^ result)) >> 63 << 11
+        return None
+
+    return operate
+
+
+def return_to_self(register: int, length: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        rsp = state.registers[4]
+        store(state, rsp - 8, SELECTORS[1])
+        store(state, rsp - 16, rsp)
+        before, result = rsp - 8, rsp
+        state.flags = (state.flags & 0x400) | (bin(result & 0xFF).count("1") % 2 == 0) << 2
+        state.flags |= (before ^ 8 ^ result) & 0x10
+        store(state, rsp - 24, virtual_flags(state))
+        store(state, rsp - 32, SELECTORS[0])
+        store(state, rsp - 40, SITE_PAGE + length)
+        state.registers[register] = SELECTORS[0]
+        return None
+
+    return operate
+
+
+def self_return(register: int) -> bytes:
+    prefix = b"\x41" if register > 7 else b""
+    low = register & 7
+    push = prefix + bytes((0x50 | low,))
+    head = prefix + bytes((0x8C, 0xD0 | low)) + push + bytes.fromhex("5448830424089c")
+    head += prefix + bytes((0x8C, 0xC8 | low)) + push + b"\x68"
+    end = SITE_PAGE + len(head) + 6
+    return head + struct.pack("<I", end & 0xFFFF_FFFF) + b"\x48\xcf"
+
+
+CASES: dict[str, tuple[bytes, tuple[Callable[[State], Operation | None], ...]]] = {
+    "cli": (b"\xfa" + NOP5, (cli,)),
+    "sti": (b"\xfb" + NOP5, (sti,)),
+    "pushf": (b"\x9c" + NOP5, (pushf,)),
+    "popf": (b"\x9d" + NOP5, (popf,)),
+    "pushf; pop rax": (b"\x9c\x58\x0f\x1f\x40\x00", (pushf, pop_to(0))),
+    "pushf; pop rcx": (b"\x9c\x59\x0f\x1f\x40\x00", (pushf, pop_to(1))),
+    "pushf; pop r12": (b"\x9c\x41\x5c\x66\x90", (pushf, pop_to(12))),
+    "pushf; pop rbx; cli": (b"\x9c\x5b\xfa\x66\x90", (pushf, pop_to(3), cli)),
+    "cli; sti; sub rax, 1": (b"\xfa\xfb\x48\x83\xe8\x01", (cli, subtract(0, 1), sti)),
+    "sti; cli": (b"\xfb\xfa\x0f\x1f\x00", (cli,)),
+    "cli; pushf; pop rdx": (b"\xfa\x9c\x5a\x66\x90", (cli, pushf, pop_to(2))),
+    "mov rax, cr2": (b"\x0f\x20\xd0\x66\x90", (read_copy(0, 2),)),
+    "mov r15, cr3": (b"\x41\x0f\x20\xdf\x90", (read_copy(15, 3),)),
+    "mov rsi, cr0": (b"\x0f\x20\xc6\x66\x90", (read_copy(6, 0),)),
+    "mov rcx, cr4": (b"\x0f\x20\xe1\x66\x90", (read_copy(1, 4),)),
+    "return to self by rax": (self_return(0), (return_to_self(0, 20),)),
+    "return to self by rcx": (self_return(1), (return_to_self(1, 20),)),
+    "return to self by r9": (self_return(9), (return_to_self(9, 24),)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fixup_leaves_the_state_that_the_instructions_leave(cpu: BareCpu, name: str) -> None:
+    code, model = CASES[name]
+    fixup, window, behind = build(code)
+    place = {SITE_PAGE: window + b"\xf4" * 8, fixup.address: fixup.code}
+    for state in states(name):
+        if name == "popf":
+            plain = random.Random(repr(state.registers)).getrandbits(12) & (ARITHMETIC | 0x202)
+            store(state, state.registers[4], plain)
+        expected = copy.deepcopy(state)
+        asked = [operation for operation in (step(expected) for step in model) if operation]
+        result = cpu.run(state, place, SITE_PAGE, behind)
+        if asked:
+            call = fixup.hypercalls[result.rip]
+            assert cpu.faults == [13]
+            assert (call.operation, call.resume) == (asked[-1], behind)
+        else:
+            assert cpu.faults == []
+            assert result.rip == behind
+        assert replace(result, rip=0) == replace(expected, rip=0)
+
+
+@pytest.mark.parametrize("bit", [8, 12, 13, 14, 16, 17, 18, 19, 20, 21])
+def test_popf_with_more_than_arithmetic_in_it_calls_with_the_state_of_the_site(cpu: BareCpu, bit: int) -> None:
+    fixup, window, behind = build(b"\x9d" + NOP5)
+    for state in states(f"odd {bit}")[:24]:
+        store(state, state.registers[4], 0x202 | 1 << bit)
+        result = cpu.run(state, {SITE_PAGE: window, fixup.address: fixup.code}, SITE_PAGE, behind)
+        call = fixup.hypercalls[result.rip]
+        assert call.operation is Operation.WRITE_FLAGS
+        assert call.site == SITE_PAGE
+        assert call.resume == behind
+        assert result.registers == state.registers
+        assert (result.delta, result.pending, result.stack) == (state.delta, state.pending, state.stack)
+
+
+@pytest.mark.parametrize("name", ["pushf", "popf", "pushf; pop rax", "pushf; pop rbx; cli", "return to self by rax"])
+def test_a_fault_in_a_fixup_comes_while_everything_is_as_at_the_site(cpu: BareCpu, name: str) -> None:
+    """So that the hypervisor can report any fault inside a fixup as a fault of the site."""
+    fixup, window, behind = build(CASES[name][0])
+    for state in states(f"fault {name}")[:40]:
+        state.registers[4] = 0x7000_0000_0000
+        result = cpu.run(state, {SITE_PAGE: window, fixup.address: fixup.code}, SITE_PAGE, behind)
+        assert cpu.faults == [14]
+        assert fixup.address <= result.rip < fixup.address + len(fixup.code)
+        assert replace(result, rip=0) == replace(state, rip=0)
+
+
+def test_enable_before_halt_looks_for_nothing_so_that_no_interrupt_comes_between() -> None:
+    directly = interrupt_flag.enable(before_halt=True)
+    assert directly.finish is None
+    assert not directly.calls
+    fixup, _, _ = build(b"\xfb\x66\x0f\x1f\x00\xf4")
+    assert fixup.hypercalls, "the padding is the one instruction of STI's shadow"
+
+
+def test_every_encoding_with_a_template_is_in_the_cases() -> None:
+    seen = set()
+    for code, _ in CASES.values():
+        seen |= {site.code for site in scan_page(code.ljust(PAGE, b"\xcc"), b"", 0).sites}
+    assert seen >= INLINE_CODES
+
+
+def test_a_fixup_with_a_flaw_is_caught_by_the_comparison(cpu: BareCpu) -> None:
+    """The negative control: the proof above must be able to fail."""
+    fixup, window, behind = build(CASES["pushf"][0])
+    wrong = fixup.code[:1] + b"\x90" * 60 + fixup.code[61:]
+    differences = 0
+    for state in states("control"):
+        expected = copy.deepcopy(state)
+        pushf(expected)
+        result = cpu.run(state, {SITE_PAGE: window, fixup.address: wrong}, SITE_PAGE, behind)
+        differences += result.stack != expected.stack
+    assert differences
+
+
+def test_choice_is_a_plain_value() -> None:
+    page = b"\xfa".ljust(PAGE, b"\x90")
+    scan = scan_page(page, b"", 0)
+    ground = Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0, known=True)
+    assert choose(ground, scan.sites[0]) == choose(ground, scan.sites[0])
+    assert isinstance(choose(ground, scan.sites[0]), Choice)
