@@ -19,9 +19,10 @@ class ExitKind(IntEnum):
     SYSTEM_CALL = 2
     """SYSCALL. RIP is at the instruction, `length` is its length."""
     PORT_READ = 3
-    """IN or INS: `port`, `size` (bytes); the handler sets `value`."""
+    """IN or INS: `port`, `size` (bytes); the handler sets `value`, or `refused` to have the
+    instruction raise #GP (a FAULT exit follows)."""
     PORT_WRITE = 4
-    """OUT or OUTS: `port`, `size` (bytes), `value`."""
+    """OUT or OUTS: `port`, `size` (bytes), `value`; the handler may set `refused`, as above."""
     IDENTIFY = 5
     """CPUID, on an engine that reports it. RIP is at the instruction, `length` is 2. The handler
     writes the result registers; the engine steps over the instruction."""
@@ -38,7 +39,7 @@ class ExitKind(IntEnum):
 class Exit:
     """One exit. Fields not named by its kind are meaningless."""
 
-    __slots__ = ("address", "error", "kind", "length", "port", "size", "value", "vector")
+    __slots__ = ("address", "error", "kind", "length", "port", "refused", "size", "value", "vector")
 
     def __init__(self) -> None:
         self.kind = ExitKind.BUDGET
@@ -49,3 +50,4 @@ class Exit:
         self.port = 0
         self.size = 0
         self.value = 0
+        self.refused = False

@@ -1,0 +1,338 @@
+"""The Unicorn engine: an emulated x86-64 CPU behind the `Engine` protocol.
+
+Room: `emulator/engine/unicorn`. It turns Unicorn's hooks into `Exit` values and lets the handler
+resume without leaving Unicorn's own loop. It knows nothing of a hypervisor: the same object runs
+a kernel at full privilege. Every departure of Unicorn from the architecture is mended here.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.protocol import Capabilities
+from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn.confirm import confirm
+from emulator.engine.unicorn.counter import BlockCounter
+from emulator.engine.unicorn.state import UnicornRegisters, find_state
+from emulator.errors import EngineMissing, GuestFault
+
+_ARCH_X86, _MODE_64 = 4, 8
+_NOWHERE = 0x8000_0000_0000_0000
+"""A non-canonical address: the `until` that no guest reaches."""
+_FOREVER = 1 << 62
+_RIP = 0x80 // 8
+_CR2 = 0x1A8 // 8 + 2
+_ERROR = 0x1508 // 4
+_SOFTWARE = 0x150C // 4
+_NEXT = 0x1510 // 8
+_OLD = 0x1578 // 4
+
+CAPABILITIES = Capabilities(
+    name="unicorn",
+    deterministic=True,
+    full_privilege=True,
+    coherent_code=True,
+    fast_store_needs_no_execute=True,
+    reports_identify=True,
+    ports_exit_in_user_mode=True,
+    real_interrupt_flag=True,
+    exit_cost=1.5,
+)
+
+
+class UnicornEngine:
+    """One emulated CPU. Use `registers` only while no guest code runs or inside the handler."""
+
+    capabilities = CAPABILITIES
+
+    def __init__(self) -> None:
+        self.library = lib.load()
+        handle = ctypes.c_void_p()
+        status = self.library.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(handle))
+        if status or handle.value is None:
+            raise EngineMissing(f"the unicorn engine does not open: {self._message(status)}")
+        self.handle: int | None = handle.value
+        self.registers = UnicornRegisters(self.library, handle.value, find_state(self.library, handle.value))
+        self._exit = Exit()
+        self._handler: Callable[[Exit], None] = _no_handler
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._refused: tuple[int, int] | None = None
+        self._memories: list[Any] = []
+        self._callbacks: list[Any] = []
+        self._counter = BlockCounter(self.library)
+        self._remaining = self._counter.remaining
+        self._deadline = _FOREVER
+        self._remaining[0] = _FOREVER
+        self._install_hooks()
+        confirm(self)
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def map_memory(self, physical: int, memory: memoryview) -> None:
+        """Back physical addresses from `physical` on by `memory` (page-aligned, writable)."""
+        pinned = (ctypes.c_char * memory.nbytes).from_buffer(memory)
+        status = self.library.uc_mem_map_ptr(
+            self.handle, physical, memory.nbytes, lib.PROT_ALL, ctypes.addressof(pinned)
+        )
+        self._check(status, f"cannot map {memory.nbytes} bytes of memory at {physical:#x}")
+        self._memories.append(pinned)
+
+    def map_mmio(
+        self, physical: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
+        """Route accesses to `size` bytes at `physical` to `read(offset, size)` and `write(offset, size, value)`."""
+
+        def on_read(_engine: int, offset: int, width: int, _user: int) -> int:
+            try:
+                return read(offset, width) & ((1 << (8 * width)) - 1)
+            except BaseException as error:
+                self._fail(error)
+                return 0
+
+        def on_write(_engine: int, offset: int, width: int, value: int, _user: int) -> None:
+            try:
+                write(offset, width, value)
+            except BaseException as error:
+                self._fail(error)
+
+        reader, writer = lib.DeviceReadCallback(on_read), lib.DeviceWriteCallback(on_write)
+        self._callbacks += (reader, writer)
+        status = self.library.uc_mmio_map(self.handle, physical, size, reader, None, writer, None)
+        self._check(status, f"cannot map {size} bytes of device memory at {physical:#x}")
+
+    # -- running --------------------------------------------------------------------------------
+
+    def run(self, handler: Callable[[Exit], None]) -> None:
+        """Run until the handler calls `stop`. An exception raised by the handler propagates."""
+        self._handler = handler
+        self._stopped = False
+        exit_ = self._exit
+        start, handle, registers = self.library.uc_emu_start, self.handle, self.registers
+        while not self._stopped:
+            status = start(handle, registers.rip, _NOWHERE, 0, 0)
+            registers.forget_exception()  # a stop leaves one behind as well
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            if self._refused is not None:
+                registers.rip, registers.gpr[0] = self._refused
+                self._refused = None
+                exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, 13, 0
+            elif self._stopped:
+                return
+            elif self._remaining[0] <= 0:
+                exit_.kind = ExitKind.BUDGET
+            elif status:
+                raise GuestFault(f"the engine lost the guest at {registers.rip:#x}: {self._message(status)}")
+            else:
+                exit_.kind = ExitKind.HALT
+            handler(exit_)
+
+    def stop(self) -> None:
+        """End `run` after the handler returns."""
+        self._stopped = True
+        self.library.uc_emu_stop(self.handle)
+
+    @property
+    def progress(self) -> int:
+        """Basic blocks begun since the engine was opened."""
+        return self._deadline - self._remaining[0]
+
+    def set_deadline(self, progress: int) -> None:
+        """Ask for a BUDGET exit when `progress` blocks are reached; the past means: at the next block."""
+        now = self._deadline - self._remaining[0]
+        if progress <= now:
+            progress = now + 1
+        self._remaining[0] = progress - now
+        self._deadline = progress
+
+    # -- translation state ----------------------------------------------------------------------
+
+    def flush_tlb(self) -> None:
+        """Forget all cached translations of addresses."""
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+
+    def set_root(self, physical: int) -> None:
+        """Switch CR3 to the page table at `physical`, and flush."""
+        self.registers.poke_root(physical)
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+
+    def set_control(self, cr0: int, cr4: int, efer: int) -> None:
+        """Load the real control registers; paging must already have a root when CR0.PG is set."""
+        self._write_msr(0xC000_0080, efer)
+        for register, value in ((lib.REG_CR4, cr4), (lib.REG_CR0, cr0)):
+            self.library.uc_reg_write(self.handle, register, ctypes.byref(ctypes.c_uint64(value)))
+
+    def code_changed(self, address: int, size: int) -> None:
+        """The host changed bytes that may have been executed at mapped guest-virtual `address`."""
+        self.library.uc_ctl(
+            self.handle, lib.CONTROL_REMOVE_CODE, ctypes.c_uint64(address), ctypes.c_uint64(address + size)
+        )
+
+    def flush_code(self) -> None:
+        """Forget all translated code."""
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
+
+    def _write_msr(self, number: int, value: int) -> None:
+        access = lib.MsrAccess(number, value)
+        status = self.library.uc_reg_write(self.handle, lib.REG_MSR, ctypes.byref(access))
+        self._check(status, f"cannot write MSR {number:#x}")
+
+    def close(self) -> None:
+        """Release the CPU. Idempotent."""
+        if self.handle is not None:
+            self.library.uc_close(self.handle)
+            self.handle = None
+
+    # -- hooks ----------------------------------------------------------------------------------
+
+    def _install_hooks(self) -> None:
+        """Register one callback for each way an event can arrive."""
+        self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
+        self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._on_invalid))
+        self._hook(lib.HOOK_INSN, lib.PortReadCallback(self._on_port_read), lib.INS_IN)
+        self._hook(lib.HOOK_INSN, lib.PortWriteCallback(self._on_port_write), lib.INS_OUT)
+        self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_call), lib.INS_SYSCALL)
+        self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_enter), lib.INS_SYSENTER)
+        self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_identify), lib.INS_CPUID)
+        self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_time_stamp), lib.INS_RDTSC)
+        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
+
+    def _hook(self, kind: int, callback: Any, instruction: int = 0, user: int = 0) -> None:
+        """Call `uc_hook_add` over the whole address space and keep the callback alive."""
+        number = ctypes.c_size_t()
+        status = self.library.uc_hook_add(
+            ctypes.c_void_p(self.handle),
+            ctypes.byref(number),
+            ctypes.c_int(kind),
+            callback,
+            ctypes.c_void_p(user),
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
+            ctypes.c_int(instruction),
+        )
+        self._check(status, f"cannot install hook {kind:#x} for instruction {instruction}")
+        self._callbacks.append(callback)
+
+    def _make_fault_callback(self) -> Callable[[int, int, int], None]:
+        """The hot path: a closure over everything it touches."""
+        exit_, registers = self._exit, self.registers
+        words, halves, signed = registers.words, registers.halves, registers.signed
+        fault, software = ExitKind.FAULT, ExitKind.SOFTWARE_INTERRUPT
+
+        def on_fault(_engine: int, vector: int, _user: int) -> None:
+            try:
+                signed[_OLD] = -1
+                if halves[_SOFTWARE]:
+                    exit_.kind = software
+                    behind = words[_NEXT]
+                    exit_.length = behind - words[_RIP] if words[_RIP] != behind else 0
+                    exit_.vector = vector
+                else:
+                    exit_.kind = fault
+                    exit_.vector = vector
+                    exit_.error = halves[_ERROR]
+                    if vector == 14:
+                        exit_.address = words[_CR2]
+                self._handler(exit_)
+            except BaseException as error:
+                self._fail(error)
+
+        return on_fault
+
+    def _on_invalid(self, _engine: int, _user: int) -> int:
+        try:
+            self.registers.forget_exception()
+            exit_ = self._exit
+            exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, 6, 0
+            self._handler(exit_)
+        except BaseException as error:
+            self._fail(error)
+        return 1
+
+    def _on_port_read(self, _engine: int, port: int, size: int, _user: int) -> int:
+        if self._refused is not None or self._failure is not None:
+            return 0
+        exit_ = self._exit
+        try:
+            exit_.kind, exit_.port, exit_.size, exit_.value = ExitKind.PORT_READ, port, size, 0
+            self._port(exit_)
+        except BaseException as error:
+            self._fail(error)
+        return exit_.value & 0xFFFF_FFFF
+
+    def _on_port_write(self, _engine: int, port: int, size: int, value: int, _user: int) -> None:
+        if self._refused is not None or self._failure is not None:
+            return
+        exit_ = self._exit
+        try:
+            exit_.kind, exit_.port, exit_.size, exit_.value = ExitKind.PORT_WRITE, port, size, value
+            self._port(exit_)
+        except BaseException as error:
+            self._fail(error)
+
+    def _port(self, exit_: Exit) -> None:
+        """Hand up a port access; when the handler refuses it, the instruction shall fault."""
+        exit_.refused = False
+        self._handler(exit_)
+        if exit_.refused:
+            self._refused = self.registers.rip, self.registers.gpr[0]
+            self.library.uc_emu_stop(self.handle)
+
+    def _on_system_call(self, _engine: int, _user: int) -> None:
+        """RIP is at SYSCALL and Unicorn adds 2 to whatever the handler leaves."""
+        registers = self.registers
+        try:
+            exit_ = self._exit
+            exit_.kind, exit_.length = ExitKind.SYSTEM_CALL, 2
+            self._handler(exit_)
+        except BaseException as error:
+            self._fail(error)
+        registers.rip = (registers.rip - 2) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def _on_system_enter(self, _engine: int, _user: int) -> None:
+        """SYSENTER is no instruction of the processor shown to guests: #UD."""
+        registers = self.registers
+        try:
+            exit_ = self._exit
+            exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, 6, 0
+            self._handler(exit_)
+        except BaseException as error:
+            self._fail(error)
+        registers.rip = (registers.rip - 2) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def _on_identify(self, _engine: int, _user: int) -> int:
+        return self._skip(ExitKind.IDENTIFY)
+
+    def _on_time_stamp(self, _engine: int, _user: int) -> int:
+        return self._skip(ExitKind.TIME_STAMP)
+
+    def _skip(self, kind: ExitKind) -> int:
+        """Hand up an instruction that the engine steps over afterwards."""
+        try:
+            self._exit.kind = kind
+            self._handler(self._exit)
+        except BaseException as error:
+            self._fail(error)
+        return 1
+
+    # -- failures -------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException) -> None:
+        """An exception must not cross the C frames: keep it for `run`, and stop."""
+        if self._failure is None:
+            self._failure = error
+        self.library.uc_emu_stop(self.handle)
+
+    def _message(self, status: int) -> str:
+        return str(self.library.uc_strerror(status).decode())
+
+    def _check(self, status: int, what: str) -> None:
+        if status:
+            raise EngineMissing(f"the unicorn engine {what}: {self._message(status)}")
+
+
+def _no_handler(_exit: Exit) -> None:
+    raise RuntimeError("the engine runs without a handler")

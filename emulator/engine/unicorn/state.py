@@ -1,0 +1,274 @@
+"""The CPU state of Unicorn's x86, read and written in place.
+
+Room: `emulator/engine/unicorn`. The public interface cannot change the privilege level or a
+segment's hidden part, does not show the error code, and costs microseconds a register. This module
+finds the CPU state in memory, confirms every offset it uses by experiment, and refuses to go on
+when one cannot be confirmed. The offsets are those of the 2.1.4 wheel (`CPUX86State` of QEMU 5.0).
+"""
+
+import ctypes
+import os
+import struct
+from typing import Any
+
+from emulator.engine.unicorn import library as lib
+from emulator.errors import EngineMissing
+
+# Offsets into the CPU state, in bytes.
+_EFLAGS = 0x88
+_CC_SRC = 0x98
+_CC_OP = 0xA8
+_HFLAGS = 0xB0
+_SEGMENTS = 0xB8
+_GDT = 0x178
+_IDT = 0x190
+_CR = 0x1A8
+_ERROR_CODE = 0x1508
+_IS_SOFTWARE = 0x150C
+_NEXT_RIP = 0x1510
+_DR = 0x1518
+_OLD_EXCEPTION = 0x1578
+_SIZE = 0x1580
+
+_W_RIP = 0x80 // 8
+_W_EFLAGS = _EFLAGS // 8
+_W_CC_SRC = _CC_SRC // 8
+_W_CC_OP = _CC_OP // 8
+_W_CR = _CR // 8
+_H_FLAGS = _HFLAGS // 4
+_I_ERROR = _ERROR_CODE // 4
+_I_SOFTWARE = _IS_SOFTWARE // 4
+_W_NEXT_RIP = _NEXT_RIP // 8
+_I_OLD = _OLD_EXCEPTION // 4
+
+_ARITHMETIC = 0x8D5
+_DIRECTION = 0x400
+_CC_OP_EFLAGS = 1
+
+# Bits of hflags, QEMU's summary of the mode.
+_H_CS32 = 1 << 4
+_H_SS32 = 1 << 5
+_H_ADDSEG = 1 << 6
+_H_LMA = 1 << 14
+_H_CS64 = 1 << 15
+
+_PATTERN = 0x5E77_1A90_0000_0001
+_CS, _SS = 1, 2
+_L_BIT = 1 << 21
+_DB_BIT = 1 << 22
+
+
+def _read_memory(descriptor: int, address: int, size: int) -> bytes:
+    """Up to `size` bytes of this process at `address`; stops at the first unreadable page."""
+    parts = []
+    while size > 0:
+        step = min(size, 4096 - (address & 4095))
+        try:
+            parts.append(os.pread(descriptor, step, address))
+        except (OSError, OverflowError):
+            break
+        address += step
+        size -= step
+    return b"".join(parts)
+
+
+def find_state(library: Any, handle: int) -> int:
+    """Host address of the CPU state behind an open engine.
+
+    Writes a pattern into the general registers through the public interface and looks for it in
+    the objects the engine's own structure points to.
+    """
+    values = [_PATTERN + number * 0x0101_0307 for number in range(16)]
+    for register, value in zip(lib.GENERAL, values, strict=True):
+        library.uc_reg_write(handle, register, ctypes.byref(ctypes.c_uint64(value)))
+    pattern = struct.pack("<16Q", *values)
+    descriptor = os.open("/proc/self/mem", os.O_RDONLY)
+    try:
+        pointers = struct.unpack("<512Q", _read_memory(descriptor, handle, 4096).ljust(4096, b"\0"))
+        for pointer in dict.fromkeys(pointers):
+            if pointer < 0x10000 or pointer >> 47:
+                continue
+            contents = _read_memory(descriptor, pointer, 0x20000)
+            found = contents.find(pattern)
+            while found >= 0:
+                if _lives(library, handle, descriptor, pointer + found):
+                    return pointer + found
+                found = contents.find(pattern, found + 1)
+    finally:
+        os.close(descriptor)
+    raise EngineMissing("the unicorn engine keeps its CPU state where retrap does not find it: install unicorn==2.1.4")
+
+
+def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
+    """Whether a register written through the public interface changes the word at `address`: no stale copy."""
+    probe = 0x5E77_1A90_FFFF_0000
+    library.uc_reg_write(handle, lib.GENERAL[0], ctypes.byref(ctypes.c_uint64(probe)))
+    seen = _read_memory(descriptor, address, 8)
+    library.uc_reg_write(handle, lib.GENERAL[0], ctypes.byref(ctypes.c_uint64(_PATTERN)))
+    return seen == struct.pack("<Q", probe)
+
+
+class UnicornRegisters:
+    """The register view of one engine (`emulator.engine.protocol.X86Registers`)."""
+
+    __slots__ = ("_buffer", "_eflags", "_handle", "_read", "_reference", "gpr", "halves", "signed", "words")
+
+    def __init__(self, library: Any, handle: int, address: int) -> None:
+        self._buffer = (ctypes.c_char * _SIZE).from_address(address)
+        raw = memoryview(self._buffer).cast("B")
+        self.words = raw.cast("Q")
+        self.halves = raw.cast("I")
+        self.signed = raw.cast("i")
+        self.gpr = self.words[0:16]
+        self._handle = handle
+        self._read = library.uc_reg_read
+        self._eflags = ctypes.c_uint64(0)
+        self._reference = ctypes.byref(self._eflags)
+
+    @property
+    def rip(self) -> int:
+        """The instruction pointer, 64 bits."""
+        return self.words[_W_RIP]
+
+    @rip.setter
+    def rip(self, value: int) -> None:
+        self.words[_W_RIP] = value
+
+    @property
+    def rflags(self) -> int:
+        """RFLAGS as the CPU has it. The arithmetic flags are kept lazily; the engine computes them."""
+        words = self.words
+        if words[_W_CC_OP] & 0xFFFF_FFFF == _CC_OP_EFLAGS:
+            direction = _DIRECTION if words[_W_CC_OP] >> 63 else 0
+            return words[_W_EFLAGS] & ~(_ARITHMETIC | _DIRECTION) | (words[_W_CC_SRC] & _ARITHMETIC) | direction
+        self._eflags.value = 0
+        self._read(self._handle, lib.REG_EFLAGS, self._reference)
+        return self._eflags.value
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        words = self.words
+        words[_W_EFLAGS] = value & 0x3F_FFFF & ~(_ARITHMETIC | _DIRECTION) | 2
+        words[_W_CC_SRC] = value & _ARITHMETIC
+        words[_W_CC_OP] = _CC_OP_EFLAGS | (0xFFFF_FFFF_0000_0000 if value & _DIRECTION else 0x1_0000_0000)
+
+    @property
+    def cr2(self) -> int:
+        """The page-fault address register."""
+        return self.words[_W_CR + 2]
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self.words[_W_CR + 2] = value
+
+    def control(self, number: int) -> int:
+        """CR0, CR2, CR3 or CR4 as the CPU has it."""
+        return self.words[_W_CR + number]
+
+    def poke_root(self, value: int) -> None:
+        """Change CR3 without telling the TLB: the engine flushes."""
+        self.words[_W_CR + 3] = value
+
+    def debug(self, number: int) -> int:
+        """DR0..DR7 as the CPU has it."""
+        return self.words[_DR // 8 + number]
+
+    def set_debug(self, number: int, value: int) -> None:
+        """Change a debug register (does not arm breakpoints)."""
+        self.words[_DR // 8 + number] = value
+
+    @property
+    def privilege(self) -> int:
+        """The real current privilege level, 0..3."""
+        return self.halves[_H_FLAGS] & 3
+
+    @privilege.setter
+    def privilege(self, level: int) -> None:
+        self.halves[_H_FLAGS] = self.halves[_H_FLAGS] & ~3 | level
+
+    @property
+    def mode(self) -> int:
+        """The summary of the execution mode that selects translated code (hflags)."""
+        return self.halves[_H_FLAGS]
+
+    @mode.setter
+    def mode(self, value: int) -> None:
+        self.halves[_H_FLAGS] = value
+
+    def segment(self, index: int) -> tuple[int, int, int, int]:
+        """Selector, base, limit and attributes of ES CS SS DS FS GS LDTR TR (0..7)."""
+        at = (_SEGMENTS + index * 24) // 4
+        halves = self.halves
+        return halves[at], self.words[at // 2 + 1], halves[at + 4], halves[at + 5]
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
+        """Load a segment register with its hidden part; CPL stays as it is."""
+        at = (_SEGMENTS + index * 24) // 4
+        halves = self.halves
+        halves[at] = selector
+        self.words[at // 2 + 1] = base
+        halves[at + 4] = limit
+        halves[at + 5] = attributes
+        if index < 4:
+            self._summarise()
+
+    def _summarise(self) -> None:
+        """Recompute the mode bits that depend on CS, SS, DS and ES."""
+        halves = self.halves
+        mode = halves[_H_FLAGS] & ~(_H_CS32 | _H_SS32 | _H_ADDSEG | _H_CS64)
+        code = halves[_SEGMENTS // 4 + 6 * _CS + 5]
+        if mode & _H_LMA and code & _L_BIT:
+            mode |= _H_CS32 | _H_SS32 | _H_CS64
+        else:
+            if code & _DB_BIT:
+                mode |= _H_CS32
+            if halves[_SEGMENTS // 4 + 6 * _SS + 5] & _DB_BIT:
+                mode |= _H_SS32
+            words = self.words
+            first = _SEGMENTS // 8
+            if not code & _DB_BIT or words[first + 1] | words[first + 7] | words[first + 10]:
+                mode |= _H_ADDSEG
+        halves[_H_FLAGS] = mode
+
+    def segment_base(self, index: int) -> int:
+        """The base of a segment register."""
+        return self.words[_SEGMENTS // 8 + index * 3 + 1]
+
+    def set_segment_base(self, index: int, base: int) -> None:
+        """Change only the base of FS or GS."""
+        self.words[_SEGMENTS // 8 + index * 3 + 1] = base
+
+    def selector(self, index: int) -> int:
+        """The visible part of a segment register."""
+        return self.halves[_SEGMENTS // 4 + index * 6]
+
+    def table(self, which: int) -> tuple[int, int]:
+        """Base and limit of GDTR (0) or IDTR (1)."""
+        at = (_GDT, _IDT)[which]
+        return self.words[at // 8 + 1], self.halves[at // 4 + 4]
+
+    def set_table(self, which: int, base: int, limit: int) -> None:
+        """Load GDTR (0) or IDTR (1)."""
+        at = (_GDT, _IDT)[which]
+        self.words[at // 8 + 1] = base
+        self.halves[at // 4 + 4] = limit
+
+    @property
+    def error_code(self) -> int:
+        """Error code of the exception under way."""
+        return self.halves[_I_ERROR]
+
+    @property
+    def software_interrupt(self) -> bool:
+        """Whether the event under way comes from INT n and not from an exception."""
+        return self.halves[_I_SOFTWARE] != 0
+
+    @property
+    def next_rip(self) -> int:
+        """For a software interrupt: the address behind the instruction."""
+        return self.words[_W_NEXT_RIP]
+
+    def forget_exception(self) -> None:
+        """Unicorn never resets `old_exception`, so that a second #GP would become #DF
+        (unicorn-engine/unicorn issue 1883)."""
+        self.signed[_I_OLD] = -1

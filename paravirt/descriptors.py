@@ -1,0 +1,86 @@
+"""The descriptor tables the real processor uses for a deprivileged guest.
+
+Room: `paravirt`. In the kernel view the real GDT is empty: every load but of a null selector traps
+and is done from the guest's own table. In the user view the real GDTR shows the guest's base and
+limit, as SGDT in user mode must, and at that address the processor alone (not user code) sees a copy
+of the guest's table reduced to what ring 3 may load. Gates and system descriptors never reach it.
+"""
+
+from emulator.isa.x86.processor import Fault
+from paravirt import layout
+from paravirt.mmu.shadow import ShadowPaging
+from paravirt.vcpu import VirtualCpu
+
+_SEGMENT = 1 << 44
+_RING3 = 3 << 45
+_CONFORMING_CODE = 3 << 42
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class DescriptorCopy:
+    """The sanitised copy of one guest's GDT."""
+
+    def __init__(self, vcpu: VirtualCpu, memory: memoryview, shadow: ShadowPaging) -> None:
+        self._vcpu = vcpu
+        self._memory = memory
+        self._shadow = shadow
+        self._source = b""
+        self._place = (-1, -1)
+
+    def reload(self, view_level: int) -> None:
+        """A descriptor-table register changed: show the new values to user code."""
+        vcpu = self._vcpu
+        vcpu.registers.set_table(1, vcpu.idt_base, vcpu.idt_limit)
+        if view_level == 3:
+            self.enter_user()
+        else:
+            self.enter_kernel()
+
+    def enter_kernel(self) -> None:
+        """The kernel view: no descriptor can be loaded without the hypervisor."""
+        self._vcpu.registers.set_table(0, 0, 0)
+
+    def enter_user(self) -> None:
+        """The user view: refresh the copy if the guest changed its table."""
+        vcpu = self._vcpu
+        base, limit = vcpu.gdt_base, vcpu.gdt_limit
+        vcpu.registers.set_table(0, base, limit)
+        source = self._read(base, limit + 1)
+        if (base, limit) != self._place:
+            self._place = (base, limit)
+            first, last = base >> 12, base + limit >> 12
+            self._shadow.descriptor_pages = {
+                page & (_MASK >> 12): layout.DESCRIPTORS_BASE + (page - first << 12) for page in range(first, last + 1)
+            }
+            self._source = b""
+            self._memory[:] = bytes(layout.DESCRIPTORS_SIZE)
+        if source != self._source:
+            self._source = source
+            offset = base & 0xFFF
+            clean = _sanitise(source)
+            self._memory[offset : offset + len(clean)] = clean
+
+    def _read(self, base: int, size: int) -> bytes:
+        """The guest's table; what it does not map reads as zero."""
+        vcpu = self._vcpu
+        parts = []
+        while size > 0:
+            step = min(size, 4096 - (base & 0xFFF))
+            try:
+                page = vcpu.read_page(base & ~0xFFF & _MASK)
+                parts.append(page[base & 0xFFF : (base & 0xFFF) + step])
+            except Fault:
+                parts.append(bytes(step))
+            size -= step
+            base = base + step & _MASK
+        return b"".join(parts)
+
+
+def _sanitise(table: bytes) -> bytes:
+    """Keep the code and data segments of ring 3; everything else becomes a null descriptor."""
+    out = bytearray(len(table))
+    for at in range(8, len(table) - 7, 8):
+        descriptor = int.from_bytes(table[at : at + 8], "little")
+        if descriptor & _SEGMENT and descriptor & _RING3 == _RING3 and descriptor & _CONFORMING_CODE != _CONFORMING_CODE:
+            out[at : at + 8] = table[at : at + 8]
+    return bytes(out)

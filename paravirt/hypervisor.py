@@ -1,0 +1,548 @@
+"""The hypervisor: runs a guest deprivileged on a machine, one handler for every exit.
+
+Room: `paravirt`. It sees `Exit` values and a register view, never an engine by name. The guest's
+kernel and its user code both execute at real CPL 3 in shadow page tables of two views; kernel code
+runs from translated copies. Every exit ends in an operation, a fill, or an event for the guest.
+"""
+
+import mmap
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
+
+from emulator.board.linux_boot import EntryState
+from emulator.engine.exit import Exit, ExitKind
+from emulator.isa.operation import Operation
+from emulator.isa.x86 import registers as r
+from emulator.isa.x86.decode import instruction_at, row_of
+from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt
+from emulator.isa.x86.processor import Fault, TripleFault
+from emulator.isa.x86.transfer import syscall
+from emulator.machine import EndKind, Machine, Outcome
+from paravirt import abi, layout
+from paravirt.accounting import ExitTable
+from paravirt.descriptors import DescriptorCopy
+from paravirt.mmu.code import CodePages
+from paravirt.mmu.shadow import KERNEL_VIEW, USER_VIEW, ShadowPaging
+from paravirt.operations.x86 import PREPARE, Action, perform_identify
+from paravirt.translator import Translator
+from paravirt.vcpu import VirtualCpu
+
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_WINDOW_END = abi.SHARED_PAGE + 4096
+_PENDING = abi.INTERRUPT_PENDING >> 3
+_DB, _GP, _PF = 1, 13, 14
+_TF = r.FLAG_TF
+_BS = 1 << 14
+_CODE64, _DATA = 0xA09B00, 0xC09300
+_FLAT = 0xFFFF_FFFF
+_LOCAL_APIC_TSC = 1_000_000_000
+"""Virtual time-stamp ticks in a second: one a nanosecond."""
+
+
+class Hypervisor:
+    """Runs one guest on one machine. `Context` of the operations, and handler of the engine's exits."""
+
+    def __init__(self, machine: Machine, translator: Translator, *, timed: bool = False) -> None:
+        self.machine = machine
+        self.engine = machine.engine
+        self.board = machine.board
+        self.exits = ExitTable(timed)
+        self.outcome: Outcome | None = None
+        self.observe: Callable[[str, int, int, int], None] | None = None
+        """Called with (event, vector or number, error, RIP) for every guest-visible event."""
+        self.trace: Callable[[str], None] | None = None
+        window = memoryview(mmap.mmap(-1, layout.WINDOW_SIZE))
+        code = memoryview(mmap.mmap(-1, layout.CODE_COUNT << 12))
+        descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
+        shared_at = abi.SHARED_PAGE - abi.HYPERVISOR_BASE
+        self.shared = window[shared_at : shared_at + 4096].cast("Q")
+        guest = machine.memory.view
+        registers: Any = self.engine.registers
+        # The shadow needs the guest's context and the vCPU the shadow's frame kinds: context first.
+        self.vcpu = VirtualCpu(registers, guest, self.shared)
+        self.shadow = ShadowPaging(self.engine, guest, self.vcpu.context)
+        self.vcpu.kinds = self.shadow.kind
+        self.code = CodePages(guest, code, window, translator, self.vcpu.peek_page)
+        self.code.attach(self.shadow)
+        self.code.on_change = self._code_changed
+        self.code.on_activate = self.vcpu.forget_writes
+        self.code.on_store = self._code_stored
+        self.vcpu.on_code_write = self.code.deactivate
+        self.descriptors = DescriptorCopy(self.vcpu, descriptors, self.shadow)
+        self._map_own_memory(window, code, descriptors)
+        self._registers = registers
+        self._actions: dict[int, tuple[Action, str, str]] = {}
+        self._actions_by_page: dict[int, list[int]] = {}
+        self._view_level = 0
+        self._shadowed = 0
+        self._stepping: tuple[int, int] | None = None
+        self._own_store = -1
+        self._fixups: list[int] = []
+        self._armed: int | None = None
+        self._faults: dict[int, Callable[[Exit], None]] = {
+            _GP: self._general_protection,
+            _PF: self._page_fault,
+            _DB: self._debug,
+        }
+        self._dispatch: dict[int, Callable[[Exit], None]] = {
+            ExitKind.FAULT: self._fault,
+            ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
+            ExitKind.SYSTEM_CALL: self._system_call,
+            ExitKind.PORT_READ: self._port_read,
+            ExitKind.PORT_WRITE: self._port_write,
+            ExitKind.IDENTIFY: self._identify,
+            ExitKind.TIME_STAMP: self._time_stamp,
+            ExitKind.BUDGET: self._budget,
+        }
+        self.board.on_interrupt = self._line_changed
+
+    def _map_own_memory(self, window: memoryview, code: memoryview, descriptors: memoryview) -> None:
+        """Give the engine the hypervisor's own memory, above all of the guest's."""
+        engine = self.engine
+        engine.map_memory(layout.TABLES_BASE, memoryview(self.shadow.pool))
+        engine.map_memory(layout.CODE_BASE, code)
+        engine.map_memory(layout.WINDOW_BASE, window)
+        engine.map_memory(layout.DESCRIPTORS_BASE, descriptors)
+        engine.map_mmio(layout.OPEN_BUS, 4096, lambda _o, size: (1 << 8 * size) - 1, lambda _o, _s, _v: None)
+
+    # -- a run ----------------------------------------------------------------------------------
+
+    def enter(self, state: EntryState) -> None:
+        """Set the virtual CPU up as the boot protocol says."""
+        vcpu = self.vcpu
+        for number in range(16):
+            vcpu.gpr[number] = 0
+        vcpu.gpr[6], vcpu.gpr[4] = state.rsi, state.rsp
+        vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cr3 = state.cr0, state.cr4, state.efer, state.cr3
+        vcpu.gdt_base, vcpu.gdt_limit = state.gdt_base, state.gdt_limit
+        vcpu.idt_base, vcpu.idt_limit = 0, 0
+        vcpu.set_segment(1, state.cs, 0, _FLAT, _CODE64)
+        for index in (0, 2, 3):
+            vcpu.set_segment(index, state.ds, 0, _FLAT, _DATA)
+        for index in (4, 5):
+            vcpu.set_segment(index, 0, 0, 0, 0)
+        vcpu.set_segment(6, 0, 0, 0, 0)
+        vcpu.set_segment(7, 0, 0, 0, 0)
+        vcpu.rflags = state.rflags
+        vcpu.rip = state.rip
+        self.shadow.use(KERNEL_VIEW)
+        self.real_controls_changed()
+        self.descriptors_changed()
+        self._registers.privilege = 3
+
+    def run(self) -> Outcome:
+        """Run until the guest ends or a limit is reached."""
+        self.outcome = None
+        self.machine.begin()
+        self.machine.arm()
+        handler = self._timed_handle if self.exits.timed else self._handle
+        while self.outcome is None:
+            self.engine.run(handler)
+        return self.outcome
+
+    def end(self, outcome: Outcome) -> None:
+        """End the run after this exit."""
+        if self.outcome is None:
+            self.outcome = outcome
+        self.engine.stop()
+
+    def _handle(self, exit_: Exit) -> None:
+        if self.trace is not None:
+            self._trace_exit(exit_)
+        try:
+            self._dispatch[exit_.kind](exit_)
+            if self.vcpu.level != self._view_level or self.board.intr:
+                self._settle()
+        except TripleFault as fault:
+            self.end(Outcome(EndKind.TRIPLE_FAULT, detail=str(fault)))
+
+    def _timed_handle(self, exit_: Exit) -> None:
+        before = time.perf_counter_ns()
+        counts = dict(self.exits.counts)
+        self._handle(exit_)
+        spent = time.perf_counter_ns() - before
+        for key, count in self.exits.counts.items():
+            if counts.get(key) != count:
+                self.exits.spent(key, spent)
+                return
+
+    def _trace_exit(self, exit_: Exit) -> None:
+        assert self.trace is not None
+        kind = ExitKind(exit_.kind).name.lower()
+        detail = ""
+        if exit_.kind == ExitKind.FAULT:
+            detail = f" {exit_.vector} error {exit_.error:#x}"
+            detail += f" address {exit_.address:#x}" if exit_.vector == _PF else ""
+        elif exit_.kind in (ExitKind.PORT_READ, ExitKind.PORT_WRITE):
+            detail = f" port {exit_.port:#x} size {exit_.size} value {exit_.value:#x}"
+        elif exit_.kind == ExitKind.SOFTWARE_INTERRUPT:
+            detail = f" {exit_.vector:#x}"
+        self.trace(f"{self.engine.progress} cpl {self.vcpu.level} rip {self.vcpu.rip:#x} {kind}{detail}")
+
+    # -- between exit and resume ----------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Before the guest goes on: deliver a waiting interrupt if it may be, and enter the right view."""
+        vcpu = self.vcpu
+        if self.board.intr and self._stepping is None and vcpu.interrupts_enabled:
+            self._deliver_waiting()
+        if vcpu.level != self._view_level:
+            self._enter_view()
+
+    def _deliver_waiting(self) -> None:
+        vcpu = self.vcpu
+        rip = vcpu.rip
+        if abi.FIXUP_BASE <= rip < abi.SHARED_PAGE:
+            site = self.code.fixup_sites.get(rip)
+            if site is None:  # inside a fixup: let it finish
+                self.engine.set_deadline(self.engine.progress + 2)
+                return
+            vcpu.rip = rip = site
+        if self._shadowed == rip:
+            self._shadowed = 0
+            self.engine.set_deadline(self.engine.progress + 2)
+            return
+        self._shadowed = 0
+        vector = self.board.acknowledge()
+        self._event("interrupt", vector, 0, rip)
+        self.exits.count("interrupt delivered", "injection")
+        interrupt(vcpu, vector)
+
+    def _enter_view(self) -> None:
+        level = self.vcpu.level
+        self._view_level = level
+        if level == 3:
+            self.descriptors.enter_user()
+            self.shadow.use(USER_VIEW)
+        else:
+            self.descriptors.enter_kernel()
+            self.shadow.use(KERNEL_VIEW)
+
+    def _event(self, name: str, number: int, error: int, rip: int) -> None:
+        if self.observe is not None:
+            self.observe(name, number, error, rip)
+
+    def _raise(self, fault: Fault) -> None:
+        """Deliver an exception to the guest."""
+        rip = self.vcpu.rip
+        if abi.FIXUP_BASE <= rip < abi.SHARED_PAGE:
+            self.vcpu.rip = rip = self._site_of(rip)
+        self._event("exception", fault.vector, fault.error or 0, rip)
+        raise_exception(self.vcpu, fault)
+
+    def _site_of(self, rip: int) -> int:
+        """The patched instruction that the fixup around `rip` stands for."""
+        starts = self._fixups
+        if len(starts) != len(self.code.fixup_sites):
+            starts = self._fixups = sorted(self.code.fixup_sites)
+        at = bisect_right(starts, rip) - 1
+        return self.code.fixup_sites[starts[at]] if at >= 0 else rip
+
+    # -- faults ---------------------------------------------------------------------------------
+
+    def _fault(self, exit_: Exit) -> None:
+        handler = self._faults.get(exit_.vector)
+        if handler is not None:
+            handler(exit_)
+            return
+        if exit_.vector == 6 and self._emulate_undefined():
+            return
+        self.exits.count("exception to the guest", "fault")
+        error = exit_.error if exit_.vector in (8, 10, 11, 12, 17) else None
+        if exit_.vector in (10, 11, 12) and self._emulate_for_user():
+            return
+        self._raise(Fault(exit_.vector, error))
+
+    def _general_protection(self, exit_: Exit) -> None:
+        vcpu = self.vcpu
+        rip = vcpu.rip
+        if vcpu.level == 0:
+            known = self._actions.get(rip)
+            if known is None:
+                known = self._prepare(rip)
+            if known is not None:
+                if self._shadowed and self._shadowed != rip and self._window_closes():
+                    return
+                self.exits.count(known[1], known[2])
+                try:
+                    known[0]()
+                except Fault as fault:
+                    self._raise(fault)
+                return
+        elif self._emulate_for_user():
+            return
+        self.exits.count("exception to the guest", "fault")
+        self._raise(Fault(_GP, exit_.error))
+
+    def _window_closes(self) -> bool:
+        """The instruction after STI is done and an interrupt waits: it comes before what now traps."""
+        self._shadowed = 0
+        return self.board.intr and self.vcpu.interrupts_enabled
+
+    def _prepare(self, rip: int) -> tuple[Action, str, str] | None:
+        """Decode the guest's own instruction at `rip` and make the action for it."""
+        call = self.code.hypercalls.get(rip)
+        if call is not None:
+            known = self._hypercall(call.operation, call.resume), call.operation.name, "hypercall"
+            self._actions[rip] = known
+            return known
+        instruction = instruction_at(self.vcpu.fetch(rip), rip)
+        row = row_of(instruction) if instruction is not None else None
+        if instruction is None or row is None:
+            return None
+        action = PREPARE[row.operation](self, instruction)
+        known = action, row.operation.name, "trap"
+        self._actions[rip] = known
+        page = rip >> 12
+        self._actions_by_page.setdefault(page, []).append(rip)
+        if rip + len(instruction) - 1 >> 12 != page:
+            self._actions_by_page.setdefault(page + 1, []).append(rip)
+        return known
+
+    def _hypercall(self, operation: Operation, resume: int) -> Action:
+        """A fixup calls: what is left to do of its operation."""
+        vcpu = self.vcpu
+        if operation not in (Operation.ENABLE_INTERRUPTS, Operation.WRITE_FLAGS):
+            raise ValueError(f"no fixup calls the hypervisor for {operation.name}")
+        shadow = operation is Operation.ENABLE_INTERRUPTS
+
+        def action() -> None:
+            vcpu.rip = resume
+            self.interrupts_opened(shadow)
+
+        return action
+
+    def _emulate_for_user(self) -> bool:
+        """A user instruction faulted that the guest's own tables or privileges may allow."""
+        rip = self.vcpu.rip
+        instruction = instruction_at(self.vcpu.fetch(rip), rip)
+        row = row_of(instruction) if instruction is not None else None
+        if instruction is None or row is None:
+            return False
+        self.exits.count(row.operation.name, "user fault")
+        try:
+            PREPARE[row.operation](self, instruction)()
+        except Fault as fault:
+            self._raise(fault)
+        return True
+
+    def _emulate_undefined(self) -> bool:
+        """ICEBP arrives as an invalid opcode; whatever else is undefined is the guest's."""
+        if self.vcpu.fetch(self.vcpu.rip, 1) != b"\xf1":
+            return False
+        self.vcpu.rip += 1
+        self._raise(Fault(_DB))
+        return True
+
+    def _debug(self, _exit: Exit) -> None:
+        vcpu = self.vcpu
+        if self._stepping is not None:
+            self._end_own_store()
+            return
+        if abi.FIXUP_BASE <= vcpu.rip < abi.SHARED_PAGE:
+            return  # the guest steps: a fixup is one instruction to it
+        self.exits.count("exception to the guest", "fault")
+        vcpu.debug[6] |= _BS
+        self._event("exception", _DB, 0, vcpu.rip)
+        raise_exception(vcpu, Fault(_DB))
+
+    # -- page faults ----------------------------------------------------------------------------
+
+    def _page_fault(self, exit_: Exit) -> None:
+        address, error = exit_.address, exit_.error
+        write, fetch = error & 2 != 0, error & 16 != 0
+        if self._view_level == 0:
+            if address >= abi.HYPERVISOR_BASE and self._window_fault(address, error):
+                return
+        elif not error & 4 and self.shadow.install_descriptors(address):
+            self.exits.count("descriptor table", "fill")
+            return
+        try:
+            self.shadow.fill(address, write, fetch)
+        except Fault as fault:
+            self.exits.count("page fault to the guest", "fault")
+            self._raise(fault)
+            return
+        if self._own_store >= 0:
+            self._begin_own_store()
+        self.exits.count("code page" if fetch and self._view_level == 0 else "page", "fill")
+
+    def _window_fault(self, address: int, error: int) -> bool:
+        """A fault in the hypervisor's window: not mapped yet in this address space, or none of the guest's business."""
+        if not error & 1 and address < _WINDOW_END:
+            self.shadow.install_window()
+            self.exits.count("hypervisor window", "fill")
+            return True
+        self.exits.count("page fault to the guest", "fault")
+        self._raise(Fault(_PF, error & ~4, address))
+        return True
+
+    def _code_changed(self, page: int) -> None:
+        for rip in self._actions_by_page.pop(page >> 12, ()):
+            self._actions.pop(rip, None)
+
+    def _code_stored(self, frame: int) -> None:
+        if self.code.executes_from(self.vcpu.rip & ~0xFFF, frame):
+            self._own_store = frame
+
+    def _begin_own_store(self) -> None:
+        """The guest stores into the page it executes from: run that one instruction from the frame itself."""
+        frame, self._own_store = self._own_store, -1
+        page = self.vcpu.rip & ~0xFFF
+        at = self.shadow.expose(page, frame, 2)
+        self._stepping = at, self._registers.rflags & _TF
+        self._registers.rflags |= _TF
+        self.engine.code_changed(page, 4096)
+        self.exits.count("store into the executing page", "step")
+
+    def _end_own_store(self) -> None:
+        assert self._stepping is not None
+        at, guest_trap = self._stepping
+        self._stepping = None
+        self.shadow.drop(at)
+        self.shadow.flush_tlb()
+        if guest_trap:
+            self._raise(Fault(_DB))
+        else:
+            self._registers.rflags &= ~_TF
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def _software_interrupt(self, exit_: Exit) -> None:
+        vcpu = self.vcpu
+        behind, vector = vcpu.rip, exit_.vector
+        short = vector in (1, 3) and vcpu.fetch(behind - 1 & _MASK, 1) in (b"\xcc", b"\xf1")
+        length = 1 if short else 2
+        vcpu.rip = behind - length
+        self.exits.count("software interrupt", "fault")
+        self._event("software interrupt", vector, 0, vcpu.rip)
+        software_interrupt(vcpu, vector, length)
+
+    def _system_call(self, exit_: Exit) -> None:
+        vcpu = self.vcpu
+        self.exits.count("SYSTEM_CALL", "fault")
+        self._event("system call", vcpu.gpr[0], 0, vcpu.rip)
+        try:
+            syscall(vcpu, exit_.length)
+        except Fault as fault:
+            self._raise(fault)
+
+    def _port_read(self, exit_: Exit) -> None:
+        if self.vcpu.level > self.vcpu.iopl and not self._port_allowed(exit_.port, exit_.size):
+            exit_.refused = True
+            return
+        self.exits.count("READ_PORT", "exit")
+        exit_.value = self.board.ports.read(exit_.port, exit_.size)
+
+    def _port_write(self, exit_: Exit) -> None:
+        if self.vcpu.level > self.vcpu.iopl and not self._port_allowed(exit_.port, exit_.size):
+            exit_.refused = True
+            return
+        self.exits.count("WRITE_PORT", "exit")
+        self.write_port(exit_.port, exit_.size, exit_.value)
+
+    def _port_allowed(self, port: int, size: int) -> bool:
+        """The I/O permission bitmap of the guest's TSS (SDM 1, 19.5.2)."""
+        vcpu = self.vcpu
+        _selector, base, limit, attributes = vcpu.segment(7)
+        if not attributes & 1 << 15 or limit < 0x67:
+            return False
+        try:
+            at = vcpu.read(base + 0x66 & _MASK, 2) + (port >> 3)
+            if at + 1 > limit:
+                return False
+            bits = vcpu.read(base + at & _MASK, 2)
+        except Fault:
+            return False
+        return not bits >> (port & 7) & ((1 << size) - 1)
+
+    def _identify(self, _exit: Exit) -> None:
+        self.exits.count("IDENTIFY_PROCESSOR", "exit")
+        perform_identify(self.vcpu)
+
+    def _time_stamp(self, _exit: Exit) -> None:
+        self.exits.count("READ_TIME_STAMP", "exit")
+        value, gpr = self.time_stamp(), self.vcpu.gpr
+        gpr[0], gpr[2] = value & 0xFFFF_FFFF, value >> 32
+
+    def _budget(self, _exit: Exit) -> None:
+        self.exits.count("tick", "budget")
+        self.machine.tick()
+        outcome = self.machine.over()
+        if outcome is not None:
+            self.end(outcome)
+        self.machine.arm()
+
+    def _line_changed(self, level: bool) -> None:
+        self.shared[_PENDING] = 1 if level else 0
+
+    # -- what the operations ask for (`operations.x86.Context`) ---------------------------------
+
+    def interrupts_opened(self, shadow: bool) -> None:
+        """The guest may have enabled interrupts; with `shadow` one more instruction runs first."""
+        if shadow and self.board.intr:
+            self._shadowed = self.vcpu.rip
+
+    def halted(self) -> None:
+        """HLT: time passes to the next interrupt."""
+        self._shadowed = 0
+        if not self.vcpu.interrupts_enabled:
+            self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
+            return
+        while not self.board.intr:
+            outcome = self.machine.over()
+            if outcome is None and not self.machine.idle():
+                outcome = Outcome(EndKind.HALTED, detail="halted with no interrupt to come")
+            if outcome is not None:
+                self.end(outcome)
+                return
+        self.machine.arm()
+
+    def root_loaded(self) -> None:
+        """CR3 was written."""
+        self.shadow.load_root()
+
+    def translations_changed(self) -> None:
+        """Every translation goes."""
+        self.vcpu.forget_translations()
+        self.shadow.flush_all()
+
+    def real_controls_changed(self) -> None:
+        """Carry the guest's floating-point bits into the real control registers."""
+        vcpu = self.vcpu
+        kept = r.CR0_MP | r.CR0_EM | r.CR0_TS | r.CR0_NE
+        cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (vcpu.cr0 & kept)
+        cr4 = r.CR4_PAE | r.CR4_TSD | (vcpu.cr4 & (r.CR4_OSFXSR | r.CR4_OSXMMEXCPT))
+        self.engine.set_control(cr0, cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
+
+    def descriptors_changed(self) -> None:
+        """A descriptor-table register was loaded."""
+        self.descriptors.reload(self._view_level)
+
+    def invalidate(self, address: int) -> None:
+        """INVLPG."""
+        self.vcpu.forget_translations()
+        if not (address + 0x8000_0000_0000) >> 48 & 0xFFFF:
+            self.shadow.invalidate(address)
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN by a planted trap."""
+        return self.board.ports.read(port, size)
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT, however it arrived."""
+        self.board.ports.write(port, size, value)
+        if self.board.shutdown is not None:
+            outcome = self.machine.over()
+            if outcome is not None:
+                self.end(outcome)
+        event = self.machine.clock.next_event()
+        if event != self._armed:
+            self._armed = event
+            self.machine.arm()
+
+    def time_stamp(self) -> int:
+        """Virtual nanoseconds."""
+        return self.machine.clock.now() & _MASK

@@ -1,0 +1,160 @@
+"""Code pages: translated copies of the guest kernel's code, scanned at first execution.
+
+Room: `paravirt/mmu`. A guest frame that is about to execute in the kernel view loses its writable
+mappings and is executed from a copy that the `Translator` made fit; a store to the frame takes the
+copy out of use again. A frame that is unchanged when it executes next gets the same copy back, so
+neither the scan nor the engine's own translation is done twice. Different contents never share a
+copy's frame: the engine may keep what it translated from it.
+"""
+
+from collections.abc import Callable
+
+from paravirt import abi, layout
+from paravirt.mmu.shadow import ShadowPaging
+from paravirt.translator import Hypercall, Translator
+
+_ACTIVE = 2
+_MAY_BE_CODE = 1
+_EDGE = 15
+"""An instruction is at most 15 bytes long."""
+
+
+class _Copy:
+    """One translated copy."""
+
+    __slots__ = ("entered", "entries", "physical", "source")
+
+    def __init__(self, source: bytes, physical: int) -> None:
+        self.source = source
+        """The guest's bytes."""
+        self.physical = physical
+        self.entries: list[int] = []
+        """Shadow entries (pool word indices) that map the copy now."""
+        self.entered: set[int] = set()
+        """Addresses at which the translator agreed that this copy may be entered."""
+
+
+class CodePages:
+    """All translated code of one virtual machine."""
+
+    def __init__(
+        self,
+        guest: memoryview,
+        code: memoryview,
+        window: memoryview,
+        translator: Translator,
+        peek: Callable[[int], bytes],
+    ) -> None:
+        self._guest = guest
+        self._code = code
+        self._window = window
+        self._translator = translator
+        self._peek = peek
+        self._shadow: ShadowPaging
+        self._copies: dict[tuple[int, int], _Copy] = {}
+        self._by_frame: dict[int, list[_Copy]] = {}
+        self._known: dict[tuple[int, bytes], int] = {}
+        self._used = 0
+        self.hypercalls: dict[int, Hypercall] = {}
+        """Traps planted inside fixups, by their guest-virtual address."""
+        self.fixup_sites: dict[int, int] = {}
+        """First address of every fixup, and the site it stands for."""
+        self.translations = 0
+        self.sites = 0
+        self.reused = 0
+        self.on_change: Callable[[int], None] = lambda _page: None
+        """Called with the guest-virtual page whose code may have changed."""
+        self.on_activate: Callable[[], None] = lambda: None
+        """Called when some frame became code."""
+        self.on_store: Callable[[int], None] = lambda _frame: None
+        """Called with a frame whose code is about to be written."""
+
+    def attach(self, shadow: ShadowPaging) -> None:
+        """Connect to the page tables that map the copies."""
+        self._shadow = shadow
+        shadow.code = self
+
+    def activate(self, address: int, frame: int, entry: int, at: int) -> int:
+        """Physical address of the copy to execute for the page at `address` in guest `frame`.
+
+        `entry` is the address about to execute, `at` the shadow entry that will map the copy.
+        """
+        source = bytes(self._guest[frame << 12 : (frame + 1) << 12])
+        key = (address, frame)
+        copy = self._copies.get(key)
+        if copy is None or copy.source != source or entry not in copy.entered:
+            copy = self._make(address, frame, source, entry, copy)
+        else:
+            self.reused += 1
+        self._shadow.revoke_writers(frame)
+        self._shadow.kind[frame] = _ACTIVE
+        self.on_activate()
+        copy.entries.append(at)
+        return copy.physical
+
+    def _make(self, address: int, frame: int, source: bytes, entry: int, old: _Copy | None) -> _Copy:
+        self.on_change(address)
+        physical = self._translate(address, source, entry)
+        if old is not None and old.physical == physical:
+            old.entered.add(entry)
+            return old
+        copy = _Copy(source, physical)
+        copy.entered.add(entry)
+        self._copies[address, frame] = copy
+        siblings = self._by_frame.setdefault(frame, [])
+        if old is not None:
+            for at in old.entries:
+                self._shadow.drop(at)
+            siblings.remove(old)
+        siblings.append(copy)
+        return copy
+
+    def _translate(self, address: int, source: bytes, entry: int) -> int:
+        before = self._peek((address - 1) & 0xFFFF_FFFF_FFFF_FFFF)[-_EDGE:]
+        after = self._peek((address + 4096) & 0xFFFF_FFFF_FFFF_FFFF)[:_EDGE]
+        translation = self._translator.translate(address, source, before, after, entry)
+        for fixup in translation.fixups:
+            offset = fixup.address - abi.FIXUP_BASE
+            if not 0 <= offset <= abi.FIXUP_SIZE - len(fixup.code):
+                raise ValueError(f"a fixup at {fixup.address:#x} lies outside the fixup region")
+            self._window[offset : offset + len(fixup.code)] = fixup.code
+            self.hypercalls.update(fixup.hypercalls)
+            self.fixup_sites[fixup.address] = fixup.site
+        physical = self._known.get((address, translation.code))
+        if physical is not None:
+            return physical
+        number = self._used
+        if number == layout.CODE_COUNT:
+            raise CodePoolExhausted
+        self._used += 1
+        self._code[number << 12 : (number + 1) << 12] = translation.code
+        self.translations += 1
+        self.sites += translation.sites
+        physical = layout.CODE_BASE + (number << 12)
+        self._known[address, translation.code] = physical
+        return physical
+
+    def deactivate(self, frame: int) -> None:
+        """The guest is about to write to `frame`: its copies leave use."""
+        self.on_store(frame)
+        for copy in self._by_frame.get(frame, ()):
+            for at in copy.entries:
+                self._shadow.drop(at)
+            copy.entries.clear()
+        self._shadow.kind[frame] = _MAY_BE_CODE
+        self._shadow.flush_tlb()
+
+    def forget_mappings(self) -> None:
+        """All shadow tables are gone."""
+        for copies in self._by_frame.values():
+            for copy in copies:
+                copy.entries.clear()
+
+    def executes_from(self, page: int, frame: int) -> bool:
+        """Whether the code at guest-virtual `page` is being executed from a copy of `frame`."""
+        copy = self._copies.get((page, frame))
+        return copy is not None and bool(copy.entries)
+
+
+class CodePoolExhausted(Exception):
+    """Every frame for translated code is in use."""
