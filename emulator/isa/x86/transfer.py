@@ -211,8 +211,8 @@ def _leave(
         if not attributes & ACCESSED:
             attributes = mark_accessed(cpu, stack_selector, attributes)
     else:
-        # A null stack needs 64-bit mode below CPL 3; its RPL is kept as it is.
-        if not to_long or new_level == 3:
+        # A null stack needs 64-bit mode below CPL 3, and the RPL of the level.
+        if not to_long or new_level == 3 or stack_selector != new_level:
             raise Fault(GENERAL_PROTECTION, 0)
         base, limit, attributes = 0, FLAT_LIMIT, FLAT_DATA | new_level << 13
         rip = _target(code, rip)

@@ -37,6 +37,10 @@ GDT_WORDS = (
 )
 
 
+_PAGES: dict[int, bytes] = {}
+"""The memory of a new processor, filled by the first one."""
+
+
 class MemoryProcessor:
     """A `Processor` at CPL 0 in 64-bit mode, with tables, a TSS and stacks in place."""
 
@@ -51,9 +55,15 @@ class MemoryProcessor:
         self.level = 0
         self.user_accesses = 0
         self.segments = [(0, 0, 0, 0)] * 8
-        self.pages = {page: bytearray(4096) for page in range(0x1, 0x10)}
+        self.pages = {page: bytearray(content) for page, content in _PAGES.items()}
         self.segments[LDTR] = (TABLE, LDT, 0xFFF, d.PRESENT | d.TYPE_LDT << 8)
         self.segments[TR] = (TASK, TSS, 0x67, d.PRESENT | d.TYPE_TSS_BUSY << 8)
+        if not _PAGES:
+            self._fill_tables()
+        self.run_kernel()
+
+    def _fill_tables(self) -> None:
+        self.pages = {page: bytearray(4096) for page in range(0x1, 0x10)}
         for index, word in enumerate(GDT_WORDS):
             self.write(GDT + 8 * index, 8, word)
         for vector in range(256):
@@ -61,7 +71,7 @@ class MemoryProcessor:
         self.write(TSS + 4, 8, KERNEL_STACK)
         for stack in range(1, 8):
             self.write(TSS + 28 + 8 * stack, 8, FAULT_STACK)
-        self.run_kernel()
+        _PAGES.update((page, bytes(content)) for page, content in self.pages.items())
 
     def run_kernel(self) -> None:
         """64-bit code at CPL 0."""

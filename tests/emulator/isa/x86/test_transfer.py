@@ -66,6 +66,14 @@ def test_iret_in_the_kernel_keeps_a_null_stack_and_its_selector(cpu: MemoryProce
     assert (cpu.rip, cpu.gpr[4], cpu.segments[SS]) == (HIGH, HIGH, (0, 0, d.FLAT_LIMIT, d.FLAT_DATA))
 
 
+def test_a_null_stack_is_for_64_bit_code_below_level_3_with_its_own_rpl(cpu: MemoryProcessor) -> None:
+    frame(cpu, HIGH, KERNEL_CS, 2, HIGH, 1)
+    assert fault_of(cpu, iret, 8) == (13, 0)
+    put(cpu, CODE_32)
+    frame(cpu, 0x1000, FREE, 2, 0x5000, 0)
+    assert fault_of(cpu, iret, 8) == (13, 0)
+
+
 def test_iret_to_user_needs_a_stack_segment(cpu: MemoryProcessor) -> None:
     for stack, expected in ((0, (13, 0)), (3, (13, 0)), (KERNEL_DS, (13, KERNEL_DS)), (0x1003, (13, 0x1000))):
         cpu.gpr[4] = STACK_TOP
