@@ -121,11 +121,29 @@ def guests() -> str:
     return "# Guests to fetch\n\n" + _table(("Name", "What it is", "Package", "Command line"), rows)
 
 
+def console_rules() -> str:
+    """The rules by which consoles of two machines are compared."""
+    from bt.console_compare import LINUX
+
+    rows = [
+        (rule.name, rule.effect.value, rule.why, " ".join(f"`{pattern.pattern}`" for pattern in rule.patterns))
+        for rule in LINUX
+    ]
+    return (
+        "# When consoles of the same kernel may differ\n\n"
+        "*value*: the groups of the pattern are blanked, the line itself must be on both consoles at the same place. "
+        "*order*: the line must be on both, as often, at any place. *presence*: the line may be on one of them only. "
+        "Timestamps, terminal escapes and what the firmware prints before the kernel are left out. A difference that "
+        "no rule explains fails the comparison.\n\n" + _table(("Rule", "Excuses", "Why", "Patterns"), rows)
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "exit-statuses.md": exit_statuses,
     "x86-64.md": sensitive_instructions,
     "interface.md": guest_interface,
     "guests.md": guests,
+    "console-rules.md": console_rules,
 }
 """File in `docs/generated` -> the function that gives its text."""
 

@@ -86,7 +86,7 @@ def contenders(guest: Guest, elf: Path) -> tuple[Contender, ...]:
         Contender(USUAL, "QEMU TCG, -kernel bzImage on pc", theirs(guest.kernel, qemu.PLAIN, "pc")),
         Contender("qemu-pvh", "QEMU TCG, ELF by PVH on pc,acpi=off", theirs(elf, guest.command_line, qemu.NEAREST)),
         Contender(
-            # On a busy host the calibration of the TSC and the test of the IO-APIC's timer fail, and with them the boot.
+            # On a busy host the calibration of the TSC and the test of the timer fail, and with them the boot.
             "qemu-microvm",
             "QEMU TCG, ELF by PVH on microvm",
             theirs(elf, f"{qemu.PLAIN} no_timer_check tsc_early_khz=1000000", "microvm"),
