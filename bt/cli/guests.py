@@ -44,10 +44,14 @@ def get_command(name: str, lines: tuple[str, ...]) -> None:
 @command.command("path")
 @click.argument("name")
 @click.option("--file", type=click.Choice(["vmlinuz", "initrd", "guest.json"]), help="One file of it.")
-def path_command(name: str, file: str | None) -> None:
-    """Print the directory of guest NAME, or one file in it."""
-    directory = guests.find(name).directory
-    click.echo(directory / file if file else directory)
+@click.option("--append", is_flag=True, help="The command line that boots it, instead of a path.")
+def path_command(name: str, file: str | None, append: bool) -> None:
+    """Print the directory of guest NAME, one file in it, or its kernel's command line."""
+    guest = guests.find(name)
+    if append:
+        click.echo(guest.command_line)
+    else:
+        click.echo(guest.directory / file if file else guest.directory)
 
 
 def _describe(guest: guests.Guest) -> None:
