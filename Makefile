@@ -49,7 +49,7 @@ bench: $(READY) guests ## Boots beside QEMU (RUN=5 of each)
 
 docs: $(READY) ## Print the generated pages and build the site
 	$(BIN)/python -m bt.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 guests: $(READY) ## Fetch Debian's kernel, unless it is there or cannot be had
 	@scripts/fetch-guests
