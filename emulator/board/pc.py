@@ -16,7 +16,7 @@ from emulator.devices.cmos_rtc import CmosRtc, RtcState
 from emulator.devices.debug_exit import DebugExit
 from emulator.devices.device import Device
 from emulator.devices.i8254 import I8254, SpeakerPort, SpeakerState, TimerState
-from emulator.devices.i8259 import I8259Pair, PairState
+from emulator.devices.i8259 import CASCADE, I8259Pair, PairState
 from emulator.devices.ns16550 import Ns16550, SerialState
 from emulator.devices.power import (
     KeyboardController,
@@ -145,6 +145,7 @@ class Pc:
         self.mmio = MemoryBus()
         """Device registers in guest-physical memory: none on this board."""
         self._wire()
+        self._leave_as_firmware()
 
     def _wire(self) -> None:
         keyboard, control_a, reset, power, post, debug_console = self._registers
@@ -164,6 +165,20 @@ class Pc:
         insert(COM1, 8, self.com1)
         insert(POWER_CONTROL, 2, power, width=2)
         insert(RESET_CONTROL, 1, reset)
+
+    def _leave_as_firmware(self) -> None:
+        """Program what a PC's firmware has programmed when it starts an operating system.
+
+        The timer counts its longest period: Linux's kaslr_get_random_long waits for its count register to be loaded.
+        The interrupt controllers have their vectors, and mask everything.
+        """
+        for chip, vector, cascade in ((self.pic.master, 0x08, 1 << CASCADE), (self.pic.slave, 0x70, CASCADE)):
+            chip.write(0, 1, 0x11)
+            for value in (vector, cascade, 0x01, 0xFF):
+                chip.write(1, 1, value)
+        self.pit.write(3, 1, 0x34)
+        self.pit.write(0, 1, 0)
+        self.pit.write(0, 1, 0)
 
     # Towards the CPU
 
