@@ -110,6 +110,14 @@ def test_a_conforming_handler_keeps_the_user_level_and_stack(cpu: MemoryProcesso
     assert cpu.user_accesses == 5
 
 
+def test_a_handler_of_the_users_own_level_runs_on_the_users_stack(cpu: MemoryProcessor) -> None:
+    cpu.set_gate(50, selector=USER_CS)
+    assert fault_of(cpu, 50) == (13, USER_CS & ~3 | 1)
+    cpu.run_user()
+    deliver(cpu, 50, None)
+    assert (cpu.cpl, cpu.segments[CS][0], cpu.gpr[4]) == (3, USER_CS, STACK_TOP - 40)
+
+
 def test_a_software_interrupt_returns_behind_itself(cpu: MemoryProcessor) -> None:
     cpu.run_user()
     cpu.set_gate(0x80, dpl=3)
@@ -139,8 +147,9 @@ def test_only_interrupt_and_trap_gates_are_taken(cpu: MemoryProcessor, kind: int
 
 def test_a_vector_beyond_the_table_is_a_general_protection_fault(cpu: MemoryProcessor) -> None:
     cpu.idt_limit = 16 * 33 - 2
-    deliver(cpu, 31, None)
     assert fault_of(cpu, 32) == (13, 32 << 3 | 3)
+    cpu.idt_limit = 16 * 33 - 1
+    deliver(cpu, 32, None)
 
 
 def test_an_absent_gate_is_not_present(cpu: MemoryProcessor) -> None:

@@ -21,6 +21,7 @@ from tests.emulator.isa.x86.memory_processor import (
     GDT,
     KERNEL_CS,
     KERNEL_DS,
+    LDT,
     TABLE,
     TASK,
     USER_CS,
@@ -93,6 +94,8 @@ def test_a_local_descriptor_is_found_by_ldtr_and_only_while_one_is_loaded(cpu: M
     put(cpu, d.FLAT_DATA, selector=4)
     load_segment(cpu, DS, 4)
     load_ldt(cpu, 0)
+    assert fault_of(cpu, DS, 4) == (13, 4)
+    cpu.segments[LDTR] = (0, LDT, 0xFFFF, 0)  # as some machines leave it at reset
     assert fault_of(cpu, DS, 4) == (13, 4)
 
 

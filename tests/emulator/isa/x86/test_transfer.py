@@ -106,6 +106,7 @@ def test_iret_to_64_bit_mode_needs_a_canonical_address(cpu: MemoryProcessor) -> 
 
 
 def test_iret_with_nested_task_set_is_refused(cpu: MemoryProcessor) -> None:
+    frame(cpu, HIGH, KERNEL_CS, 2, HIGH, 0)
     cpu.rflags |= 1 << 14
     assert fault_of(cpu, iret, 8) == (13, 0)
 
@@ -140,6 +141,17 @@ def test_iret_and_far_ret_refuse_absent_and_ambiguous_code(cpu: MemoryProcessor)
         frame(cpu, 0x1000, FREE | 3, 2, 0x5000, USER_DS)
         assert fault_of(cpu, iret, 8) == (vector, FREE)
         assert fault_of(cpu, far_return, 8) == (vector, FREE)
+
+
+def test_a_return_to_conforming_code_takes_its_level_from_the_selector(cpu: MemoryProcessor) -> None:
+    put(cpu, d.KERNEL_CODE | d.CONFORMING)
+    frame(cpu, 0x1000, FREE | 3, 2, 0x5000, USER_DS)
+    iret(cpu, 8)
+    assert (cpu.cpl, cpu.segments[CS][0]) == (3, FREE | 3)
+    cpu.run_kernel()
+    put(cpu, d.USER_CODE | d.CONFORMING)
+    frame(cpu, 0x1000, FREE, 2, 0x5000, 0)
+    assert fault_of(cpu, iret, 8) == (13, FREE)
 
 
 def test_user_code_cannot_iret_inwards(cpu: MemoryProcessor) -> None:
@@ -324,6 +336,9 @@ def test_a_call_gate_keeps_its_rules(cpu: MemoryProcessor) -> None:
     assert fault_of(cpu, far_jump, FREE, 0) == (13, KERNEL_CS)
     call_gate(cpu, 0)
     assert fault_of(cpu, far_call, FREE, 0, 8) == (13, FREE)
+    cpu.run_kernel()
+    assert fault_of(cpu, far_call, FREE | 1, 0, 8) == (13, FREE)
+    cpu.run_user()
     call_gate(cpu, 3, extra=1 << 40)
     assert fault_of(cpu, far_call, FREE, 0, 8) == (13, FREE)
     call_gate(cpu, 3, selector=USER_CS32)
