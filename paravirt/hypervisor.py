@@ -64,7 +64,7 @@ class Hypervisor:
         self.vcpu = VirtualCpu(registers, guest, self.shared)
         self.shadow = ShadowPaging(self.engine, guest, self.vcpu.context)
         self.vcpu.kinds = self.shadow.kind
-        self.code = CodePages(guest, code, window, translator, self.vcpu.peek_page)
+        self.code = CodePages(guest, code, window, translator, self.vcpu.peek_page, self._entry_of)
         self.code.attach(self.shadow)
         self.code.on_change = self._code_changed
         self.code.on_activate = self.vcpu.forget_writes
@@ -382,6 +382,21 @@ class Hypervisor:
     def _code_changed(self, page: int) -> None:
         for rip in self._actions_by_page.pop(page >> 12, ()):
             self._actions.pop(rip, None)
+
+    def _entry_of(self, page: int) -> int:
+        """Where the page at `page` is entered: at RIP, or behind the instruction that reaches into it.
+
+        An engine may fetch ahead, so RIP may be at an earlier instruction of the same straight-line code.
+        """
+        rip = self.vcpu.rip
+        if rip >> 12 == page >> 12:
+            return rip
+        while page - 4096 <= rip < page:
+            instruction = instruction_at(self.vcpu.fetch(rip), rip)
+            if instruction is None:
+                return page
+            rip += len(instruction)
+        return rip if rip >> 12 == page >> 12 else page
 
     def _code_stored(self, frame: int) -> None:
         if self.code.executes_from(self.vcpu.rip & ~0xFFF, frame):

@@ -44,12 +44,14 @@ class CodePages:
         window: memoryview,
         translator: Translator,
         peek: Callable[[int], bytes],
+        entry_of: Callable[[int], int],
     ) -> None:
         self._guest = guest
         self._code = code
         self._window = window
         self._translator = translator
         self._peek = peek
+        self._entry_of = entry_of
         self._shadow: ShadowPaging
         self._copies: dict[tuple[int, int], _Copy] = {}
         self._by_frame: dict[int, list[_Copy]] = {}
@@ -74,11 +76,12 @@ class CodePages:
         self._shadow = shadow
         shadow.code = self
 
-    def activate(self, address: int, frame: int, entry: int, at: int) -> int:
+    def activate(self, address: int, frame: int, at: int) -> int:
         """Physical address of the copy to execute for the page at `address` in guest `frame`.
 
-        `entry` is the address about to execute, `at` the shadow entry that will map the copy.
+        `at` is the shadow entry that will map the copy.
         """
+        entry = self._entry_of(address)
         source = bytes(self._guest[frame << 12 : (frame + 1) << 12])
         key = (address, frame)
         copy = self._copies.get(key)

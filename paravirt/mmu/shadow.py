@@ -42,7 +42,7 @@ class MappingEngine(Protocol):
 class CodeSource(Protocol):
     """What shadow paging asks of the code pages."""
 
-    def activate(self, address: int, frame: int, entry: int, at: int) -> int: ...
+    def activate(self, address: int, frame: int, at: int) -> int: ...
 
     def deactivate(self, frame: int) -> None: ...
 
@@ -285,7 +285,7 @@ class ShadowPaging:
         number = frame >> 12
         kernel = role != USER_VIEW
         if fetch and kernel:
-            return self.code.activate(walk.address & ~0xFFF, number, walk.address, at) | _LEAF
+            return self.code.activate(walk.address & ~0xFFF, number, at) | _LEAF
         dirty = walk.entries[walk.level] & w.DIRTY != 0
         writable = write or (dirty and (walk.writable or role & _KEEP_WRITABLE != 0))
         kind = self.kind[number]
