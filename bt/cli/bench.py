@@ -73,3 +73,25 @@ def _print_boots(entrants: Sequence[Entrant]) -> None:
         if entrant.failures:
             console.print(f"{entrant.contender.name} without marker, console ends:", highlight=False, markup=False)
             console.print(entrant.failures[-1], highlight=False, markup=False)
+
+
+@command.command("exits")
+@click.option("--times", default=100_000, show_default=True, type=click.IntRange(1000), help="Rounds of each loop.")
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="The best of so many counts.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+def exits_command(times: int, runs: int, json_file: Path | None) -> None:
+    """Measure what one exit costs, by the instruction that causes it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bt.bench import exits
+
+    costs = list(exits.measure(times, runs))
+    if json_file is not None:
+        rows = [{"loop": cost.loop.name, "exits": cost.exits, "microseconds": cost.microseconds} for cost in costs]
+        json_file.write_text(json.dumps({"format": 1, "loops": rows}, indent=2) + "\n")
+    table = Table("instruction", "exits", "µs an exit", title="trap and emulate")
+    for cost in costs:
+        name = cost.loop.name + (" (trivial handler)" if cost.loop.trivial else "")
+        table.add_row(name, str(cost.exits), f"{cost.microseconds:.2f}")
+    Console().print(table)
