@@ -16,6 +16,9 @@ Trace = Callable[[str, str, int, int, int], None]
 PORTS = 0x1_0000
 """I/O ports of an x86 machine."""
 
+_UNCLAIMED_KEPT = 4096
+"""Addresses without device that are counted each by itself: a guest must not be able to fill the host's memory."""
+
 
 class BusConflict(ValueError):
     """Two devices claim the same address: one clear sentence."""
@@ -51,7 +54,7 @@ class _Bus:
         self.trace_reads = False
         """Whether `trace` is told of reads."""
         self.unclaimed: dict[int, int] = {}
-        """Accesses that no device answered, by address."""
+        """Accesses that no device answered, by address; under -1 all those at further addresses than can be kept."""
 
     def insert(self, base: int, size: int, device: Device, width: int = 1) -> None:
         """Let `device` answer `size` addresses from `base`, in accesses of at most `width` bytes.
@@ -88,9 +91,15 @@ class _Bus:
             counts[window.name] = (reads + window.reads, writes + window.writes)
         return counts
 
+    def _count_unclaimed(self, address: int) -> None:
+        counts = self.unclaimed
+        if address not in counts and len(counts) >= _UNCLAIMED_KEPT:
+            address = -1
+        counts[address] = counts.get(address, 0) + 1
+
     def _read(self, window: _Window | None, address: int, size: int) -> int:
         if window is None:
-            self.unclaimed[address] = self.unclaimed.get(address, 0) + 1
+            self._count_unclaimed(address)
             return (1 << 8 * size) - 1
         if size > window.width or address + size > window.end:
             return self._read_split(window, address, size)
@@ -103,7 +112,7 @@ class _Bus:
 
     def _write(self, window: _Window | None, address: int, size: int, value: int) -> None:
         if window is None:
-            self.unclaimed[address] = self.unclaimed.get(address, 0) + 1
+            self._count_unclaimed(address)
             return
         if size > window.width or address + size > window.end:
             self._write_split(window, address, size, value)

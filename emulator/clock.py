@@ -8,10 +8,13 @@ engine stop there, and calls `run_due`. The clock knows neither engines nor devi
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 NANOSECONDS = 1_000_000_000
 """Nanoseconds in a second."""
+
+_SWEEP = 64
+"""Entries of the heap at which cancelled ones are first swept out, so that a guest cannot fill it with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Clock:
         self._offset = -progress() * NANOSECONDS
         self._heap: list[tuple[int, int, int, Timer]] = []
         self._scheduled = 0
+        self._sweep_at = _SWEEP
 
     def now(self) -> int:
         """Virtual time in nanoseconds since the clock was made, rounded down."""
@@ -65,8 +69,16 @@ class Clock:
         """
         timer = Timer(when, callback)
         self._scheduled += 1
+        if len(self._heap) >= self._sweep_at:
+            self._sweep()
         heappush(self._heap, (when, rank, self._scheduled, timer))
         return timer
+
+    def _sweep(self) -> None:
+        """Drop cancelled entries; the next time when as many again have been scheduled."""
+        self._heap[:] = [entry for entry in self._heap if entry[3].callback is not None]
+        heapify(self._heap)
+        self._sweep_at = max(_SWEEP, 2 * len(self._heap))
 
     def next_event(self) -> int | None:
         """Virtual time in nanoseconds of the earliest callback, or None when none waits."""

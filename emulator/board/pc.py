@@ -195,6 +195,28 @@ class Pc:
         """The CPU takes the interrupt: returns its vector (a spurious one's when the request has gone)."""
         return self.pic.acknowledge()
 
+    def next_wake(self) -> int | None:
+        """Virtual time in nanoseconds of the next event that can request the CPU as things are masked now.
+
+        None when only console input can. `Clock.next_event` may be earlier: a masked timer runs on.
+        """
+        events = ((PIT_IRQ, self.pit.next_event), (RTC_IRQ, self.rtc.next_event))
+        return min((when for irq, when in events if when is not None and self.pic.would_request(irq)), default=None)
+
+    def idle(self) -> bool:
+        """The CPU waits with interrupts on: let time jump until one is requested.
+
+        Returns False, at an unchanged or later time, when only console input can ever wake it. Always returns: each
+        jump takes an event that requests, or that is not scheduled again before it is answered.
+        """
+        while not self.intr:
+            when = self.next_wake()
+            if when is None:
+                return False
+            self.clock.skip_to(when)
+            self.clock.run_due()
+        return True
+
     # Towards the world
 
     def feed_console(self, data: bytes) -> None:

@@ -305,6 +305,11 @@ class CmosRtc:
         if times:
             self._timer = self._clock.at(min(times), self._on_event, _EVENT_RANK)
 
+    @property
+    def next_event(self) -> int | None:
+        """Virtual nanoseconds of the next enabled interrupt, or None."""
+        return None if self._timer is None else self._timer.when
+
     def _on_event(self) -> None:
         self._timer = None
         self._collect()

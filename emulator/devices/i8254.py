@@ -382,6 +382,11 @@ class I8254:
         if rise is not None:
             self._timer = self._clock.at(time_of(rise), self._on_edge, _EVENT_RANK)
 
+    @property
+    def next_event(self) -> int | None:
+        """Virtual nanoseconds of channel 0's next rising edge, or None."""
+        return None if self._timer is None else self._timer.when
+
     def _on_edge(self) -> None:
         self._timer = None
         self._settle()

@@ -133,6 +133,14 @@ class Chip8259A:
                 return -1
         return number
 
+    def would_request(self, number: int) -> bool:
+        """Whether an edge at input `number` would make the chip request, as it is masked and in service now."""
+        irr = self._irr
+        self._irr = irr | 1 << number
+        answer = self.request() >= 0
+        self._irr = irr
+        return answer
+
     @staticmethod
     def _first(bits: int, shift: int) -> int:
         """Rank (0 is most urgent) of the most urgent of `bits`, when input `shift` has rank 0."""
@@ -364,6 +372,12 @@ class I8259Pair:
             master._serve(CASCADE)
             return self.slave.vector(served)
         return master.vector(master.acknowledge())
+
+    def would_request(self, irq: int) -> bool:
+        """Whether an edge of IRQ `irq` would request the CPU, as all is masked and in service now."""
+        if irq & 8:
+            return self.slave.would_request(irq & 7) and self.master.would_request(CASCADE)
+        return self.master.would_request(irq)
 
     def line(self, irq: int) -> InterruptLine:
         """The request line of IRQ 0-15, to be given to a device. IRQ 2 is taken by the cascade."""

@@ -69,6 +69,14 @@ def test_a_port_without_device_reads_as_ones_and_is_counted(size: int, ones: int
     assert bus.unclaimed == {0x2F8: 2}
 
 
+def test_a_guest_that_touches_many_addresses_does_not_fill_the_counts() -> None:
+    bus = MemoryBus()
+    for address in range(0, 1 << 20, 64):
+        bus.read(address, 1)
+    assert len(bus.unclaimed) == 4097
+    assert sum(bus.unclaimed.values()) == 1 << 14
+
+
 def test_an_access_wider_than_the_device_comes_in_parts_low_first() -> None:
     bus, device = PortBus(), Recorder()
     bus.insert(0x40, 4, device)

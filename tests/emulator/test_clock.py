@@ -97,6 +97,19 @@ def test_a_cancelled_callback_neither_runs_nor_counts_as_next() -> None:
     assert clock.next_event() is None
 
 
+def test_cancelled_callbacks_do_not_pile_up() -> None:
+    clock = Clock(Counter(), 1)
+    ran: list[int] = []
+    for when in range(100):
+        clock.at(10**6 + when, lambda when=when: ran.append(when))  # type: ignore[misc]
+    for _ in range(100_000):
+        clock.at(10**9, lambda: ran.append(-1)).cancel()
+    assert len(clock._heap) <= 400
+    clock.skip_to(10**9)
+    clock.run_due()
+    assert ran == list(range(100))
+
+
 def test_time_never_goes_back() -> None:
     clock = Clock(Counter(), 3)
     clock.skip_to(100)

@@ -175,6 +175,7 @@ step = st.one_of(
     st.tuples(st.just("late"), st.integers(0, 10**12), st.just(0), st.just(0)),
     st.tuples(st.just("feed"), st.integers(0, 255), st.integers(1, 40), st.just(0)),
     st.tuples(st.just("acknowledge"), st.just(0), st.just(0), st.just(0)),
+    st.tuples(st.just("idle"), st.just(0), st.just(0), st.just(0)),
 )
 
 
@@ -197,6 +198,9 @@ def perform(rig: Rig, steps: list[tuple[str, int, int, int]]) -> list[object]:
             rig.clock.run_due()
         elif kind == "feed":
             rig.pc.feed_console(bytes((first,)) * second)
+        elif kind == "idle":
+            assert rig.pc.idle() is rig.pc.intr
+            seen.append(rig.clock.now())
         else:
             vector = rig.pc.acknowledge()
             assert 0 <= vector <= 0xFF
@@ -270,3 +274,48 @@ def test_firmware_leaves_every_interrupt_masked(rig: Rig) -> None:
     assert not rig.pc.intr
     rig.out(0x21, 0xFE)
     assert rig.pc.acknowledge() == 0x08
+
+
+def test_an_idle_cpu_is_woken_by_the_next_tick(rig: Rig) -> None:
+    rig.start_linux_interrupts()
+    rig.out(0x43, 0x34)
+    rig.out(0x40, 0x95, 0x12)
+    for tick in range(1, 100):
+        assert rig.pc.idle()
+        assert rig.clock.now() == -(-(1 + 0x1295 * tick) * NANOSECONDS // 1_193_182)
+        assert rig.pc.acknowledge() == 0x30
+        rig.out(0x20, 0x60)
+
+
+def test_an_idle_cpu_that_masks_the_timer_waits_for_input_alone(rig: Rig) -> None:
+    rig.start_linux_interrupts()
+    rig.out(0x43, 0x34)
+    rig.out(0x40, 0x02, 0x00)  # a tick every 1.7 microseconds, which must not be stepped through
+    rig.out(0x21, 0x01)
+    assert rig.clock.next_event() is not None
+    assert rig.pc.next_wake() is None
+    assert not rig.pc.idle()
+    rig.out(0x3FC, 0x08)
+    rig.out(0x3F9, 0x01)
+    rig.pc.feed_console(b"x")
+    assert rig.pc.idle()
+    assert rig.pc.acknowledge() == 0x34
+
+
+def test_an_idle_cpu_that_never_ends_its_interrupt_is_not_woken_by_it(rig: Rig) -> None:
+    rig.start_linux_interrupts()
+    rig.out(0x43, 0x34)
+    rig.out(0x40, 0x95, 0x12)
+    assert rig.pc.idle()
+    assert rig.pc.acknowledge() == 0x30
+    assert not rig.pc.idle()
+
+
+def test_an_idle_cpu_is_woken_by_the_clock_chip_over_a_masked_timer(rig: Rig) -> None:
+    rig.start_linux_interrupts()
+    rig.out(0x21, 0x01)
+    rig.out(0x70, 0x0B)
+    rig.out(0x71, 0x12)
+    assert rig.pc.idle()
+    assert rig.clock.now() == NANOSECONDS
+    assert rig.pc.acknowledge() == 0x38
