@@ -1,12 +1,20 @@
 """QEMU as the independent reference: its command lines for our guests.
 
 Room: comparisons and measurements. QEMU's TCG runs the same kernel at full privilege on a machine that is as near to
-the `pc` board as QEMU has one. Nothing here runs it.
+the `pc` board as QEMU has one.
 """
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+
+from bt.bench.process import time_to_marker
+from bt.guests import Guest
+from emulator.errors import Unavailable
+
+HALTED = "reboot: System halted"
+"""What a Linux without ACPI prints when it powers off; QEMU goes on for ever after it."""
 
 PROGRAM = "qemu-system-x86_64"
 
@@ -38,3 +46,21 @@ def command(
         *("-initrd", str(initrd)),
         *("-append", append),
     ]
+
+
+def console(guest: Guest, timeout: float = 120.0) -> bytes:
+    """Boot `guest` on the nearest machine and return its console, up to the end of the run.
+
+    Raises Unavailable when QEMU is not there, or the guest did not come to its end within `timeout` seconds.
+    """
+    from bt.image import load
+
+    with tempfile.TemporaryDirectory(prefix="retrap-qemu.") as scratch:
+        elf = Path(scratch) / "vmlinux"
+        elf.write_bytes(load(guest.kernel).elf)
+        timing = time_to_marker(command(elf, guest.initrd, guest.command_line, NEAREST), HALTED, timeout)
+    if timing.seconds is None:
+        raise Unavailable(
+            f"QEMU did not bring {guest.name} to its end within {timeout:g} s; last: {timing.tail[-80:]!r}"
+        )
+    return timing.console
