@@ -47,10 +47,15 @@ class PowerControl(_Register):
 
     name = "power-control"
 
+    def read(self, offset: int, size: int) -> int:
+        """As written, but for sleep enable."""
+        return self._value >> 8 * offset
+
     def write(self, offset: int, size: int, value: int) -> None:
-        """Bits 10-12 choose the sleep state, bit 13 enters it and reads as 0."""
-        if offset or size != 2:
-            return
+        """Bits 10-12 choose the sleep state, bit 13 enters it and reads as 0. Either byte can be written alone."""
+        if size == 1:
+            kept = 0xFF00 >> 8 * offset
+            value = self._value & kept | (value & 0xFF) << 8 * offset
         self._value = value & 0xFFFF & ~SLEEP_ENABLE
         if value & SLEEP_ENABLE and not value >> 10 & 7:
             self._act()

@@ -31,6 +31,18 @@ def test_sleep_enable_with_type_0_powers_off(act: Count) -> None:
     assert power.read(0, 2) == 0
 
 
+def test_a_shell_can_power_off_by_the_upper_byte(act: Count) -> None:
+    """printf '\\040' into /dev/port at 0x605 is a byte write."""
+    power = PowerControl(act)
+    power.write(0, 1, 0x55)
+    assert act.calls == 0
+    power.write(1, 1, 0x20)
+    assert act.calls == 1
+    assert (power.read(0, 2), power.read(0, 1), power.read(1, 1)) == (0x55, 0x55, 0)
+    power.write(1, 1, 0x14)
+    assert (power.read(1, 1), act.calls) == (0x14, 1)
+
+
 def test_linux_resets_by_the_chip_set(act: Count) -> None:
     """native_machine_emergency_restart, BOOT_CF9_FORCE: bit 1 first, then bit 2 as well."""
     reset = ResetControl(act)
