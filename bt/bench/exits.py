@@ -2,7 +2,7 @@
 
 Room: measurements. Each loop is a guest of its own, a few bytes long, that runs at 64-bit entry state and ends by the
 debug exit. The cost of an exit is the loop's time less that of the same loop with the instruction left out,
-divided by the exits counted; host time of this process, best of several runs.
+divided by the exits counted; CPU time of this process, best of several runs.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _best(loop: Loop, times: int, runs: int) -> tuple[float, int]:
 
 
 def _run(loop: Loop, times: int) -> tuple[float, int]:
-    """Seconds and exits of one run. Raises RuntimeError when the guest does not end by itself."""
+    """CPU seconds and exits of one run. Raises RuntimeError when the guest does not end by itself."""
     from bt.loadtime import LoadTimeTranslator
     from emulator.machine import EndKind, Limits, Machine
     from paravirt.hypervisor import Hypervisor
@@ -90,9 +90,9 @@ def _run(loop: Loop, times: int) -> tuple[float, int]:
     try:
         hypervisor = Hypervisor(machine, LoadTimeTranslator("trap"))
         hypervisor.enter(machine.place(image))
-        started = time.perf_counter()
+        started = time.process_time()
         outcome = hypervisor.run()
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         if outcome.kind is not EndKind.DEBUG_EXIT:
             raise RuntimeError(f"the loop of {loop.name} ended by {outcome.kind.value} ({outcome.detail})")
         return seconds, hypervisor.exits.total

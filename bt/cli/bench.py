@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,3 +96,20 @@ def exits_command(times: int, runs: int, json_file: Path | None) -> None:
         name = cost.loop.name + (" (trivial handler)" if cost.loop.trivial else "")
         table.add_row(name, str(cost.exits), f"{cost.microseconds:.2f}")
     Console().print(table)
+
+
+@command.command("scan")
+@click.argument("image", required=False, type=click.Path(path_type=Path))
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="The best of so many counts.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+def scan_command(image: Path | None, runs: int, json_file: Path | None) -> None:
+    """Measure how fast IMAGE is read and scanned; by default, the fetched debian-amd64."""
+    from bt import guests
+    from bt.bench import scan
+
+    times = scan.measure(image if image is not None else guests.find("debian-amd64").kernel, runs)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"format": 1, **asdict(times)}, indent=2) + "\n")
+    click.echo(f"load             {times.load:7.3f} s")
+    click.echo(f"scan             {times.first:7.3f} s  {times.sites} sites in {times.text / 2**20:.1f} MiB of text")
+    click.echo(f"scan, cached     {times.again:7.3f} s")
