@@ -21,6 +21,8 @@ POPFQ: Final = b"\x9d"
 RET: Final = b"\xc3"
 JUMP_LENGTH: Final = 5
 """Bytes of `jump`."""
+SHORT_BRANCH_LENGTH: Final = 2
+"""Bytes of `branch`."""
 
 _MASK: Final = (1 << 64) - 1
 
@@ -138,6 +140,11 @@ def jump_if_rcx_zero(distance: int) -> bytes:
 def jump_if_not_zero(distance: int) -> bytes:
     """`jnz` over `distance` bytes (a signed byte)."""
     return b"\x75" + struct.pack("<b", distance)
+
+
+def branch(condition: int, distance: int) -> bytes:
+    """`jcc` over `distance` bytes (a signed byte); `condition` is the low four bits of its opcode."""
+    return bytes((0x70 | condition,)) + struct.pack("<b", distance)
 
 
 def _rex_b(register: int) -> bytes:

@@ -11,25 +11,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from bt import assemble as asm
 from bt.knowledge import linux_x86
 from bt.pagecache import KEY_SIZE
-from bt.pagescan import (
-    LONGEST,
-    PAGE,
-    PageScan,
-    branch_targets,
-    mask_of,
-    offsets_of,
-    rescan_page,
-    scan_page,
-    with_entry,
-)
+from bt.pagescan import LONGEST, PAGE, Found, PageScan, rescan_page, scan_page, with_entry
 from bt.pristine import Pristine
-from bt.tactics.choose import INLINE_CODES, Choice, Ground, Tactic, choose
-from bt.tactics.layout import Arena, apply, assemble_fixup, size_of
+from bt.tactics.choose import Choice, Tactic
+from bt.tactics.layout import Arena, assemble_fixup, size_of
+from bt.tactics.page import PatchedPage, patch_page, survey
 from emulator.errors import UsageError
 from paravirt.translator import Fixup, Translation
 
@@ -37,6 +26,7 @@ if TYPE_CHECKING:
     from bt.image import Image
     from bt.knowledge.linux_x86 import ImagePatch
     from bt.pagecache import PageCache
+    from bt.plan import Plan, PlannedSite
     from bt.textmap import PristinePage
 
 MODES: Final = ("trap", "inline")
@@ -56,8 +46,9 @@ class LoadTimeTranslator:
     """Translates pages of guest kernel code; see `paravirt.translator.Translator.translate`.
 
     `image` gives the pristine boundaries, for a guest whose code lies `delta` bytes above where it is linked.
-    In inline mode the loader applies `image_patches` to the guest's memory before the guest runs.
-    Raises `UsageError` for an unknown mode.
+    In inline mode the loader applies `image_patches` to the guest's memory before the guest runs. A `plan` (of a
+    rewritten file) fixes where the fixups of unchanged sites lie, and which sites have none.
+    Raises `UsageError` for an unknown mode, and for a plan of another image or mode.
     """
 
     def __init__(
@@ -66,6 +57,7 @@ class LoadTimeTranslator:
         image: Image | None = None,
         delta: int = 0,
         cache: PageCache | None = None,
+        plan: Plan | None = None,
     ) -> None:
         if mode not in MODES:
             raise UsageError(f"there is no translator mode {mode!r}; take one of {', '.join(MODES)}")
@@ -84,6 +76,8 @@ class LoadTimeTranslator:
         self._selectors: tuple[int, int] | None = None
         self._waiting: tuple[Fixup, ...] = ()
         self._fixups: dict[tuple[int, bytes], int | None] = {}
+        self._planned: dict[int, PlannedSite] = {}
+        self._reserved: dict[int, int] = {}
         self._known: dict[tuple[int, bytes] | tuple[int, bytes, int], _Known] = {}
         self._last: dict[int, tuple[bytes, PageScan]] = {}
         if image is not None:
@@ -93,6 +87,11 @@ class LoadTimeTranslator:
                 self._selectors = linux_x86.SELECTORS
                 self._waiting = linux_x86.stubs(image, delta, self._arena)
                 self.image_patches = linux_x86.image_patches(image, delta)
+        if plan is not None:
+            plan.check(image, mode)
+            self._planned = {site.address: site for site in plan.sites}
+            self._reserved = {fixup.address: len(fixup.code) for fixup in plan.fixups}
+            self._arena.next = max(self._arena.next, plan.end)
         self.seconds = time.perf_counter() - began
         """Host seconds spent here, the image's sweep included."""
 
@@ -127,14 +126,13 @@ class LoadTimeTranslator:
             scan = with_entry(scan, whole[:PAGE], whole[PAGE:], entry)
         fresh = list(self._waiting)
         self._waiting = ()
-        result, inside = self._rewrite(address, whole, scan, page, -1, fresh)
-        special = not natural or bool(inside >> entry & 1)
-        if inside >> entry & 1:
-            result, inside = self._rewrite(address, whole, scan, page, entry, fresh)
-        sites = len(scan.sites)
-        kept = _Known(Translation(result, (), sites), scan.boundaries & ~inside)
+        patched = self._rewrite(address, whole, scan, page, -1, fresh)
+        special = not natural or bool(patched.inside >> entry & 1)
+        if patched.inside >> entry & 1:
+            patched = self._rewrite(address, whole, scan, page, entry, fresh)
+        kept = _Known(Translation(patched.code, (), len(scan.sites)), scan.boundaries & ~patched.inside)
         self._known[(address, whole, entry) if special else (address, whole)] = kept
-        return Translation(result, tuple(fresh), sites)
+        return Translation(patched.code, tuple(fresh), len(scan.sites))
 
     def _scan(self, address: int, whole: bytes, entry: int, page: PristinePage | None, linked: int) -> PageScan:
         """Boundaries and sites of a page: the image's, the cache's, from what changed since last time, or decoded."""
@@ -183,75 +181,47 @@ class LoadTimeTranslator:
 
     def _rewrite(
         self, address: int, whole: bytes, scan: PageScan, page: PristinePage | None, entry: int, fresh: list[Fixup]
-    ) -> tuple[bytes, int]:
-        """The translated page, and the mask of offsets inside its patches, which cannot be entered.
-
-        New fixups are appended to `fresh`.
-        """
+    ) -> PatchedPage:
+        """The translated page; new fixups are appended to `fresh`."""
         code = whole[:PAGE]
-        wanted = self._inline and any(site.code in INLINE_CODES for site in scan.sites)
-        ground = self._ground(address, whole, scan, page, entry) if wanted else None
-        result = bytearray(code)
-        inside, covered = 0, 0
-        for site in scan.sites:
-            if site.offset < covered:
-                continue
-            choice = choose(ground, site)
-            fixup = self._fixup(address, code, choice, fresh) if choice.tactic is Tactic.INLINE else None
-            if choice.tactic is Tactic.INLINE and fixup is None:
-                choice = choose(None, site)
-            apply(result, address, choice, fixup)
-            if choice.tactic is Tactic.INLINE:
-                covered = choice.end
-                inside |= (1 << choice.end) - (1 << site.offset + 1)
-        return bytes(result), inside
+        ground = survey(address, whole, scan, page, entry, self._selectors) if self._inline else None
+        linked = self._pristine.linked(address) if self._pristine is not None else None
 
-    def _ground(self, address: int, whole: bytes, scan: PageScan, page: PristinePage | None, entry: int) -> Ground:
-        """The page around its sites, for the choice of fixups."""
-        targets = own_targets(whole, scan)
-        if page is not None:
-            targets |= page.targets
-        return Ground(
-            address=address,
-            code=whole[:PAGE],
-            after=whole[PAGE:],
-            boundaries=scan.boundaries,
-            targets=targets,
-            taken=page.taken if page is not None else 0,
-            entry=entry,
-            known=page is not None,
-            padded=self._selectors is not None,
-            selectors=self._selectors,
-        )
+        def fixed(site: Found) -> bool:
+            planned = self._planned.get((linked or 0) + site.offset)
+            window = code[site.offset : site.offset + len(planned.old)] if planned is not None else b""
+            return planned is not None and planned.tactic is not Tactic.INLINE and window == planned.old
 
-    def _fixup(self, address: int, code: bytes, choice: Choice, fresh: list[Fixup]) -> int | None:
-        """Address of the fixup for a choice, made at its first use; None where there is no room or no reach."""
+        def place(choice: Choice) -> int | None:
+            planned = self._planned.get((linked or 0) + choice.site.offset)
+            reserved = planned.fixup if planned is not None and len(planned.old) == len(choice) else 0
+            return self._fixup(address, code, choice, fresh, reserved)
+
+        return patch_page(address, code, scan.sites, ground, place, fixed)
+
+    def _fixup(self, address: int, code: bytes, choice: Choice, fresh: list[Fixup], reserved: int) -> int | None:
+        """Address of the fixup for a choice, made at its first use; None where there is no room or no reach.
+
+        `reserved` is the place that the plan has for it, or 0.
+        """
         at = choice.site.offset
         key = (address + at, code[at : choice.end])
         if key in self._fixups:
             return self._fixups[key]
-        size = size_of(choice.pieces)
-        place = self._arena.next
+        assert choice.window is not None
+        size = size_of(choice.window)
+        place = reserved if reserved and self._reserved.pop(reserved, -1) == size else self._arena.next
         try:
             asm.relative(address + at + asm.JUMP_LENGTH, place)
-            fixup = assemble_fixup(place, address, choice.pieces, choice.end)
+            fixup = assemble_fixup(place, address, choice.window)
         except asm.OutOfReach:
             fixup = None
-        if fixup is None or self._arena.take(size) is None:
+        if fixup is None or (place == self._arena.next and self._arena.take(size) is None):
             self._fixups[key] = None
             return None
         self._fixups[key] = place
         fresh.append(fixup)
         return place
-
-
-def own_targets(whole: bytes, scan: PageScan) -> int:
-    """Mask of the page's offsets to which its own direct branches lead."""
-    begins = np.append(offsets_of(scan.boundaries), PAGE + scan.overflow)
-    leads = branch_targets(np.frombuffer(whole, np.uint8), begins[begins <= len(whole)])
-    flags = np.zeros(PAGE, bool)
-    flags[leads[(leads >= 0) & (leads < PAGE)]] = True
-    return mask_of(flags)
 
 
 def _key(whole: bytes, start: int, boundaries: int) -> bytes:

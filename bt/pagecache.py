@@ -110,13 +110,10 @@ class PageCache:
         """Keep a swept image: written beside, then renamed."""
         parts = [struct.pack("<I", len(stretches))]
         for stretch in stretches:
-            parts.append(struct.pack("<QQQ", stretch.start, len(stretch.begins), len(stretch.sites)))
-            parts += [
-                stretch.begins.tobytes(),
-                stretch.targets.tobytes(),
-                stretch.taken.tobytes(),
-                stretch.sites.astype("<i8").tobytes(),
-            ]
+            sizes = (len(stretch.begins), len(stretch.sites), len(stretch.invalid))
+            parts.append(struct.pack("<QQQQ", stretch.start, *sizes))
+            parts += [bits.tobytes() for bits in (stretch.begins, stretch.targets, stretch.taken)]
+            parts += [table.astype("<i8").tobytes() for table in (stretch.sites, stretch.invalid)]
         body = b"".join(parts)
         write_beside(self._text_path(digest), struct.pack("<I", zlib.crc32(body)) + body)
 
@@ -196,14 +193,15 @@ def _unpack_text(data: bytes) -> tuple[Stretch, ...] | None:
     (count,) = struct.unpack_from("<I", data)
     stretches, at = [], 4
     for _ in range(count):
-        if at + 24 > len(data):
+        if at + 32 > len(data):
             return None
-        start, size, sites = struct.unpack_from("<QQQ", data, at)
-        at += 24
-        if at + 3 * size + 24 * sites > len(data):
+        start, size, sites, invalid = struct.unpack_from("<QQQQ", data, at)
+        at += 32
+        if at + 3 * size + 24 * sites + 8 * invalid > len(data):
             return None
         begins, targets, taken = (np.frombuffer(data, np.uint8, size, at + part * size) for part in range(3))
         table = np.frombuffer(data, "<i8", 3 * sites, at + 3 * size).reshape(-1, 3)
-        stretches.append(Stretch(start, begins, targets, taken, table))
         at += 3 * size + 24 * sites
+        stretches.append(Stretch(start, begins, targets, taken, table, np.frombuffer(data, "<i8", invalid, at)))
+        at += 8 * invalid
     return tuple(stretches) if at == len(data) else None

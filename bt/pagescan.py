@@ -184,8 +184,9 @@ def branch_targets(code: NDArray[np.uint8], begins: NDArray[np.intp]) -> NDArray
     """
     if len(begins) < 2:
         return np.empty(0, np.int64)
-    first, end = begins[:-1], begins[1:].astype(np.int64)
-    operation = first.copy()
+    may = np.flatnonzero(_MAY_BRANCH[code[begins[:-1]]])
+    end = begins[1:][may]
+    operation = begins[may]
     for _ in range(3):
         prefixed = _IS_PREFIX[code[operation]] & (operation + 1 < end)
         if not prefixed.any():
@@ -206,3 +207,5 @@ def branch_targets(code: NDArray[np.uint8], begins: NDArray[np.intp]) -> NDArray
 
 _IS_PREFIX: Final = np.array([byte in _PREFIXES for byte in range(256)])
 _IS_SHORT: Final = np.array([byte == 0xEB or 0x70 <= byte < 0x80 or 0xE0 <= byte < 0xE4 for byte in range(256)])
+_MAY_BRANCH: Final = _IS_PREFIX | _IS_SHORT
+_MAY_BRANCH[[0x0F, 0xE8, 0xE9]] = True

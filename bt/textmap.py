@@ -8,13 +8,14 @@ Addresses are those at which the image is linked, guest-virtual.
 from __future__ import annotations
 
 import hashlib
+import operator
 import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from iced_x86 import Decoder
+from iced_x86 import Code, Decoder
 
 from bt.pagescan import LONGEST, PAGE, Found, branch_targets
 from emulator.isa.x86.decode import REPORTED
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from bt.image import Image
     from bt.pagecache import PageCache
 
+_CODE: Final = operator.attrgetter("code")
 _FILL: Final = re.compile(rb"\xcc{16,}")
-_CHUNK: Final = 1 << 18
-_IS_SENSITIVE: Final = np.zeros(1 << 13, bool)
-_IS_SENSITIVE[list(REPORTED)] = True
+_CHUNK: Final = 1 << 16
+_IS_REPORTED: Final = np.zeros(1 << 13, bool)
+_IS_REPORTED[[*REPORTED, int(Code.INVALID)]] = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,8 @@ class Stretch:
     """Packed bits: a place that the kernel looks at or patches itself begins here."""
     sites: NDArray[np.int64]
     """Rows of (offset from `start`, length, iced-x86 `Code`), ascending."""
+    invalid: NDArray[np.int64]
+    """Offsets of bytes that are no instruction, ascending: there is data near."""
 
     @property
     def end(self) -> int:
@@ -147,20 +151,32 @@ def _sweep_stretch(start: int, end: int, parts: list[tuple[int, bytes]]) -> Stre
     begins = np.zeros(end - start, bool)
     targets = np.zeros(end - start, bool)
     sites: list[tuple[int, int, int]] = []
+    invalid: list[int] = []
     for address, data in parts:
         base = address - start
         part = begins[base : base + len(data)]
         position = 0
         for run in [*_FILL.finditer(data), None]:
             limit = run.start() if run else len(data)
-            sites += [(base + at, length, code) for at, length, code in _sweep_part(data, position, limit, part)]
+            for at, length, code in _sweep_part(data, position, limit, part):
+                if code == Code.INVALID:
+                    invalid.append(base + at)
+                else:
+                    sites.append((base + at, length, code))
             if run:
                 part[run.start() : run.end()] = True
                 position = run.end()
         places = np.append(np.flatnonzero(part), len(data))
         leads = branch_targets(np.frombuffer(data, np.uint8), places) + base
         targets[leads[(leads >= 0) & (leads < end - start)]] = True
-    return Stretch(start, _pack(begins), _pack(targets), _pack(np.zeros_like(begins)), np.array(sites).reshape(-1, 3))
+    return Stretch(
+        start,
+        _pack(begins),
+        _pack(targets),
+        _pack(np.zeros_like(begins)),
+        np.array(sites, np.int64).reshape(-1, 3),
+        np.array(invalid, np.int64),
+    )
 
 
 def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -168,13 +184,13 @@ def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _sweep_part(data: bytes, start: int, end: int, begins: NDArray[np.bool_]) -> list[Found]:
-    """Sweep [start, end) of `data`, mark where instructions begin, and return the sensitive ones."""
+    """Sweep [start, end) of `data`, mark where instructions begin, return the sensitive and invalid ones."""
     sites: list[Found] = []
     while start < end:
         chunk = data[start : min(start + _CHUNK, end)]
         instructions = list(Decoder(64, chunk, ip=0))
         lengths = np.fromiter(map(len, instructions), np.int64, len(instructions))
-        codes = np.fromiter([i.code for i in instructions], np.int64, len(instructions))
+        codes = np.fromiter(map(_CODE, instructions), np.int64, len(instructions))
         count = len(instructions)
         if start + len(chunk) < end:  # the last ones may have been cut
             while count > 1 and int(lengths[:count].sum()) > len(chunk) - LONGEST:
@@ -182,7 +198,7 @@ def _sweep_part(data: bytes, start: int, end: int, begins: NDArray[np.bool_]) ->
         offsets = np.cumsum(lengths[:count]) - lengths[:count] + start
         begins[offsets] = True
         sites += [
-            Found(int(offsets[i]), int(lengths[i]), int(codes[i])) for i in np.flatnonzero(_IS_SENSITIVE[codes[:count]])
+            Found(int(offsets[i]), int(lengths[i]), int(codes[i])) for i in np.flatnonzero(_IS_REPORTED[codes[:count]])
         ]
         start = int(offsets[-1] + lengths[count - 1])
     return sites

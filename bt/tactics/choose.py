@@ -61,6 +61,30 @@ class Ground:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """A near jump that ends a fixup."""
+
+    condition: int | None
+    """Low four bits of Jcc's opcode; None for JMP."""
+    target: int
+    """Offset of its target from the page's start; may lie outside the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The instructions that one fixup stands for."""
+
+    end: int
+    """Offset behind them; the fixup goes on there."""
+    pieces: tuple[tuple[int, Template], ...]
+    """What the fixup does, each with the offset of the instruction it stands for."""
+    finish: tuple[int, Template] | None = None
+    """What it does before it leaves, likewise."""
+    branch: Branch | None = None
+    """How it leaves, if not only to `end`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """A tactic for one site."""
 
@@ -70,10 +94,16 @@ class Choice:
     """Why this tactic."""
     refused: str = ""
     """Why not a better one; empty where there is none."""
-    end: int = 0
-    """INLINE: offset behind the patched window; the fixup goes on there."""
-    pieces: tuple[tuple[int, Template], ...] = ()
-    """INLINE: what the fixup does, each with the offset of the instruction it stands for."""
+    window: Window | None = None
+    """For INLINE."""
+
+    @property
+    def end(self) -> int:
+        """Offset behind the bytes that the tactic changes or stands for."""
+        return self.window.end if self.window is not None else self.site.offset + self.site.length
+
+    def __len__(self) -> int:
+        return self.end - self.site.offset
 
 
 class Refused(Exception):
@@ -90,25 +120,34 @@ def choose(ground: Ground | None, site: Found) -> Choice:
     if site.code not in INLINE_CODES:
         return Choice(site, rest.tactic, rest.reason, "no fixup can do it without the hypervisor")
     try:
-        pieces, end = window(ground, site)
+        room = window(ground, site)
     except Refused as refusal:
         return Choice(site, rest.tactic, rest.reason, str(refusal))
-    return Choice(site, Tactic.INLINE, "a fixup does it in the guest, by the shared page", "", end, pieces)
+    return Choice(site, Tactic.INLINE, "a fixup does it in the guest, by the shared page", "", room)
 
 
-def window(ground: Ground, site: Found) -> tuple[tuple[tuple[int, Template], ...], int]:
-    """The pieces of a fixup for `site` and the end of what it replaces. Raises `Refused`."""
+def window(ground: Ground, site: Found) -> Window:
+    """The instructions from `site` on that give room for a jump, each with what stands for it. Raises `Refused`."""
     pieces: list[tuple[int, Template]] = []
     finish: tuple[int, Template] | None = None
+    branch: Branch | None = None
     end = site.offset
     while end - site.offset < asm.JUMP_LENGTH:
         instruction = Decoder(64, (ground.code + ground.after)[end : end + LONGEST], ip=end).decode()
         _check_place(ground, site.offset, end, instruction)
+        if branch is not None:
+            raise Refused("a branch follows it before there is room for a jump")
         if pieces and _is_padding(ground, instruction):
             end = instruction.next_ip
             continue
+        if pieces and pieces[-1][1].last:
+            raise Refused("what follows it cannot be in one fixup with it")
+        branch = _branch(ground, instruction) if pieces else None
+        if branch is not None:
+            end = instruction.next_ip
+            continue
         template, behind = _piece(ground, instruction, bool(pieces))
-        if pieces and (pieces[-1][1].last or (finish is not None and template.last)):
+        if finish is not None and template.last:
             raise Refused("what follows it cannot be in one fixup with it")
         pieces.append((end, template))
         if template.finish is not None:
@@ -116,9 +155,20 @@ def window(ground: Ground, site: Found) -> tuple[tuple[tuple[int, Template], ...
         elif template.takes_back:
             finish = None
         end = behind
-    if finish is not None:
-        pieces.append(finish)
-    return tuple(pieces), end
+    return Window(end, tuple(pieces), finish, branch)
+
+
+def _branch(ground: Ground, instruction: Instruction) -> Branch | None:
+    """The near jump that `instruction` is, where all branches are known; None where it is something else."""
+    if not ground.known or instruction.op_count != 1 or instruction.op_kind(0) != OpKind.NEAR_BRANCH64:
+        return None
+    target = int(instruction.near_branch64)
+    target -= 1 << 64 if target >> 63 else 0
+    if instruction.is_jcc_short_or_near:
+        raw = ground.code[instruction.next_ip - instruction.len : instruction.next_ip]
+        opcode = raw[-2] if instruction.is_jcc_short else raw[-5]
+        return Branch(opcode & 15, target)
+    return Branch(None, target) if instruction.is_jmp_short_or_near else None
 
 
 def _check_place(ground: Ground, start: int, at: int, instruction: Instruction) -> None:

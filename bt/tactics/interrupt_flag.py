@@ -42,7 +42,7 @@ def deliver() -> Template:
     save, restore = asm.store(scratch(0), asm.RCX), asm.load(asm.RCX, scratch(0))
     waiting = restore + asm.HLT
     code = joined((save, asm.load(asm.RCX, PENDING), asm.jump_if_rcx_zero(len(waiting)), waiting))
-    call = Call(len(code) - 1, Operation.ENABLE_INTERRUPTS, None)
+    call = Call(len(code) - 1, Operation.ENABLE_INTERRUPTS)
     return Template("deliver what waits", code + restore, (call,), frozenset({0}), last=True)
 
 
@@ -115,7 +115,7 @@ def write_flags() -> Template:
     )
     code = head + odd + deliver + finish
     calls = (
-        Call(len(head) + len(odd) - 1, Operation.WRITE_FLAGS, None),
-        Call(len(head) + len(odd) + len(deliver) - 1, Operation.ENABLE_INTERRUPTS, None),
+        Call(len(head) + len(odd) - 1, Operation.WRITE_FLAGS),
+        Call(len(head) + len(odd) + len(deliver) - 1, Operation.ENABLE_INTERRUPTS),
     )
     return Template("write flags", code, calls, frozenset({0}), last=True)

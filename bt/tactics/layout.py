@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from bt import assemble as asm
-from bt.tactics.choose import Choice, Tactic
+from bt.tactics.choose import Choice, Tactic, Window
 from bt.tactics.template import Template
 from paravirt.abi import FIXUP_BASE, FIXUP_SIZE
 from paravirt.translator import Fixup, Hypercall
@@ -17,26 +17,47 @@ from paravirt.translator import Fixup, Hypercall
 ALIGNMENT: Final = 16
 """Of a fixup's address, bytes."""
 INT3: Final = b"\xcc"
+_MASK: Final = (1 << 64) - 1
 
 
-def size_of(pieces: tuple[tuple[int, Template], ...]) -> int:
-    """Bytes of a fixup with its jump back."""
-    return sum(len(template.code) for _, template in pieces) + asm.JUMP_LENGTH
+def size_of(window: Window) -> int:
+    """Bytes of the fixup for `window`."""
+    leaving = (len(window.finish[1].code) if window.finish is not None else 0) + asm.JUMP_LENGTH
+    both = window.branch is not None and window.branch.condition is not None
+    pieces = sum(len(template.code) for _, template in window.pieces)
+    return pieces + (asm.SHORT_BRANCH_LENGTH + 2 * leaving if both else leaving)
 
 
-def assemble_fixup(address: int, page: int, pieces: tuple[tuple[int, Template], ...], end: int) -> Fixup:
-    """The fixup at `address` for a window of the page at `page` that ends at offset `end`. Raises `asm.OutOfReach`."""
-    resume = page + end
-    code = b"".join(template.code for _, template in pieces)
+def assemble_fixup(address: int, page: int, window: Window) -> Fixup:
+    """The fixup at `address` for a window of the page at guest-virtual `page`. Raises `asm.OutOfReach`."""
+    code = bytearray()
     calls: dict[int, Hypercall] = {}
-    begin = address
-    for offset, template in pieces:
+
+    def put(offset: int, template: Template, resume: int) -> None:
+        begin = address + len(code)
         for call in template.calls:
-            after = resume if call.after is None else begin + call.after
-            calls[begin + call.offset] = Hypercall(page + offset, call.operation, after)
-        begin += len(template.code)
-    code += asm.jump(address + len(code), resume)
-    return Fixup(address, code, page + pieces[0][0], calls)
+            calls[begin + call.offset] = Hypercall((page + offset) & _MASK, call.operation, resume)
+        code.extend(template.code)
+
+    def leave(target: int) -> None:
+        if window.finish is not None:
+            put(*window.finish, target)
+        code.extend(asm.jump(address + len(code), target))
+
+    behind = (page + window.end) & _MASK
+    for offset, template in window.pieces:
+        put(offset, template, behind)
+    branch = window.branch
+    if branch is None:
+        leave(behind)
+    elif branch.condition is None:
+        leave((page + branch.target) & _MASK)
+    else:
+        finish = len(window.finish[1].code) if window.finish is not None else 0
+        code += asm.branch(branch.condition, finish + asm.JUMP_LENGTH)
+        leave(behind)
+        leave((page + branch.target) & _MASK)
+    return Fixup(address, bytes(code), page + window.pieces[0][0], calls)
 
 
 def assemble_stub(address: int, site: int, template: Template) -> Fixup:
@@ -56,8 +77,7 @@ def assemble_stub(address: int, site: int, template: Template) -> Fixup:
 
 def patch(address: int, choice: Choice, fixup: int) -> bytes:
     """The bytes of the window at guest-virtual `address` once it jumps to `fixup`; what is left over is INT3."""
-    length = choice.end - choice.site.offset
-    return (asm.jump(address, fixup) + INT3 * length)[:length]
+    return asm.jump(address, fixup).ljust(len(choice), INT3)
 
 
 def apply(code: bytearray, page: int, choice: Choice, fixup: int | None) -> None:

@@ -39,8 +39,7 @@ class Call:
     offset: int
     """Of the planted trap, from the template's start."""
     operation: Operation
-    after: int | None
-    """Offset at which the guest goes on, or None for the end of the whole fixup."""
+    """The guest goes on where the fixup goes on."""
 
 
 @dataclass(frozen=True, slots=True)

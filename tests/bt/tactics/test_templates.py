@@ -16,8 +16,8 @@ import pytest
 
 from bt.pagescan import PAGE, scan_page
 from bt.tactics import interrupt_flag
-from bt.tactics.choose import INLINE_CODES, Choice, Ground, Tactic, choose
-from bt.tactics.layout import assemble_fixup, patch
+from bt.tactics.choose import INLINE_CODES, Choice, Ground, choose
+from bt.tactics.layout import assemble_fixup, patch, size_of
 from emulator.isa.operation import Operation
 from paravirt.abi import FIXUP_BASE
 from paravirt.translator import Fixup
@@ -39,8 +39,9 @@ def build(code: bytes) -> tuple[Fixup, bytes, int]:
     scan = scan_page(page, b"", 0)
     ground = Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0, known=True, selectors=SELECTORS)
     choice = choose(ground, scan.sites[0])
-    assert choice.tactic is Tactic.INLINE, choice.refused
-    fixup = assemble_fixup(FIXUP_BASE + 0x40, SITE_PAGE, choice.pieces, choice.end)
+    assert choice.window is not None, choice.refused
+    fixup = assemble_fixup(FIXUP_BASE + 0x40, SITE_PAGE, choice.window)
+    assert len(fixup.code) == size_of(choice.window)
     return fixup, patch(SITE_PAGE, choice, fixup.address), SITE_PAGE + choice.end
 
 
@@ -260,6 +261,31 @@ def test_a_fixup_with_a_flaw_is_caught_by_the_comparison(cpu: BareCpu) -> None:
         result = cpu.run(state, {SITE_PAGE: window, fixup.address: wrong}, SITE_PAGE, behind)
         differences += result.stack != expected.stack
     assert differences
+
+
+@pytest.mark.parametrize(("counter", "taken"), [(5, True), (1, False)])
+def test_a_loop_of_enables_leaves_by_both_ways_of_its_branch(cpu: BareCpu, counter: int, taken: bool) -> None:
+    """`loop: nop; cli; sti; dec ecx; jnz loop`: six bytes of the loop are one fixup."""
+    code = b"\x90\xfa\xfb\xff\xc9\x75\xf9".ljust(PAGE, b"\xcc")
+    scan = scan_page(code, b"", 0)
+    ground = Ground(SITE_PAGE, code, b"", scan.boundaries, 1, 0, known=True)
+    choice = choose(ground, scan.sites[0])
+    assert choice.window is not None, choice.refused
+    fixup = assemble_fixup(FIXUP_BASE, SITE_PAGE, choice.window)
+    assert len(fixup.code) == size_of(choice.window)
+    window = patch(SITE_PAGE + 1, choice, fixup.address)
+    goal = SITE_PAGE if taken else SITE_PAGE + 7
+    for state in states("loop"):
+        state.registers[1] = counter
+        place = {SITE_PAGE: b"\x90" + window + b"\xf4" * 4, fixup.address: fixup.code}
+        result = cpu.run(state, place, SITE_PAGE + 1, goal)
+        if state.pending:
+            assert fixup.hypercalls[result.rip].resume == goal
+            assert fixup.hypercalls[result.rip].operation is Operation.ENABLE_INTERRUPTS
+        else:
+            assert result.rip == goal
+        assert (result.registers[1], result.delta, result.stack) == (counter - 1, 0, state.stack)
+        assert bool(result.flags & 0x40) is not taken
 
 
 def test_choice_is_a_plain_value() -> None:
