@@ -5,6 +5,8 @@ Room: `emulator/board`. `bt.image` turns a file into a `BootImage`; the board pl
 
 from dataclasses import dataclass
 
+from emulator.errors import BadImage
+
 
 @dataclass(frozen=True, slots=True)
 class LoadSegment:
@@ -31,5 +33,5 @@ class BootImage:
     """The file's own setup header (bytes 0x1f1.. of a bzImage) where there is one."""
 
 
-class BootError(ValueError):
+class BootError(BadImage, ValueError):
     """The image cannot be placed: one clear sentence."""

@@ -15,7 +15,7 @@ from emulator.clock import Clock, ClockState
 from emulator.devices.cmos_rtc import CmosRtc, RtcState
 from emulator.devices.debug_exit import DebugExit
 from emulator.devices.device import Device
-from emulator.devices.i8254 import I8254, SpeakerPort, SpeakerState, TimerState
+from emulator.devices.i8254 import I8254, TimerState
 from emulator.devices.i8259 import CASCADE, I8259Pair, PairState
 from emulator.devices.ns16550 import Ns16550, SerialState
 from emulator.devices.power import (
@@ -26,6 +26,7 @@ from emulator.devices.power import (
     ResetControl,
     SystemControlA,
 )
+from emulator.devices.speaker import SpeakerPort, SpeakerState
 from emulator.memory import GuestMemory
 
 COM1, COM1_IRQ = 0x3F8, 4

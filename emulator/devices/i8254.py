@@ -1,4 +1,4 @@
-"""The interval timer: an 8254 by Intel's data sheet (order number 231164), and its port 61h.
+"""The interval timer: an 8254 by Intel's data sheet (order number 231164).
 
 Room: `emulator/devices`. Nothing ticks: a counter is the PIT clock (1193182 Hz of virtual time) at
 which it was loaded, and what the guest reads is worked out from that, in whole numbers. Channel 0's
@@ -405,42 +405,3 @@ class I8254:
         self._seen = state.seen
         self._level = state.level
         self._schedule()
-
-
-@dataclass(frozen=True, slots=True)
-class SpeakerState:
-    """What was written to port 61h."""
-
-    control: int
-
-
-class SpeakerPort:
-    """Port 61h of a PC: channel 2's gate (bit 0), speaker (1), refresh toggle (4), channel 2's output (5)."""
-
-    name = "port61"
-
-    def __init__(self, clock: Clock, channel: Channel) -> None:
-        """`channel` is the interval timer's channel 2, whose gate this port drives."""
-        self._clock = clock
-        self._channel = channel
-        self._control = 0
-        self._channel.set_gate(False)
-
-    def read(self, offset: int, size: int) -> int:
-        """Bits 0-3 as written; bit 4 toggles every 15 microseconds, as memory refresh did."""
-        now = clocks_at(self._clock.now())
-        return self._control | (now // 18 & 1) << 4 | self._channel.output(now) << 5
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Bits 0-3."""
-        self._control = value & 0x0F
-        self._channel.set_gate(bool(value & 1))
-
-    @property
-    def state(self) -> SpeakerState:
-        """The control bits."""
-        return SpeakerState(self._control)
-
-    def restore(self, state: SpeakerState) -> None:
-        """Take up earlier control bits; the gate is part of the timer's state."""
-        self._control = state.control

@@ -1,7 +1,7 @@
 """The virtual clock: exact, repeatable, and called in the right order."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.clock import NANOSECONDS, Clock
@@ -30,6 +30,7 @@ def test_time_starts_at_zero_on_an_engine_that_has_run_already() -> None:
     assert Clock(progress, 100).now() == 0
 
 
+@settings(deadline=None)
 @given(
     rate=st.integers(1, 10**10), start=st.integers(0, 10**12), skip=st.integers(0, 10**12), when=st.integers(0, 10**14)
 )
@@ -117,6 +118,7 @@ def test_time_never_goes_back() -> None:
     assert clock.now() == 100
 
 
+@settings(deadline=None)
 @given(rate=st.integers(1, 10**10), runs=st.lists(st.integers(0, 10**9), max_size=6))
 def test_a_restored_clock_goes_on_exactly_where_the_other_would(rate: int, runs: list[int]) -> None:
     progress = Counter()

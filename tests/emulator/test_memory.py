@@ -4,7 +4,7 @@ import hashlib
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.memory import PAGE_SIZE, GuestMemory, UnbackedAddress
@@ -64,6 +64,7 @@ def test_a_size_that_is_not_whole_pages_is_refused(size: int) -> None:
         GuestMemory(size)
 
 
+@settings(deadline=None)
 @given(start=st.integers(0, SIZE), size=st.integers(0, SIZE))
 def test_clearing_clears_that_and_no_more(start: int, size: int) -> None:
     size = min(size, SIZE - start)
@@ -82,6 +83,7 @@ def test_the_digest_is_that_of_size_and_non_zero_pages() -> None:
     assert memory.digest() == expected
 
 
+@settings(deadline=None)
 @given(address=st.integers(0, SIZE - 1), value=st.integers(1, 255))
 def test_the_digest_changes_with_any_byte_and_changes_back(address: int, value: int) -> None:
     memory = GuestMemory(SIZE)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.board.boot import BootError, BootImage, LoadSegment
@@ -76,6 +76,7 @@ def test_the_images_own_setup_header_is_kept_but_for_the_loaders_fields() -> Non
     assert memory.read(page + 0x218, 8) == 0
 
 
+@settings(deadline=None)
 @given(megabytes=st.integers(2, 3072), mp_table=st.booleans())
 def test_the_memory_map_is_ascending_whole_and_without_holes_but_a_pcs(megabytes: int, mp_table: bool) -> None:
     memory = GuestMemory(megabytes * MIB)
@@ -227,6 +228,7 @@ def test_a_seed_too_long_is_refused() -> None:
         place(GuestMemory(64 * MIB), image(), seed=bytes(5000))
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=400))
 def test_any_setup_header_is_placed_or_refused(data: bytes) -> None:
     for header in (data, setup_header()[:0x11] + b"HdrS" + data, setup_header()[:0x17] + data):

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.clock import NANOSECONDS, Clock
@@ -179,6 +179,7 @@ def test_the_alarm_comes_at_its_second(rig: Rig) -> None:
     assert rig.clock.next_event() == (15 + 86_400) * NANOSECONDS
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     second=st.integers(0, 59) | st.none(),
     minute=st.integers(0, 59) | st.none(),
