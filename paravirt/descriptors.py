@@ -81,6 +81,10 @@ def _sanitise(table: bytes) -> bytes:
     out = bytearray(len(table))
     for at in range(8, len(table) - 7, 8):
         descriptor = int.from_bytes(table[at : at + 8], "little")
-        if descriptor & _SEGMENT and descriptor & _RING3 == _RING3 and descriptor & _CONFORMING_CODE != _CONFORMING_CODE:
+        if (
+            descriptor & _SEGMENT
+            and descriptor & _RING3 == _RING3
+            and descriptor & _CONFORMING_CODE != _CONFORMING_CODE
+        ):
             out[at : at + 8] = table[at : at + 8]
     return bytes(out)

@@ -18,6 +18,7 @@ from emulator.isa.x86 import registers as r
 from emulator.isa.x86.decode import instruction_at, row_of
 from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt
 from emulator.isa.x86.processor import Fault, TripleFault
+from emulator.isa.x86.segments import port_permitted
 from emulator.isa.x86.transfer import syscall
 from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
@@ -63,13 +64,12 @@ class Hypervisor:
         # The shadow needs the guest's context and the vCPU the shadow's frame kinds: context first.
         self.vcpu = VirtualCpu(registers, guest, self.shared)
         self.shadow = ShadowPaging(self.engine, guest, self.vcpu.context)
-        self.vcpu.kinds = self.shadow.kind
         self.code = CodePages(guest, code, window, translator, self.vcpu.peek_page, self._entry_of)
         self.code.attach(self.shadow)
         self.code.on_change = self._code_changed
         self.code.on_activate = self.vcpu.forget_writes
         self.code.on_store = self._code_stored
-        self.vcpu.on_code_write = self.code.deactivate
+        self.vcpu.before_write = self._frame_written
         self.descriptors = DescriptorCopy(self.vcpu, descriptors, self.shadow)
         self._map_own_memory(window, code, descriptors)
         self._registers = registers
@@ -383,6 +383,11 @@ class Hypervisor:
         for rip in self._actions_by_page.pop(page >> 12, ()):
             self._actions.pop(rip, None)
 
+    def _frame_written(self, frame: int) -> None:
+        """The hypervisor itself writes to a guest frame for the guest."""
+        if self.code.active(frame):
+            self.code.deactivate(frame)
+
     def _entry_of(self, page: int) -> int:
         """Where the page at `page` is entered: at RIP, or behind the instruction that reaches into it.
 
@@ -445,33 +450,18 @@ class Hypervisor:
             self._raise(fault)
 
     def _port_read(self, exit_: Exit) -> None:
-        if self.vcpu.level > self.vcpu.iopl and not self._port_allowed(exit_.port, exit_.size):
+        if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
             exit_.refused = True
             return
         self.exits.count("READ_PORT", "exit")
         exit_.value = self.board.ports.read(exit_.port, exit_.size)
 
     def _port_write(self, exit_: Exit) -> None:
-        if self.vcpu.level > self.vcpu.iopl and not self._port_allowed(exit_.port, exit_.size):
+        if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
             exit_.refused = True
             return
         self.exits.count("WRITE_PORT", "exit")
         self.write_port(exit_.port, exit_.size, exit_.value)
-
-    def _port_allowed(self, port: int, size: int) -> bool:
-        """The I/O permission bitmap of the guest's TSS (SDM 1, 19.5.2)."""
-        vcpu = self.vcpu
-        _selector, base, limit, attributes = vcpu.segment(7)
-        if not attributes & 1 << 15 or limit < 0x67:
-            return False
-        try:
-            at = vcpu.read(base + 0x66 & _MASK, 2) + (port >> 3)
-            if at + 1 > limit:
-                return False
-            bits = vcpu.read(base + at & _MASK, 2)
-        except Fault:
-            return False
-        return not bits >> (port & 7) & ((1 << size) - 1)
 
     def _identify(self, _exit: Exit) -> None:
         self.exits.count("IDENTIFY_PROCESSOR", "exit")

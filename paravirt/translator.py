@@ -63,3 +63,11 @@ class Translator(Protocol):
         give equal results.
         """
         ...
+
+
+class Untouched:
+    """The translator of a guest that is run deprivileged as it is: the negative control."""
+
+    def translate(self, address: int, code: bytes, before: bytes, after: bytes, entry: int) -> Translation:
+        """The page's own bytes."""
+        return Translation(bytes(code), (), 0)

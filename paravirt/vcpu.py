@@ -6,16 +6,12 @@ guest kernel runs, its interrupt flag is in the shared page and the real one is 
 code runs, the real flags are the virtual ones.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from emulator.isa.x86 import registers as r
-from emulator.isa.x86.processor import Fault
+from emulator.isa.x86 import walk as w
+from emulator.isa.x86.walk import GuestContext, LinearMemory
 from paravirt import abi
-from paravirt.mmu import walk as w
-from paravirt.mmu.walk import GuestContext, Walker
 
 _FLAG_IF = r.FLAG_IF
 _IOPL = 3 << 12
@@ -27,27 +23,18 @@ _DELTA = abi.INTERRUPT_DELTA >> 3
 _CONTROL = abi.CONTROL_REGISTERS >> 3
 _DPL3 = 3 << 13
 _DATA_SEGMENTS = frozenset({0, 2, 3, 4, 5})
-_CODE_FRAME = 2
 _PRESENT = 1 << 15
 
 
-class VirtualCpu:
+class VirtualCpu(LinearMemory):
     """One virtual x86-64 processor. See `emulator.isa.x86.processor.Processor` for the shared names."""
 
     def __init__(self, registers: Any, memory: memoryview, shared: memoryview) -> None:
         self.registers = registers
         self.gpr = registers.gpr
         self.context = GuestContext()
-        self._memory = memory
-        self._memory_words = memory.cast("Q")
-        self._size = memory.nbytes
-        self._walker = Walker(self._memory_words, memory.nbytes, self.context)
+        super().__init__(memory, self.context)
         self.shared = shared
-        self.kinds: np.ndarray[Any, np.dtype[np.uint8]] = np.zeros(self._size >> 12, dtype=np.uint8)
-        """Per guest frame, what shadow paging knows of it (`ShadowPaging.kind`)."""
-        self.on_code_write: Callable[[int], None] = lambda _frame: None
-        self._reads: dict[int, int] = {}
-        self._writes: dict[int, int] = {}
         self.level = 0
         self.iopl = 0
         self.virtual_segments: dict[int, tuple[int, int, int, int, int]] = {}
@@ -214,111 +201,9 @@ class VirtualCpu:
         shared[_CONTROL + 3] = self._cr3
         shared[_CONTROL + 4] = self._cr4
 
-    # -- linear memory --------------------------------------------------------------------------
-
-    def forget_translations(self) -> None:
-        """The guest flushed its TLB."""
-        self._reads.clear()
-        self._writes.clear()
-
-    def forget_writes(self) -> None:
-        """Some frame became code: writes must ask again."""
-        self._writes.clear()
-
-    def _read_frame(self, address: int, user: bool) -> int:
-        """Physical address of the page that holds `address`, for reading."""
-        key = address >> 12 if not user else (address >> 12) | 1 << 60
-        frame = self._reads.get(key)
-        if frame is None:
-            frame = self._walker.walk(address, False, user, False).frame
-            self._reads[key] = frame
-        return frame
-
-    def _write_frame(self, address: int, user: bool) -> int:
-        key = address >> 12 if not user else (address >> 12) | 1 << 60
-        frame = self._writes.get(key)
-        if frame is None:
-            frame = self._walker.walk(address, True, user, False).frame
-            if frame < self._size and self.kinds[frame >> 12] == _CODE_FRAME:
-                self.on_code_write(frame >> 12)
-            self._writes[key] = frame
-        return frame
-
-    def read(self, address: int, size: int, user: bool = False) -> int:
-        """`size` bytes at a linear address, with supervisor right."""
-        offset = address & 0xFFF
-        if offset + size > 4096:
-            return self._read_across(address, size, user)
-        physical = self._read_frame(address, user) | offset
-        if physical + size > self._size:
-            return (1 << 8 * size) - 1
-        if size == 8 and not offset & 7:
-            return self._memory_words[physical >> 3]
-        return int.from_bytes(self._memory[physical : physical + size], "little")
-
-    def write(self, address: int, size: int, value: int, user: bool = False) -> None:
-        """Store `size` bytes at a linear address, with supervisor right."""
-        offset = address & 0xFFF
-        if offset + size > 4096:
-            self._write_across(address, size, value, user)
-            return
-        physical = self._write_frame(address, user) | offset
-        if physical + size > self._size:
-            return
-        if size == 8 and not offset & 7:
-            self._memory_words[physical >> 3] = value & _MASK
-        else:
-            self._memory[physical : physical + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-
-    def read_user(self, address: int, size: int) -> int:
-        """As `read`, with user right."""
-        return self.read(address, size, True)
-
-    def write_user(self, address: int, size: int, value: int) -> None:
-        """As `write`, with user right."""
-        self.write(address, size, value, True)
-
-    def _read_across(self, address: int, size: int, user: bool) -> int:
-        first = 4096 - (address & 0xFFF)
-        low = b"".join(self.read(address + i, 1, user).to_bytes(1, "little") for i in range(first))
-        rest = address + first & _MASK
-        high = b"".join(self.read(rest + i, 1, user).to_bytes(1, "little") for i in range(size - first))
-        return int.from_bytes(low + high, "little")
-
-    def _write_across(self, address: int, size: int, value: int, user: bool) -> None:
-        self._write_frame(address, user)
-        self._write_frame((address & ~0xFFF) + 4096 & _MASK, user)
-        for index, byte in enumerate((value & ((1 << 8 * size) - 1)).to_bytes(size, "little")):
-            self.write(address + index & _MASK, 1, byte, user)
-
     def fetch(self, address: int, size: int = 15) -> bytes:
-        """Up to `size` bytes of code at `address`; fewer where the next page is not there."""
-        out = b""
-        while size > 0:
-            step = min(size, 4096 - (address & 0xFFF))
-            try:
-                physical = self._read_frame(address, self.level == 3) | address & 0xFFF
-            except Fault:
-                break
-            out += bytes(self._memory[physical : physical + step])
-            size -= step
-            address = address + step & _MASK
-        return out
-
-    def read_page(self, address: int) -> bytes:
-        """The page at `address` with supervisor right; raises the guest's `Fault`."""
-        frame = self._read_frame(address, False)
-        return bytes(self._memory[frame : frame + 4096]) if frame < self._size else b"\xff" * 4096
-
-    def peek_page(self, address: int) -> bytes:
-        """The page that holds `address` as the guest kernel maps it; empty where nothing is mapped."""
-        if (address + 0x8000_0000_0000) >> 48 & 0xFFFF:
-            return b""
-        try:
-            frame = self._read_frame(address, False)
-        except Fault:
-            return b""
-        return bytes(self._memory[frame : frame + 4096]) if frame < self._size else b""
+        """Up to `size` bytes of the guest's own code at `address`."""
+        return self.fetch_bytes(address, size, self.level == 3)
 
     # -- state ----------------------------------------------------------------------------------
 

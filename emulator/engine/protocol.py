@@ -13,7 +13,6 @@ from typing import Protocol
 from emulator.engine.exit import Exit
 
 
-
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine can do, as probed when it was opened."""

@@ -14,10 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from emulator.isa.x86.processor import Fault
+from emulator.isa.x86 import walk as w
+from emulator.isa.x86.walk import GuestContext, Walk, Walker
 from paravirt import abi, layout
-from paravirt.mmu import walk as w
-from paravirt.mmu.walk import GuestContext, Walk, Walker
 
 KERNEL_VIEW, USER_VIEW = 0, 1
 _KEEP_WRITABLE = 2
@@ -540,4 +539,4 @@ class ShadowPoolExhausted(Exception):
     """Every shadow table frame is in use."""
 
 
-__all__ = ["KERNEL_VIEW", "USER_VIEW", "Fault", "Root", "ShadowPaging"]
+__all__ = ["KERNEL_VIEW", "USER_VIEW", "Root", "ShadowPaging"]

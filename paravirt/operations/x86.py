@@ -153,9 +153,7 @@ def _pushf(context: Context, instruction: Instruction) -> Action:
     return action
 
 
-_POPF_KERNEL = (
-    r.FLAGS_STATUS | r.FLAG_TF | r.FLAG_IF | r.FLAG_DF | r.FLAG_IOPL | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
-)
+_POPF_KERNEL = r.FLAGS_STATUS | r.FLAG_TF | r.FLAG_IF | r.FLAG_DF | r.FLAG_IOPL | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 
 
 @handles(Operation.WRITE_FLAGS)

@@ -71,6 +71,10 @@ def _confirm_public(engine: UnicornEngine) -> None:
     put(lib.REG_DR0 + 6, 0xFFFF_4FF0)
     found.append(("DR6", 0xFFFF_4FF0, registers.debug(6)))
     found.append(("the privilege level", 0, registers.privilege))
+    for number in (0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0102):
+        engine.write_msr(number, 0x1234_0000_0000 + number)
+        found.append((f"MSR {number:#x}", 0x1234_0000_0000 + number, registers.msr(number)))
+        engine.write_msr(number, 0)
     for what, expected, seen in found:
         if expected != seen:
             raise _refuse(what, expected, seen)

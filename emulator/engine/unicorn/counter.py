@@ -24,7 +24,9 @@ class BlockCounter:
         machine = platform.machine()
         code = _CODE.get(machine)
         if code is None:
-            raise EngineMissing(f"the unicorn engine needs a native block counter, written for x86_64 only, not {machine}")
+            raise EngineMissing(
+                f"the unicorn engine needs a native block counter, written for x86_64 only, not {machine}"
+            )
         self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._page.write(code)
         self.callback = ctypes.addressof(ctypes.c_char.from_buffer(self._page))

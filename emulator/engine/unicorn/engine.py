@@ -161,7 +161,7 @@ class UnicornEngine:
 
     def set_control(self, cr0: int, cr4: int, efer: int) -> None:
         """Load the real control registers; paging must already have a root when CR0.PG is set."""
-        self._write_msr(0xC000_0080, efer)
+        self.write_msr(0xC000_0080, efer)
         for register, value in ((lib.REG_CR4, cr4), (lib.REG_CR0, cr0)):
             self.library.uc_reg_write(self.handle, register, ctypes.byref(ctypes.c_uint64(value)))
 
@@ -175,7 +175,8 @@ class UnicornEngine:
         """Forget all translated code."""
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
 
-    def _write_msr(self, number: int, value: int) -> None:
+    def write_msr(self, number: int, value: int) -> None:
+        """Write one of the real processor's MSRs."""
         access = lib.MsrAccess(number, value)
         status = self.library.uc_reg_write(self.handle, lib.REG_MSR, ctypes.byref(access))
         self._check(status, f"cannot write MSR {number:#x}")

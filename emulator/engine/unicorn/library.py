@@ -50,10 +50,7 @@ REG_CR3 = x86_const.UC_X86_REG_CR3
 REG_CR4 = x86_const.UC_X86_REG_CR4
 REG_MSR = x86_const.UC_X86_REG_MSR
 GENERAL = (
-    *(
-        getattr(x86_const, f"UC_X86_REG_{name}")
-        for name in ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")
-    ),
+    *(getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")),
     *(getattr(x86_const, f"UC_X86_REG_R{number}") for number in range(8, 16)),
 )
 """Unicorn's numbers of the general registers, in the processor's encoding order."""

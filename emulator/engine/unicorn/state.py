@@ -30,6 +30,15 @@ _DR = 0x1518
 _OLD_EXCEPTION = 0x1578
 _SIZE = 0x1580
 
+_MSRS = {
+    0xC000_0080: 0x250,
+    0xC000_0081: 0x12D8,
+    0xC000_0082: 0x12E8,
+    0xC000_0083: 0x12F0,
+    0xC000_0084: 0x12F8,
+    0xC000_0102: 0x1300,
+}
+
 _W_RIP = 0x80 // 8
 _W_EFLAGS = _EFLAGS // 8
 _W_CC_SRC = _CC_SRC // 8
@@ -55,6 +64,8 @@ _H_CS64 = 1 << 15
 _PATTERN = 0x5E77_1A90_0000_0001
 _CS, _SS = 1, 2
 _L_BIT = 1 << 21
+_ATTRIBUTES = 0xF0_FF00
+"""Unicorn keeps a descriptor's whole second word."""
 _DB_BIT = 1 << 22
 
 
@@ -177,6 +188,10 @@ class UnicornRegisters:
         """Change a debug register (does not arm breakpoints)."""
         self.words[_DR // 8 + number] = value
 
+    def msr(self, number: int) -> int:
+        """One of the MSRs that the engine keeps in its state: EFER, STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE."""
+        return self.words[_MSRS[number] // 8]
+
     @property
     def privilege(self) -> int:
         """The real current privilege level, 0..3."""
@@ -199,7 +214,7 @@ class UnicornRegisters:
         """Selector, base, limit and attributes of ES CS SS DS FS GS LDTR TR (0..7)."""
         at = (_SEGMENTS + index * 24) // 4
         halves = self.halves
-        return halves[at], self.words[at // 2 + 1], halves[at + 4], halves[at + 5]
+        return halves[at], self.words[at // 2 + 1], halves[at + 4], halves[at + 5] & _ATTRIBUTES
 
     def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
         """Load a segment register with its hidden part; CPL stays as it is."""

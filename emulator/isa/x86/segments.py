@@ -219,3 +219,18 @@ def _visible(cpu: Processor, selector: int, system_types: frozenset[int]) -> tup
     if not attributes & SEGMENT and attributes >> 8 & 0xF not in system_types:
         return None
     return parts if _reachable(selector, attributes, cpu.cpl) else None
+
+
+def port_permitted(cpu: Processor, port: int, size: int) -> bool:
+    """Whether the TSS's I/O permission bitmap allows `size` ports from `port` on (SDM vol. 1, 19.5.2)."""
+    _selector, base, limit, attributes = cpu.segment(TR)
+    if not attributes & PRESENT or limit < 0x67:
+        return False
+    try:
+        at = cpu.read(base + 0x66 & MASK64, 2) + (port >> 3)
+        if at + 1 > limit:
+            return False
+        bits = cpu.read(base + at & MASK64, 2)
+    except Fault:
+        return False
+    return not bits >> (port & 7) & ((1 << size) - 1)

@@ -1,0 +1,142 @@
+"""A session: an image, a machine and who drives it, put together for one run.
+
+Room: `bt`. Everything that runs a guest (`retrap run`, `retrap verify`, the benchmarks, the tests)
+makes a `Session`; here is the one place that knows which mode means which driver and translator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bt.image import Image, to_boot
+from emulator.errors import BadImage, UsageError
+from emulator.machine import Limits, Machine, Outcome
+from emulator.native import NativeCpu
+from paravirt.hypervisor import Hypervisor
+from paravirt.translator import Translator, Untouched
+
+if TYPE_CHECKING:
+    from bt.loadtime import LoadTimeTranslator
+
+MODES = ("native", "none", "trap", "inline")
+"""Ways to run a guest: full privilege; deprivileged and not rewritten; planted traps; fixups."""
+
+MEMORY = 256 << 20
+"""Default size of guest memory, bytes."""
+MOST_MEMORY = 3 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run a guest."""
+
+    mode: str = "inline"
+    memory: int = MEMORY
+    """Bytes of guest memory."""
+    initrd: bytes = b""
+    command_line: str = ""
+    delta: int = 0
+    """Virtual relocation, bytes (KASLR)."""
+    physical_delta: int = 0
+    """Physical relocation, bytes."""
+    limits: Limits = field(default_factory=Limits)
+    timed: bool = False
+    """Take the time of every exit."""
+    cache: bool = True
+    """Keep scans on disk."""
+
+    def check(self) -> None:
+        """Raise `UsageError` for options that make no sense."""
+        if self.mode not in MODES:
+            raise UsageError(f"there is no way to run a guest called {self.mode!r}; take one of {', '.join(MODES)}")
+        if self.memory % 4096 or not 4 << 20 <= self.memory <= MOST_MEMORY:
+            raise UsageError(
+                f"{self.memory} bytes of guest memory: give whole pages, from 4 MiB to {MOST_MEMORY >> 20} MiB"
+            )
+
+
+class Session:
+    """One run of one guest. `console` gets what the guest prints."""
+
+    def __init__(self, image: Image, options: Options, console: Callable[[bytes], None]) -> None:
+        options.check()
+        self.image = image
+        self.options = options
+        self.translator: LoadTimeTranslator | None = None
+        self.machine = Machine(options.memory, console, limits=options.limits)
+        try:
+            self._build()
+        except BaseException:
+            self.machine.close()
+            raise
+
+    def _build(self) -> None:
+        image, options = self.image, self.options
+        boot = to_boot(
+            image,
+            initrd=options.initrd,
+            command_line=options.command_line,
+            delta=options.delta,
+            physical_delta=options.physical_delta,
+        )
+        state = self.machine.place(boot)
+        self.driver: NativeCpu | Hypervisor
+        if options.mode == "native":
+            self.driver = NativeCpu(self.machine)
+        else:
+            self.driver = Hypervisor(self.machine, self._make_translator(), timed=options.timed)
+            self._prepare_memory(self.driver)
+        self.driver.enter(state)
+
+    def _make_translator(self) -> Translator:
+        options = self.options
+        if options.mode == "none":
+            return Untouched()
+        from bt.loadtime import LoadTimeTranslator
+        from bt.pagecache import PageCache
+
+        cache = PageCache() if options.cache else None
+        self.translator = LoadTimeTranslator(options.mode, self.image, options.delta, cache)
+        return self.translator
+
+    def _prepare_memory(self, hypervisor: Hypervisor) -> None:
+        """Mark what may be code, and apply what is known of this kernel."""
+        for segment in self.image.segments:
+            if segment.executable:
+                first = segment.paddr + self.options.physical_delta
+                hypervisor.shadow.mark_code(first >> 12, first + segment.memory_size - 1 >> 12)
+        if self.translator is None:
+            return
+        for patch in self.translator.image_patches:
+            at = self.physical(patch.address)
+            found = self.machine.memory.read_bytes(at, len(patch.old))
+            if found != patch.old:
+                raise BadImage(
+                    f"{self.image.path}: at {patch.address:#x} lies {found.hex()}, not {patch.old.hex()} as its own "
+                    "tables say; run it with --virt trap"
+                )
+            self.machine.memory.write_bytes(at, patch.new)
+
+    def physical(self, address: int) -> int:
+        """Guest-physical address of a guest-virtual one of the loaded image."""
+        options = self.options
+        segment = self.image.segment_at(address - options.delta)
+        if segment is None:
+            raise BadImage(f"{self.image.path}: nothing of it is loaded at {address:#x}")
+        return address - options.delta - segment.vaddr + segment.paddr + options.physical_delta
+
+    def symbol(self, address: int) -> str:
+        """Name of a guest-virtual address, by the image's symbols."""
+        return self.image.symbols.name_at(address - self.options.delta) or f"{address:#x}"
+
+    def run(self) -> Outcome:
+        """Run the guest to its end."""
+        return self.driver.run()
+
+    def close(self) -> None:
+        """Release the engine and write the caches."""
+        if self.translator is not None:
+            self.translator.close()
+        self.machine.close()

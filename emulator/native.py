@@ -1,0 +1,330 @@
+"""The reference: the guest at full privilege on the same machine, unmodified.
+
+Room: `emulator`. Privileged instructions execute in the engine itself; events that the engine hands
+up (exceptions, software interrupts, SYSCALL) are delivered by the architectural semantics on the real
+registers. It knows nothing of a hypervisor: what runs here is what a rewritten guest is compared with.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from emulator.board.linux_boot import EntryState
+from emulator.engine.exit import Exit, ExitKind
+from emulator.isa.x86 import registers as r
+from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt
+from emulator.isa.x86.identity import identify
+from emulator.isa.x86.processor import Fault, TripleFault
+from emulator.isa.x86.segments import port_permitted
+from emulator.isa.x86.transfer import syscall
+from emulator.isa.x86.walk import FRAME_MASK, GuestContext, LinearMemory
+from emulator.machine import EndKind, Machine, Outcome
+
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_EFER, _STAR, _LSTAR, _CSTAR, _FMASK = 0xC000_0080, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
+_CODE64, _DATA = 0xA09B00, 0xC09300
+_FLAT = 0xFFFF_FFFF
+_INHIBIT = 1 << 3
+"""The engine's mode bit for the shadow of STI and MOV SS."""
+_DB, _PF = 1, 14
+_WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17})
+
+
+class NativeCpu(LinearMemory):
+    """The real processor as a `Processor` of the semantics, and the driver of a reference run."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.context = GuestContext()
+        super().__init__(machine.memory.view, self.context)
+        self.machine = machine
+        self.engine = machine.engine
+        self.board = machine.board
+        registers: Any = machine.engine.registers
+        self.registers = registers
+        self.gpr = registers.gpr
+        self.outcome: Outcome | None = None
+        self.exits: dict[str, int] = {}
+        self.observe: Callable[[str, int, int, int], None] | None = None
+        self._stepping = False
+        self._dispatch: dict[int, Callable[[Exit], None]] = {
+            ExitKind.FAULT: self._fault,
+            ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
+            ExitKind.SYSTEM_CALL: self._system_call,
+            ExitKind.PORT_READ: self._port_read,
+            ExitKind.PORT_WRITE: self._port_write,
+            ExitKind.IDENTIFY: self._identify,
+            ExitKind.TIME_STAMP: self._time_stamp,
+            ExitKind.BUDGET: self._budget,
+            ExitKind.HALT: self._halt,
+        }
+
+    # -- the processor as the semantics see it --------------------------------------------------
+
+    @property
+    def rip(self) -> int:
+        """The instruction pointer."""
+        return int(self.registers.rip)
+
+    @rip.setter
+    def rip(self, value: int) -> None:
+        self.registers.rip = value & _MASK
+
+    @property
+    def rflags(self) -> int:
+        """The real flags."""
+        return int(self.registers.rflags)
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        self.registers.rflags = value
+
+    @property
+    def cpl(self) -> int:
+        """The real privilege level."""
+        return int(self.registers.privilege)
+
+    def set_privilege(self, cpl: int) -> None:
+        """Change the real privilege level."""
+        self.registers.privilege = cpl
+
+    def segment(self, index: int) -> tuple[int, int, int, int]:
+        """The real segment register."""
+        selector, base, limit, attributes = self.registers.segment(index)
+        return selector, base, limit, attributes
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
+        """Load the real segment register."""
+        self.registers.set_segment(index, selector, base, limit, attributes)
+
+    @property
+    def cr0(self) -> int:
+        """CR0."""
+        return int(self.registers.control(0))
+
+    @property
+    def cr2(self) -> int:
+        """CR2."""
+        return int(self.registers.cr2)
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self.registers.cr2 = value
+
+    @property
+    def cr4(self) -> int:
+        """CR4."""
+        return int(self.registers.control(4))
+
+    @property
+    def efer(self) -> int:
+        """EFER."""
+        return int(self.registers.msr(_EFER))
+
+    @property
+    def star(self) -> int:
+        """STAR."""
+        return int(self.registers.msr(_STAR))
+
+    @property
+    def lstar(self) -> int:
+        """LSTAR."""
+        return int(self.registers.msr(_LSTAR))
+
+    @property
+    def cstar(self) -> int:
+        """CSTAR."""
+        return int(self.registers.msr(_CSTAR))
+
+    @property
+    def fmask(self) -> int:
+        """FMASK."""
+        return int(self.registers.msr(_FMASK))
+
+    @property
+    def gdt_base(self) -> int:
+        """Base of GDTR."""
+        return int(self.registers.table(0)[0])
+
+    @property
+    def gdt_limit(self) -> int:
+        """Limit of GDTR."""
+        return int(self.registers.table(0)[1])
+
+    @property
+    def idt_base(self) -> int:
+        """Base of IDTR."""
+        return int(self.registers.table(1)[0])
+
+    @property
+    def idt_limit(self) -> int:
+        """Limit of IDTR."""
+        return int(self.registers.table(1)[1])
+
+    # -- a run ----------------------------------------------------------------------------------
+
+    def enter(self, state: EntryState) -> None:
+        """Set the processor up as the boot protocol says."""
+        registers = self.registers
+        for number in range(16):
+            self.gpr[number] = 0
+        self.gpr[6], self.gpr[4] = state.rsi, state.rsp
+        self.engine.set_root(state.cr3)
+        self.engine.set_control(state.cr0, state.cr4, state.efer)
+        registers.set_table(0, state.gdt_base, state.gdt_limit)
+        registers.set_table(1, 0, 0)
+        registers.set_segment(1, state.cs, 0, _FLAT, _CODE64)
+        for index in (0, 2, 3):
+            registers.set_segment(index, state.ds, 0, _FLAT, _DATA)
+        for index in (4, 5, 6, 7):
+            registers.set_segment(index, 0, 0, 0, 0)
+        registers.privilege = 0
+        registers.rflags = state.rflags
+        registers.rip = state.rip
+
+    def run(self) -> Outcome:
+        """Run until the guest ends or a limit is reached."""
+        self.outcome = None
+        self.machine.begin()
+        self.machine.arm()
+        while self.outcome is None:
+            self.engine.run(self._handle)
+        return self.outcome
+
+    def end(self, outcome: Outcome) -> None:
+        """End the run after this exit."""
+        if self.outcome is None:
+            self.outcome = outcome
+        self.engine.stop()
+
+    def _handle(self, exit_: Exit) -> None:
+        self.context.root = self.registers.control(3) & FRAME_MASK
+        self.context.write_protect = self.registers.control(0) & r.CR0_WP != 0
+        self.context.no_execute = self.registers.msr(_EFER) & r.EFER_NXE != 0
+        self.forget_translations()
+        kind = ExitKind(exit_.kind).name
+        self.exits[kind] = self.exits.get(kind, 0) + 1
+        try:
+            self._dispatch[exit_.kind](exit_)
+            if self.board.intr and exit_.kind not in (ExitKind.PORT_READ, ExitKind.PORT_WRITE):
+                self._offer_interrupt()
+            elif self.board.intr:
+                self.engine.set_deadline(self.engine.progress + 1)
+        except TripleFault as fault:
+            self.end(Outcome(EndKind.TRIPLE_FAULT, detail=str(fault)))
+
+    def _offer_interrupt(self) -> None:
+        """An interrupt waits: take it if the flag allows, otherwise look again at the next block."""
+        registers = self.registers
+        if self._stepping or not registers.rflags & r.FLAG_IF:
+            self.engine.set_deadline(self.engine.progress + 2)
+        elif registers.mode & _INHIBIT:
+            self._stepping = True  # one instruction, then the shadow is over
+            registers.mode &= ~_INHIBIT
+            registers.rflags |= r.FLAG_TF
+        else:
+            vector = self.board.acknowledge()
+            self._event("interrupt", vector, 0)
+            interrupt(self, vector)
+
+    def _event(self, name: str, number: int, error: int) -> None:
+        if self.observe is not None:
+            self.observe(name, number, error, self.rip)
+
+    def _raise(self, fault: Fault) -> None:
+        self._event("exception", fault.vector, fault.error or 0)
+        raise_exception(self, fault)
+
+    # -- exits ----------------------------------------------------------------------------------
+
+    def _fault(self, exit_: Exit) -> None:
+        vector = exit_.vector
+        if self._stepping:
+            self._stepping = False
+            self.registers.rflags &= ~r.FLAG_TF
+            if vector == _DB:
+                return
+        if vector == 6 and self.fetch_bytes(self.rip, 1, self.cpl == 3) == b"\xf1":
+            self.rip += 1
+            vector = _DB
+        error = exit_.error if vector in _WITH_ERROR else None
+        self._raise(Fault(vector, error, exit_.address if vector == _PF else 0))
+
+    def _software_interrupt(self, exit_: Exit) -> None:
+        behind, vector = self.rip, exit_.vector
+        short = vector in (1, 3) and self.fetch_bytes(behind - 1 & _MASK, 1, self.cpl == 3) in (b"\xcc", b"\xf1")
+        length = 1 if short else 2
+        self.rip = behind - length
+        self._event("software interrupt", vector, 0)
+        software_interrupt(self, vector, length)
+
+    def _system_call(self, exit_: Exit) -> None:
+        self._event("system call", self.gpr[0], 0)
+        try:
+            syscall(self, exit_.length)
+        except Fault as fault:
+            self._raise(fault)
+
+    def _port_read(self, exit_: Exit) -> None:
+        if self._port_refused(exit_):
+            exit_.refused = True
+        else:
+            exit_.value = self.board.ports.read(exit_.port, exit_.size)
+
+    def _port_write(self, exit_: Exit) -> None:
+        if self._port_refused(exit_):
+            exit_.refused = True
+            return
+        self.board.ports.write(exit_.port, exit_.size, exit_.value)
+        outcome = self.machine.over() if self.board.shutdown is not None else None
+        if outcome is not None:
+            self.end(outcome)
+        self.machine.arm()
+
+    def _port_refused(self, exit_: Exit) -> bool:
+        """IOPL, then the I/O permission bitmap of the TSS (SDM 1, 19.5.2)."""
+        if self.cpl <= self.registers.rflags >> 12 & 3:
+            return False
+        return not port_permitted(self, exit_.port, exit_.size)
+
+    def _identify(self, _exit: Exit) -> None:
+        gpr = self.gpr
+        gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
+
+    def _time_stamp(self, _exit: Exit) -> None:
+        value = self.machine.clock.now() & _MASK
+        self.gpr[0], self.gpr[2] = value & 0xFFFF_FFFF, value >> 32
+
+    def _budget(self, _exit: Exit) -> None:
+        self.machine.tick()
+        outcome = self.machine.over()
+        if outcome is not None:
+            self.end(outcome)
+        self.machine.arm()
+
+    def _halt(self, _exit: Exit) -> None:
+        if not self.registers.rflags & r.FLAG_IF:
+            self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
+            return
+        self.registers.mode &= ~_INHIBIT
+        while not self.board.intr:
+            outcome = self.machine.over()
+            if outcome is None and not self.machine.idle():
+                outcome = Outcome(EndKind.HALTED, detail="halted with no interrupt to come")
+            if outcome is not None:
+                self.end(outcome)
+                return
+        self.machine.arm()
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """Everything the guest can see of its processor, as a plain value (see `VirtualCpu.state`)."""
+        registers = self.registers
+        return (
+            tuple(self.gpr),
+            self.rip,
+            self.rflags,
+            self.cpl,
+            (self.cr0, self.cr2, registers.control(3), self.cr4, self.efer),
+            (self.star, self.lstar, self.cstar, self.fmask, registers.msr(0xC000_0102)),
+            (self.gdt_base, self.gdt_limit, self.idt_base, self.idt_limit),
+            tuple(self.segment(index) for index in range(8)),
+        )
