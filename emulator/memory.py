@@ -13,6 +13,8 @@ from collections.abc import Iterable
 PAGE_SIZE = 4096
 """Bytes in a page of guest-physical memory."""
 
+_ZERO_PAGE = bytes(PAGE_SIZE)
+
 _SCAN_PAGES = 4096
 """Pages searched for contents at a time by `GuestMemory.digest`: 16 MiB, so that the search needs little memory."""
 
@@ -107,7 +109,7 @@ class GuestMemory:
                 patched = bytearray(contents)
                 for low, high in holes[page]:
                     patched[low:high] = bytes(high - low)
-                if not any(patched):
+                if patched == _ZERO_PAGE:
                     continue
                 contents = patched
             sha.update(page.to_bytes(8, "little"))
