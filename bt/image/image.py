@@ -201,16 +201,16 @@ def from_bytes(data: bytes | bytearray | memoryview, path: str) -> Image:
         raise BadImage(f"{path}: is empty; give a kernel, an ELF or bzImage")
     digest = hashlib.sha256(contents).hexdigest()
     if bytes(contents[:4]) == elf.MAGIC:
-        return _from_elf(contents, path, "elf64", "none", digest, None)
+        return from_elf(contents, path, "elf64", "none", digest, None)
     if not bzimage.recognise(contents):
         raise BadImage(f"{path}: {_describe(contents)}")
     header = bzimage.parse(contents, path)
     limit = header.init_size or MAXIMUM_SIZE
     compression, kernel = payload.unpack(header.payload, path, digest, limit)
-    return _from_elf(kernel, path, "bzimage", compression, digest, header)
+    return from_elf(kernel, path, "bzimage", compression, digest, header)
 
 
-def _from_elf(
+def from_elf(
     contents: memoryview,
     path: str,
     container: str,
@@ -218,6 +218,7 @@ def _from_elf(
     digest: str,
     header: bzimage.BzImage | None,
 ) -> Image:
+    """An `Image` of an unpacked ELF, whatever follows it, that came out of `container`. Raises `BadImage`."""
     parsed = elf.parse(contents, path)
     return Image(
         path=path,

@@ -23,6 +23,8 @@ from emulator.errors import BadImage
 _CACHE_MAGIC = b"retrap payload 1\n"
 _CACHE_HEADER = struct.Struct("<17s15sQ32s")
 _CACHE_DATA = 4096  # contents begin at a page, so that a mapping of them is aligned
+_CACHE_ENTRIES = 8
+"""Kernels kept, tens of megabytes each."""
 _DECODER_MEMORY = 512 << 20
 _LZ4_BLOCK = 8 << 20
 
@@ -241,8 +243,15 @@ def _write_cache(entry: Path, name: str, contents: bytes) -> None:
                 file.write(header.ljust(_CACHE_DATA, b"\0"))
                 file.write(contents)
             os.replace(temporary, entry)
+            _drop_oldest(entry.parent)
         except BaseException:
-            os.unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)
             raise
     except OSError:
         return  # no room or no right to write: the next load unpacks again
+
+
+def _drop_oldest(directory: Path) -> None:
+    entries = sorted(directory.glob("*.payload"), key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
+    for entry in entries[_CACHE_ENTRIES:]:
+        entry.unlink(missing_ok=True)

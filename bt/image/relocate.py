@@ -53,7 +53,7 @@ class Relocations:
     def __len__(self) -> int:
         return len(self.words64) + len(self.words32) + len(self.inverse32)
 
-    def apply(self, paddr: int, data: bytearray, delta: int) -> None:
+    def apply(self, paddr: int, data: bytearray | memoryview, delta: int) -> None:
         """Move by `delta` bytes, in place, what lies in a segment with link-time physical address `paddr`."""
         for places, kind, change in (
             (self.words64, "<u8", delta),

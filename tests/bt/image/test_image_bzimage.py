@@ -1,5 +1,6 @@
 """bzImage kernels: every compression of the payload, bounds on it, and the cache of unpacked ones."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -148,6 +149,14 @@ def test_a_cached_payload_is_held_to_the_setup_headers_limit(cache: Path) -> Non
     payload.unpack(packed, "kernel", "key", 1 << 20)
     with pytest.raises(BadImage, match="more than the 64 bytes"):
         payload.unpack(packed, "kernel", "key", 64)
+
+
+def test_the_cache_keeps_the_newest_kernels_only(cache: Path) -> None:
+    for number in range(10):
+        packed = memoryview(COMPRESS["gzip"](ELF + bytes([number])))
+        payload.unpack(packed, "kernel", f"key{number}")
+        os.utime(cache / f"key{number}.payload", (number, number))
+    assert sorted(entry.name for entry in cache.iterdir()) == [f"key{number}.payload" for number in range(2, 10)]
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic
 
-from bt.image import Image, from_bytes, load, to_boot
+from bt.image import Image, from_bytes, load, move, to_boot
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
@@ -223,3 +223,23 @@ def test_relative_references_to_percpu_symbols_shrink_by_the_offset(debian: Imag
     assert struct.unpack_from("<i", moved, first - text.vaddr)[0] == before - DELTA
     # The displacement leads to the per-CPU segment, which is linked at 0, from an instruction that moved.
     assert 0 <= (before + first + 4) % (1 << 64) < 1 << 24
+
+
+def test_symbols_and_tables_of_the_moved_kernel_are_moved(debian: Image) -> None:
+    moved = move(debian, delta=DELTA)
+    old, new = list(debian.symbols), list(moved.symbols)
+    kernel = debian.segments[0].vaddr
+    assert {name: address for address, _, name in new} == {
+        name: address + DELTA if address >= kernel else address for address, _, name in old
+    }
+    assert debian.linux is not None
+    assert moved.linux is not None
+    assert moved.linux.counts() == debian.linux.counts()
+    for before, after in (
+        (debian.linux.paravirt.sites, moved.linux.paravirt.sites),
+        (debian.linux.mcount, moved.linux.mcount),
+        (debian.linux.alternatives.replacements, moved.linux.alternatives.replacements),
+        (debian.linux.jump_labels.keys, moved.linux.jump_labels.keys),
+    ):
+        assert np.array_equal(before + np.uint64(DELTA), after)
+    assert moved.linux.version == debian.linux.version

@@ -7,9 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bt.image import Image, from_bytes, to_boot
+from bt.image import Image, from_bytes, move, to_boot
 from emulator.errors import BadImage, UsageError
-from tests.bt.image.image_files import BASE, DATA, PHYSICAL, TEXT, Part, make_bzimage, make_elf, make_relocations
+from tests.bt.image.image_files import (
+    BASE,
+    DATA,
+    PHYSICAL,
+    TEXT,
+    Part,
+    make_bzimage,
+    make_elf,
+    make_relocations,
+    make_symtab,
+)
 
 MAP = 0xFFFF_FFFF_8000_0000
 PERCPU = Part(".data..percpu", bytes(range(64)), 0, PHYSICAL + 0x40_0000, 6)
@@ -154,3 +164,28 @@ def test_boot_at_the_linked_addresses_copies_nothing() -> None:
     assert (boot.initrd, boot.command_line, boot.setup_header) == (b"initrd", "console=ttyS0", image.setup_header)
     assert boot.entry == PHYSICAL
     assert BASE not in [s.physical for s in boot.segments]
+
+
+def test_a_moved_image_is_an_image_at_the_new_addresses() -> None:
+    symbols = [(0, "percpu", 0x11, 3), (BASE + 8, "function", 0x12, 1), (BASE, "constant", 0x10, 0xFFF1)]
+    data = make_elf((*PARTS, *make_symtab(symbols, 5)), entry=BASE + 4)
+    image = from_bytes(make_bzimage(data + make_relocations([DATA_PLACE], [], [])), "kernel")
+    moved = move(image, delta=DELTA, physical_delta=0x20_0000)
+    assert [(s.vaddr, s.paddr) for s in moved.segments] == [
+        (BASE + DELTA, TEXT.paddr + 0x20_0000),
+        ((DATA.vaddr or 0) + DELTA, DATA.paddr + 0x20_0000),
+        (0, PERCPU.paddr + 0x20_0000),
+    ]
+    assert [section.vaddr for section in moved.sections][1:4] == [BASE + DELTA, (DATA.vaddr or 0) + DELTA, 0]
+    assert (moved.entry, moved.entry_physical) == (BASE + 4 + DELTA, PHYSICAL + 4 + 0x20_0000)
+    assert moved.text_ranges == ((BASE + DELTA, BASE + DELTA + len(TEXT.data)),)
+    assert moved.symbols.address_of("function") == BASE + 8 + DELTA
+    assert moved.symbols.address_of("percpu") == 0
+    assert moved.symbols.address_of("constant") == BASE
+    assert moved.relocations is None
+    assert (moved.sha256, moved.setup_header, moved.container) == (image.sha256, image.setup_header, "bzimage")
+
+
+def test_moving_by_nothing_gives_the_image_itself() -> None:
+    image = _image(make_relocations([DATA_PLACE], [], []))
+    assert move(image) is image
