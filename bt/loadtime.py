@@ -197,7 +197,7 @@ class LoadTimeTranslator:
             reserved = planned.fixup if planned is not None and len(planned.old) == len(choice) else 0
             return self._fixup(address, code, choice, fresh, reserved)
 
-        return patch_page(address, code, scan.sites, ground, place, fixed)
+        return patch_page(address, code, scan.sites, self._inline, ground, place, fixed)
 
     def _fixup(self, address: int, code: bytes, choice: Choice, fresh: list[Fixup], reserved: int) -> int | None:
         """Address of the fixup for a choice, made at its first use; None where there is no room or no reach.

@@ -218,7 +218,7 @@ def _plan_page(
 
     ground = survey(address, whole, scan, pristine.page(address), -1, selectors) if inline else None
     found = [Found(site.address - address, site.length, site.code) for site in sites]
-    patched = patch_page(address, code, found, ground, place)
+    patched = patch_page(address, code, found, inline, ground, place)
     return [_planned(site, placed, whole, patched.code) for site, placed in zip(sites, patched.placed, strict=True)]
 
 

@@ -110,14 +110,14 @@ class Refused(Exception):
     """A fixup is not sound here; the text is the reason."""
 
 
-def choose(ground: Ground | None, site: Found) -> Choice:
-    """The tactic for `site`; without `ground` no fixups are made."""
+def choose(ground: Ground | None, site: Found, inline: bool = True) -> Choice:
+    """The tactic for `site`; without `inline` no fixups are made. `ground` may be None where none could be."""
     rest = Choice(site, Tactic.TRAP, "completes in user mode, so it must be made to trap")
     if site.code not in PLANTED:
         rest = Choice(site, Tactic.NATIVE, "exits by itself in user mode")
-    if ground is None:
+    if not inline:
         return rest
-    if site.code not in INLINE_CODES:
+    if site.code not in INLINE_CODES or ground is None:
         return Choice(site, rest.tactic, rest.reason, "no fixup can do it without the hypervisor")
     try:
         room = window(ground, site)

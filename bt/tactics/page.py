@@ -41,13 +41,14 @@ def patch_page(
     address: int,
     code: bytes,
     sites: Sequence[Found],
+    inline: bool,
     ground: Ground | None,
     place: Callable[[Choice], int | None],
     fixed: Callable[[Found], bool] = lambda _: False,
 ) -> PatchedPage:
     """Patch the page `code` at guest-virtual `address`.
 
-    Without `ground` there are no fixups. `place` gives a fixup's address, or None when it cannot be had; `fixed` says
+    Without `inline` there are no fixups; `ground` is what `survey` gives. `place` gives a fixup's address, or None when it cannot be had; `fixed` says
     that a site is not to have one.
     """
     result = bytearray(code)
@@ -58,10 +59,10 @@ def patch_page(
             choice = Choice(site, Tactic.COVERED, f"done by the fixup of the site at {owner:#x}")
             placed.append(Placed(choice, owning))
             continue
-        choice = choose(None if fixed(site) else ground, site)
+        choice = choose(ground, site, inline and not fixed(site))
         fixup = place(choice) if choice.tactic is Tactic.INLINE else None
         if choice.tactic is Tactic.INLINE and fixup is None:
-            rest = choose(None, site)
+            rest = choose(None, site, False)
             choice = Choice(site, rest.tactic, rest.reason, "no room within a jump's reach is left for its fixup")
         apply(result, address, choice, fixup)
         if choice.tactic is Tactic.INLINE and fixup is not None:
