@@ -138,12 +138,28 @@ def console_rules() -> str:
     )
 
 
+def rooms() -> str:
+    """Every module with the first line of its docstring, package by package."""
+    root = Path(__file__).parent.parent
+    text = "# Every room\n\nThe first line of each module's docstring; the lines after it say what it must not know.\n"
+    for package in ("emulator", "paravirt", "bt"):
+        files = sorted((root / package).rglob("*.py"), key=lambda file: (file.parent, file.name))
+        rows = [(f"`{file.relative_to(root)}`", _first_line(file)) for file in files if file.name != "__main__.py"]
+        text += f"\n## {package}\n\n" + _table(("Room", "What it is"), rows)
+    return text
+
+
+def _first_line(file: Path) -> str:
+    return (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "exit-statuses.md": exit_statuses,
     "x86-64.md": sensitive_instructions,
     "interface.md": guest_interface,
     "guests.md": guests,
     "console-rules.md": console_rules,
+    "rooms.md": rooms,
 }
 """File in `docs/generated` -> the function that gives its text."""
 
