@@ -39,7 +39,7 @@ format: $(READY) ## Put the source into its format
 	$(BIN)/ruff check --fix .
 
 samples: $(READY) ## Rebuild the sample kernels, byte for byte
-	$(MAKE) -C samples/x86_64
+	$(MAKE) -C samples
 
 fuzz: $(READY) ## Hostile guests, for longer than `make test` gives them
 	$(BIN)/python -m pytest -n auto -m 'slow or not slow' tests/fuzz $(PYTEST_ARGS)
