@@ -3,7 +3,7 @@
 #include "kernel.h"
 
 #define PAIRS 1000000
-#define PATIENCE 400000000ul /* turns of an empty loop before a missing tick is a failure */
+#define PATIENCE 100000000ul /* turns of an empty loop before a missing tick is a failure */
 
 static volatile u64 inside VOLATILE_DATA, violations VOLATILE_DATA;
 extern char after_sti_nop[], after_hlt[], after_popf[], after_iret[];

@@ -97,29 +97,35 @@ void traps_start(void)
 	pic_start();
 }
 
-void timer_start(u32 hertz)
+static void timer_count(u16 count)
 {
-	u32 count = 1193182 / hertz;
-	outb(0x43, 0x34); /* channel 0, rate generator */
 	outb(0x40, count);
 	outb(0x40, count >> 8);
+}
+
+/* Masks the line, takes it low by a one-shot that is far away, and has the controller forget what
+ * it saw of earlier counts: no request from before comes later. */
+void timer_stop(void)
+{
+	outb(0x21, 0xff);
+	outb(0x43, 0x30); /* channel 0, interrupt on terminal count */
+	timer_count(0xffff);
+	pic_start();
+}
+
+void timer_start(u32 hertz)
+{
+	timer_stop();
+	outb(0x43, 0x34); /* channel 0, rate generator */
+	timer_count(1193182 / hertz);
 	outb(0x21, 0xfe);
 }
 
 void timer_once(u16 count)
 {
-	outb(0x43, 0x30); /* channel 0, interrupt on terminal count */
-	outb(0x40, count);
-	outb(0x40, count >> 8);
+	timer_stop();
+	timer_count(count);
 	outb(0x21, 0xfe);
-}
-
-/* Masks the line and forgets what is pending: a first edge-triggered request would stay. */
-void timer_stop(void)
-{
-	outb(0x21, 0xff);
-	outb(0x43, 0x30); /* counting starts when a count is written: never */
-	pic_start();
 }
 
 static void interrupt(struct frame *frame)
