@@ -38,6 +38,10 @@ SCRATCH = 0x10
 
 SCRATCH_WORDS = 8
 
+IO_PRIVILEGE = 0x50
+"""Offset, 64 bits: the virtual IOPL at its place in RFLAGS (bits 12-13), written by the hypervisor. The real IOPL of a
+deprivileged guest is 0, so real RFLAGS + delta + this = virtual RFLAGS."""
+
 CONTROL_REGISTERS = 0x80
 """Offset: 64-bit copies of the virtual CR0, CR2, CR3, CR4 at +0x00, +0x10, +0x18, +0x20,
 written by the hypervisor, so that reads of them can be inline."""

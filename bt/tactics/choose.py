@@ -146,9 +146,9 @@ def window(ground: Ground, site: Found) -> Window:
         if branch is not None:
             end = instruction.next_ip
             continue
-        template, behind = _piece(ground, instruction, bool(pieces))
-        if finish is not None and template.last:
-            raise Refused("what follows it cannot be in one fixup with it")
+        template, behind = _piece(ground, instruction, [template for _, template in pieces])
+        if finish is not None and (template.last or (template.takes_back and end != finish[0] + 1)):
+            raise Refused("an interrupt may have to come before what follows it")
         pieces.append((end, template))
         if template.finish is not None:
             finish = end, template.finish
@@ -197,8 +197,8 @@ def _is_padding(ground: Ground, instruction: Instruction) -> bool:
     return int(instruction.code) in _PADDING and (ground.known or ground.padded or instruction.len != asm.JUMP_LENGTH)
 
 
-def _piece(ground: Ground, instruction: Instruction, follows: bool) -> tuple[Template, int]:
-    """The template for `instruction`, and the offset behind what it stands for. Raises `Refused`."""
+def _piece(ground: Ground, instruction: Instruction, before: list[Template]) -> tuple[Template, int]:
+    """The template for `instruction`, which follows `before`, and the offset behind it. Raises `Refused`."""
     code, end = int(instruction.code), int(instruction.next_ip)
     if code == Code.CLI:
         return interrupt_flag.disable(), end
@@ -214,21 +214,39 @@ def _piece(ground: Ground, instruction: Instruction, follows: bool) -> tuple[Tem
         if number is None:
             raise Refused("this control register has no copy in the shared page")
         return control_registers.read_control_register(instruction.op0_register - Register.RAX, number), end
-    if code == Code.MOV_R32M16_SREG and not follows:
+    if code == Code.MOV_R32M16_SREG and not before:
         return _return_to_self(ground, instruction)
     if code in PLANTED or code in ROW_OF_CODE:
         raise Refused("another sensitive instruction without a fixup stands in the room for a jump")
     if not ground.known:
         raise Refused("what follows it would have to move, and not all branches are known here")
     if not is_movable(instruction):
-        raise Refused("what follows it could fault or branch where it would be moved to")
+        raise Refused("what follows it does something else where it would be moved to")
+    if instruction.op_count and _accesses_memory(instruction) and not all(template.repeatable for template in before):
+        raise Refused("what follows it may fault, and what comes before that cannot be done twice")
     at = end - instruction.len
-    return Template("displaced", ground.code[at:end]), end
+    return Template("displaced", ground.code[at:end], reference=_reference(ground, instruction)), end
+
+
+def _accesses_memory(instruction: Instruction) -> bool:
+    kinds = (instruction.op_kind(index) for index in range(instruction.op_count))
+    return instruction.mnemonic != Mnemonic.LEA and OpKind.MEMORY in kinds
+
+
+def _reference(ground: Ground, instruction: Instruction) -> tuple[int, int] | None:
+    """Where a RIP-relative operand's displacement stands in `instruction`, and where it leads from the page's start."""
+    if not instruction.is_ip_rel_memory_operand:
+        return None
+    at = instruction.next_ip - instruction.len
+    decoder = Decoder(64, ground.code[at : instruction.next_ip], ip=at)
+    offset = decoder.get_constant_offsets(decoder.decode()).displacement_offset
+    distance = int.from_bytes(ground.code[at + offset : at + offset + 4], "little", signed=True)
+    return offset, int(instruction.next_ip) + distance
 
 
 def is_movable(instruction: Instruction) -> bool:
-    """Whether an instruction does the same anywhere and cannot fault: on registers and constants only."""
-    if instruction.mnemonic not in _MOVABLE or instruction.has_lock_prefix:
+    """Whether an instruction does the same wherever it stands, and nothing at all when it faults."""
+    if instruction.mnemonic not in _MOVABLE:
         return False
     return all(_is_movable_operand(instruction, index) for index in range(instruction.op_count))
 
@@ -236,8 +254,7 @@ def is_movable(instruction: Instruction) -> bool:
 def _is_movable_operand(instruction: Instruction, index: int) -> bool:
     kind = instruction.op_kind(index)
     if kind == OpKind.MEMORY:
-        relative = instruction.memory_base in (Register.RIP, Register.EIP)
-        return bool(instruction.mnemonic == Mnemonic.LEA and not relative)
+        return bool(instruction.memory_base != Register.EIP)
     if kind == OpKind.REGISTER:
         return bool(RegisterExt.is_gpr(instruction.op_register(index)))
     return kind not in (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
@@ -286,4 +303,4 @@ _MOVABLE: Final = frozenset(
         Mnemonic.MOVSX, Mnemonic.MOVSXD, Mnemonic.SHL, Mnemonic.SHR, Mnemonic.SAR, Mnemonic.BT,
     )
 )  # fmt: skip
-"""Mnemonics that, on registers and constants, neither fault nor depend on where they stand."""
+"""Mnemonics that do not depend on where they stand, and on registers and constants cannot fault."""

@@ -19,4 +19,5 @@ def read_control_register(register: int, number: int) -> Template:
     """MOV r64, CRn. Raises ValueError for a register without a copy."""
     if number not in COPIED:
         raise ValueError(f"CR{number} has no copy in the shared page")
-    return Template(f"read CR{number}", asm.load(register, control_register(number)))
+    repeatable = number != 2  # a page fault changes CR2
+    return Template(f"read CR{number}", asm.load(register, control_register(number)), repeatable=repeatable)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from bt import assemble as asm
-from bt.tactics.template import DELTA, PENDING, Call, Template, joined, scratch
+from bt.tactics.template import DELTA, PENDING, PRIVILEGE, Call, Template, joined, scratch
 from emulator.isa.operation import Operation
 from paravirt.abi import INTERRUPTS_DISABLED, INTERRUPTS_ENABLED
 
@@ -24,7 +24,9 @@ ODD_FLAGS: Final = 0xFFFF_FFFF & ~PLAIN_FLAGS
 
 def disable() -> Template:
     """CLI. After an STI it takes back the look at what waits: by STI's shadow nothing comes between the two."""
-    return Template("disable interrupts", asm.store_constant(DELTA, INTERRUPTS_DISABLED), takes_back=True)
+    return Template(
+        "disable interrupts", asm.store_constant(DELTA, INTERRUPTS_DISABLED), takes_back=True, repeatable=True
+    )
 
 
 def enable(before_halt: bool = False) -> Template:
@@ -34,7 +36,7 @@ def enable(before_halt: bool = False) -> Template:
     between the two would let an idle kernel sleep through it.
     """
     flag = asm.store_constant(DELTA, INTERRUPTS_ENABLED)
-    return Template("enable interrupts", flag, finish=None if before_halt else deliver())
+    return Template("enable interrupts", flag, finish=None if before_halt else deliver(), repeatable=True)
 
 
 def deliver() -> Template:
@@ -57,6 +59,8 @@ def read_flags() -> Template:
             asm.load_stack(rax, 0),
             asm.load(rcx, DELTA),
             asm.add(rax, rcx),
+            asm.load(rcx, PRIVILEGE),
+            asm.add(rax, rcx),
             asm.store_stack(0, rax),
             asm.load(rax, scratch(0)),
             asm.load(rcx, scratch(1)),
@@ -76,6 +80,8 @@ def read_flags_to(register: int) -> Template:
             asm.pop(register),
             asm.store(scratch(0), other),
             asm.load(other, DELTA),
+            asm.add(register, other),
+            asm.load(other, PRIVILEGE),
             asm.add(register, other),
             asm.load(other, scratch(0)),
             asm.store_stack(-8, register),
@@ -103,15 +109,28 @@ def write_flags() -> Template:
     finish = restore + asm.POPFQ
     deliver = finish + asm.HLT
     # Laid out so that the frequent ways fall through and the whole template ends in the plain one:
-    #   save; load; test odd; jnz odd; plain; jnz finish (disabling); cmp pending; jnz deliver; jmp short finish;
+    #   save; load; test odd; jnz odd; cmp IOPL; jnz odd; plain; jnz finish (disabling); cmp pending; jnz deliver;
+    #   jmp short finish;
     #   odd: restore; hlt; deliver: restore; popfq; hlt; finish: restore; popfq
     skip = b"\xeb" + bytes((len(odd) + len(deliver),))
     to_deliver = asm.jump_if_not_zero(len(skip) + len(odd))
     middle = waiting_test + to_deliver + skip
     to_finish = asm.jump_if_not_zero(len(middle) + len(odd) + len(deliver))
     to_odd = asm.jump_if_not_zero(len(plain) + len(to_finish) + len(middle))
+    privilege_test = asm.compare_constant(PRIVILEGE, 0)
+    to_odd_before = asm.jump_if_not_zero(len(privilege_test) + len(to_odd) + len(plain) + len(to_finish) + len(middle))
     head = joined(
-        (save, asm.load_stack(rcx, 0), asm.test_constant(rcx, ODD_FLAGS), to_odd, plain, to_finish, middle),
+        (
+            save,
+            asm.load_stack(rcx, 0),
+            asm.test_constant(rcx, ODD_FLAGS),
+            to_odd_before,
+            privilege_test,
+            to_odd,
+            plain,
+            to_finish,
+            middle,
+        )
     )
     code = head + odd + deliver + finish
     calls = (

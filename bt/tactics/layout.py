@@ -37,7 +37,11 @@ def assemble_fixup(address: int, page: int, window: Window) -> Fixup:
         begin = address + len(code)
         for call in template.calls:
             calls[begin + call.offset] = Hypercall((page + offset) & _MASK, call.operation, resume)
-        code.extend(template.code)
+        body = bytearray(template.code)
+        if template.reference is not None:
+            at, target = template.reference
+            body[at : at + 4] = asm.relative(begin + len(body), (page + target) & _MASK)
+        code.extend(body)
 
     def leave(target: int) -> None:
         if window.finish is not None:

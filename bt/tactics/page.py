@@ -48,8 +48,8 @@ def patch_page(
 ) -> PatchedPage:
     """Patch the page `code` at guest-virtual `address`.
 
-    Without `inline` there are no fixups; `ground` is what `survey` gives. `place` gives a fixup's address, or None when it cannot be had; `fixed` says
-    that a site is not to have one.
+    Without `inline` there are no fixups; `ground` is what `survey` gives. `place` gives a fixup's address, or None when
+    it cannot be had; `fixed` says that a site is not to have one.
     """
     result = bytearray(code)
     placed: list[Placed] = []

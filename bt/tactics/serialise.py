@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from bt import assemble as asm
-from bt.tactics.template import DELTA, Template, joined, scratch
+from bt.tactics.template import DELTA, PRIVILEGE, Template, joined, scratch
 
 
 def return_to_self(register: int, resume: int, code_selector: int, stack_selector: int) -> Template:
@@ -37,6 +37,8 @@ def return_to_self(register: int, resume: int, code_selector: int, stack_selecto
             asm.stack_address(asm.RSP, 16),
             asm.store(scratch(0), other),
             asm.load(other, DELTA),
+            asm.add(register, other),
+            asm.load(other, PRIVILEGE),
             asm.add(register, other),
             asm.load(other, scratch(0)),
             asm.store_stack(-24, register),

@@ -1,10 +1,10 @@
 """`Template`: a piece of a fixup that stands for one instruction, before it has an address.
 
-Room: `bt/tactics`. A template is position-independent code that falls through at its end, with hypercalls at known
-offsets. Rules every template keeps: (1) guest registers, flags and memory after it are those after the instruction,
-dead stack below RSP included; (2) an instruction of it that may fault does so while registers and flags are still
-those at the site, so that a fault anywhere in a fixup is a fault of the site; (3) it uses scratch words only, and
-only between its first and last instruction: no interrupt may be delivered inside a fixup except at a hypercall.
+Room: `bt/tactics`. A template is code that falls through at its end, with hypercalls at known offsets. Every template
+keeps these rules. Registers, flags and memory after it are those after the instruction, dead stack below RSP included.
+What may fault in it does so while all is as at the site, or behind pieces that can be done again: a fault anywhere in
+a fixup can be reported as one of its site. Only scratch words are used, between its first and last instruction: no
+interrupt may be delivered inside a fixup, except at a hypercall.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from emulator.isa.operation import Operation
-from paravirt.abi import CONTROL_REGISTERS, INTERRUPT_DELTA, INTERRUPT_PENDING, SCRATCH, SHARED_PAGE
+from paravirt.abi import (
+    CONTROL_REGISTERS,
+    INTERRUPT_DELTA,
+    INTERRUPT_PENDING,
+    IO_PRIVILEGE,
+    SCRATCH,
+    SHARED_PAGE,
+)
 
 DELTA: Final = SHARED_PAGE + INTERRUPT_DELTA
 """Guest-virtual address of the word that is added to the real flags."""
+PRIVILEGE: Final = SHARED_PAGE + IO_PRIVILEGE
+"""Guest-virtual address of the other word that is added to the real flags: the virtual IOPL."""
 PENDING: Final = SHARED_PAGE + INTERRUPT_PENDING
 """Guest-virtual address of the word that is not 0 while an interrupt waits."""
 
@@ -56,7 +65,11 @@ class Template:
     finish: Template | None = None
     """What is to be done at the end of the fixup, unless a later instruction of it takes it back."""
     takes_back: bool = False
-    """Whether it takes back what an earlier instruction left to be done."""
+    """Whether it takes back what the instruction before it left to be done, and may not come later."""
+    repeatable: bool = False
+    """Whether doing it again changes nothing, so that what follows it may fault and begin again at the site."""
+    reference: tuple[int, int] | None = None
+    """A RIP-relative operand: offset of its 32-bit displacement, and its target as an offset from the site's page."""
 
 
 def joined(pieces: Sequence[bytes]) -> bytes:

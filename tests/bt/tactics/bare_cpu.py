@@ -13,11 +13,13 @@ from typing import Any
 from unicorn import UC_ARCH_X86, UC_HOOK_INTR, UC_MODE_64, Uc, UcError
 from unicorn import x86_const as x86
 
-from paravirt.abi import HYPERVISOR_BASE, INTERRUPT_DELTA, INTERRUPT_PENDING, SHARED_PAGE
+from paravirt.abi import HYPERVISOR_BASE, INTERRUPT_DELTA, INTERRUPT_PENDING, IO_PRIVILEGE, SHARED_PAGE
 
 NAMES = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
 REGISTERS = [getattr(x86, f"UC_X86_REG_{name}") for name in NAMES]
 TABLES, STACK, STACK_SIZE, SITE_PAGE = 0x10000, 0x20000, 0x4000, 0xFFFF_FFFF_8100_0000
+NEAR = SITE_PAGE + 0x1F00
+"""Memory within reach of the site's RIP-relative operands."""
 ARITHMETIC = 0xCD5
 """CF PF AF ZF SF DF OF."""
 MASK = (1 << 64) - 1
@@ -44,6 +46,11 @@ class State:
     """STACK_SIZE bytes from STACK on."""
     rip: int = 0
     words: list[int] = field(default_factory=list)
+    """Copies of CR0 to CR4."""
+    near: int = 0
+    """The eight bytes at NEAR."""
+    privilege: int = 0
+    """The virtual IOPL at its place in RFLAGS."""
 
 
 class BareCpu:
@@ -96,6 +103,8 @@ class BareCpu:
         uc.mem_write(physical(SHARED_PAGE), bytes(0x1000))
         uc.mem_write(physical(SHARED_PAGE) + INTERRUPT_DELTA, struct.pack("<q", state.delta))
         uc.mem_write(physical(SHARED_PAGE) + INTERRUPT_PENDING, struct.pack("<Q", state.pending))
+        uc.mem_write(physical(SHARED_PAGE) + IO_PRIVILEGE, struct.pack("<Q", state.privilege))
+        uc.mem_write(physical(NEAR), struct.pack("<Q", state.near))
         for index, word in enumerate(state.words):
             uc.mem_write(physical(SHARED_PAGE) + 0x80 + 8 * index, struct.pack("<Q", word))
         for register, value in zip(REGISTERS, state.registers, strict=True):
@@ -119,4 +128,6 @@ class BareCpu:
             bytes(uc.mem_read(STACK, STACK_SIZE)),
             uc.reg_read(x86.UC_X86_REG_RIP),
             state.words,
+            int.from_bytes(uc.mem_read(physical(NEAR), 8), "little"),
+            state.privilege,
         )

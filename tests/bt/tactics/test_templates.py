@@ -21,7 +21,7 @@ from bt.tactics.layout import assemble_fixup, patch, size_of
 from emulator.isa.operation import Operation
 from paravirt.abi import FIXUP_BASE
 from paravirt.translator import Fixup
-from tests.bt.tactics.bare_cpu import ARITHMETIC, MASK, SITE_PAGE, STACK, STACK_SIZE, BareCpu, State
+from tests.bt.tactics.bare_cpu import ARITHMETIC, MASK, NEAR, SITE_PAGE, STACK, STACK_SIZE, BareCpu, State
 
 NOP5 = b"\x0f\x1f\x44\x00\x00"
 ROUNDS = 24
@@ -62,13 +62,14 @@ def states(seed: str) -> list[State]:
                         pending,
                         chance.randbytes(STACK_SIZE),
                         words=[chance.getrandbits(64) for _ in range(5)],
+                        privilege=chance.choice((0, 0, 0x1000, 0x3000)),
                     )
                 )
     return result
 
 
 def virtual_flags(state: State) -> int:
-    return (state.flags | 0x202) + state.delta
+    return (state.flags | 0x202) + state.delta + state.privilege
 
 
 def store(state: State, address: int, value: int) -> None:
@@ -107,7 +108,7 @@ def pop_to(register: int) -> Callable[[State], Operation | None]:
 
 def popf(state: State) -> Operation | None:
     value = word(state, state.registers[4])
-    if value & 0x003F7100:
+    if value & 0x003F7100 or state.privilege:
         return Operation.WRITE_FLAGS
     state.registers[4] += 8
     state.flags = value & ARITHMETIC
@@ -165,6 +166,35 @@ def self_return(register: int) -> bytes:
     return head + struct.pack("<I", end & 0xFFFF_FFFF) + b"\x48\xcf"
 
 
+def sti_later(state: State) -> Operation | None:
+    state.delta = 0
+    return None
+
+
+def look(state: State) -> Operation | None:
+    return Operation.ENABLE_INTERRUPTS if state.pending else None
+
+
+STACK_REACH = NEAR - SITE_PAGE - 8
+"""Displacement to NEAR in an instruction that ends at offset 8 of the site's page."""
+
+
+def store_far(register: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        state.near = state.registers[register]
+        return None
+
+    return operate
+
+
+def store_near(register: int, offset: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        store(state, state.registers[4] + offset, state.registers[register])
+        return None
+
+    return operate
+
+
 CASES: dict[str, tuple[bytes, tuple[Callable[[State], Operation | None], ...]]] = {
     "cli": (b"\xfa" + NOP5, (cli,)),
     "sti": (b"\xfb" + NOP5, (sti,)),
@@ -173,6 +203,9 @@ CASES: dict[str, tuple[bytes, tuple[Callable[[State], Operation | None], ...]]] 
     "pushf; pop rax": (b"\x9c\x58\x0f\x1f\x40\x00", (pushf, pop_to(0))),
     "pushf; pop rcx": (b"\x9c\x59\x0f\x1f\x40\x00", (pushf, pop_to(1))),
     "pushf; pop r12": (b"\x9c\x41\x5c\x66\x90", (pushf, pop_to(12))),
+    "sti; sub r9, 16": (b"\xfb\x49\x83\xe9\x10", (sti_later, subtract(9, 16), look)),
+    "cli; mov [rip+d], rdx": (b"\xfa\x48\x89\x15" + struct.pack("<i", STACK_REACH), (cli, store_far(2))),
+    "cli; mov [rsp-16], rbp; sub rcx, 1": (b"\xfa\x48\x89\x6c\x24\xf0\x48\x83\xe9\x01", (cli, store_near(5, -16))),
     "pushf; pop rbx; cli": (b"\x9c\x5b\xfa\x66\x90", (pushf, pop_to(3), cli)),
     "cli; sti; sub rax, 1": (b"\xfa\xfb\x48\x83\xe8\x01", (cli, subtract(0, 1), sti)),
     "sti; cli": (b"\xfb\xfa\x0f\x1f\x00", (cli,)),
@@ -203,6 +236,8 @@ def test_fixup_leaves_the_state_that_the_instructions_leave(cpu: BareCpu, name: 
             call = fixup.hypercalls[result.rip]
             assert cpu.faults == [13]
             assert (call.operation, call.resume) == (asked[-1], behind)
+            if call.operation is Operation.WRITE_FLAGS:
+                result.flags = expected.flags  # the hypervisor is about to write them all
         else:
             assert cpu.faults == []
             assert result.rip == behind
@@ -261,6 +296,47 @@ def test_a_fixup_with_a_flaw_is_caught_by_the_comparison(cpu: BareCpu) -> None:
         result = cpu.run(state, {SITE_PAGE: window, fixup.address: wrong}, SITE_PAGE, behind)
         differences += result.stack != expected.stack
     assert differences
+
+
+def refusal(code: bytes, targets: int = 0, taken: int = 0, known: bool = True) -> str:
+    """Why the instruction at the start of `code` gets no fixup; "" where it gets one."""
+    page = code.ljust(PAGE, b"\xcc")
+    scan = scan_page(page, b"", 0)
+    ground = Ground(SITE_PAGE, page, b"", scan.boundaries, targets, taken, known=known)
+    return choose(ground, scan.sites[0]).refused
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (b"\xfb\x90\xfa\x0f\x1f\x00", "an interrupt may have to come before"),  # sti; nop; cli
+        (b"\xfb\x9c\x58\xfa\x90", "an interrupt may have to come before"),  # sti; pushf; pop; cli
+        (b"\x9c\x48\x8b\x03\x90\x90", "may fault"),  # pushf; mov rax, [rbx]
+        (b"\xfa\xc3\xcc\xcc\xcc", "something else where it would be moved"),  # cli; ret
+        (b"\xfa\xe8\x00\x00\x00\x00", "something else where it would be moved"),  # cli; call
+        (b"\xfa\xeb\x10\x90\x90", "a branch follows it before there is room"),
+        (b"\xfb\xf4\x90\x90\x90", "another sensitive instruction"),  # sti; hlt
+        (b"\x0f\x20\xc0\xf3\xaa\x90", "something else where it would be moved"),  # mov rax, cr0; rep stosb
+        (b"\x44\x0f\x20\xc0\x90", "no copy in the shared page"),  # mov rax, cr8
+        (b"\x66\x9c\x0f\x1f\x40\x00", "no fixup can do it"),  # pushfw
+    ],
+)
+def test_what_cannot_be_moved_is_refused_with_its_reason(code: bytes, why: str) -> None:
+    assert why in refusal(code)
+
+
+def test_branches_tables_and_page_ends_are_refused() -> None:
+    plain = b"\xfa" + NOP5
+    assert refusal(plain) == ""
+    assert "branch leads into" in refusal(b"\xfa\x66\x90\x66\x90", targets=1 << 3)
+    assert "looks at or patches" in refusal(plain, taken=1 << 1)
+    assert refusal(plain, targets=1, taken=1) == ""
+    assert "not all branches are known" in refusal(b"\xfa\xb8\x00\x00\x00\x00", known=False)
+    assert "not all branches are known" in refusal(plain, known=False)
+    page = b"\x90" * (PAGE - 3) + b"\xfa\x90\x90"
+    scan = scan_page(page, b"\x90" * 15, 0)
+    ground = Ground(SITE_PAGE, page, b"\x90" * 15, scan.boundaries, 0, 0, known=True)
+    assert "crosses the end of its page" in choose(ground, scan.sites[0]).refused
 
 
 @pytest.mark.parametrize(("counter", "taken"), [(5, True), (1, False)])
