@@ -9,14 +9,18 @@ static u8 references[POOL_PAGES];
 void *memset(void *to, int c, u64 n)
 {
 	void *d = to;
-	asm volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(c) : "memory");
+	u64 words = n / 8, bytes = n % 8, pattern = 0x0101010101010101 * (u8)c;
+	asm volatile("rep stosq" : "+D"(d), "+c"(words) : "a"(pattern) : "memory");
+	asm volatile("rep stosb" : "+D"(d), "+c"(bytes) : "a"(c) : "memory");
 	return to;
 }
 
 void *memcpy(void *to, const void *from, u64 n)
 {
 	void *d = to;
-	asm volatile("rep movsb" : "+D"(d), "+S"(from), "+c"(n) : : "memory");
+	u64 words = n / 8, bytes = n % 8;
+	asm volatile("rep movsq" : "+D"(d), "+S"(from), "+c"(words) : : "memory");
+	asm volatile("rep movsb" : "+D"(d), "+S"(from), "+c"(bytes) : : "memory");
 	return to;
 }
 

@@ -97,6 +97,7 @@ void run_program(u32 program, u32 argument)
 		memcpy(direct(page), user_image + offset, 4096);
 		*user_entry(p, USER_CODE + offset) = page | PTE_P | PTE_U;
 	}
+	serialise(); /* code was written through another address */
 }
 
 static void process_exit(u64 code)

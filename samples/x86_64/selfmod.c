@@ -173,6 +173,7 @@ static void check_sensitive_reused(void)
 		u64 page = page_new(), at = CODE + i % 5 * 4096;
 		write_variant(direct(page) + i % 11 * 8, i);
 		set_page(at, page, EXECUTABLE);
+		serialise();
 		stale += variant_is_stale(at + i % 11 * 8, i);
 		unmap_page(at);
 		page_drop(page);
