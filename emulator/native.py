@@ -13,6 +13,7 @@ from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt
 from emulator.isa.x86.identity import identify
+from emulator.isa.x86.msr import IA32_MISC_ENABLE
 from emulator.isa.x86.processor import Fault, TripleFault
 from emulator.isa.x86.segments import port_permitted
 from emulator.isa.x86.transfer import syscall
@@ -177,6 +178,8 @@ class NativeCpu(LinearMemory):
         for index in (4, 5, 6, 7):
             registers.set_segment(index, 0, 0, 0, 0)
         registers.privilege = 0
+        # As after a reset, and as the virtual CPU has it: without fast strings a kernel patches other code in.
+        self.engine.write_msr(IA32_MISC_ENABLE, 1)
         registers.rflags = state.rflags
         registers.rip = state.rip
 
