@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from emulator.board.linux_boot import EntryState
-from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.exit import Exit, ExitKind, describe
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt
 from emulator.isa.x86.identity import identify
@@ -45,6 +45,8 @@ class NativeCpu(LinearMemory):
         self.outcome: Outcome | None = None
         self.exits: dict[str, int] = {}
         self.observe: Callable[[str, int, int, int], None] | None = None
+        self.trace: Callable[[str], None] | None = None
+        """Called with a line for every exit, before it is handled."""
         self._stepping = False
         self._dispatch: dict[int, Callable[[Exit], None]] = {
             ExitKind.FAULT: self._fault,
@@ -203,6 +205,8 @@ class NativeCpu(LinearMemory):
         self.context.write_protect = self.registers.control(0) & r.CR0_WP != 0
         self.context.no_execute = self.registers.msr(_EFER) & r.EFER_NXE != 0
         self.forget_translations()
+        if self.trace is not None:
+            self.trace(f"{self.engine.progress} cpl {self.cpl} rip {self.rip:#x} {describe(exit_)}")
         kind = ExitKind(exit_.kind).name
         self.exits[kind] = self.exits.get(kind, 0) + 1
         try:

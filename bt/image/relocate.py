@@ -120,15 +120,23 @@ def check_offsets(delta: int, physical_delta: int, start: int, size: int) -> Non
                 f"the {what} offset {value:#x} is no multiple of {ALIGNMENT:#x} (2 MiB) from 0 on; "
                 f"take {max(value, 0) // ALIGNMENT * ALIGNMENT:#x}",
             )
-    size = -(-size // ALIGNMENT) * ALIGNMENT
-    highest = max(KERNEL_IMAGE_SIZE - start - size, 0) // ALIGNMENT * ALIGNMENT
+    highest = highest_offset(start, size)
     if delta > highest:
         raise UsageError(
             f"the virtual offset {delta:#x} moves the kernel out of its 1 GiB of address space; "
             f"take at most {highest:#x}",
         )
-    if start + physical_delta + size > PHYSICAL_LIMIT:
+    if start + physical_delta + _whole(size) > PHYSICAL_LIMIT:
         raise UsageError(f"the physical offset {physical_delta:#x} moves the kernel behind 64 TiB; take a smaller one")
+
+
+def highest_offset(start: int, size: int) -> int:
+    """The largest virtual offset of a kernel linked at physical `start` that needs `size` bytes."""
+    return max(KERNEL_IMAGE_SIZE - start - _whole(size), 0) // ALIGNMENT * ALIGNMENT
+
+
+def _whole(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _bad(path: str, what: str) -> None:

@@ -7,6 +7,8 @@ its exits, since an exit is the hottest path of the house: a handler must not ke
 
 from enum import IntEnum
 
+_PAGE_FAULT = 14
+
 
 class ExitKind(IntEnum):
     """Why the CPU stopped executing guest instructions."""
@@ -51,3 +53,18 @@ class Exit:
         self.size = 0
         self.value = 0
         self.refused = False
+
+
+def describe(exit_: Exit) -> str:
+    """An exit for a trace: its kind, and what its kind says."""
+    kind = ExitKind(exit_.kind)
+    text = kind.name.lower()
+    if kind is ExitKind.FAULT:
+        text += f" {exit_.vector} error {exit_.error:#x}"
+        if exit_.vector == _PAGE_FAULT:
+            text += f" address {exit_.address:#x}"
+    elif kind in (ExitKind.PORT_READ, ExitKind.PORT_WRITE):
+        text += f" port {exit_.port:#x} size {exit_.size} value {exit_.value:#x}"
+    elif kind is ExitKind.SOFTWARE_INTERRUPT:
+        text += f" {exit_.vector:#x}"
+    return text

@@ -1,0 +1,308 @@
+"""`retrap run`: a guest on the terminal, under the hypervisor or natively.
+
+Room: the command line. What runs is a `bt.session.Session`; this module gives it a screen, a keyboard, signals and
+files, and makes of the way it ended an exit status and at most one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from bt.image import Image
+    from bt.report.run import Ending
+    from bt.session import Options, Session
+    from bt.terminal import Keyboard, Screen, Signals
+    from bt.tracefile import TraceFile
+    from emulator.machine import Outcome
+
+MODES = ("native", "none", "trap", "inline")
+_AHEAD = 4096
+"""Bytes of console input that may wait for the guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for, beside the session's options."""
+
+    until: str | None
+    exits: bool
+    trace: Path | None
+    result: Path | None
+    inputs: tuple[Path, ...]
+    """Files that are read, and so not written."""
+
+
+@click.command()
+@click.argument("image")
+@click.option(
+    "--virt",
+    type=click.Choice(MODES),
+    default="inline",
+    show_default=True,
+    help="native: full privilege, no hypervisor; none: deprivileged, not rewritten; trap, inline: rewritten.",
+)
+@click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
+@click.option("--append", metavar="TEXT", help="The kernel's command line.")
+@click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Guest memory, in K, M or G.")
+@click.option("--kaslr", metavar="OFFSET", help="Move the kernel in virtual memory: bytes, or seed:TEXT to choose.")
+@click.option("--physical", metavar="OFFSET", help="Move the kernel in physical memory by so many bytes.")
+@click.option("--timeout", metavar="SECONDS", help="End the run after so much time of the host.")
+@click.option("--guest-timeout", metavar="SECONDS", help="End the run after so much time of the guest.")
+@click.option("--until", metavar="TEXT", help="End the run when the console has printed this.")
+@click.option("--exits", is_flag=True, help="Print the exit table at the end.")
+@click.option("--exit-times", is_flag=True, help="The same with the host time of every kind of exit, which costs time.")
+@click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a line for every exit.")
+@click.option("--json", "result", type=click.Path(path_type=Path), metavar="FILE", help="Write the result as JSON.")
+@click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
+def command(
+    image: str,
+    virt: str,
+    initrd: Path | None,
+    append: str | None,
+    memory: str,
+    kaslr: str | None,
+    physical: str | None,
+    timeout: str | None,
+    guest_timeout: str | None,
+    until: str | None,
+    exits: bool,
+    exit_times: bool,
+    trace: Path | None,
+    result: Path | None,
+    cached: bool,
+) -> int:
+    """Run IMAGE, an ELF or bzImage for x86-64, or a guest fetched before (`retrap guests`) by its name.
+
+    The guest's console is on stdout, its input is stdin. On a terminal Ctrl-A x ends the run and Ctrl-C is the
+    guest's. A fetched guest brings its initial file system and command line.
+    """
+    from bt.cli import values
+    from bt.image import load
+    from bt.session import Options
+    from emulator.errors import UsageError
+    from emulator.machine import Limits
+
+    if until == "":
+        raise UsageError("--until needs a text; leave it out to run to the guest's end")
+    limits = Limits(values.seconds(guest_timeout, "--guest-timeout"), values.seconds(timeout, "--timeout"))
+    size = values.size(memory)
+    kernel, initrd, command_line = _guest(image, initrd, append)
+    inputs = (kernel, initrd) if initrd is not None else (kernel,)
+    loaded = load(kernel)
+    options = Options(
+        mode=virt,
+        memory=size,
+        initrd=_read_initrd(initrd) if initrd is not None else b"",
+        command_line=command_line,
+        delta=values.virtual_offset(kaslr, loaded) if kaslr is not None else 0,
+        physical_delta=values.number(physical, "--physical") if physical is not None else 0,
+        limits=limits,
+        timed=exit_times,
+        cache=cached,
+    )
+    options.check()
+    return Run(loaded, options, Request(until, exits or exit_times, trace, result, inputs)).status()
+
+
+def _guest(image: str, initrd: Path | None, append: str | None) -> tuple[Path, Path | None, str]:
+    """Kernel, initrd and command line: of a file as given, of a fetched guest by default its own."""
+    from bt import guests
+    from emulator.errors import UsageError
+
+    if os.path.lexists(image) or os.sep in image:
+        return Path(image), initrd, append or ""
+    if image not in guests.RECIPES:
+        raise UsageError(
+            f"{image}: is no file and no guest; name a kernel's file, or one of {', '.join(guests.RECIPES)}"
+        )
+    guest = guests.find(image)
+    return guest.kernel, initrd or guest.initrd, guest.command_line if append is None else append
+
+
+def _read_initrd(path: Path) -> bytes:
+    from bt.session import MOST_MEMORY
+    from emulator.errors import BadImage, UsageError
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_MEMORY + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: cannot be read ({reason}); name a file that can") from None
+    if len(data) > MOST_MEMORY:
+        raise BadImage(f"{path}: is larger than any guest's memory; give a smaller initramfs")
+    return data
+
+
+@dataclass(slots=True)
+class Run:
+    """One run, from opening its files to its exit status."""
+
+    image: Image
+    options: Options
+    request: Request
+    _left: bool = False
+    """The user asked to end it."""
+    _screen: Screen = field(init=False)
+    _session: Session = field(init=False)
+
+    def status(self) -> int:
+        """Run the guest; the exit status of the process. Raises what `bt.cli.errors` reports."""
+        from bt.session import Session
+        from bt.terminal import Keyboard, Screen, Signals, descriptor_of
+        from bt.tracefile import TraceFile
+
+        request = self.request
+        if request.result is not None:
+            _check_result(request.result)
+        trace = TraceFile(request.trace, request.inputs) if request.trace is not None else None
+        try:
+            until = (request.until or "").encode("utf-8", "surrogateescape")
+            self._screen = Screen(descriptor_of(sys.stdout), until, self._reached)
+            self._session = Session(self.image, self.options, self._screen.write)
+            try:
+                keyboard = Keyboard(descriptor_of(sys.stdin), self._leave)
+                return self._run(keyboard, Signals(keyboard), trace)
+            finally:
+                self._session.close()
+        finally:
+            if trace is not None:
+                trace.close()
+
+    def _run(self, keyboard: Keyboard, signals: Signals, trace: TraceFile | None) -> int:
+        from bt.report.run import Ending
+        from emulator.errors import INTERNAL_ERROR, RetrapError
+
+        session, began = self._session, time.monotonic()
+        outcome: Outcome | None = None
+        ending: Ending | None = None
+        try:
+            try:
+                with signals, keyboard:
+                    self._connect(keyboard, signals, trace)
+                    outcome = session.run()
+            finally:
+                seconds = time.monotonic() - began
+                self._screen.flush()
+            status = self._verdict(outcome, signals)
+            ending = Ending(outcome, "", status, seconds)
+            return status
+        except RetrapError as error:
+            ending = Ending(outcome, str(error), error.exit_status, seconds)
+            raise
+        except BaseException as error:
+            ending = Ending(outcome, f"{type(error).__name__}: {error}", INTERNAL_ERROR, seconds)
+            raise
+        finally:
+            if ending is not None:
+                self._report(ending)
+
+    def _connect(self, keyboard: Keyboard, signals: Signals, trace: TraceFile | None) -> None:
+        machine, screen = self._session.machine, self._screen
+        com1 = machine.board.com1
+
+        def poll(seconds: float) -> bytes | None:
+            if com1.unread < _AHEAD:
+                return keyboard.poll(seconds)
+            time.sleep(seconds)
+            return b""
+
+        def asked() -> bool:
+            screen.flush()
+            return self._left or signals.received is not None
+
+        machine.poll_input = poll
+        machine.stop_when = asked
+        if trace is not None:
+            self._session.driver.trace = trace.write
+        if keyboard.interactive and sys.stderr.isatty():
+            sys.stderr.write("retrap: Ctrl-A x ends the run, Ctrl-A h says more\r\n")
+
+    def _leave(self) -> None:
+        self._left = True
+
+    def _reached(self) -> None:
+        from emulator.machine import EndKind, Outcome
+
+        self._session.driver.end(Outcome(EndKind.STOPPED, detail="the console has printed the text"))
+
+    def _verdict(self, outcome: Outcome, signals: Signals) -> int:
+        """The exit status, or the error to report."""
+        from emulator.errors import INTERRUPTED, GuestFault, Timeout, VerifyFailed
+        from emulator.machine import EndKind
+
+        kind = outcome.kind
+        if kind is EndKind.STOPPED and signals.received is not None:
+            self._say("interrupted")
+            return 128 + signals.received if signals.received != 2 else INTERRUPTED
+        if kind is EndKind.STOPPED:
+            return 0
+        if kind is EndKind.TRIPLE_FAULT:
+            raise GuestFault(self._lost(outcome.detail))
+        if kind in (EndKind.GUEST_TIMEOUT, EndKind.HOST_TIMEOUT):
+            raise Timeout(f"the guest did not end within {outcome.detail}; it was at {self._place()}")
+        if self.request.until is not None:
+            raise VerifyFailed(f"the guest ended ({kind.value}) and had not printed {self.request.until!r}")
+        if kind is EndKind.HALTED:
+            self._say(f"the guest {outcome.detail}, at {self._place()}")
+        if outcome.status:
+            self._say(f"the guest ended itself with status {outcome.status}")
+        return outcome.status & 0xFF or min(outcome.status, 0xFF)
+
+    def _lost(self, detail: str) -> str:
+        return f"the guest is lost at {self._place()}: triple fault, {detail}"
+
+    def _place(self) -> str:
+        """Where the guest is: address and symbol."""
+        from emulator.errors import BadImage
+        from emulator.native import NativeCpu
+
+        driver = self._session.driver
+        address = driver.rip if isinstance(driver, NativeCpu) else driver.vcpu.rip
+        try:
+            name = self._session.symbol(address)
+        except BadImage:
+            name = ""  # its symbols are damaged, which is not what this is about
+        return f"{address:#x}" + (f" ({name})" if name and name != f"{address:#x}" else "")
+
+    def _say(self, sentence: str) -> None:
+        print(f"retrap: {sentence}", file=sys.stderr, flush=True)
+
+    def _report(self, ending: Ending) -> None:
+        from bt.report import run as report
+
+        if self._screen.in_line and sys.stderr.isatty():
+            sys.stderr.write("\n")
+        if self.request.exits:
+            report.print_exits(self._session, ending.seconds, timed=self.options.timed)
+        if self.request.result is not None:
+            value = report.as_json(self._session, ending, self._screen.sha256, self._screen.size)
+            _write_result(self.request.result, value, self.request.inputs[0])
+
+
+def _check_result(path: Path) -> None:
+    """Refuse before the run what could not be written after it."""
+    from emulator.errors import UsageError
+
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(f"{path}: cannot be written; name a file that can")
+
+
+def _write_result(path: Path, value: dict[str, Any], image: Path) -> None:
+    from bt.report.json import dumps
+    from bt.rewrite import write
+
+    data = dumps(value).encode()
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a pipe or a device: nothing can be renamed onto it
+    else:
+        write(path, data, image)

@@ -1,0 +1,67 @@
+"""Values as people write them on the command line: sizes, times and places.
+
+Room: the command line. Text in, numbers out; what cannot be one is a `UsageError` that says what can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from typing import TYPE_CHECKING, Final
+
+from emulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from bt.image import Image
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+SEED: Final = "seed:"
+
+
+def size(text: str) -> int:
+    """Bytes of `512M`, `1G`, `4096K` or `1048576`."""
+    match = re.fullmatch(r"(\d{1,18})([KMG]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"{text!r} is no size; write a number and K, M or G, such as 256M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def seconds(text: str | None, option: str) -> float | None:
+    """A time of more than nothing; None stays None."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"{option} {text}: is no time; give seconds, such as 10 or 0.5")
+    return value
+
+
+def number(text: str, option: str) -> int:
+    """A number from 0 on, decimal or hexadecimal with 0x."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise UsageError(f"{option} {text}: is no offset; give bytes, such as 0x1000000")
+    return value
+
+
+def virtual_offset(text: str, image: Image) -> int:
+    """What `--kaslr` asks for: an offset, or with `seed:TEXT` one of those that Linux itself could choose.
+
+    The same seed gives the same image the same offset, everywhere.
+    """
+    if not text.startswith(SEED):
+        return number(text, "--kaslr")
+    from bt.image.relocate import ALIGNMENT, highest_offset
+
+    start = min(segment.paddr for segment in image.segments)
+    end = max(segment.paddr + segment.memory_size for segment in image.segments)
+    slots = highest_offset(start, max(end - start, len(image.elf) + len(image.appended))) // ALIGNMENT + 1
+    digest = hashlib.sha256(f"retrap kaslr {text[len(SEED) :]}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") % slots * ALIGNMENT

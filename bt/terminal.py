@@ -1,0 +1,256 @@
+"""The user's side of a guest's console: a screen, a keyboard, and the signals that end a run.
+
+Room: `bt`. It knows file descriptors and terminals, and no machine: it gives bytes, takes bytes and says whether
+the run shall end. A terminal is raw only between `__enter__` and `__exit__`, and gets its settings back on every way
+out; signals only leave a note, which the run reads at its next look around.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+
+PREFIX: Final = 0x01
+"""Ctrl-A: what follows is for retrap and not for the guest, as in QEMU."""
+
+HELP: Final = (
+    "Ctrl-A x      end the run\r\n"
+    "Ctrl-A Ctrl-A send Ctrl-A to the guest\r\n"
+    "Ctrl-A h      this help; every other key, Ctrl-C included, is the guest's\r\n"
+)
+
+_PIECE = 4096
+"""Bytes read and written at once."""
+_RECENT = 1 << 16
+
+
+class Screen:
+    """What the guest prints, on its way to a file descriptor (None: nowhere)."""
+
+    def __init__(self, descriptor: int | None, until: bytes = b"", reached: Callable[[], None] = lambda: None) -> None:
+        """`reached` is called once, when `until` (not empty) has been printed."""
+        self._descriptor = descriptor
+        self._buffer = bytearray()
+        self._recent = bytearray()
+        self._until = until
+        self._reached = reached
+        self._sha = hashlib.sha256()
+        self.size = 0
+        """Bytes printed."""
+        self.in_line = False
+        """The cursor is behind something: the last byte was no line end."""
+
+    @property
+    def sha256(self) -> str:
+        """Of everything printed, in hexadecimal."""
+        self.flush()
+        return self._sha.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Take console bytes; they are out at a line's end, when there are many, and at `flush`."""
+        self._buffer += data
+        if b"\n" in data or len(self._buffer) >= _PIECE:
+            self.flush()
+        if self._until:
+            self._look_for(data)
+
+    def _look_for(self, data: bytes) -> None:
+        searched = max(0, len(self._recent) - len(self._until))
+        self._recent += data
+        if self._until in self._recent[searched:]:
+            self._until = b""
+            self._reached()
+        elif len(self._recent) > _RECENT:
+            del self._recent[: -len(self._until)]
+
+    def flush(self) -> None:
+        """Write out what waits. Raises OSError, BrokenPipeError among them."""
+        if not self._buffer:
+            return
+        data, self._buffer = bytes(self._buffer), bytearray()
+        self._sha.update(data)
+        self.size += len(data)
+        self.in_line = not data.endswith(b"\n")
+        if self._descriptor is not None:
+            write_all(self._descriptor, data)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte, also where the descriptor takes only some of them now."""
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # a terminal that some other program made non-blocking
+            select.select([], [descriptor], [])
+
+
+class KeyFilter:
+    """Takes the commands out of what is typed: Ctrl-A and a letter."""
+
+    def __init__(self, leave: Callable[[], None], say: Callable[[str], None]) -> None:
+        """`leave` is called for Ctrl-A x, `say` with a text for Ctrl-A h."""
+        self._leave = leave
+        self._say = say
+        self._prefixed = False
+
+    def feed(self, keys: bytes) -> bytes:
+        """What of `keys` is for the guest."""
+        out = bytearray()
+        for key in keys:
+            if self._prefixed:
+                self._prefixed = False
+                out += self._command(key)
+            elif key == PREFIX:
+                self._prefixed = True
+            else:
+                out.append(key)
+        return bytes(out)
+
+    def _command(self, key: int) -> bytes:
+        if key in b"xX":
+            self._leave()
+        elif key in b"hH?":
+            self._say(HELP)
+        elif key == PREFIX or key in b"aA":
+            return bytes([PREFIX])
+        return b""
+
+
+class Keyboard:
+    """Console input from a terminal, a pipe or a file."""
+
+    def __init__(self, descriptor: int | None, leave: Callable[[], None]) -> None:
+        """`descriptor` None: there is no input. `leave` is called when the user asks to end the run."""
+        self._descriptor = descriptor
+        self._settings: list[Any] | None = None
+        self._filter: KeyFilter | None = None
+        self._ended = False
+        if descriptor is not None and os.isatty(descriptor):
+            if _in_foreground(descriptor):
+                self._filter = KeyFilter(leave, lambda text: write_all(2, b"\r\n" + text.encode()))
+            else:
+                self._descriptor = None  # reading would stop a background job
+
+    @property
+    def interactive(self) -> bool:
+        """Somebody types."""
+        return self._filter is not None
+
+    def __enter__(self) -> Self:
+        if self._filter is not None and self._descriptor is not None:
+            self._settings = termios.tcgetattr(self._descriptor)
+            self.make_raw()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+    def make_raw(self) -> None:
+        """Every key to the guest; what the guest prints still gets carriage returns."""
+        if self._settings is None or self._descriptor is None:
+            return
+        raw = termios.tcgetattr(self._descriptor)
+        raw[0] &= ~(
+            termios.IGNBRK
+            | termios.BRKINT
+            | termios.PARMRK
+            | termios.ISTRIP
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.ICRNL
+            | termios.IXON
+        )
+        raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, raw)
+
+    def give_back(self) -> None:
+        """Restore the terminal as it was found."""
+        if self._settings is not None and self._descriptor is not None:
+            try:
+                termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._settings)
+            except termios.error:
+                return  # it has gone
+
+    def poll(self, seconds: float) -> bytes | None:
+        """What was typed, waiting at most `seconds`; empty when nothing was, None when nothing will ever be."""
+        if self._descriptor is None or self._ended:
+            return None
+        try:
+            if not select.select([self._descriptor], [], [], seconds)[0]:
+                return b""
+            data = os.read(self._descriptor, _PIECE)
+        except BlockingIOError:
+            return b""
+        except (OSError, ValueError):
+            data = b""  # it has gone, which is an end like any other
+        if not data:
+            self._ended = True
+            return None
+        return data if self._filter is None else self._filter.feed(data)
+
+
+def _in_foreground(descriptor: int) -> bool:
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def descriptor_of(stream: Any) -> int | None:
+    """The file descriptor under one of Python's standard streams; None when the process was started without it."""
+    try:
+        return int(stream.fileno())
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+class Signals:
+    """While entered, the first signal to end leaves a note; a second one breaks off whatever is under way."""
+
+    _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+    def __init__(self, keyboard: Keyboard) -> None:
+        self.received: int | None = None
+        """Number of the first signal."""
+        self._keyboard = keyboard
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._ENDING:
+                # A job that was started to ignore a signal (nohup, a shell's background job) goes on ignoring it.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+            if self._keyboard.interactive:
+                self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._pause)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            sys.exit(128 + number)
+
+    def _pause(self, number: int, _frame: FrameType | None) -> None:
+        """Stopped from outside, as by `kill -TSTP`: the shell gets its terminal, and we get it again afterwards."""
+        self._keyboard.give_back()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, self._pause)
+        self._keyboard.make_raw()
