@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from bt import assemble as asm
 from bt.knowledge import linux_x86
 from bt.pagecache import KEY_SIZE
-from bt.pagescan import LONGEST, PAGE, Found, PageScan, rescan_page, scan_page, with_entry
+from bt.pagescan import LONGEST, PAGE, Found, PageScan, decode, rescan_page, scan_page, with_entry
 from bt.pristine import Pristine
 from bt.tactics.choose import Choice, Tactic
 from bt.tactics.layout import Arena, assemble_fixup, size_of
@@ -101,7 +101,8 @@ class LoadTimeTranslator:
             raise ValueError(f"a page of {len(code)} bytes at {address:#x} entered at {entry:#x} cannot be translated")
         began = time.perf_counter()
         try:
-            return self._translate(address, bytes(code) + bytes(after[:LONGEST]), entry - address)
+            whole = bytes(code) + bytes(after[:LONGEST])
+            return self._translate(address, whole, bytes(before[-LONGEST:]), entry - address)
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -110,7 +111,7 @@ class LoadTimeTranslator:
         if self._cache is not None:
             self._cache.flush()
 
-    def _translate(self, address: int, whole: bytes, entry: int) -> Translation:
+    def _translate(self, address: int, whole: bytes, before: bytes, entry: int) -> Translation:
         """`whole` is the page with what follows it, `entry` an offset."""
         for key in ((address, whole), (address, whole, entry)):
             known = self._known.get(key)
@@ -119,7 +120,7 @@ class LoadTimeTranslator:
                 return known.translation
         linked = self._pristine.linked(address) if self._pristine else None
         page = self._pristine.page(linked) if self._pristine and linked is not None else None
-        scan = self._scan(address, whole, entry, page, linked or 0)
+        scan = self._scan(address, whole, before, entry, page, linked or 0)
         self._last[address] = (whole, scan)
         natural = bool(scan.boundaries >> entry & 1)
         if not natural:
@@ -134,7 +135,9 @@ class LoadTimeTranslator:
         self._known[(address, whole, entry) if special else (address, whole)] = kept
         return Translation(patched.code, tuple(fresh), len(scan.sites))
 
-    def _scan(self, address: int, whole: bytes, entry: int, page: PristinePage | None, linked: int) -> PageScan:
+    def _scan(
+        self, address: int, whole: bytes, before: bytes, entry: int, page: PristinePage | None, linked: int
+    ) -> PageScan:
         """Boundaries and sites of a page: the image's, the cache's, from what changed since last time, or decoded."""
         boundaries = page.boundaries if page else 0
         last = self._last.get(address)
@@ -146,7 +149,7 @@ class LoadTimeTranslator:
                 return pristine
             if last is None and pristine is not None:
                 last = contents, pristine
-        start = self._start(address, whole, entry, page)
+        start = self._start(address, whole, before, entry, page)
         key = _key(whole, start, boundaries)
         kept = self._cache.get(key) if self._cache is not None else None
         if kept is not None:
@@ -161,20 +164,17 @@ class LoadTimeTranslator:
             self._cache.put(key, scan)
         return scan
 
-    def _start(self, address: int, whole: bytes, entry: int, page: PristinePage | None) -> int:
+    def _start(self, address: int, whole: bytes, before: bytes, entry: int, page: PristinePage | None) -> int:
         """Offset of the page's first whole instruction.
 
-        The image knows; else the page before, if it was translated; else the least offset from which linear decoding
-        meets `entry`; else `entry`.
+        The image knows; else the page before, if it was translated; else what decoding the bytes `before` it says
+        most often, from which linear decoding meets `entry`; else `entry`.
         """
         if page is not None and page.start < PAGE:
             return page.start
         last = self._last.get(address - PAGE)
         head = whole[: entry + LONGEST].ljust(PAGE, b"\xcc")[:PAGE]
-        candidates = list(range(LONGEST))
-        if last is not None:
-            candidates.insert(0, last[1].overflow)
-        for start in candidates:
+        for start in ([last[1].overflow] if last is not None else []) + _likely_starts(before, whole):
             if start <= entry and scan_page(head, b"", start).boundaries >> entry & 1:
                 return start
         return entry
@@ -222,6 +222,20 @@ class LoadTimeTranslator:
         self._fixups[key] = place
         fresh.append(fixup)
         return place
+
+
+def _likely_starts(before: bytes, whole: bytes) -> list[int]:
+    """Offsets from 0 to LONGEST - 1, those first at which decoding from within `before` most likely enters the page.
+
+    Decoding that began early has had more time to fall into step, so it counts for more.
+    """
+    votes = [0] * (LONGEST + 1)
+    data = before + whole[: 2 * LONGEST]
+    for begin in range(len(before)):
+        found: list[tuple[int, int, int]] = []
+        start = decode(data, begin, len(before), 0, found) - len(before)
+        votes[min(start, LONGEST)] += len(before) - begin
+    return sorted(range(LONGEST), key=lambda start: (-votes[start], start))
 
 
 def _key(whole: bytes, start: int, boundaries: int) -> bytes:

@@ -25,7 +25,7 @@ from emulator.isa.x86.table import ROW_OF_CODE
 if TYPE_CHECKING:
     from bt.textmap import Stretch
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised at every change of a record's layout or of what a scan means."""
 KEY_SIZE: Final = 16
 _RECORD: Final = struct.Struct("<II")

@@ -221,9 +221,32 @@ def _add_leads(image: Image, stretches: tuple[Stretch, ...]) -> None:
     for segment in image.segments:
         words = np.frombuffer(segment.data[: len(segment.data) & -8], "<u8")
         leads.append(words[words >= lowest])
+    for start, end in image.text_ranges:
+        leads += _constants(start, bytes(image.view(start, end - start)), stretches)
     if image.linux is not None:
         leads += [image.linux.exceptions.fixups, image.linux.jump_labels.targets]
     _mark(stretches, leads, taken=False)
+
+
+def _constants(
+    start: int, code: bytes, stretches: tuple[Stretch, ...]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Addresses that instructions of `code` may hold: as 32-bit constants, or as LEA of a RIP-relative operand.
+
+    Every four bytes count as a constant, every 8D as an LEA: a lead too many costs a fixup, one too few a guest.
+    """
+    if len(code) < 8:
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    words = np.ndarray((len(code) - 3,), "<u4", code, strides=(1,))
+    low, high = min(stretch.start for stretch in stretches), max(stretch.end for stretch in stretches)
+    upper = low & ~0xFFFF_FFFF
+    found = words[(words >= np.uint32(low - upper)) & (words < np.uint32(min(high - upper, 0xFFFF_FFFF)))]
+    octets = np.frombuffer(code, np.uint8)
+    at = np.flatnonzero(octets[:-5] == 0x8D)
+    at = at[octets[at + 1] & 0xC7 == 0x05]
+    far = words[at + 2].view(np.int32).astype(np.int64).view(np.uint64)
+    ends = np.uint64(start) + at.astype(np.uint64) + np.uint64(6)
+    return found.astype(np.uint64) + np.uint64(upper), ends + far
 
 
 def _add_taken(image: Image, stretches: tuple[Stretch, ...]) -> None:
