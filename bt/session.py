@@ -19,6 +19,7 @@ from paravirt.translator import Translator, Untouched
 
 if TYPE_CHECKING:
     from bt.loadtime import LoadTimeTranslator
+    from bt.plan import Plan
 
 MODES = ("native", "none", "trap", "inline")
 """Ways to run a guest: full privilege; deprivileged and not rewritten; planted traps; fixups."""
@@ -46,6 +47,8 @@ class Options:
     """Take the time of every exit."""
     cache: bool = True
     """Keep scans on disk."""
+    plan: Plan | None = None
+    """The plan that a rewritten file carries, of the same mode: the guest runs as that file says."""
 
     def check(self) -> None:
         """Raise `UsageError` for options that make no sense."""
@@ -98,7 +101,7 @@ class Session:
         from bt.pagecache import PageCache
 
         cache = PageCache() if options.cache else None
-        self.translator = LoadTimeTranslator(options.mode, self.image, options.delta, cache)
+        self.translator = LoadTimeTranslator(options.mode, self.image, options.delta, cache, options.plan)
         return self.translator
 
     def _prepare_memory(self, hypervisor: Hypervisor) -> None:
