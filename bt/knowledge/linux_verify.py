@@ -1,0 +1,247 @@
+"""What of two runs of one Linux is the same, and what depends on when its timer ticked.
+
+Room: `bt/knowledge`. Read by `bt.verify`. Addresses come from the kernel's own symbols (include/asm-generic/
+sections.h names the section bounds); where a name is not there, its comparison is skipped and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from bt.console_compare import LINUX as CONSOLE_RULES
+from bt.console_compare import compare as compare_consoles
+from bt.verify import checks
+from bt.verify.rules import Divergence, Pair, Profile, Result, Rule, Side
+
+if TYPE_CHECKING:
+    from bt.verify.observation import Event, Write
+
+_PAGE: Final = 4096
+_GP, _PF = 13, 14
+_EXIT, _EXIT_GROUP = 60, 231
+_RDMSR, _WRMSR = b"\x0f\x32", b"\x0f\x30"
+_FIXED: Final = "norandmaps"
+"""The kernel parameter that keeps the addresses of processes the same (Documentation/admin-guide)."""
+_MAGIC: Final = b"070701"
+_HEADER: Final = 110
+_REGULAR, _TYPE = 0o100000, 0o170000
+_MOST_MEMBERS: Final = 100_000
+
+_PROCESSOR: Final = frozenset(
+    {
+        *("CPL", "CR0", "CR4", "EFER", "STAR", "LSTAR", "CSTAR", "FMASK"),
+        *("GDTR.base", "GDTR.limit", "IDTR.base", "IDTR.limit"),
+        *(f"{name}.{part}" for name in ("CS", "SS", "DS", "ES", "LDTR", "TR") for part in ("selector", "base", "limit")),
+    }
+)
+
+
+def _console(pair: Pair) -> Result:
+    """The consoles by the documented rules, none of which excuses a lost line."""
+    comparison = compare_consoles(pair.rewritten.console, pair.reference.console, CONSOLE_RULES)
+    excused = len(comparison.differences) - len(comparison.unexplained)
+    text = f"{comparison.equal} lines are equal, {excused} differ by a rule"
+    if comparison.passed:
+        return Result(text)
+    if not comparison.unexplained:
+        return Result(text, Divergence("neither console has a line", None))
+    first = min(comparison.unexplained, key=lambda difference: difference.number)
+    side = Side(f"{first.side.value}, line {first.number}: {first.line}")
+    ours = first.side.value != "theirs"
+    what = f"{len(comparison.unexplained)} lines differ and no rule says why"
+    at = checks.printed(pair.rewritten, pair.rewritten.console.find(first.line.encode())) if ours else None
+    return Result(text, Divergence(what, at, None if ours else side, side if ours else None))
+
+
+def _key(pair: Pair, event: Event) -> tuple[int, ...]:
+    """Number, error and address; of a moved user program the address within its page."""
+    fixed = event.level == 0 or _FIXED in pair.command_line.split()
+    return event.number, event.error, event.rip if fixed else event.rip & 0xFFF
+
+
+def _kept(pair: Pair, event: Event) -> bool:
+    if event.number == _GP and event.level == 0:
+        return event.code[:2] not in (_RDMSR, _WRMSR)
+    return event.number != _PF or _FIXED in pair.command_line.split()
+
+
+def _ends_process(event: Event) -> bool:
+    return event.kind == "system call" and event.number in (_EXIT, _EXIT_GROUP)
+
+
+def _registers_written(writes: Sequence[Write]) -> list[Write]:
+    """The clock chip's writes without an index that only a read followed."""
+    return [
+        write
+        for write, following in zip(writes, [*writes[1:], None], strict=True)
+        if write.offset or (following is not None and following.offset)
+    ]
+
+
+def _without_traffic(writes: Sequence[Write]) -> list[Write]:
+    """An 8259's writes while it is set up: up to the last initialisation word (8259A data sheet, figure 6)."""
+    last = max((index for index, write in enumerate(writes) if not write.offset and write.value & 0x10), default=-4)
+    return list(writes[: last + 4])
+
+
+def _without_data(writes: Sequence[Write]) -> list[Write]:
+    """A serial port's writes without those of characters, and without its interrupt enables around them."""
+    return [write for write in writes if write.offset > 1]
+
+
+def _text(pair: Pair) -> list[tuple[int, int]]:
+    return _between(pair, "_text", "_etext")
+
+
+def _read_only(pair: Pair) -> list[tuple[int, int]]:
+    """.rodata without what is read-only only after the kernel has set it."""
+    whole = _between(pair, "__start_rodata", "__end_rodata")
+    late = _between(pair, "__start_ro_after_init", "__end_ro_after_init")
+    if not whole or not late or not whole[0][0] <= late[0][0] <= late[0][1] <= whole[0][1]:
+        return [] if late == [] else whole
+    return [(whole[0][0], late[0][0]), (late[0][1], whole[0][1])]
+
+
+def _between(pair: Pair, start: str, end: str) -> list[tuple[int, int]]:
+    low, high = pair.address_of(start), pair.address_of(end)
+    return [(low, high)] if low is not None and high is not None and low < high else []
+
+
+def _files(pair: Pair) -> Result:
+    """Each page of each file of the initramfs lies somewhere in memory at the end of both runs."""
+    files = dict(members(pair.initrd))
+    pages = [(name, page) for name, data in files.items() for page in _pages(data)]
+    if not pages:
+        return Result("", skipped="there is no initramfs, or it is compressed")
+    text = f"{len(pages)} pages of {len(files)} files"
+    wanted = [page for _, page in pages]
+    lost = [set(checks.holds(run.memory, wanted)) for run in (pair.reference, pair.rewritten)]
+    # A page that the reference has lost as well was written to, or freed.
+    only = sorted(lost[1] - lost[0])
+    if not only:
+        return Result(f"{text}, of which {len(lost[0])} are in neither memory")
+    name = pages[only[0]][0]
+    what = f"{len(only)} pages of the initramfs are in the reference's memory only, the first of {name}"
+    return Result(text, Divergence(what, None))
+
+
+def _pages(data: bytes) -> Iterator[bytes]:
+    for at in range(0, len(data), _PAGE):
+        yield data[at : at + _PAGE].ljust(_PAGE, b"\0")
+
+
+def members(archive: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and contents of the regular files of a newc archive; it ends where the archive is damaged."""
+    at = 0
+    for _ in range(_MOST_MEMBERS):
+        header = archive[at : at + _HEADER]
+        if len(header) < _HEADER or header[:6] != _MAGIC:
+            return
+        try:
+            fields = [int(header[start : start + 8], 16) for start in range(6, _HEADER, 8)]
+        except ValueError:
+            return
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        start = at + _HEADER
+        name = archive[start : start + max(name_size - 1, 0)].decode(errors="replace")
+        data_at = (start + name_size + 3) & ~3
+        if name == "TRAILER!!!" or data_at + size > len(archive):
+            return
+        if mode & _TYPE == _REGULAR:
+            yield name, archive[data_at : data_at + size]
+        at = (data_at + size + 3) & ~3
+
+
+_TICKS: Final = "the timer ticks at other instructions, and what the kernel does next depends on it"
+
+LINUX: Final = Profile(
+    "linux",
+    "a Linux on x86-64, whose course depends on when its timer ticks",
+    (
+        Rule("outcome", "how the run ended, and with which status", "", "nothing may differ", checks.outcome),
+        Rule(
+            "console",
+            "every line, by the rules of console-rules.md",
+            "readings of clocks, and the place of lines that threads of their own print",
+            _TICKS,
+            _console,
+        ),
+        Rule(
+            "device writes",
+            "per device, the sequence of (offset, size, value): timer, clock chip, POST port, reset and power",
+            "characters and interrupt enables of the serial port, interrupt controllers once they are set up, "
+            "indices of clock registers that are only read",
+            "characters are the console's, whose lines are compared; an interrupt is masked and ended at each tick; a "
+            "clock is read until it is not just changing",
+            checks.device_writes(
+                {
+                    "com1": _without_data,
+                    "pic-master": _without_traffic,
+                    "pic-slave": _without_traffic,
+                    "rtc": _registers_written,
+                }
+            ),
+        ),
+        Rule(
+            "system calls",
+            "per process, the sequence of (number, address)",
+            "which process comes when; of a program at a random address, all but the address within its page",
+            "processes are scheduled by the timer; the kernel's random numbers come from the time-stamp counter",
+            checks.events("system call", key=_key, last=_ends_process),
+        ),
+        Rule(
+            "software interrupts",
+            "per process, the sequence of (vector, address)",
+            "which process comes when",
+            "processes are scheduled by the timer",
+            checks.events("software interrupt", key=_key),
+        ),
+        Rule(
+            "exceptions",
+            "per process, the sequence of (vector, error code, address)",
+            f"#GP of RDMSR and WRMSR; page faults, unless the command line says {_FIXED}",
+            "the engine has no MSR that faults, so the reference reads 0 where a processor raises #GP, and Linux goes on "
+            "alike; where a process's stack and heap lie is random, and with it which pages they touch",
+            checks.events("exception", _kept, _key),
+        ),
+        Rule("interrupts", "which vectors came", "how often, and where", _TICKS, checks.vectors),
+        Rule(
+            "kernel text",
+            "every byte from _text to _etext at the end, as the kernel has patched itself",
+            "",
+            "nothing may differ: the guest's frames stay pristine, and what is patched before the start is what Linux "
+            "patches itself",
+            checks.ranges(_text),
+        ),
+        Rule(
+            "read-only data",
+            "every byte from __start_rodata to __end_rodata at the end",
+            "from __start_ro_after_init to __end_ro_after_init",
+            "these are written by the kernel while it starts: addresses of what it allocated",
+            checks.ranges(_read_only),
+        ),
+        Rule(
+            "initramfs",
+            "each page of each of its files is somewhere in memory at the end",
+            "where, and pages that the reference has no more either",
+            "pages are allocated in the order in which they are wanted",
+            _files,
+        ),
+        Rule(
+            "processor",
+            "control, descriptor-table and system-call registers, and segments at the end",
+            "general registers, RIP, RFLAGS, CR2 and CR3, FS and GS",
+            "they are those of the moment and the process in which the run ended",
+            checks.processor(_PROCESSOR.__contains__),
+        ),
+    ),
+    (
+        ("other memory", "stacks, heaps, page tables, time and counters: allocated and filled in another order"),
+        ("kernel data and bss", "jiffies, clocks, lists of what was allocated, and pv_ops' three patched words"),
+        ("moments, and how often the timer ticked", "virtual time is counted in blocks, which fixups have more of"),
+        ("reads from devices", "their effects are compared: console, writes, what user space does"),
+        ("what a system call is given and gives", "pointers and times are in it; that the next call is the same is not"),
+    ),
+)
+"""The rules for Linux."""

@@ -1,0 +1,106 @@
+"""Verification: a reference run and rewritten runs of one guest, compared by rules that are data.
+
+Room: `bt`. The reference is the unmodified image at full privilege on the bare machine; same board, same inputs. What
+is compared of which kind of guest, what may differ and why is in `profiles`; `verify` only runs and asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from bt.session import Options
+from bt.verify.guest import Guest
+from bt.verify.observation import observe
+from bt.verify.profiles import profile_for
+from bt.verify.rules import Comparison, Pair, compare
+from emulator.errors import GuestFault, Timeout, VerifyFailed
+from emulator.machine import EndKind
+
+if TYPE_CHECKING:
+    from bt.console_compare import Comparison as ConsoleComparison
+    from bt.verify.observation import Observation
+
+MODES = ("trap", "inline")
+"""The modes that are compared with the reference by default."""
+
+
+@dataclass(slots=True)
+class Verification:
+    """A reference run, and what came of every run that was compared with it."""
+
+    guest: Guest
+    reference: Observation
+    comparisons: list[Comparison] = field(default_factory=list)
+    consoles: list[tuple[str, ConsoleComparison]] = field(default_factory=list)
+    """Mode, and how its console compares with QEMU's."""
+    notes: list[str] = field(default_factory=list)
+    """What was asked for and not done, and why."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison passed."""
+        return all(one.passed for one in self.comparisons) and all(one.passed for _, one in self.consoles)
+
+    def check(self) -> None:
+        """Raise `VerifyFailed`, naming the first divergence, unless everything passed."""
+        for comparison in self.comparisons:
+            finding = comparison.first
+            if finding is not None and finding.result.divergence is not None:
+                mode = comparison.pair.rewritten.mode
+                raise VerifyFailed(
+                    f"{self.guest.name} in {mode} mode is not the reference: {finding.rule.name}: "
+                    f"{finding.result.divergence.what}"
+                )
+        for mode, console in self.consoles:
+            if not console.passed:
+                raise VerifyFailed(
+                    f"{self.guest.name} in {mode} mode does not print what it prints on QEMU: "
+                    f"{len(console.unexplained)} lines differ and no rule says why"
+                )
+
+
+def verify(
+    guest: Guest, options: Options, modes: Sequence[str] = MODES, say: Callable[[str], None] = lambda _: None
+) -> Verification:
+    """Run `guest` natively and in each of `modes`, and compare.
+
+    Of `options`, the mode is ignored. Raises `Timeout` or `GuestFault` when the reference comes to no end, where the
+    guest's manifest does not say that it must.
+    """
+    say(f"{guest.name}: reference run")
+    options = replace(options, mode="native", plan=None)
+    reference = observe(guest.image, options)
+    _check_reference(guest, reference)
+    result = Verification(guest, reference)
+    profile = profile_for(guest.image)
+    for mode in modes:
+        say(f"{guest.name}: {mode} run")
+        plan = guest.plan if guest.plan is not None and guest.plan.mode == mode else None
+        rewritten = observe(guest.image, replace(options, mode=mode, plan=plan))
+        pair = Pair(
+            image=guest.image,
+            reference=reference,
+            rewritten=rewritten,
+            delta=options.delta,
+            physical_delta=options.physical_delta,
+            volatile=guest.volatile,
+            initrd=options.initrd,
+            command_line=options.command_line,
+        )
+        result.comparisons.append(compare(profile, pair))
+    return result
+
+
+def _check_reference(guest: Guest, reference: Observation) -> None:
+    outcome = reference.outcome
+    if outcome.kind.value in guest.outcomes:
+        return
+    if outcome.kind in (EndKind.HOST_TIMEOUT, EndKind.GUEST_TIMEOUT):
+        raise Timeout(
+            f"the reference run of {guest.name} did not end within {outcome.detail}; give it more by --timeout, or a "
+            "command line with which it ends"
+        )
+    if outcome.kind is EndKind.TRIPLE_FAULT and guest.outcomes:
+        raise GuestFault(f"the reference run of {guest.name} is lost: {outcome.detail}; its manifest says otherwise")

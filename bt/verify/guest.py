@@ -1,0 +1,109 @@
+"""What is verified: an image with what is known of it, from a file, a rewritten file or a fetched guest.
+
+Room: `bt/verify`. A guest that is described by a `manifest.toml` beside or above it, as the samples are, brings its
+volatile memory, its memory size and how it may end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bt.session import MEMORY
+from emulator.errors import BadImage, UsageError
+
+if TYPE_CHECKING:
+    from bt.image import Image
+    from bt.plan import Plan
+
+MANIFEST = "manifest.toml"
+_LEVELS = 3
+"""Directories above an image in which its manifest is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """An image and what is known of it."""
+
+    name: str
+    image: Image
+    """The original: of a rewritten file, what it reverts to."""
+    plan: Plan | None = None
+    """What a rewritten file does."""
+    initrd: Path | None = None
+    command_line: str = ""
+    memory: int = MEMORY
+    """Bytes that it is to have by default."""
+    volatile: tuple[tuple[int, int], ...] = ()
+    """Guest-physical (address, size) of memory that depends on when interrupts come."""
+    outcomes: tuple[str, ...] = ()
+    """How it may end; empty where nothing says so."""
+
+
+def find(name: str, physical_delta: int = 0) -> Guest:
+    """The guest called `name`: a file, or the name of a guest that was fetched.
+
+    Raises `UsageError` where it is neither, `BadImage` for a file that is no guest, `Unavailable` for a guest that is
+    not in the cache.
+    """
+    from bt.image import load
+
+    if os.path.lexists(name) or os.sep in name:
+        return of(load(name), physical_delta)
+    from bt import guests
+
+    if name not in guests.RECIPES:
+        raise UsageError(f"{name}: is no file and no guest; name a kernel's file, or one of {', '.join(guests.RECIPES)}")
+    fetched = guests.find(name)
+    return Guest(name, load(fetched.kernel), None, fetched.initrd, fetched.command_line)
+
+
+def of(image: Image, physical_delta: int = 0) -> Guest:
+    """The guest that an image is, with what the manifest near it says."""
+    from bt.rewrite import original
+
+    pristine, manifest = original(image)
+    name = Path(image.path).name
+    plan = manifest.plan if manifest is not None else None
+    row = _described(Path(image.path), hashlib.sha256(bytes(pristine.elf) + bytes(pristine.appended)).hexdigest())
+    if row is None:
+        return Guest(name, pristine, plan)
+    return Guest(
+        name,
+        pristine,
+        plan,
+        memory=int(row.get("memory", MEMORY >> 20)) << 20,
+        volatile=_volatile(pristine, row.get("volatile"), physical_delta),
+        outcomes=tuple(map(str, row.get("outcome", ()))),
+    )
+
+
+def _described(path: Path, digest: str) -> dict[str, Any] | None:
+    """The manifest's row for an image, found by its hash; None where there is no manifest or no row."""
+    for directory in list(path.resolve().parents)[:_LEVELS]:
+        file = directory / MANIFEST
+        if not file.is_file():
+            continue
+        try:
+            rows = tomllib.loads(file.read_text()).get("guest", [])
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file}: cannot be read as a manifest ({error}); mend it, or move the image") from None
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict) and row.get("sha256") == digest:
+                return row
+    return None
+
+
+def _volatile(image: Image, row: object, physical_delta: int) -> tuple[tuple[int, int], ...]:
+    """Guest-physical range of the section that a manifest names."""
+    if not isinstance(row, dict):
+        return ()
+    section = image.section(str(row.get("section", "")))
+    segment = image.segment_at(section.vaddr) if section is not None else None
+    if section is None or segment is None:
+        raise BadImage(f"{image.path}: has no section {row.get('section')!r}, which its manifest calls volatile")
+    return ((section.vaddr - segment.vaddr + segment.paddr + physical_delta, section.size),)

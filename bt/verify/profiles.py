@@ -1,0 +1,110 @@
+"""The tables of rules: what is compared of which kind of guest, what is left out, and why.
+
+Room: `bt/verify`. The documentation prints these tables. What is known of a particular kernel is in `bt.knowledge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from bt.verify import checks
+from bt.verify.rules import Pair, Profile, Rule
+
+if TYPE_CHECKING:
+    from bt.image import Image
+    from bt.verify.observation import Event, Write
+
+_NM: Final = 7
+
+
+def without_end_of_interrupt(writes: Sequence[Write]) -> list[Write]:
+    """An 8259's writes without OCW2, by which interrupts are ended (8259A data sheet, figure 8)."""
+    return [write for write in writes if write.offset or write.value & 0x18 or write.size != 1]
+
+
+def _not_lazy_switch(_pair: Pair, event: Event) -> bool:
+    return not (event.number == _NM and event.level == 3)
+
+
+EXACT: Final = Profile(
+    "exact",
+    "a guest that is deterministic outside of the memory that it declares volatile",
+    (
+        Rule("outcome", "how the run ended, and with which status", "", "nothing may differ", checks.outcome),
+        Rule("console", "every byte", "", "nothing may differ", checks.console_bytes),
+        Rule(
+            "device writes",
+            "per device, the sequence of (offset, size, value)",
+            "writes that end an interrupt (OCW2 of the 8259 pair)",
+            "there is one for each timer tick, and how many ticks fit in a stretch of code depends on its instructions",
+            checks.device_writes(
+                {"pic-master": without_end_of_interrupt, "pic-slave": without_end_of_interrupt},
+            ),
+        ),
+        Rule(
+            "system calls",
+            "per address space, the sequence of (number, address)",
+            "which address space comes when",
+            "processes are preempted by the timer, at other instructions",
+            checks.events("system call"),
+        ),
+        Rule(
+            "software interrupts",
+            "per address space, the sequence of (vector, address)",
+            "which address space comes when",
+            "processes are preempted by the timer, at other instructions",
+            checks.events("software interrupt"),
+        ),
+        Rule(
+            "exceptions",
+            "per address space, the sequence of (vector, error code, address)",
+            "which address space comes when; #NM from user mode",
+            "processes are preempted by the timer; a lazy kernel raises #NM at the first use of the FPU after that",
+            checks.events("exception", _not_lazy_switch),
+        ),
+        Rule(
+            "interrupts",
+            "which vectors came",
+            "how often, and where",
+            "virtual time is counted in blocks, of which a fixup has more than what it stands for",
+            checks.vectors,
+        ),
+        Rule(
+            "memory",
+            "every byte of guest memory at the end; the guest's frames stay pristine, whatever was rewritten",
+            "what the guest declares volatile; accessed bits of the page tables that the loader made",
+            "volatile memory holds what interrupts leave behind; hypervisor and engine look ahead through the tables",
+            checks.memory,
+        ),
+        Rule(
+            "processor",
+            "general, control, descriptor and system-call registers, segments and flags at the end",
+            "RIP may be on the instruction that ended the run or behind it; the busy bit in TR's hidden part",
+            "an engine hands up an OUT with RIP behind it, a fault is on it; LTR may cache the bit before it sets it",
+            checks.processor(),
+        ),
+    ),
+    (
+        ("reads from devices", "their effects are compared: console, memory, writes"),
+        ("moments", "virtual time is counted in blocks, which fixups have more of"),
+        ("debug registers and further MSRs at the end", "the engine keeps the reference's where it cannot be asked"),
+        ("the address of a page fault (CR2), but for the last one", "not noted; error code and instruction are"),
+    ),
+)
+
+
+def profile_for(image: Image) -> Profile:
+    """The rules for an image: those of its kernel where it is known, else the exact ones."""
+    if image.linux is None:
+        return EXACT
+    from bt.knowledge.linux_verify import LINUX
+
+    return LINUX
+
+
+def profiles() -> tuple[Profile, ...]:
+    """Every table of rules."""
+    from bt.knowledge.linux_verify import LINUX
+
+    return EXACT, LINUX
