@@ -106,10 +106,9 @@ class Session:
 
     def _prepare_memory(self, hypervisor: Hypervisor) -> None:
         """Mark what may be code, and apply what is known of this kernel."""
-        for segment in self.image.segments:
-            if segment.executable:
-                first = segment.paddr + self.options.physical_delta
-                hypervisor.shadow.mark_code(first >> 12, first + segment.memory_size - 1 >> 12)
+        for text in self.image.text_ranges:
+            first = self.physical(text.start + self.options.delta)
+            hypervisor.shadow.mark_code(first >> 12, first + (text.end - text.start) - 1 >> 12)
         if self.translator is None:
             return
         for patch in self.translator.image_patches:

@@ -19,6 +19,9 @@ from emulator.memory import GuestMemory
 BLOCKS_PER_SECOND = 25_000_000
 """Basic blocks that are one second of virtual time: about a 130 MHz processor."""
 
+SEED = bytes(range(32))
+"""What the boot protocol hands to the guest's random number generator: the same in every run."""
+
 _DEVICE_SPACE_END = 1 << 32
 
 
@@ -103,7 +106,7 @@ class Machine:
 
     def place(self, image: BootImage) -> EntryState:
         """Put a kernel into memory; says how to enter it. Raises `BootError`."""
-        return place(self.memory, image, mp_table=True)
+        return place(self.memory, image, mp_table=True, seed=SEED)
 
     def begin(self) -> None:
         """A run begins: its host time counts from now."""
@@ -149,21 +152,18 @@ class Machine:
                 self.poll_input = None
 
     def idle(self) -> bool:
-        """The CPU waits for an interrupt: let time pass to the next event. False when none can come."""
-        event = self.clock.next_event()
-        if self.poll_input is not None:
-            wait = 0.05 if event is None else min(0.05, max(0.0, (event - self.clock.now()) / 1e9))
-            data = self.poll_input(wait)
-            if data:
-                self.board.feed_console(data)
-            elif data is None:
-                self.poll_input = None
-            if event is None:
-                return True
-        if event is None:
-            return False
-        self.clock.skip_to(event)
-        self.clock.run_due()
+        """The CPU waits for an interrupt: let time pass to the next interrupt. False when none can come."""
+        if self.poll_input is None:
+            return self.board.idle()
+        wake = self.board.next_wake()
+        wait = 0.05 if wake is None else min(0.05, max(0.0, (wake - self.clock.now()) / 1e9))
+        data = self.poll_input(wait)
+        if data:
+            self.board.feed_console(data)
+        elif data is None:
+            self.poll_input = None
+        if wake is not None:
+            self.board.idle()
         return True
 
     def close(self) -> None:

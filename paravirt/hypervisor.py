@@ -26,7 +26,7 @@ from paravirt.accounting import ExitTable
 from paravirt.descriptors import DescriptorCopy
 from paravirt.mmu.code import CodePages
 from paravirt.mmu.shadow import KERNEL_VIEW, USER_VIEW, ShadowPaging
-from paravirt.operations.x86 import PREPARE, Action, perform_identify
+from paravirt.operations.x86 import PREPARE, Action, perform_identify, pop_flags
 from paravirt.translator import Translator
 from paravirt.vcpu import VirtualCpu
 
@@ -40,6 +40,10 @@ _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
 _LOCAL_APIC_TSC = 1_000_000_000
 """Virtual time-stamp ticks in a second: one a nanosecond."""
+
+
+_WITHIN_AN_INSTRUCTION = frozenset({ExitKind.PORT_READ, ExitKind.PORT_WRITE, ExitKind.IDENTIFY, ExitKind.TIME_STAMP})
+"""Exits whose instruction is still under way: nothing may be delivered before the next block."""
 
 
 class Hypervisor:
@@ -69,6 +73,7 @@ class Hypervisor:
         self.code.on_change = self._code_changed
         self.code.on_activate = self.vcpu.forget_writes
         self.code.on_store = self._code_stored
+        self.code.forget_code = self.engine.flush_code
         self.vcpu.before_write = self._frame_written
         self.descriptors = DescriptorCopy(self.vcpu, descriptors, self.shadow)
         self._map_own_memory(window, code, descriptors)
@@ -76,7 +81,8 @@ class Hypervisor:
         self._actions: dict[int, tuple[Action, str, str]] = {}
         self._actions_by_page: dict[int, list[int]] = {}
         self._view_level = 0
-        self._shadowed = 0
+        self._in_shadow = False
+        """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
         self._stepping: tuple[int, int] | None = None
         self._own_store = -1
         self._fixups: list[int] = []
@@ -153,7 +159,10 @@ class Hypervisor:
             self._trace_exit(exit_)
         try:
             self._dispatch[exit_.kind](exit_)
-            if self.vcpu.level != self._view_level or self.board.intr:
+            if exit_.kind in _WITHIN_AN_INSTRUCTION:
+                if self.board.intr:
+                    self.engine.set_deadline(self.engine.progress + 1)
+            elif self.vcpu.level != self._view_level or self.board.intr:
                 self._settle()
         except TripleFault as fault:
             self.end(Outcome(EndKind.TRIPLE_FAULT, detail=str(fault)))
@@ -186,7 +195,7 @@ class Hypervisor:
     def _settle(self) -> None:
         """Before the guest goes on: deliver a waiting interrupt if it may be, and enter the right view."""
         vcpu = self.vcpu
-        if self.board.intr and self._stepping is None and vcpu.interrupts_enabled:
+        if self.board.intr and self._stepping is None and not self._in_shadow and vcpu.interrupts_enabled:
             self._deliver_waiting()
         if vcpu.level != self._view_level:
             self._enter_view()
@@ -200,11 +209,6 @@ class Hypervisor:
                 self.engine.set_deadline(self.engine.progress + 2)
                 return
             vcpu.rip = rip = site
-        if self._shadowed == rip:
-            self._shadowed = 0
-            self.engine.set_deadline(self.engine.progress + 2)
-            return
-        self._shadowed = 0
         vector = self.board.acknowledge()
         self._event("interrupt", vector, 0, rip)
         self.exits.count("interrupt delivered", "injection")
@@ -226,6 +230,8 @@ class Hypervisor:
 
     def _raise(self, fault: Fault) -> None:
         """Deliver an exception to the guest."""
+        if self._in_shadow:
+            self._end_shadow()
         rip = self.vcpu.rip
         if abi.FIXUP_BASE <= rip < abi.SHARED_PAGE:
             self.vcpu.rip = rip = self._site_of(rip)
@@ -258,28 +264,27 @@ class Hypervisor:
     def _general_protection(self, exit_: Exit) -> None:
         vcpu = self.vcpu
         rip = vcpu.rip
+        if self._in_shadow:
+            self._end_shadow()
         if vcpu.level == 0:
             known = self._actions.get(rip)
             if known is None:
                 known = self._prepare(rip)
             if known is not None:
-                if self._shadowed and self._shadowed != rip and self._window_closes():
-                    return
                 self.exits.count(known[1], known[2])
+                stepped = self._registers.rflags & _TF
                 try:
                     known[0]()
                 except Fault as fault:
                     self._raise(fault)
+                    return
+                if stepped:
+                    self._single_stepped()
                 return
         elif self._emulate_for_user():
             return
         self.exits.count("exception to the guest", "fault")
         self._raise(Fault(_GP, exit_.error))
-
-    def _window_closes(self) -> bool:
-        """The instruction after STI is done and an interrupt waits: it comes before what now traps."""
-        self._shadowed = 0
-        return self.board.intr and self.vcpu.interrupts_enabled
 
     def _prepare(self, rip: int) -> tuple[Action, str, str] | None:
         """Decode the guest's own instruction at `rip` and make the action for it."""
@@ -302,17 +307,22 @@ class Hypervisor:
         return known
 
     def _hypercall(self, operation: Operation, resume: int) -> Action:
-        """A fixup calls: what is left to do of its operation."""
+        """A fixup calls: what is left to do of its operation. STI's shadow is over when its fixup calls."""
         vcpu = self.vcpu
-        if operation not in (Operation.ENABLE_INTERRUPTS, Operation.WRITE_FLAGS):
-            raise ValueError(f"no fixup calls the hypervisor for {operation.name}")
-        shadow = operation is Operation.ENABLE_INTERRUPTS
+        if operation is Operation.ENABLE_INTERRUPTS:
 
-        def action() -> None:
-            vcpu.rip = resume
-            self.interrupts_opened(shadow)
+            def deliver() -> None:
+                vcpu.rip = resume
 
-        return action
+            return deliver
+        if operation is Operation.WRITE_FLAGS:
+
+            def write_flags() -> None:
+                pop_flags(self, 8)
+                vcpu.rip = resume
+
+            return write_flags
+        raise ValueError(f"no fixup calls the hypervisor for {operation.name}")
 
     def _emulate_for_user(self) -> bool:
         """A user instruction faulted that the guest's own tables or privileges may allow."""
@@ -341,12 +351,23 @@ class Hypervisor:
         if self._stepping is not None:
             self._end_own_store()
             return
+        if self._in_shadow and not abi.FIXUP_BASE <= vcpu.rip < abi.SHARED_PAGE:
+            self._end_shadow()
+            return
         if abi.FIXUP_BASE <= vcpu.rip < abi.SHARED_PAGE:
             return  # the guest steps: a fixup is one instruction to it
         self.exits.count("exception to the guest", "fault")
-        vcpu.debug[6] |= _BS
-        self._event("exception", _DB, 0, vcpu.rip)
-        raise_exception(vcpu, Fault(_DB))
+        self._single_stepped()
+
+    def _end_shadow(self) -> None:
+        self._in_shadow = False
+        self._registers.rflags &= ~_TF
+
+    def _single_stepped(self) -> None:
+        """An instruction that began with TF set is done: the guest's debug exception follows."""
+        self.vcpu.debug[6] |= _BS
+        self._event("exception", _DB, 0, self.vcpu.rip)
+        raise_exception(self.vcpu, Fault(_DB))
 
     # -- page faults ----------------------------------------------------------------------------
 
@@ -432,6 +453,8 @@ class Hypervisor:
 
     def _software_interrupt(self, exit_: Exit) -> None:
         vcpu = self.vcpu
+        if self._in_shadow:
+            self._end_shadow()
         behind, vector = vcpu.rip, exit_.vector
         short = vector in (1, 3) and vcpu.fetch(behind - 1 & _MASK, 1) in (b"\xcc", b"\xf1")
         length = 1 if short else 2
@@ -442,6 +465,8 @@ class Hypervisor:
 
     def _system_call(self, exit_: Exit) -> None:
         vcpu = self.vcpu
+        if self._in_shadow:
+            self._end_shadow()
         self.exits.count("SYSTEM_CALL", "fault")
         self._event("system call", vcpu.gpr[0], 0, vcpu.rip)
         try:
@@ -485,14 +510,14 @@ class Hypervisor:
 
     # -- what the operations ask for (`operations.x86.Context`) ---------------------------------
 
-    def interrupts_opened(self, shadow: bool) -> None:
-        """The guest may have enabled interrupts; with `shadow` one more instruction runs first."""
-        if shadow and self.board.intr:
-            self._shadowed = self.vcpu.rip
+    def shadow_begins(self) -> None:
+        """STI: one more instruction runs before an interrupt that waits is delivered."""
+        if self.board.intr and not self._registers.rflags & _TF:
+            self._in_shadow = True
+            self._registers.rflags |= _TF
 
     def halted(self) -> None:
         """HLT: time passes to the next interrupt."""
-        self._shadowed = 0
         if not self.vcpu.interrupts_enabled:
             self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
             return

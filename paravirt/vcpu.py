@@ -20,6 +20,7 @@ _HIDDEN = _FLAG_IF | _IOPL | r.FLAG_VM | r.FLAG_VIF | r.FLAG_VIP
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _DISABLED = abi.INTERRUPTS_DISABLED & _MASK
 _DELTA = abi.INTERRUPT_DELTA >> 3
+_PRIVILEGE = abi.IO_PRIVILEGE >> 3
 _CONTROL = abi.CONTROL_REGISTERS >> 3
 _DPL3 = 3 << 13
 _DATA_SEGMENTS = frozenset({0, 2, 3, 4, 5})
@@ -36,7 +37,7 @@ class VirtualCpu(LinearMemory):
         super().__init__(memory, self.context)
         self.shared = shared
         self.level = 0
-        self.iopl = 0
+        self._iopl = 0
         self.virtual_segments: dict[int, tuple[int, int, int, int, int]] = {}
         """Segments whose guest-visible selector or attributes differ from the real ones, with the
         real selector under which that holds."""
@@ -77,6 +78,17 @@ class VirtualCpu(LinearMemory):
         self.rflags = flags
 
     @property
+    def iopl(self) -> int:
+        """The guest's I/O privilege level, 0..3."""
+        return self._iopl
+
+    @iopl.setter
+    def iopl(self, value: int) -> None:
+        if value != self._iopl:
+            self._iopl = value
+            self.shared[_PRIVILEGE] = value << 12
+
+    @property
     def interrupts_enabled(self) -> bool:
         """The guest's interrupt flag. Whatever else a guest put into the shared word means disabled."""
         if self.level == 3:
@@ -96,8 +108,8 @@ class VirtualCpu(LinearMemory):
         """RFLAGS as the guest must see it."""
         flags = int(self.registers.rflags)
         if self.level == 3:
-            return flags & ~_IOPL | self.iopl << 12
-        flags = flags & ~_HIDDEN | self.iopl << 12
+            return flags & ~_IOPL | self._iopl << 12
+        flags = flags & ~_HIDDEN | self._iopl << 12
         return flags | _FLAG_IF if self.shared[_DELTA] == 0 else flags
 
     @rflags.setter
@@ -125,7 +137,7 @@ class VirtualCpu(LinearMemory):
     def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
         """Load a segment register. The real one gets ring 3 in place of the guest kernel's ring."""
         if index in _DATA_SEGMENTS or index == 1:
-            real = selector | 3 if index in (1, 2) or selector & 0xFFFC else selector
+            real = selector | 3 if index in (1, 2) else selector  # only CS and SS show the real ring
             real_attributes = attributes | _DPL3
             if real != selector or real_attributes != attributes:
                 self.virtual_segments[index] = (selector, base, limit, attributes, real)

@@ -66,6 +66,8 @@ class CodePages:
         self.reused = 0
         self.on_change: Callable[[int], None] = lambda _page: None
         """Called with the guest-virtual page whose code may have changed."""
+        self.forget_code: Callable[[], None] = lambda: None
+        """Called when copies' frames are about to get other contents: the engine forgets all translated code."""
         self.on_activate: Callable[[], None] = lambda: None
         """Called when some frame became code."""
         self.on_store: Callable[[int], None] = lambda _frame: None
@@ -101,6 +103,8 @@ class CodePages:
         if old is not None and old.physical == physical:
             old.entered.add(entry)
             return old
+        if self._copies.get((address, frame)) is not old:
+            old = None  # all copies were just forgotten
         copy = _Copy(source, physical)
         copy.entered.add(entry)
         self._copies[address, frame] = copy
@@ -126,9 +130,9 @@ class CodePages:
         physical = self._known.get((address, translation.code))
         if physical is not None:
             return physical
+        if self._used == layout.CODE_COUNT:
+            self._start_over()
         number = self._used
-        if number == layout.CODE_COUNT:
-            raise CodePoolExhausted
         self._used += 1
         self._code[number << 12 : (number + 1) << 12] = translation.code
         self.translations += 1
@@ -136,6 +140,19 @@ class CodePages:
         physical = layout.CODE_BASE + (number << 12)
         self._known[address, translation.code] = physical
         return physical
+
+    def _start_over(self) -> None:
+        """Every frame for copies is in use: forget all copies, and what the engine made of them."""
+        for copies in self._by_frame.values():
+            for copy in copies:
+                for at in copy.entries:
+                    self._shadow.drop(at)
+        self._copies.clear()
+        self._by_frame.clear()
+        self._known.clear()
+        self._used = 0
+        self._shadow.flush_tlb()
+        self.forget_code()
 
     def deactivate(self, frame: int) -> None:
         """The guest is about to write to `frame`: its copies leave use."""
@@ -161,7 +178,3 @@ class CodePages:
         """Whether the code at guest-virtual `page` is being executed from a copy of `frame`."""
         copy = self._copies.get((page, frame))
         return copy is not None and bool(copy.entries)
-
-
-class CodePoolExhausted(Exception):
-    """Every frame for translated code is in use."""

@@ -26,6 +26,8 @@ _FRAME = 0x000F_FFFF_FFFF_F000
 _TABLE_ENTRY = w.PRESENT | w.USER | w.ACCESSED
 _LEAF = w.PRESENT | w.USER | w.ACCESSED | w.DIRTY
 _NX = w.NO_EXECUTE
+_ALL = 0xFFFF_FFFF_FFFF_FFFF
+_ROLES = (KERNEL_VIEW, USER_VIEW, KERNEL_VIEW | _KEEP_WRITABLE)
 _PLAIN, _MAY_BE_CODE, _ACTIVE_CODE = 0, 1, 2
 _LARGE_SPAN = 0x20_0000
 
@@ -373,14 +375,14 @@ class ShadowPaging:
         return table
 
     def _fill_pieces(self, table: int, base: int, role: int) -> None:
-        """Map every plain page of a split large page; code and devices wait for their fault."""
+        """Map every page of a split large page, code in use read-only; devices wait for their fault."""
         first = base >> 12
         if first >= self._frames:
             return
         count = min(512, self._frames - first)
         rights = _LEAF | w.WRITABLE | (0 if role == USER_VIEW else _NX)
         pieces = (self._offsets[:count] + np.uint64(base)) | np.uint64(rights)
-        pieces[self.kind[first : first + count] != _PLAIN] = 0
+        pieces[self.kind[first : first + count] == _ACTIVE_CODE] &= np.uint64(_ALL ^ w.WRITABLE)
         self._shadow[table, :count] = pieces
         self.prefilled += int(count)
 
@@ -431,7 +433,10 @@ class ShadowPaging:
         if self.kind[number] == _PLAIN:
             changed = self._revoke_by_search(number)
             self.kind[number] = _MAY_BE_CODE
-        for at in self.writers.pop(number, ()):
+        base = (number << 12) & ~(_LARGE_SPAN - 1) | 1
+        pieces = [(self._tables.get((base, 1, role)), number & 511) for role in _ROLES]
+        split = [(table << 9) + index for table, index in pieces if table is not None]
+        for at in (*self.writers.pop(number, ()), *split):
             entry = words[at]
             if entry & 3 == 3 and (entry & _FRAME) >> 12 == number:
                 words[at] = entry & ~w.WRITABLE
@@ -448,7 +453,7 @@ class ShadowPaging:
         )
         found = bool(small.any()) or bool(large.any())
         if found:
-            pool[small] &= np.uint64(0xFFFF_FFFF_FFFF_FFFF ^ w.WRITABLE)
+            pool[small] &= np.uint64(_ALL ^ w.WRITABLE)
             pool[large] = 0
         return found
 

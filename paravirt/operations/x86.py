@@ -38,8 +38,8 @@ class Context(Protocol):
 
     vcpu: VirtualCpu
 
-    def interrupts_opened(self, shadow: bool) -> None:
-        """The guest enabled interrupts; with `shadow`, the next instruction still runs first."""
+    def shadow_begins(self) -> None:
+        """STI: the next instruction still runs before an interrupt may come."""
         ...
 
     def halted(self) -> None:
@@ -131,7 +131,8 @@ def _sti(context: Context, instruction: Instruction) -> Action:
         was = vcpu.interrupts_enabled
         vcpu.interrupts_enabled = True
         vcpu.rip += length
-        context.interrupts_opened(not was)
+        if not was:
+            context.shadow_begins()
 
     return action
 
@@ -156,23 +157,25 @@ def _pushf(context: Context, instruction: Instruction) -> Action:
 _POPF_KERNEL = r.FLAGS_STATUS | r.FLAG_TF | r.FLAG_IF | r.FLAG_DF | r.FLAG_IOPL | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 
 
+def pop_flags(context: Context, size: int) -> None:
+    """POPF of 2 or 8 bytes, RIP left alone; what it may change goes by CPL and IOPL (SDM 2, POPF)."""
+    vcpu = context.vcpu
+    top = vcpu.gpr[4]
+    value = vcpu.read(top, size)
+    mask = _POPF_KERNEL & (0xFFFF if size == 2 else _MASK)
+    if vcpu.level:
+        mask &= ~r.FLAG_IOPL if vcpu.level <= vcpu.iopl else ~(r.FLAG_IOPL | r.FLAG_IF)
+    vcpu.rflags = vcpu.rflags & ~(mask | r.FLAG_RF) | value & mask | 2
+    vcpu.gpr[4] = top + size & _MASK
+
+
 @handles(Operation.WRITE_FLAGS)
 def _popf(context: Context, instruction: Instruction) -> Action:
     vcpu, length, size = context.vcpu, len(instruction), _stack_width(instruction)
-    changeable = _POPF_KERNEL & (0xFFFF if size == 2 else _MASK)
 
     def action() -> None:
-        top = vcpu.gpr[4]
-        value = vcpu.read(top, size)
-        mask = changeable
-        if vcpu.level:
-            mask &= ~r.FLAG_IOPL if vcpu.level <= vcpu.iopl else ~(r.FLAG_IOPL | r.FLAG_IF)
-        was = vcpu.interrupts_enabled
-        vcpu.rflags = vcpu.rflags & ~(mask | r.FLAG_RF) | value & mask | 2
-        vcpu.gpr[4] = top + size & _MASK
+        pop_flags(context, size)
         vcpu.rip += length
-        if not was:
-            context.interrupts_opened(False)
 
     return action
 
@@ -214,7 +217,6 @@ def _iret(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         iret(vcpu, size)
-        context.interrupts_opened(False)
 
     return action
 
@@ -285,7 +287,6 @@ def _sysret(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         sysret(vcpu, size)
-        context.interrupts_opened(False)
 
     return action
 
@@ -909,4 +910,4 @@ def _int(context: Context, instruction: Instruction) -> Action:
     return lambda: software_interrupt(vcpu, number, length)
 
 
-__all__ = ["PREPARE", "Action", "Context", "perform_identify", "read_msr", "write_msr"]
+__all__ = ["PREPARE", "Action", "Context", "perform_identify", "pop_flags", "read_msr", "write_msr"]
