@@ -32,7 +32,11 @@ _PROCESSOR: Final = frozenset(
     {
         *("CPL", "CR0", "CR4", "EFER", "STAR", "LSTAR", "CSTAR", "FMASK"),
         *("GDTR.base", "GDTR.limit", "IDTR.base", "IDTR.limit"),
-        *(f"{name}.{part}" for name in ("CS", "SS", "DS", "ES", "LDTR", "TR") for part in ("selector", "base", "limit")),
+        *(
+            f"{name}.{part}"
+            for name in ("CS", "SS", "DS", "ES", "LDTR", "TR")
+            for part in ("selector", "base", "limit")
+        ),
     }
 )
 
@@ -201,8 +205,8 @@ LINUX: Final = Profile(
             "exceptions",
             "per process, the sequence of (vector, error code, address)",
             f"#GP of RDMSR and WRMSR; page faults, unless the command line says {_FIXED}",
-            "the engine has no MSR that faults, so the reference reads 0 where a processor raises #GP, and Linux goes on "
-            "alike; where a process's stack and heap lie is random, and with it which pages they touch",
+            "the engine has no MSR that faults, so the reference reads 0 where a processor raises #GP, and Linux goes "
+            "on alike; where a process's stack and heap lie is random, and with it which pages they touch",
             checks.events("exception", _kept, _key),
         ),
         Rule("interrupts", "which vectors came", "how often, and where", _TICKS, checks.vectors),
@@ -241,7 +245,10 @@ LINUX: Final = Profile(
         ("kernel data and bss", "jiffies, clocks, lists of what was allocated, and pv_ops' three patched words"),
         ("moments, and how often the timer ticked", "virtual time is counted in blocks, which fixups have more of"),
         ("reads from devices", "their effects are compared: console, writes, what user space does"),
-        ("what a system call is given and gives", "pointers and times are in it; that the next call is the same is not"),
+        (
+            "what a system call is given and gives",
+            "pointers and times are in it; that the next call is the same is not",
+        ),
     ),
 )
 """The rules for Linux."""

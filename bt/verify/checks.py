@@ -31,7 +31,8 @@ def outcome(pair: Pair) -> Result:
     if (left.kind, left.status) == (right.kind, right.status):
         return Result(compared)
     sides = [
-        Side(f"{end.kind.value}, status {end.status}" + (f": {end.detail}" if end.detail else "")) for end in (left, right)
+        Side(f"{end.kind.value}, status {end.status}" + (f": {end.detail}" if end.detail else ""))
+        for end in (left, right)
     ]
     return Result("the end of the run", Divergence("the runs end differently", None, *sides))
 
@@ -44,9 +45,7 @@ def console_bytes(pair: Pair) -> Result:
     at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     line = left.count(b"\n", 0, at) + 1
     start = left.rfind(b"\n", 0, at) + 1
-    sides = [
-        Side(repr(text[start : start + 160].split(b"\n")[0].decode(errors="replace"))) for text in (left, right)
-    ]
+    sides = [Side(repr(text[start : start + 160].split(b"\n")[0].decode(errors="replace"))) for text in (left, right)]
     what = f"the consoles differ from byte {at} on, in line {line}"
     return Result(f"{len(left)} bytes", Divergence(what, printed(pair.rewritten, at), *sides))
 
@@ -246,9 +245,7 @@ def _differing_range(pair: Pair, start: int, end: int) -> list[int]:
     physical = pair.physical(start)
     if physical is None:
         return []
-    a, b = (
-        np.frombuffer(run.memory.read(physical, end - start), np.uint8) for run in (pair.reference, pair.rewritten)
-    )
+    a, b = (np.frombuffer(run.memory.read(physical, end - start), np.uint8) for run in (pair.reference, pair.rewritten))
     return [physical + int(at) for at in np.flatnonzero(a != b)]
 
 

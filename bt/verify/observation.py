@@ -6,9 +6,10 @@ an accessed bit. It knows neither the other run nor what may differ.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -98,11 +99,18 @@ class Pages:
             physical += step
         return bytes(out)
 
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of memory's size, and of the number and contents of each page in use."""
+        sha = hashlib.sha256(self.size.to_bytes(8, "little"))
+        sha.update(self.numbers.tobytes())
+        sha.update(self.contents.tobytes())
+        return sha.hexdigest()
+
     def page(self, number: int) -> bytes:
         """The page's 4096 bytes."""
         at = int(np.searchsorted(self.numbers, number))
         if at < len(self.numbers) and self.numbers[at] == number:
-            return self.contents[at].tobytes()
+            return bytes(self.contents[at])
         return bytes(PAGE)
 
 
@@ -259,11 +267,8 @@ def _exits(session: Session) -> Iterator[tuple[str, int]]:
 def _processor(session: Session) -> Iterator[tuple[str, int]]:
     """What both drivers have, from their `state`."""
     driver = session.driver
-    state = driver.state if isinstance(driver, NativeCpu) else driver.vcpu.state
+    state: tuple[Any, ...] = driver.state if isinstance(driver, NativeCpu) else driver.vcpu.state
     gpr, rip, rflags, level, controls, syscall, tables, segments = state[:8]
-    assert isinstance(gpr, tuple) and isinstance(controls, tuple) and isinstance(syscall, tuple)
-    assert isinstance(tables, tuple) and isinstance(segments, tuple)
-    assert isinstance(rip, int) and isinstance(rflags, int) and isinstance(level, int)
     yield from zip(GENERAL, gpr, strict=True)
     yield from (("RIP", rip), ("RFLAGS", rflags), ("CPL", level))
     yield from zip(("CR0", "CR2", "CR3", "CR4"), controls[:4], strict=True)

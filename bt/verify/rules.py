@@ -155,10 +155,13 @@ class Comparison:
         return min(failed, key=_moment, default=None)
 
 
-def _moment(finding: Finding) -> float:
+def _moment(finding: Finding) -> tuple[float, bool]:
+    """When, and at one moment first what says where."""
     divergence = finding.result.divergence
     assert divergence is not None
-    return float("inf") if divergence.progress is None else divergence.progress
+    side = divergence.rewritten or divergence.reference
+    progress = float("inf") if divergence.progress is None else divergence.progress
+    return progress, side is None or side.address is None
 
 
 def compare(profile: Profile, pair: Pair) -> Comparison:

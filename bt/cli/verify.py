@@ -1,0 +1,82 @@
+"""`retrap verify`: a guest as it is and rewritten, compared.
+
+Room: the command line. Runs and rules are `bt.verify`'s; this module reads the options and prints.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+MODES = ("trap", "inline")
+
+
+@click.command()
+@click.argument("image")
+@click.option("--virt", "modes", multiple=True, type=click.Choice(MODES), help="Compare this mode only; repeatable.")
+@click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
+@click.option("--append", metavar="TEXT", help="The kernel's command line.")
+@click.option("--memory", metavar="SIZE", help="Guest memory, in K, M or G; by default 256M, or what the guest needs.")
+@click.option("--kaslr", metavar="OFFSET", help="Move the kernel in virtual memory: bytes, or seed:TEXT to choose.")
+@click.option("--physical", metavar="OFFSET", help="Move the kernel in physical memory by so many bytes.")
+@click.option("--timeout", default="300", show_default=True, metavar="SECONDS", help="Time of the host for each run.")
+@click.option("--guest-timeout", metavar="SECONDS", help="Time of the guest for each run.")
+@click.option("--qemu", is_flag=True, help="Compare the console with QEMU's, too.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the result as JSON.")
+@click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
+def command(
+    image: str,
+    modes: tuple[str, ...],
+    initrd: Path | None,
+    append: str | None,
+    memory: str | None,
+    kaslr: str | None,
+    physical: str | None,
+    timeout: str,
+    guest_timeout: str | None,
+    qemu: bool,
+    json_file: Path | None,
+    cached: bool,
+) -> None:
+    """Run IMAGE at full privilege and rewritten, and compare what both did.
+
+    IMAGE is an ELF or bzImage for x86-64, an image that `retrap rewrite` wrote, or a guest fetched before (`retrap
+    guests`) by its name. Says what was compared, what may differ and why. Where the runs part, the first divergence
+    is shown and the exit status is 1.
+    """
+    import json
+    import os
+
+    from bt.cli import values
+    from bt.session import Options
+    from bt.verify import report, verify
+    from bt.verify.guest import find, read_initrd
+    from emulator.errors import UsageError
+    from emulator.machine import Limits
+
+    if json_file is not None and not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
+        raise UsageError(f"{json_file}: cannot be written; name a file that can")
+    physical_delta = values.number(physical, "--physical") if physical is not None else 0
+    guest = find(image, physical_delta)
+    file = initrd or guest.initrd
+    options = Options(
+        memory=values.size(memory) if memory is not None else guest.memory,
+        initrd=read_initrd(file) if file is not None else b"",
+        command_line=guest.command_line if append is None else append,
+        delta=values.virtual_offset(kaslr, guest.image) if kaslr is not None else 0,
+        physical_delta=physical_delta,
+        limits=Limits(values.seconds(guest_timeout, "--guest-timeout"), values.seconds(timeout, "--timeout")),
+        cache=cached,
+    )
+    options.check()
+    chosen = modes or ((guest.plan.mode,) if guest.plan is not None else MODES)
+    result = verify(guest, options, chosen, lambda line: click.echo(line, err=True))
+    if qemu:
+        from bt.verify.third_party import compare_with_qemu
+
+        compare_with_qemu(result, options, file)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_json(result), indent=2) + "\n")
+    click.echo(report.text(result), nl=False)
+    result.check()
