@@ -144,7 +144,6 @@ LINUX: tuple[Rule, ...] = (
         r"Trying to unpack rootfs image as initramfs",
         r"Freeing initrd memory: ",
         r"workingset: ",
-        r"random: crng init done",
     ),
     _rule(
         "timers and clock sources",
