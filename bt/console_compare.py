@@ -164,6 +164,7 @@ LINUX: tuple[Rule, ...] = (
         Effect.PRESENCE,
         "the firmware, or the boot loader in its place, reports other reserved ranges",
         r"BIOS-e820: ",
+        r"(extended physical RAM map:|reserve setup_data: )",
         r"PM: hibernation: Registered nosave memory: ",
         r"\[mem 0x\w+-0x\w+\] available for PCI devices",
         r"  node   0: \[mem ",
