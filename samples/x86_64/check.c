@@ -48,11 +48,6 @@ void want(u64 got, u64 wanted, const char *what)
 	failure_wanted = wanted;
 }
 
-bool check_is_failing(void)
-{
-	return failure != NULL;
-}
-
 static void run_check(const struct check *check)
 {
 	if (!is_chosen(check->name))

@@ -130,7 +130,6 @@ extern bool iret_broken;
 void run_checks(const struct check *checks, u64 count);
 void report(const char *name, bool ok, const char *what, u64 got, u64 want);
 void want(u64 got, u64 wanted, const char *what); /* the first mismatch fails the running check */
-bool check_is_failing(void);
 /* The IDT error code of `vector`: index and IDT bit. QEMU before 8.1 and Unicorn 2 have the index
  * twice too large in 64-bit mode; that is listed in the manifest and let pass here. */
 #define WANT_GATE_ERROR(error, vector) WANT((error) == (vector) * 16 + 2 ? (vector) * 8 + 2 : (error), (vector) * 8 + 2)

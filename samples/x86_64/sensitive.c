@@ -25,9 +25,24 @@ static void check_sti_pushf(void)
 	WANT(read_flags() & FLAG_IF, 0);
 }
 
+static NOINLINE void undefined(u64 unused)
+{
+	(void)unused;
+	asm volatile("ud2");
+}
+
+/* The flags by an exception's frame: what they are, whatever PUSHF shows. Leaves IF clear. */
+static u64 flags_in_frame(void)
+{
+	catch_fault(undefined, 0);
+	return caught.rflags;
+}
+
 static void check_popf_sets_if(void)
 {
 	cli();
+	write_flags(2 | FLAG_IF);
+	WANT(flags_in_frame() & FLAG_IF, FLAG_IF);
 	write_flags(2 | FLAG_IF);
 	u64 flags = read_flags();
 	cli();
@@ -36,6 +51,9 @@ static void check_popf_sets_if(void)
 
 static void check_popf_clears_if(void)
 {
+	sti();
+	write_flags(2);
+	WANT(flags_in_frame() & FLAG_IF, 0);
 	sti();
 	write_flags(2);
 	u64 flags = read_flags();
@@ -176,31 +194,51 @@ static void check_lretq(void)
 
 static NOINLINE void iret_here(u64 flags)
 {
-	u64 at_target;
 	asm volatile("movq %%rsp, %%rcx; pushq %[ss]; pushq %%rcx; pushq %[flags]; pushq %[cs]; pushq $1f; iretq\n"
-		     "1: pushfq; popq %[at]; subq %%rsp, %%rcx"
-		     : [at] "=r"(at_target), "=&c"(seen[1])
+		     "1: ud2" /* its frame has the flags and the stack pointer */
+		     :
 		     : [flags] "r"(flags), [ss] "i"(KERNEL_DS), [cs] "i"(KERNEL_CS)
-		     : "memory");
+		     : "memory", "rcx");
+}
+
+/* The same with selectors as they are read, as kernels do that want to serialise. */
+static NOINLINE void iret_to_own_selectors(u64 flags)
+{
+	asm volatile("movq %%rsp, %%rcx; mov %%ss, %%eax; pushq %%rax; pushq %%rcx; pushq %[flags]; mov %%cs, %%eax\n"
+		     "pushq %%rax; pushq $1f; iretq\n"
+		     "1: ud2"
+		     :
+		     : [flags] "r"(flags)
+		     : "memory", "rax", "rcx");
+}
+
+static void expect_return(void (*run)(u64), u64 flags)
+{
+	WANT(catch_fault(run, flags | 2), true);
+	WANT(caught.vector, 6);
+	WANT(caught.cs, KERNEL_CS);
+	WANT(caught.ss, KERNEL_DS);
+	WANT(caught.rflags & (FLAG_IF | 0x8d5), flags);
+}
+
+static void check_iretq(void (*run)(u64))
+{
 	cli();
-	seen[0] = at_target & (FLAG_IF | 0x8d5);
+	expect_return(run, FLAG_IF | 0x8d5);
+	expect_return(run, FLAG_IF);
+	sti();
+	expect_return(run, 0x855);
+	sti();
+	expect_return(run, 0);
 }
 
 static void check_iretq_kernel(void)
 {
-	cli();
-	seen[0] = seen[1] = ~0ul;
-	iret_broken = catch_fault(iret_here, 2 | FLAG_IF | 0x8d5);
-	WANT(iret_broken, false);
-	WANT(seen[0], FLAG_IF | 0x8d5);
-	WANT(seen[1], 0);
-	sti();
-	iret_broken = catch_fault(iret_here, 2);
-	cli();
-	WANT(iret_broken, false);
-	WANT(seen[0], 0);
-	iret_broken = check_is_failing();
+	check_iretq(iret_here);
+	iret_broken = catch_fault(iret_here, 2) && caught.vector != 6;
 }
+
+static void check_iretq_own_selectors(void) { check_iretq(iret_to_own_selectors); }
 
 static void user_breakpoint(struct frame *frame)
 {
@@ -244,7 +282,7 @@ static void check_iretq_user(void)
 	WANT(seen[3], 0x12340);
 	WANT(seen[4], 0x400003);
 	WANT(seen[5] & (FLAG_IF | 0x3000), FLAG_IF);
-	if (check_is_failing())
+	if (seen[0] != USER_CS)
 		iret_broken = true;
 }
 
@@ -285,7 +323,8 @@ static const struct check checks[] = {
 	{"segments.load", check_segment_loads, 0, 0},
 	{"returns.lretq", check_lretq, 0, 0},
 	{"returns.iretq-kernel", check_iretq_kernel, 0, 0},
-	{"returns.iretq-user", check_iretq_user, 0, 0},
+	{"returns.iretq-own-selectors", check_iretq_own_selectors, 1, 0},
+	{"returns.iretq-user", check_iretq_user, 1, 0},
 	{"returns.iretq-selectors", check_iretq_selectors, 1, 0},
 };
 

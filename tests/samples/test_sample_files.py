@@ -115,6 +115,8 @@ def test_every_negative_control_is_a_check_that_runs_before_anything_needs_iretq
     lines = (SAMPLES / SAMPLE["console"]).read_text().splitlines()
     controls = {check for checks in SAMPLE["negative_controls"].values() for check in checks}
     assert {"POPF", "PUSHF", "SGDT", "MOV from CS", "IRETQ"} <= set(SAMPLE["negative_controls"])
+    for checks in SAMPLE["watches"].values():
+        assert all(f"ok {check}" in lines for check in checks)
     positions = [lines.index(f"ok {check}") for check in controls]
     assert max(positions) < lines.index("ok returns.iretq-selectors")
 
