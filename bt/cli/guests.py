@@ -57,4 +57,4 @@ def path_command(name: str, file: str | None, append: bool) -> None:
 def _describe(guest: guests.Guest) -> None:
     for package, version in guest.packages.items():
         click.echo(f"{package} {version}", err=True)
-    click.echo(f"retrap run {guest.kernel} --initrd {guest.initrd} --append '{guest.command_line}'")
+    click.echo(f"in {guest.directory}; to boot it: retrap run {guest.name}")
