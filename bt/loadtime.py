@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from bt.textmap import PristinePage
 
 MODES: Final = ("trap", "inline")
+REMEMBERED: Final = 8192
+"""Translations kept in memory; of more, the oldest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class LoadTimeTranslator:
         self._fixups: dict[tuple[int, bytes], int | None] = {}
         self._planned: dict[int, PlannedSite] = {}
         self._reserved: dict[int, int] = {}
-        self._known: dict[tuple[int, bytes] | tuple[int, bytes, int], _Known] = {}
+        self._known: dict[tuple[int, bytes, int], _Known] = {}
         self._last: dict[int, tuple[bytes, PageScan]] = {}
         if image is not None:
             self._pristine = Pristine(image, delta, self._inline, cache)
@@ -113,7 +115,8 @@ class LoadTimeTranslator:
 
     def _translate(self, address: int, whole: bytes, before: bytes, entry: int) -> Translation:
         """`whole` is the page with what follows it, `entry` an offset."""
-        for key in ((address, whole), (address, whole, entry)):
+        content = hashlib.blake2b(whole, digest_size=KEY_SIZE).digest()
+        for key in ((address, content, -1), (address, content, entry)):
             known = self._known.get(key)
             if known is not None and known.enterable >> entry & 1:
                 self.cached += 1
@@ -132,7 +135,9 @@ class LoadTimeTranslator:
         if patched.inside >> entry & 1:
             patched = self._rewrite(address, whole, scan, page, entry, fresh)
         kept = _Known(Translation(patched.code, (), len(scan.sites)), scan.boundaries & ~patched.inside)
-        self._known[(address, whole, entry) if special else (address, whole)] = kept
+        self._known[address, content, entry if special else -1] = kept
+        if len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
         return Translation(patched.code, tuple(fresh), len(scan.sites))
 
     def _scan(
@@ -149,7 +154,22 @@ class LoadTimeTranslator:
                 return pristine
             if last is None and pristine is not None:
                 last = contents, pristine
-        start = self._start(address, whole, before, entry, page)
+        if page is None and last is not None:
+            # No image speaks for the page, but it was entered before: what did not change keeps its boundaries.
+            scan = rescan_page(last[0], last[1], whole)
+            if scan.boundaries >> entry & 1:
+                self.scanned += 1
+                return scan
+        if page is not None and page.start < PAGE:
+            return self._scan_from(page.start, whole, boundaries, last)
+        if last is not None:  # most often an unknown page still begins where it did
+            scan = self._scan_from(last[1].start, whole, boundaries, last)
+            if scan.boundaries >> entry & 1:
+                return scan
+        return self._scan_from(self._start(address, whole, before, entry), whole, boundaries, last)
+
+    def _scan_from(self, start: int, whole: bytes, boundaries: int, last: tuple[bytes, PageScan] | None) -> PageScan:
+        """The scan of a page from offset `start`; `last` is what is known of the page as it was."""
         key = _key(whole, start, boundaries)
         kept = self._cache.get(key) if self._cache is not None else None
         if kept is not None:
@@ -164,14 +184,12 @@ class LoadTimeTranslator:
             self._cache.put(key, scan)
         return scan
 
-    def _start(self, address: int, whole: bytes, before: bytes, entry: int, page: PristinePage | None) -> int:
-        """Offset of the page's first whole instruction.
+    def _start(self, address: int, whole: bytes, before: bytes, entry: int) -> int:
+        """Offset of the first whole instruction of a page that no image knows.
 
-        The image knows; else the page before, if it was translated; else what decoding the bytes `before` it says
-        most often, from which linear decoding meets `entry`; else `entry`.
+        The page before knows, if it was translated; else what decoding the bytes `before` it says most often, from
+        which linear decoding meets `entry`; else `entry`.
         """
-        if page is not None and page.start < PAGE:
-            return page.start
         last = self._last.get(address - PAGE)
         head = whole[: entry + LONGEST].ljust(PAGE, b"\xcc")[:PAGE]
         for start in ([last[1].overflow] if last is not None else []) + _likely_starts(before, whole):

@@ -32,6 +32,8 @@ _RECORD: Final = struct.Struct("<II")
 _SITE: Final = struct.Struct("<HBxH")
 _MAXIMUM_RECORD: Final = 1 << 16
 _MAXIMUM_TEXT: Final = 1 << 28
+_MAXIMUM_NEW: Final = 8192
+"""Records that one run keeps at most: a guest that makes code without end must not fill memory and disk."""
 _MAXIMUM_FILE: Final = 64 << 20
 """Size at which a page file is begun anew, bytes."""
 
@@ -73,7 +75,7 @@ class PageCache:
 
     def put(self, key: bytes, scan: PageScan) -> None:
         """Keep a scan; it reaches the disk with `flush`."""
-        if key not in self._known:
+        if key not in self._known and len(self._new) < _MAXIMUM_NEW:
             record = _pack(scan)
             self._known[key] = record
             body = key + record

@@ -147,7 +147,7 @@ def window(ground: Ground, site: Found) -> Window:
             end = instruction.next_ip
             continue
         template, behind = _piece(ground, instruction, [template for _, template in pieces])
-        if finish is not None and (template.last or (template.takes_back and end != finish[0] + 1)):
+        if finish is not None and not _may_come_first(template, end == finish[0] + 1):
             raise Refused("an interrupt may have to come before what follows it")
         pieces.append((end, template))
         if template.finish is not None:
@@ -156,6 +156,15 @@ def window(ground: Ground, site: Found) -> Window:
             finish = None
         end = behind
     return Window(end, tuple(pieces), finish, branch)
+
+
+def _may_come_first(template: Template, shadowed: bool) -> bool:
+    """Whether a piece may be done between an enable and the look at what waits.
+
+    `shadowed`: it is the one instruction of STI's shadow. What comes later must not be able to tell that the interrupt
+    has not been yet: it works on registers alone.
+    """
+    return not template.last if shadowed else template.on_registers
 
 
 def _branch(ground: Ground, instruction: Instruction) -> Branch | None:
@@ -225,7 +234,9 @@ def _piece(ground: Ground, instruction: Instruction, before: list[Template]) -> 
     if instruction.op_count and _accesses_memory(instruction) and not all(template.repeatable for template in before):
         raise Refused("what follows it may fault, and what comes before that cannot be done twice")
     at = end - instruction.len
-    return Template("displaced", ground.code[at:end], reference=_reference(ground, instruction)), end
+    quiet = not _accesses_memory(instruction)
+    reference = _reference(ground, instruction)
+    return Template("displaced", ground.code[at:end], reference=reference, on_registers=quiet), end
 
 
 def _accesses_memory(instruction: Instruction) -> bool:

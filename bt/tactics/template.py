@@ -68,6 +68,8 @@ class Template:
     """Whether it takes back what the instruction before it left to be done, and may not come later."""
     repeatable: bool = False
     """Whether doing it again changes nothing, so that what follows it may fault and begin again at the site."""
+    on_registers: bool = False
+    """Whether it neither reads nor writes anything but registers and flags."""
     reference: tuple[int, int] | None = None
     """A RIP-relative operand: offset of its 32-bit displacement, and its target as an offset from the site's page."""
 

@@ -101,6 +101,12 @@ def test_the_file_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.
     assert len(PageCache(tmp_path)) == 1
 
 
+def test_one_run_keeps_a_limited_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pagecache, "_MAXIMUM_NEW", 3)
+    fill(tmp_path, range(9))
+    assert len(PageCache(tmp_path)) == 3
+
+
 def test_the_directory_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_directory() == Path("/somewhere/retrap/pages")

@@ -203,6 +203,7 @@ CASES: dict[str, tuple[bytes, tuple[Callable[[State], Operation | None], ...]]] 
     "pushf; pop rax": (b"\x9c\x58\x0f\x1f\x40\x00", (pushf, pop_to(0))),
     "pushf; pop rcx": (b"\x9c\x59\x0f\x1f\x40\x00", (pushf, pop_to(1))),
     "pushf; pop r12": (b"\x9c\x41\x5c\x66\x90", (pushf, pop_to(12))),
+    "sti; mov [rsp-16], rbp": (b"\xfb\x48\x89\x6c\x24\xf0", (sti_later, store_near(5, -16), look)),
     "sti; sub r9, 16": (b"\xfb\x49\x83\xe9\x10", (sti_later, subtract(9, 16), look)),
     "cli; mov [rip+d], rdx": (b"\xfa\x48\x89\x15" + struct.pack("<i", STACK_REACH), (cli, store_far(2))),
     "cli; mov [rsp-16], rbp; sub rcx, 1": (b"\xfa\x48\x89\x6c\x24\xf0\x48\x83\xe9\x01", (cli, store_near(5, -16))),
@@ -311,6 +312,7 @@ def refusal(code: bytes, targets: int = 0, taken: int = 0, known: bool = True) -
     [
         (b"\xfb\x90\xfa\x0f\x1f\x00", "an interrupt may have to come before"),  # sti; nop; cli
         (b"\xfb\x9c\x58\xfa\x90", "an interrupt may have to come before"),  # sti; pushf; pop; cli
+        (b"\xfb\x90\x90\x48\x8b\x03", "an interrupt may have to come before"),  # sti; nop; nop; mov rax, [rbx]
         (b"\x9c\x48\x8b\x03\x90\x90", "may fault"),  # pushf; mov rax, [rbx]
         (b"\xfa\xc3\xcc\xcc\xcc", "something else where it would be moved"),  # cli; ret
         (b"\xfa\xe8\x00\x00\x00\x00", "something else where it would be moved"),  # cli; call
