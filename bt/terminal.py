@@ -18,6 +18,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
+from emulator.errors import Timeout
+
 PREFIX: Final = 0x01
 """Ctrl-A: what follows is for retrap and not for the guest, as in QEMU."""
 
@@ -30,6 +32,8 @@ HELP: Final = (
 _PIECE = 4096
 """Bytes read and written at once."""
 _RECENT = 1 << 16
+_LONGEST_TIMER = 1e8
+"""Seconds; a timer of the host takes no more than its time_t."""
 
 
 class Screen:
@@ -214,27 +218,41 @@ def descriptor_of(stream: Any) -> int | None:
 
 
 class Signals:
-    """While entered, the first signal to end leaves a note; a second one breaks off whatever is under way."""
+    """While entered, the first signal to end asks the run to end; a second one breaks off whatever is under way.
+
+    The host's time limit is one of these signals (SIGALRM), so it holds however busy the guest keeps its hypervisor.
+    """
 
     _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    GRACE: Final = 10.0
+    """Seconds from the request that a run has ended by then, on a time limit, to breaking it off."""
 
-    def __init__(self, keyboard: Keyboard) -> None:
+    def __init__(self, keyboard: Keyboard, end: Callable[[], None], limit: float | None = None) -> None:
+        """`end` is called when the run shall end, from wherever it is; `limit` is in seconds of the host."""
         self.received: int | None = None
         """Number of the first signal."""
         self._keyboard = keyboard
+        self._end = end
+        self._limit = limit
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in self._ENDING:
-                # A job that was started to ignore a signal (nohup, a shell's background job) goes on ignoring it.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
-            if self._keyboard.interactive:
-                self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._pause)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in self._ENDING:
+            # A job that was started to ignore a signal (nohup, a shell's background job) goes on ignoring it.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
+        if self._keyboard.interactive:
+            self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._pause)
+        if self._limit is not None:
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._note)
+            signal.setitimer(signal.ITIMER_REAL, min(self._limit, _LONGEST_TIMER), self.GRACE)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._limit is not None and self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -242,9 +260,12 @@ class Signals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
+            self._end()
+        elif number == signal.SIGALRM and self.received == number:
+            raise Timeout(f"the run did not end within {self._limit:g} s of host time, and had to be broken off")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        else:
+        elif number != signal.SIGALRM:
             sys.exit(128 + number)
 
     def _pause(self, number: int, _frame: FrameType | None) -> None:

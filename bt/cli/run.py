@@ -7,6 +7,7 @@ files, and makes of the way it ended an exit status and at most one sentence.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -149,8 +150,6 @@ class Run:
     image: Image
     options: Options
     request: Request
-    _left: bool = False
-    """The user asked to end it."""
     _screen: Screen = field(init=False)
     _session: Session = field(init=False)
 
@@ -169,8 +168,9 @@ class Run:
             self._screen = Screen(descriptor_of(sys.stdout), until, self._reached)
             self._session = Session(self.image, self.options, self._screen.write)
             try:
-                keyboard = Keyboard(descriptor_of(sys.stdin), self._leave)
-                return self._run(keyboard, Signals(keyboard), trace)
+                keyboard = Keyboard(descriptor_of(sys.stdin), self._end)
+                signals = Signals(keyboard, self._end, self.options.limits.host_seconds)
+                return self._run(keyboard, signals, trace)
             finally:
                 self._session.close()
         finally:
@@ -217,7 +217,7 @@ class Run:
 
         def asked() -> bool:
             screen.flush()
-            return self._left or signals.received is not None
+            return self._session.driver.outcome is not None or signals.received is not None
 
         machine.poll_input = poll
         machine.stop_when = asked
@@ -226,8 +226,10 @@ class Run:
         if keyboard.interactive and sys.stderr.isatty():
             sys.stderr.write("retrap: Ctrl-A x ends the run, Ctrl-A h says more\r\n")
 
-    def _leave(self) -> None:
-        self._left = True
+    def _end(self) -> None:
+        from emulator.machine import EndKind, Outcome
+
+        self._session.driver.end(Outcome(EndKind.INTERRUPTED))
 
     def _reached(self) -> None:
         from emulator.machine import EndKind, Outcome
@@ -236,19 +238,22 @@ class Run:
 
     def _verdict(self, outcome: Outcome, signals: Signals) -> int:
         """The exit status, or the error to report."""
-        from emulator.errors import INTERRUPTED, GuestFault, Timeout, VerifyFailed
+        from emulator.errors import GuestFault, Timeout, VerifyFailed
         from emulator.machine import EndKind
 
         kind = outcome.kind
-        if kind is EndKind.STOPPED and signals.received is not None:
+        asked = kind in (EndKind.INTERRUPTED, EndKind.STOPPED)
+        if asked and signals.received == signal.SIGALRM:
+            raise Timeout(self._late(f"{self.options.limits.host_seconds:g} s of host time"))
+        if asked and signals.received is not None:
             self._say("interrupted")
-            return 128 + signals.received if signals.received != 2 else INTERRUPTED
-        if kind is EndKind.STOPPED:
+            return 128 + signals.received
+        if asked:
             return 0
         if kind is EndKind.TRIPLE_FAULT:
             raise GuestFault(self._lost(outcome.detail))
         if kind in (EndKind.GUEST_TIMEOUT, EndKind.HOST_TIMEOUT):
-            raise Timeout(f"the guest did not end within {outcome.detail}; it was at {self._place()}")
+            raise Timeout(self._late(outcome.detail))
         if self.request.until is not None:
             raise VerifyFailed(f"the guest ended ({kind.value}) and had not printed {self.request.until!r}")
         if kind is EndKind.HALTED:
@@ -259,6 +264,9 @@ class Run:
 
     def _lost(self, detail: str) -> str:
         return f"the guest is lost at {self._place()}: triple fault, {detail}"
+
+    def _late(self, limit: str) -> str:
+        return f"the guest did not end within {limit}; it was at {self._place()}"
 
     def _place(self) -> str:
         """Where the guest is: address and symbol."""
