@@ -11,7 +11,7 @@ from typing import Any
 from emulator.board.linux_boot import EntryState
 from emulator.engine.exit import Exit, ExitKind, describe
 from emulator.isa.x86 import registers as r
-from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt
+from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
 from emulator.isa.x86.identity import identify
 from emulator.isa.x86.msr import IA32_MISC_ENABLE
 from emulator.isa.x86.processor import Fault, TripleFault
@@ -249,9 +249,10 @@ class NativeCpu(LinearMemory):
             self.registers.rflags &= ~r.FLAG_TF
             if vector == _DB:
                 return
-        if vector == 6 and self.fetch_bytes(self.rip, 1, self.cpl == 3) == b"\xf1":
-            self.rip += 1
-            vector = _DB
+        other = undefined_or(self, self.fetch_bytes(self.rip, 2, self.cpl == 3)) if vector == 6 else None
+        if other is not None:
+            self._raise(other)
+            return
         error = exit_.error if vector in _WITH_ERROR else None
         self._raise(Fault(vector, error, exit_.address if vector == _PF else 0))
 
@@ -312,6 +313,9 @@ class NativeCpu(LinearMemory):
             self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
             return
         self.registers.mode &= ~_INHIBIT
+        if self._stepping:
+            self._stepping = False
+            self.registers.rflags &= ~r.FLAG_TF
         while not self.board.intr:
             outcome = self.machine.over()
             if outcome is None and not self.machine.idle():

@@ -16,7 +16,7 @@ from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.decode import instruction_at, row_of
-from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt
+from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
 from emulator.isa.x86.processor import Fault, TripleFault
 from emulator.isa.x86.segments import port_permitted
 from emulator.isa.x86.transfer import syscall
@@ -36,6 +36,9 @@ _PENDING = abi.INTERRUPT_PENDING >> 3
 _DB, _GP, _PF = 1, 13, 14
 _TF = r.FLAG_TF
 _BS = 1 << 14
+_KEY_1 = 1 << 59
+_WRITABLE = 2
+_ERROR_KEY = 0x20
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
 _LOCAL_APIC_TSC = 1_000_000_000
@@ -76,6 +79,8 @@ class Hypervisor:
         self.code.forget_code = self.engine.flush_code
         self.vcpu.before_write = self._frame_written
         self.descriptors = DescriptorCopy(self.vcpu, descriptors, self.shadow)
+        if self.engine.capabilities.execute_only:
+            self.shadow.code_guard = _KEY_1
         self._map_own_memory(window, code, descriptors)
         self._registers = registers
         self._actions: dict[int, tuple[Action, str, str]] = {}
@@ -197,6 +202,9 @@ class Hypervisor:
         vcpu = self.vcpu
         if self.board.intr and self._stepping is None and not self._in_shadow and vcpu.interrupts_enabled:
             self._deliver_waiting()
+        elif vcpu.level == 3 and self.board.intr:
+            # User code with IOPL 3 may open its flag without an exit: look again at the next block.
+            self.engine.set_deadline(self.engine.progress + 2)
         if vcpu.level != self._view_level:
             self._enter_view()
 
@@ -339,11 +347,11 @@ class Hypervisor:
         return True
 
     def _emulate_undefined(self) -> bool:
-        """ICEBP arrives as an invalid opcode; whatever else is undefined is the guest's."""
-        if self.vcpu.fetch(self.vcpu.rip, 1) != b"\xf1":
+        """ICEBP and RDPMC arrive as invalid opcodes; whatever else is undefined is the guest's."""
+        fault = undefined_or(self.vcpu, self.vcpu.fetch(self.vcpu.rip, 2))
+        if fault is None:
             return False
-        self.vcpu.rip += 1
-        self._raise(Fault(_DB))
+        self._raise(fault)
         return True
 
     def _debug(self, _exit: Exit) -> None:
@@ -380,6 +388,8 @@ class Hypervisor:
         elif not error & 4 and self.shadow.install_descriptors(address):
             self.exits.count("descriptor table", "fill")
             return
+        if error & _ERROR_KEY and not write and self._read_code(address):
+            return
         try:
             self.shadow.fill(address, write, fetch)
         except Fault as fault:
@@ -389,6 +399,19 @@ class Hypervisor:
         if self._own_store >= 0:
             self._begin_own_store()
         self.exits.count("code page" if fetch and self._view_level == 0 else "page", "fill")
+
+    def _read_code(self, address: int) -> bool:
+        """The guest reads code that executes from a copy: let it see its own bytes.
+
+        A read from the page under RIP runs that one instruction from the guest's frame; any other maps the frame for
+        reading until the page executes again (False: an ordinary fill).
+        """
+        page = self.vcpu.rip & ~0xFFF
+        frame = self.shadow.frame_of(address)
+        if frame < 0 or not self.code.executes_from(page, frame):
+            return False
+        self._step_from_frame(page, frame, 0, "read of the executing page")
+        return True
 
     def _window_fault(self, address: int, error: int) -> bool:
         """A fault in the hypervisor's window: not mapped yet in this address space, or none of the guest's business."""
@@ -431,12 +454,15 @@ class Hypervisor:
     def _begin_own_store(self) -> None:
         """The guest stores into the page it executes from: run that one instruction from the frame itself."""
         frame, self._own_store = self._own_store, -1
-        page = self.vcpu.rip & ~0xFFF
-        at = self.shadow.expose(page, frame, 2)
+        self._step_from_frame(self.vcpu.rip & ~0xFFF, frame, _WRITABLE, "store into the executing page")
+
+    def _step_from_frame(self, page: int, frame: int, rights: int, what: str) -> None:
+        """Execute one instruction of `page` from the guest's own frame, by the trap flag."""
+        at = self.shadow.expose(page, frame, rights)
         self._stepping = at, self._registers.rflags & _TF
         self._registers.rflags |= _TF
         self.engine.code_changed(page, 4096)
-        self.exits.count("store into the executing page", "step")
+        self.exits.count(what, "step")
 
     def _end_own_store(self) -> None:
         assert self._stepping is not None
@@ -546,6 +572,8 @@ class Hypervisor:
         cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (vcpu.cr0 & kept)
         cr4 = r.CR4_PAE | r.CR4_TSD | (vcpu.cr4 & (r.CR4_OSFXSR | r.CR4_OSXMMEXCPT))
         self.engine.set_control(cr0, cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
+        if self.shadow.code_guard:
+            self.engine.guard_code()
 
     def descriptors_changed(self) -> None:
         """A descriptor-table register was loaded."""

@@ -108,7 +108,7 @@ class VirtualCpu(LinearMemory):
         """RFLAGS as the guest must see it."""
         flags = int(self.registers.rflags)
         if self.level == 3:
-            return flags & ~_IOPL | self._iopl << 12
+            return flags
         flags = flags & ~_HIDDEN | self._iopl << 12
         return flags | _FLAG_IF if self.shared[_DELTA] == 0 else flags
 
@@ -117,7 +117,7 @@ class VirtualCpu(LinearMemory):
         self.iopl = value >> 12 & 3
         real = value & ~_HIDDEN
         if self.level == 3:
-            self.registers.rflags = real | value & _FLAG_IF
+            self.registers.rflags = real | value & (_FLAG_IF | _IOPL)
         else:
             self.shared[_DELTA] = 0 if value & _FLAG_IF else _DISABLED
             self.registers.rflags = real | _FLAG_IF

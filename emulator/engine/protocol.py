@@ -27,6 +27,8 @@ class Capabilities:
     """Sees guest stores to code by itself, through any mapping."""
     fast_store_needs_no_execute: bool
     """Stores are fast only on pages without execute right."""
+    execute_only: bool
+    """Pages of protection key 1 can be executed but not read, so that reads of rewritten code are seen."""
     reports_identify: bool
     """CPUID exits in user mode."""
     ports_exit_in_user_mode: bool

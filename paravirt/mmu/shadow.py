@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from emulator.isa.x86 import walk as w
+from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.walk import GuestContext, Walk, Walker
 from paravirt import abi, layout
 
@@ -88,6 +89,8 @@ class ShadowPaging:
         self.writers: dict[int, list[int]] = {}
         """Writable shadow entries (pool word indices) of frames that may be code."""
         self.view = KERNEL_VIEW
+        self.code_guard = 0
+        """Entry bits of translated code: protection key 1 where the engine can make it execute-only."""
         self.fills = 0
         self.prefilled = 0
         self.refills = 0
@@ -286,7 +289,7 @@ class ShadowPaging:
         number = frame >> 12
         kernel = role != USER_VIEW
         if fetch and kernel:
-            return self.code.activate(walk.address & ~0xFFF, number, at) | _LEAF
+            return self.code.activate(walk.address & ~0xFFF, number, at) | _LEAF | self.code_guard
         dirty = walk.entries[walk.level] & w.DIRTY != 0
         writable = write or (dirty and (walk.writable or role & _KEEP_WRITABLE != 0))
         kind = self.kind[number]
@@ -464,6 +467,14 @@ class ShadowPaging:
     def flush_tlb(self) -> None:
         """Let the engine forget what it has cached."""
         self._engine.flush_tlb()
+
+    def frame_of(self, address: int) -> int:
+        """Number of the guest frame that the guest kernel has mapped at `address`, or -1."""
+        try:
+            frame = self.walker.walk(address, False, False, False).frame
+        except Fault:
+            return -1
+        return frame >> 12 if frame < self._size else -1
 
     def expose(self, address: int, frame: int, rights: int) -> int:
         """Overwrite the leaf entry of a mapped kernel page; returns the pool word index."""

@@ -24,6 +24,7 @@ _CODE = bytes.fromhex(
     "b878560000 8ed8"  # mov eax, 0x5678; mov ds, ax  -> #GP(0x5678)
     "cd21"  # int 0x21
 )
+_READ_SELF = bytes.fromhex("90 488b05f9ffffff f4")  # nop; mov rax, [rip - 7]; hlt
 _FIRST, _SECOND, _INT, _END = 5, 12, 14, 16
 
 
@@ -31,6 +32,46 @@ def confirm(engine: UnicornEngine) -> None:
     """Run all experiments; raises `EngineMissing` naming the first field that is not where it should be."""
     _confirm_public(engine)
     _confirm_events(engine)
+
+
+def probe_execute_only(engine: UnicornEngine) -> bool:
+    """Whether a page of protection key 1 executes and does not read, found by doing both in user mode."""
+    memory = mmap.mmap(-1, 5 * mmap.PAGESIZE)
+    words = memoryview(memory).cast("Q")
+    for level in range(3):
+        words[level * 512 + (_SCRATCH >> 30 if level == 1 else 0)] = _SCRATCH + (level + 1) * 4096 | 7
+    words[3 * 512] = _SCRATCH + 4 * 4096 | 5 | 1 << 59
+    memory[4 * 4096 : 4 * 4096 + len(_READ_SELF)] = _READ_SELF
+    pinned = (ctypes.c_char * len(memory)).from_buffer(memory)
+    library, handle, registers = engine.library, engine.handle, engine.registers
+    library.uc_mem_map_ptr(handle, _SCRATCH, len(memory), lib.PROT_ALL, ctypes.addressof(pinned))
+    seen: list[tuple[int, int, int]] = []
+
+    def handler(exit_: Exit) -> None:
+        seen.append((registers.rip - _SCRATCH, exit_.vector, exit_.error))
+        engine.stop()
+
+    mode = registers.mode
+    segments = [registers.segment(index) for index in range(8)]
+    try:
+        engine.set_root(_SCRATCH)
+        engine.set_control(0x8000_0011, 0x20, 0xD00)
+        registers.set_segment(1, 0x33, 0, 0xFFFF_FFFF, 0x20FB00)
+        registers.set_segment(2, 0x2B, 0, 0xFFFF_FFFF, 0xC0F300)
+        registers.privilege = 3
+        registers.protect_keys(4)
+        registers.rip = _SCRATCH
+        engine.run(handler)
+    finally:
+        engine.set_control(0x11, 0x20, 0x500)
+        registers.protect_keys(0)
+        engine.set_root(0)
+        for index, segment in enumerate(segments):
+            registers.set_segment(index, *segment)
+        registers.mode = mode
+        registers.cr2 = 0
+        library.uc_mem_unmap(handle, _SCRATCH, len(memory))
+    return seen == [(1, 14, 0x25)]
 
 
 def _refuse(what: str, expected: object, found: object) -> EngineMissing:

@@ -7,12 +7,13 @@ a kernel at full privilege. Every departure of Unicorn from the architecture is 
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import library as lib
-from emulator.engine.unicorn.confirm import confirm
+from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
 from emulator.errors import EngineMissing, GuestFault
@@ -37,14 +38,13 @@ CAPABILITIES = Capabilities(
     reports_identify=True,
     ports_exit_in_user_mode=True,
     real_interrupt_flag=True,
+    execute_only=False,
     exit_cost=1.5,
 )
 
 
 class UnicornEngine:
     """One emulated CPU. Use `registers` only while no guest code runs or inside the handler."""
-
-    capabilities = CAPABILITIES
 
     def __init__(self) -> None:
         self.library = lib.load()
@@ -67,6 +67,7 @@ class UnicornEngine:
         self._remaining[0] = _FOREVER
         self._install_hooks()
         confirm(self)
+        self.capabilities = replace(CAPABILITIES, execute_only=probe_execute_only(self))
 
     # -- memory ---------------------------------------------------------------------------------
 
@@ -164,6 +165,10 @@ class UnicornEngine:
         self.write_msr(0xC000_0080, efer)
         for register, value in ((lib.REG_CR4, cr4), (lib.REG_CR0, cr0)):
             self.library.uc_reg_write(self.handle, register, ctypes.byref(ctypes.c_uint64(value)))
+
+    def guard_code(self) -> None:
+        """From now on pages of protection key 1 are execute-only in user mode. `set_control` takes it back."""
+        self.registers.protect_keys(4)
 
     def code_changed(self, address: int, size: int) -> None:
         """The host changed bytes that may have been executed at mapped guest-virtual `address`."""
@@ -305,6 +310,9 @@ class UnicornEngine:
         registers.rip = (registers.rip - 2) & 0xFFFF_FFFF_FFFF_FFFF
 
     def _on_identify(self, _engine: int, _user: int) -> int:
+        # CPUID serialises: what was written through one address must now execute through another. A store on a page
+        # without execute right misses code that was translated after the page's last TLB fill.
+        self.flush_tlb()
         return self._skip(ExitKind.IDENTIFY)
 
     def _on_time_stamp(self, _engine: int, _user: int) -> int:

@@ -27,6 +27,7 @@ _ERROR_CODE = 0x1508
 _IS_SOFTWARE = 0x150C
 _NEXT_RIP = 0x1510
 _DR = 0x1518
+_PKRU = 0x14B8
 _OLD_EXCEPTION = 0x1578
 _SIZE = 0x1580
 
@@ -62,6 +63,7 @@ _H_LMA = 1 << 14
 _H_CS64 = 1 << 15
 
 _PATTERN = 0x5E77_1A90_0000_0001
+_CR4_PKE = 1 << 22
 _CS, _SS = 1, 2
 _L_BIT = 1 << 21
 _ATTRIBUTES = 0xF0_FF00
@@ -179,6 +181,14 @@ class UnicornRegisters:
     def poke_root(self, value: int) -> None:
         """Change CR3 without telling the TLB: the engine flushes."""
         self.words[_W_CR + 3] = value
+
+    def protect_keys(self, rights: int) -> None:
+        """Enable protection keys with these access rights (PKRU), though the engine's processor does not offer them.
+
+        CR4.PKE cannot be set through the public interface: the engine's walker only looks at the bit.
+        """
+        self.words[_W_CR + 4] |= _CR4_PKE
+        self.halves[_PKRU // 4] = rights
 
     def debug(self, number: int) -> int:
         """DR0..DR7 as the CPU has it."""

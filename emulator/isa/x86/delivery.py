@@ -20,6 +20,7 @@ from emulator.isa.x86.descriptors import (
 )
 from emulator.isa.x86.processor import (
     CS,
+    DEBUG_EXCEPTION,
     DOUBLE_FAULT,
     GENERAL_PROTECTION,
     INTERRUPT_FLAG,
@@ -71,6 +72,19 @@ def software_interrupt(cpu: Processor, vector: int, length: int) -> None:
         deliver(cpu, vector, None, software=True, length=length)
     except Fault as fault:
         raise_exception(cpu, fault)
+
+
+def undefined_or(cpu: Processor, code: bytes) -> Fault | None:
+    """What to raise instead of #UD where an engine takes `code` at RIP for an undefined instruction, or None.
+
+    INT1 (F1) is a trap: #DB behind it. RDPMC (0F 33) is #GP, as no counter is enabled.
+    """
+    if code[:1] == b"\xf1":
+        cpu.rip = cpu.rip + 1 & MASK64
+        return Fault(DEBUG_EXCEPTION)
+    if code[:2] == b"\x0f\x33":
+        return Fault(GENERAL_PROTECTION, 0)
+    return None
 
 
 def raise_exception(cpu: Processor, fault: Fault) -> None:
