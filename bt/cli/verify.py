@@ -23,6 +23,7 @@ MODES = ("trap", "inline")
 @click.option("--timeout", default="300", show_default=True, metavar="SECONDS", help="Time of the host for each run.")
 @click.option("--guest-timeout", metavar="SECONDS", help="Time of the guest for each run.")
 @click.option("--qemu", is_flag=True, help="Compare the console with QEMU's, too.")
+@click.option("--blame", is_flag=True, help="Where the inline run differs, find the fixup: up to a dozen more runs.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the result as JSON.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
 def command(
@@ -36,6 +37,7 @@ def command(
     timeout: str,
     guest_timeout: str | None,
     qemu: bool,
+    blame: bool,
     json_file: Path | None,
     cached: bool,
 ) -> None:
@@ -76,6 +78,10 @@ def command(
         from bt.verify.third_party import compare_with_qemu
 
         compare_with_qemu(result, options, file)
+    if blame and any(one.pair.rewritten.mode == "inline" and not one.passed for one in result.comparisons):
+        from bt.verify import blame as search
+
+        result.blamed.extend(search.blame(result, options, lambda line: click.echo(line, err=True)).lines())
     if json_file is not None:
         json_file.write_text(json.dumps(report.as_json(result), indent=2) + "\n")
     click.echo(report.text(result), nl=False)

@@ -20,6 +20,7 @@ from emulator.machine import EndKind
 
 if TYPE_CHECKING:
     from bt.console_compare import Comparison as ConsoleComparison
+    from bt.plan import Plan
     from bt.verify.observation import Observation
 
 MODES = ("trap", "inline")
@@ -35,6 +36,8 @@ class Verification:
     comparisons: list[Comparison] = field(default_factory=list)
     consoles: list[tuple[str, ConsoleComparison]] = field(default_factory=list)
     """Mode, and how its console compares with QEMU's."""
+    blamed: list[str] = field(default_factory=list)
+    """Which fixup is to blame, where that was asked for, in lines."""
     notes: list[str] = field(default_factory=list)
     """What was asked for and not done, and why."""
 
@@ -74,23 +77,28 @@ def verify(
     reference = observe(guest.image, options)
     _check_reference(guest, reference)
     result = Verification(guest, reference)
-    profile = profile_for(guest.image)
     for mode in modes:
         say(f"{guest.name}: {mode} run")
         plan = guest.plan if guest.plan is not None and guest.plan.mode == mode else None
-        rewritten = observe(guest.image, replace(options, mode=mode, plan=plan))
-        pair = Pair(
-            image=guest.image,
-            reference=reference,
-            rewritten=rewritten,
-            delta=options.delta,
-            physical_delta=options.physical_delta,
-            volatile=guest.volatile,
-            initrd=options.initrd,
-            command_line=options.command_line,
-        )
-        result.comparisons.append(compare(profile, pair))
+        result.comparisons.append(run_and_compare(result, options, mode, plan))
     return result
+
+
+def run_and_compare(verification: Verification, options: Options, mode: str, plan: Plan | None = None) -> Comparison:
+    """Run the guest of a verification in `mode`, and compare with its reference; nothing is added to it."""
+    guest = verification.guest
+    rewritten = observe(guest.image, replace(options, mode=mode, plan=plan))
+    pair = Pair(
+        image=guest.image,
+        reference=verification.reference,
+        rewritten=rewritten,
+        delta=options.delta,
+        physical_delta=options.physical_delta,
+        volatile=guest.volatile,
+        initrd=options.initrd,
+        command_line=options.command_line,
+    )
+    return compare(profile_for(guest.image), pair)
 
 
 def _check_reference(guest: Guest, reference: Observation) -> None:

@@ -36,6 +36,7 @@ def _lines(verification: Verification) -> Iterator[str]:
     for mode, console in verification.consoles:
         yield ""
         yield from _console_lines(mode, console)
+    yield from verification.blamed
     yield from (f"note: {note}" for note in verification.notes)
     if verification.comparisons:
         yield ""
@@ -123,6 +124,7 @@ def as_json(verification: Verification) -> dict[str, Any]:
         "reference": _run_json(verification.reference),
         "runs": [_comparison_json(comparison) for comparison in verification.comparisons],
         "qemu": [_console_json(mode, console) for mode, console in verification.consoles],
+        "blamed": list(verification.blamed),
         "notes": list(verification.notes),
     }
 
