@@ -227,18 +227,29 @@ class Signals:
     GRACE: Final = 10.0
     """Seconds from the request that a run has ended by then, on a time limit, to breaking it off."""
 
-    def __init__(self, keyboard: Keyboard, end: Callable[[], None], limit: float | None = None) -> None:
-        """`end` is called when the run shall end, from wherever it is; `limit` is in seconds of the host."""
+    def __init__(
+        self, keyboard: Keyboard, end: Callable[[], None], wake: Callable[[], None], limit: float | None = None
+    ) -> None:
+        """`end` is called when the run shall end; `limit` is in seconds of the host.
+
+        Python calls `end` between two of its own instructions, and the guest may run for long without any. So `wake`
+        is called as well, at once and from another thread: it has the guest come back to Python.
+        """
         self.received: int | None = None
         """Number of the first signal."""
         self._keyboard = keyboard
         self._end = end
+        self._wake = wake
+        self._pipe: tuple[int, int] | None = None
+        self._woken_before = -1
+        self._watcher: threading.Thread | None = None
         self._limit = limit
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
+        self._watch()
         for number in self._ENDING:
             # A job that was started to ignore a signal (nohup, a shell's background job) goes on ignoring it.
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -256,6 +267,29 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        self._stop_watching()
+
+    def _watch(self) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        self._pipe = reader, writer
+        self._woken_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._watcher = threading.Thread(target=self._wait_for_signals, args=(reader,), daemon=True)
+        self._watcher.start()
+
+    def _wait_for_signals(self, reader: int) -> None:
+        while os.read(reader, 1):
+            self._wake()
+
+    def _stop_watching(self) -> None:
+        if self._pipe is None or self._watcher is None:
+            return
+        reader, writer = self._pipe
+        self._pipe = None
+        signal.set_wakeup_fd(self._woken_before)
+        os.close(writer)
+        self._watcher.join()
+        os.close(reader)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:

@@ -169,7 +169,9 @@ class Run:
             self._session = Session(self.image, self.options, self._screen.write)
             try:
                 keyboard = Keyboard(descriptor_of(sys.stdin), self._end)
-                signals = Signals(keyboard, self._end, self.options.limits.host_seconds)
+                signals = Signals(
+                    keyboard, self._end, self._session.machine.engine.stop, self.options.limits.host_seconds
+                )
                 return self._run(keyboard, signals, trace)
             finally:
                 self._session.close()
@@ -258,6 +260,8 @@ class Run:
             raise VerifyFailed(f"the guest ended ({kind.value}) and had not printed {self.request.until!r}")
         if kind is EndKind.HALTED:
             self._say(f"the guest {outcome.detail}, at {self._place()}")
+        if kind is EndKind.RESET:
+            self._say("the guest reset the machine, which ends a run")
         if outcome.status:
             self._say(f"the guest ended itself with status {outcome.status}")
         return outcome.status & 0xFF or min(outcome.status, 0xFF)
