@@ -58,6 +58,7 @@ class NativeCpu(LinearMemory):
             ExitKind.TIME_STAMP: self._time_stamp,
             ExitKind.BUDGET: self._budget,
             ExitKind.HALT: self._halt,
+            ExitKind.UNBACKED: self._unbacked,
         }
 
     # -- the processor as the semantics see it --------------------------------------------------
@@ -307,6 +308,10 @@ class NativeCpu(LinearMemory):
         if outcome is not None:
             self.end(outcome)
         self.machine.arm()
+
+    def _unbacked(self, _exit: Exit) -> None:
+        """The processor fetched from a bus without a device: all ones, which is no instruction."""
+        self._raise(Fault(6))
 
     def _halt(self, _exit: Exit) -> None:
         if not self.registers.rflags & r.FLAG_IF:

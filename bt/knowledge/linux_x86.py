@@ -122,7 +122,7 @@ def image_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
     for slot, stub in zip(slots(image), stubs(image, delta, Arena()), strict=False):
         old, new = (slot.function + delta).to_bytes(8, "little"), stub.address.to_bytes(8, "little")
         patches.append(ImagePatch(slot.address + delta, old, new, f"pv_ops.irq.{slot.name} is called without an exit"))
-    return patches + lock_patches(image, delta)
+    return patches + lock_patches(image, delta) + double_word_patches(image, delta)
 
 
 def lock_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
@@ -138,3 +138,34 @@ def lock_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
         for at in offsets
         if 0 <= at < len(data) and data[at] == LOCK[0]
     ]
+
+
+_CX16: Final = 4 * 32 + 13
+"""X86_FEATURE_CX16 (arch/x86/include/asm/cpufeatures.h)."""
+
+
+def double_word_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
+    """The alternatives that take CMPXCHG16B in place of a function that turns interrupts off, applied beforehand.
+
+    The processor shown to guests has the instruction, so the kernel makes the same change itself, after some thousands
+    of calls of that function (arch/x86/lib/cmpxchg16b_emu.S: PUSHF, CLI and POPF each).
+    """
+    tables = image.linux
+    if tables is None:
+        return []
+    rows = tables.alternatives
+    patches = []
+    for index in np.flatnonzero(rows.features == _CX16).tolist():
+        site, length = int(rows.sites[index]), int(rows.lengths[index])
+        if rows.inverted[index] or int(rows.replacement_lengths[index]) != length:
+            continue
+        old, new = bytes(image.view(site, length)), bytes(image.view(int(rows.replacements[index]), length))
+        if _CALL in old and _DOUBLE_WORD in new:
+            reason = "the kernel replaces this call by CMPXCHG16B itself"
+            patches.append(ImagePatch(site + delta, old, new, reason))
+    return patches
+
+
+_CALL: Final = b"\xe8"
+_DOUBLE_WORD: Final = b"\x0f\xc7\x0f"
+"""CMPXCHG16B of what RDI points to, behind its prefixes."""

@@ -31,6 +31,7 @@ _ALL = 0xFFFF_FFFF_FFFF_FFFF
 _ROLES = (KERNEL_VIEW, USER_VIEW, KERNEL_VIEW | _KEEP_WRITABLE)
 _PLAIN, _MAY_BE_CODE, _ACTIVE_CODE = 0, 1, 2
 _LARGE_SPAN = 0x20_0000
+_UNDEFINED = 6
 
 
 class MappingEngine(Protocol):
@@ -236,6 +237,8 @@ class ShadowPaging:
     def fill(self, address: int, write: bool, fetch: bool) -> None:
         """Make `address` accessible as the guest's tables allow; raises the guest's own `Fault`."""
         walk = self.walker.walk(address, write, self.view == USER_VIEW, fetch)
+        if fetch and walk.frame >= self._size:
+            raise Fault(_UNDEFINED)  # a bus without a device gives all ones, which is no instruction
         self.fills += 1
         try:
             self._install(walk, write, fetch)
@@ -294,7 +297,8 @@ class ShadowPaging:
         writable = write or (dirty and (walk.writable or role & _KEEP_WRITABLE != 0))
         kind = self.kind[number]
         if kind and writable:
-            if write:
+            # Code that the guest may write is about to be: it reads what it patches first.
+            if write or (kind == _ACTIVE_CODE and self.code_guard):
                 if kind == _ACTIVE_CODE:
                     self.code.deactivate(number)
                 self.writers.setdefault(number, []).append(at)

@@ -20,6 +20,8 @@ from emulator.errors import EngineMissing, GuestFault
 
 _ARCH_X86, _MODE_64 = 4, 8
 _NOWHERE = 0x8000_0000_0000_0000
+_NO_CODE = frozenset({8, 14})
+"""UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
 """A non-canonical address: the `until` that no guest reaches."""
 _FOREVER = 1 << 62
 _RIP = 0x80 // 8
@@ -125,6 +127,8 @@ class UnicornEngine:
                 return
             elif self._remaining[0] <= 0:
                 exit_.kind = ExitKind.BUDGET
+            elif status in _NO_CODE:
+                exit_.kind, exit_.address = ExitKind.UNBACKED, registers.rip
             elif status:
                 raise GuestFault(f"the engine lost the guest at {registers.rip:#x}: {self._message(status)}")
             else:
