@@ -20,9 +20,9 @@ from emulator.errors import EngineMissing, GuestFault
 
 _ARCH_X86, _MODE_64 = 4, 8
 _NOWHERE = 0x8000_0000_0000_0000
+"""A non-canonical address: the `until` that no guest reaches."""
 _NO_CODE = frozenset({8, 14})
 """UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
-"""A non-canonical address: the `until` that no guest reaches."""
 _FOREVER = 1 << 62
 _RIP = 0x80 // 8
 _CR2 = 0x1A8 // 8 + 2
