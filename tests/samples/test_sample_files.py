@@ -18,7 +18,16 @@ SAMPLES = Path(__file__).parents[2] / "samples"
 MANIFEST: dict[str, Any] = tomllib.loads((SAMPLES / "manifest.toml").read_text())
 GUESTS: dict[str, dict[str, Any]] = {guest["name"]: guest for guest in MANIFEST["guest"]}
 SAMPLE = GUESTS["sample"]
-OUTCOMES = {"power-off", "reset", "debug-exit", "halted", "triple-fault", "guest-timeout", "host-timeout"}
+OUTCOMES = {
+    "power-off",
+    "reset",
+    "debug-exit",
+    "halted",
+    "triple-fault",
+    "guest-timeout",
+    "host-timeout",
+    "guest-fault",
+}
 
 
 def section(elf: ELFFile, name: str) -> Section:
