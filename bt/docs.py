@@ -138,6 +138,23 @@ def console_rules() -> str:
     )
 
 
+def verification_rules() -> str:
+    """The rules by which a rewritten run is compared with the reference."""
+    from bt.verify.profiles import profiles
+    from bt.verify.rules import rows
+
+    text = (
+        "# What `retrap verify` compares\n\n"
+        "One table for each kind of guest. What stands under *may differ* is left out of the comparison, for the "
+        "reason beside it; anything else that differs fails.\n"
+    )
+    for profile in profiles():
+        text += f"\n## {profile.name}: {profile.summary}\n\n"
+        text += _table(("Comparison", "Must be the same", "May differ", "Why"), rows(profile))
+        text += "\nNot compared at all:\n\n" + _table(("What", "Why"), profile.not_compared)
+    return text
+
+
 def rooms() -> str:
     """Every module with the first line of its docstring, package by package."""
     root = Path(__file__).parent.parent
@@ -159,6 +176,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "interface.md": guest_interface,
     "guests.md": guests,
     "console-rules.md": console_rules,
+    "verification-rules.md": verification_rules,
     "rooms.md": rooms,
 }
 """File in `docs/generated` -> the function that gives its text."""

@@ -6,16 +6,16 @@ sections.h names the section bounds); where a name is not there, its comparison 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from bt.console_compare import LINUX as CONSOLE_RULES
 from bt.console_compare import compare as compare_consoles
-from bt.verify import checks
+from bt.verify import checks, devices
 from bt.verify.rules import Divergence, Pair, Profile, Result, Rule, Side
 
 if TYPE_CHECKING:
-    from bt.verify.observation import Event, Write
+    from bt.verify.observation import Event
 
 _PAGE: Final = 4096
 _GP, _PF = 13, 14
@@ -72,26 +72,6 @@ def _kept(pair: Pair, event: Event) -> bool:
 
 def _ends_process(event: Event) -> bool:
     return event.kind == "system call" and event.number in (_EXIT, _EXIT_GROUP)
-
-
-def _registers_written(writes: Sequence[Write]) -> list[Write]:
-    """The clock chip's writes without an index that only a read followed."""
-    return [
-        write
-        for write, following in zip(writes, [*writes[1:], None], strict=True)
-        if write.offset or (following is not None and following.offset)
-    ]
-
-
-def _without_traffic(writes: Sequence[Write]) -> list[Write]:
-    """An 8259's writes while it is set up: up to the last initialisation word (8259A data sheet, figure 6)."""
-    last = max((index for index, write in enumerate(writes) if not write.offset and write.value & 0x10), default=-4)
-    return list(writes[: last + 4])
-
-
-def _without_data(writes: Sequence[Write]) -> list[Write]:
-    """A serial port's writes without those of characters, and without its interrupt enables around them."""
-    return [write for write in writes if write.offset > 1]
 
 
 def _text(pair: Pair) -> list[tuple[int, int]]:
@@ -175,15 +155,16 @@ LINUX: Final = Profile(
             "device writes",
             "per device, the sequence of (offset, size, value): timer, clock chip, POST port, reset and power",
             "characters and interrupt enables of the serial port, interrupt controllers once they are set up, "
-            "indices of clock registers that are only read",
+            "latches of the timer's count, indices of clock registers that are only read",
             "characters are the console's, whose lines are compared; an interrupt is masked and ended at each tick; a "
             "clock is read until it is not just changing",
             checks.device_writes(
                 {
-                    "com1": _without_data,
-                    "pic-master": _without_traffic,
-                    "pic-slave": _without_traffic,
-                    "rtc": _registers_written,
+                    "com1": devices.serial_setup,
+                    "pic-master": devices.interrupt_controller_setup,
+                    "pic-slave": devices.interrupt_controller_setup,
+                    "pit": devices.timer,
+                    "rtc": devices.clock_chip,
                 }
             ),
         ),

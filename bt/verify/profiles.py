@@ -5,22 +5,16 @@ Room: `bt/verify`. The documentation prints these tables. What is known of a par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from bt.verify import checks
+from bt.verify import checks, devices
 from bt.verify.rules import Pair, Profile, Rule
 
 if TYPE_CHECKING:
     from bt.image import Image
-    from bt.verify.observation import Event, Write
+    from bt.verify.observation import Event
 
 _NM: Final = 7
-
-
-def without_end_of_interrupt(writes: Sequence[Write]) -> list[Write]:
-    """An 8259's writes without OCW2, by which interrupts are ended (8259A data sheet, figure 8)."""
-    return [write for write in writes if write.offset or write.value & 0x18 or write.size != 1]
 
 
 def _not_lazy_switch(_pair: Pair, event: Event) -> bool:
@@ -36,10 +30,17 @@ EXACT: Final = Profile(
         Rule(
             "device writes",
             "per device, the sequence of (offset, size, value)",
-            "writes that end an interrupt (OCW2 of the 8259 pair)",
-            "there is one for each timer tick, and how many ticks fit in a stretch of code depends on its instructions",
+            "writes that end an interrupt (OCW2 of the 8259 pair), that latch a count of the timer, and indices of "
+            "clock registers that are only read",
+            "how many ticks fit in a stretch of code, and how often a clock is read until something is due, depends on "
+            "time, which is counted in blocks",
             checks.device_writes(
-                {"pic-master": without_end_of_interrupt, "pic-slave": without_end_of_interrupt},
+                {
+                    "pic-master": devices.interrupt_controller,
+                    "pic-slave": devices.interrupt_controller,
+                    "pit": devices.timer,
+                    "rtc": devices.clock_chip,
+                }
             ),
         ),
         Rule(
