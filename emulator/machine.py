@@ -70,6 +70,8 @@ class Machine:
 
     SLICE = 2_000_000
     """Most blocks between two looks at the limits and at the console's input."""
+    EXITS = 10_000
+    """Most exits between two looks at the limits."""
 
     def __init__(
         self,
@@ -114,12 +116,14 @@ class Machine:
         self._host_deadline = None if seconds is None else time.monotonic() + seconds
 
     def arm(self) -> None:
-        """Have the engine come back at the clock's next event, or at the end of a slice."""
+        """Have the engine come back at the clock's next event, the guest's time limit, or the end of a slice."""
         engine, clock = self.engine, self.clock
         slice_end = engine.progress + self.SLICE
         event = clock.next_event()
         if event is not None:
             slice_end = min(slice_end, clock.progress_at(event))
+        if self.limits.guest_seconds is not None:
+            slice_end = min(slice_end, clock.progress_at(int(self.limits.guest_seconds * 1e9)))
         engine.set_deadline(slice_end)
 
     def over(self) -> Outcome | None:

@@ -27,6 +27,8 @@ _FLAT = 0xFFFF_FFFF
 _INHIBIT = 1 << 3
 """The engine's mode bit for the shadow of STI and MOV SS."""
 _DB, _PF = 1, 14
+_LOOK_AGAIN = 2
+"""Blocks until the interrupt flag is looked at again while an interrupt waits for it: the next block's beginning."""
 _WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17})
 
 
@@ -48,6 +50,7 @@ class NativeCpu(LinearMemory):
         self.trace: Callable[[str], None] | None = None
         """Called with a line for every exit, before it is handled."""
         self._stepping = False
+        self._unlooked = 0
         self._dispatch: dict[int, Callable[[Exit], None]] = {
             ExitKind.FAULT: self._fault,
             ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
@@ -208,6 +211,9 @@ class NativeCpu(LinearMemory):
         self.forget_translations()
         if self.trace is not None:
             self.trace(f"{self.engine.progress} cpl {self.cpl} rip {self.rip:#x} {describe(exit_)}")
+        self._unlooked += 1
+        if self._unlooked == Machine.EXITS:
+            self._look()
         kind = ExitKind(exit_.kind).name
         self.exits[kind] = self.exits.get(kind, 0) + 1
         try:
@@ -223,7 +229,7 @@ class NativeCpu(LinearMemory):
         """An interrupt waits: take it if the flag allows, otherwise look again at the next block."""
         registers = self.registers
         if self._stepping or not registers.rflags & r.FLAG_IF:
-            self.engine.set_deadline(self.engine.progress + 2)
+            self.engine.set_deadline(self.engine.progress + _LOOK_AGAIN)
         elif registers.mode & _INHIBIT:
             self._stepping = True  # one instruction, then the shadow is over
             registers.mode &= ~_INHIBIT
@@ -295,6 +301,9 @@ class NativeCpu(LinearMemory):
         return not port_permitted(self, exit_.port, exit_.size)
 
     def _identify(self, _exit: Exit) -> None:
+        # CPUID serialises: what was written through one address must now execute through another. The engine misses
+        # stores through a mapping without execute right once it has translated code from the page.
+        self.engine.flush_code()
         gpr = self.gpr
         gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
 

@@ -42,6 +42,10 @@ IO_PRIVILEGE = 0x50
 """Offset, 64 bits: the virtual IOPL at its place in RFLAGS (bits 12-13), written by the hypervisor. The real IOPL of a
 deprivileged guest is 0, so real RFLAGS + delta + this = virtual RFLAGS."""
 
+RING_OF_SELECTORS = 3
+"""The real CS and SS of a deprivileged kernel are the virtual ones plus this; DS, ES, FS and GS hold the guest's own
+selectors. So reads of selectors need no exit."""
+
 CONTROL_REGISTERS = 0x80
 """Offset: 64-bit copies of the virtual CR0, CR2, CR3, CR4 at +0x00, +0x10, +0x18, +0x20,
 written by the hypervisor, so that reads of them can be inline."""

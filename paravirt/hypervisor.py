@@ -92,6 +92,7 @@ class Hypervisor:
         self._own_store = -1
         self._fixups: list[int] = []
         self._armed: int | None = None
+        self._unlooked = 0
         self._faults: dict[int, Callable[[Exit], None]] = {
             _GP: self._general_protection,
             _PF: self._page_fault,
@@ -162,6 +163,9 @@ class Hypervisor:
     def _handle(self, exit_: Exit) -> None:
         if self.trace is not None:
             self._trace_exit(exit_)
+        self._unlooked += 1
+        if self._unlooked == Machine.EXITS:
+            self._look()
         try:
             self._dispatch[exit_.kind](exit_)
             if exit_.kind in _WITHIN_AN_INSTRUCTION:
@@ -181,6 +185,13 @@ class Hypervisor:
             if counts.get(key) != count:
                 self.exits.spent(key, spent)
                 return
+
+    def _look(self) -> None:
+        """A guest that exits all the time makes no progress by which a limit would be noticed."""
+        self._unlooked = 0
+        outcome = self.machine.over()
+        if outcome is not None:
+            self.end(outcome)
 
     def _trace_exit(self, exit_: Exit) -> None:
         assert self.trace is not None
@@ -526,9 +537,7 @@ class Hypervisor:
     def _budget(self, _exit: Exit) -> None:
         self.exits.count("tick", "budget")
         self.machine.tick()
-        outcome = self.machine.over()
-        if outcome is not None:
-            self.end(outcome)
+        self._look()
         self.machine.arm()
 
     def _line_changed(self, level: bool) -> None:

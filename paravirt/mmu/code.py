@@ -59,6 +59,7 @@ class CodePages:
         self._used = 0
         self.hypercalls: dict[int, Hypercall] = {}
         """Traps planted inside fixups, by their guest-virtual address."""
+        self._fixups: dict[int, bytes] = {}
         self.fixup_sites: dict[int, int] = {}
         """First address of every fixup, and the site it stands for."""
         self.translations = 0
@@ -127,6 +128,7 @@ class CodePages:
             self._window[offset : offset + len(fixup.code)] = fixup.code
             self.hypercalls.update(fixup.hypercalls)
             self.fixup_sites[fixup.address] = fixup.site
+            self._fixups[fixup.address] = fixup.code
         physical = self._known.get((address, translation.code))
         if physical is not None:
             return physical
@@ -163,6 +165,22 @@ class CodePages:
             copy.entries.clear()
         self._shadow.kind[frame] = _MAY_BE_CODE
         self._shadow.flush_tlb()
+
+    def window_bytes(self) -> memoryview:
+        """The hypervisor window's memory: fixups, shared page, and what is not used."""
+        return self._window
+
+    def intact(self) -> bool:
+        """Whether every fixup and every copy in use still holds what was put there."""
+        fixups = all(
+            self._window[start - abi.FIXUP_BASE : start - abi.FIXUP_BASE + len(code)] == code
+            for start, code in self._fixups.items()
+        )
+        copies = all(
+            self._code[physical - layout.CODE_BASE : physical - layout.CODE_BASE + 4096] == code
+            for (_address, code), physical in self._known.items()
+        )
+        return fixups and copies
 
     def forget_mappings(self) -> None:
         """All shadow tables are gone."""

@@ -22,6 +22,8 @@ from paravirt import abi, layout
 KERNEL_VIEW, USER_VIEW = 0, 1
 _KEEP_WRITABLE = 2
 """Role bit: CR0.WP is clear, so the guest kernel writes read-only pages."""
+_PROBE = 8
+"""Role of the four tables that map one frame at address 0 for `_forget_code`."""
 
 _FRAME = 0x000F_FFFF_FFFF_F000
 _TABLE_ENTRY = w.PRESENT | w.USER | w.ACCESSED
@@ -29,7 +31,7 @@ _LEAF = w.PRESENT | w.USER | w.ACCESSED | w.DIRTY
 _NX = w.NO_EXECUTE
 _ALL = 0xFFFF_FFFF_FFFF_FFFF
 _ROLES = (KERNEL_VIEW, USER_VIEW, KERNEL_VIEW | _KEEP_WRITABLE)
-_PLAIN, _MAY_BE_CODE, _ACTIVE_CODE = 0, 1, 2
+_PLAIN, _MAY_BE_CODE, _ACTIVE_CODE, _USER_CODE = 0, 1, 2, 3
 _LARGE_SPAN = 0x20_0000
 _UNDEFINED = 6
 
@@ -40,6 +42,8 @@ class MappingEngine(Protocol):
     def set_root(self, physical: int) -> None: ...
 
     def flush_tlb(self) -> None: ...
+
+    def code_changed(self, address: int, size: int) -> None: ...
 
 
 class CodeSource(Protocol):
@@ -86,7 +90,9 @@ class ShadowPaging:
         self._compare = ctypes.CDLL(None).memcmp
         self._compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
         self.kind = np.zeros(self._frames, dtype=np.uint8)
-        """Per guest frame: plain, may be code, or active code (a translated copy is mapped)."""
+        """Per guest frame: plain, may be code, active code (a translated copy is mapped), or user code."""
+        self.executors: dict[int, set[int]] = {}
+        """Executable shadow entries (pool word indices) of frames that user code runs from."""
         self.writers: dict[int, list[int]] = {}
         """Writable shadow entries (pool word indices) of frames that may be code."""
         self.view = KERNEL_VIEW
@@ -102,6 +108,7 @@ class ShadowPaging:
         self._roots: dict[tuple[int, int], Root] = {}
         self._stale: set[int] = set()
         self._window = 0
+        self._probe: list[int] = []
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
         self._current = Root(0)
@@ -208,8 +215,10 @@ class ShadowPaging:
         self._tables.clear()
         self._roots.clear()
         self.writers.clear()
+        self.executors.clear()
         self._stale = set()
         self._window = 0
+        self._probe = []
         self.kind[self.kind == _ACTIVE_CODE] = _MAY_BE_CODE
         self.code.forget_mappings()
         self.use(self.view)
@@ -292,24 +301,61 @@ class ShadowPaging:
         number = frame >> 12
         kernel = role != USER_VIEW
         if fetch and kernel:
+            if self.kind[number] == _USER_CODE:
+                self._retire_user_code(number)
             return self.code.activate(walk.address & ~0xFFF, number, at) | _LEAF | self.code_guard
         dirty = walk.entries[walk.level] & w.DIRTY != 0
         writable = write or (dirty and (walk.writable or role & _KEEP_WRITABLE != 0))
         kind = self.kind[number]
+        if not kernel and not walk.no_execute and (fetch or kind == _USER_CODE):
+            return self._user_code(number, at) | (w.WRITABLE if writable else 0)
         if kind and writable:
             # Code that the guest may write is about to be: it reads what it patches first.
             if write or (kind == _ACTIVE_CODE and self.code_guard):
                 if kind == _ACTIVE_CODE:
                     self.code.deactivate(number)
+                elif kind == _USER_CODE:
+                    self._retire_user_code(number)
                 self.writers.setdefault(number, []).append(at)
             else:
                 writable = False
-        entry = frame | _LEAF
-        if writable:
-            entry |= w.WRITABLE
-        if kernel or walk.no_execute:
-            entry |= _NX
-        return entry
+        return frame | _LEAF | _NX | (w.WRITABLE if writable else 0)
+
+    def _user_code(self, number: int, at: int) -> int:
+        """The executable entry for a frame that user code runs from, untouched: it is innocuous there.
+
+        From now on a store through any other mapping is seen, since the engine may keep what it made of the code.
+        """
+        kind = self.kind[number]
+        if kind != _USER_CODE:
+            if kind == _ACTIVE_CODE:
+                self.code.deactivate(number)
+            self.revoke_writers(number)
+            self.kind[number] = _USER_CODE
+        self.executors.setdefault(number, set()).add(at)
+        return number << 12 | _LEAF
+
+    def _retire_user_code(self, number: int) -> None:
+        """A frame with user code is about to be written, or to run as kernel code."""
+        words = self._words
+        for at in self.executors.pop(number, ()):
+            if (words[at] & _FRAME) >> 12 == number:
+                words[at] = 0
+        self.kind[number] = _MAY_BE_CODE
+        self.flush_tlb()
+        self._forget_code(number)
+
+    def _forget_code(self, number: int) -> None:
+        """Let the engine forget what it made of a frame's code: it asks for an address that maps the frame."""
+        if not self._probe:
+            self._probe = [self._table(-1, 1, _PROBE + level) for level in range(4)]
+            for upper, lower in zip(self._probe, self._probe[1:], strict=False):
+                self._words[upper << 9] = layout.TABLES_BASE + (lower << 12) | _TABLE_ENTRY
+        root, leaf = self._probe[0], self._probe[3]
+        self._words[leaf << 9] = number << 12 | _LEAF
+        self._engine.set_root(layout.TABLES_BASE + (root << 12))
+        self._engine.code_changed(0, 4096)
+        self._engine.set_root(layout.TABLES_BASE + (self._current.index << 12))
 
     def _device_page(self, frame: int) -> int:
         return frame if frame < (1 << 32) else layout.OPEN_BUS
@@ -330,10 +376,8 @@ class ShadowPaging:
             at = (middle << 9) + ((address >> 21) & 511)
         base = walk.frame & ~(_LARGE_SPAN - 1)
         entry = words[at]
-        if (not fetch or role == USER_VIEW) and self._clean(base):
+        if not fetch and self._clean(base):
             new = base | _LEAF | w.LARGE | _NX
-            if role == USER_VIEW and not walk.no_execute:
-                new &= ~_NX
             if write or (guest & w.DIRTY and (guest & w.WRITABLE or role & _KEEP_WRITABLE)):
                 new |= w.WRITABLE
             words[at] = new
@@ -378,18 +422,18 @@ class ShadowPaging:
         self._misses.append(0)
         self._tables[key] = table
         if level == 1:
-            self._fill_pieces(table, base, role)
+            self._fill_pieces(table, base)
         return table
 
-    def _fill_pieces(self, table: int, base: int, role: int) -> None:
+    def _fill_pieces(self, table: int, base: int) -> None:
         """Map every page of a split large page, code in use read-only; devices wait for their fault."""
         first = base >> 12
         if first >= self._frames:
             return
         count = min(512, self._frames - first)
-        rights = _LEAF | w.WRITABLE | (0 if role == USER_VIEW else _NX)
+        rights = _LEAF | w.WRITABLE | _NX
         pieces = (self._offsets[:count] + np.uint64(base)) | np.uint64(rights)
-        pieces[self.kind[first : first + count] == _ACTIVE_CODE] &= np.uint64(_ALL ^ w.WRITABLE)
+        pieces[self.kind[first : first + count] >= _ACTIVE_CODE] &= np.uint64(_ALL ^ w.WRITABLE)
         self._shadow[table, :count] = pieces
         self.prefilled += int(count)
 
@@ -421,7 +465,7 @@ class ShadowPaging:
         writable = ((chosen & dirty_writable) == dirty_writable) & plain
         entries = (chosen & np.uint64(_FRAME)) | np.uint64(_LEAF)
         entries |= np.where(writable, np.uint64(w.WRITABLE), np.uint64(0))
-        entries |= chosen & np.uint64(_NX) if role == USER_VIEW else np.uint64(_NX)
+        entries |= np.uint64(_NX)  # what user code runs from is entered at its first execution
         shadow[places] = entries
         seen[places] = chosen
         self.prefilled += len(places)

@@ -314,9 +314,6 @@ class UnicornEngine:
         registers.rip = (registers.rip - 2) & 0xFFFF_FFFF_FFFF_FFFF
 
     def _on_identify(self, _engine: int, _user: int) -> int:
-        # CPUID serialises: what was written through one address must now execute through another. A store on a page
-        # without execute right misses code that was translated after the page's last TLB fill.
-        self.flush_tlb()
         return self._skip(ExitKind.IDENTIFY)
 
     def _on_time_stamp(self, _engine: int, _user: int) -> int:
