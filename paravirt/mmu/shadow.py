@@ -10,6 +10,7 @@ it is linked. W^X: in the kernel view no page is both writable and executable.
 
 import ctypes
 import mmap
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -59,12 +60,10 @@ class CodeSource(Protocol):
 class Root:
     """One guest address space in one role."""
 
-    __slots__ = ("index", "volatile")
+    __slots__ = ("index",)
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.volatile: set[int] = set()
-        """Tables below this root that hold non-global translations."""
 
 
 class ShadowPaging:
@@ -105,6 +104,8 @@ class ShadowPaging:
         self._tables: dict[tuple[int, int, int], int] = {}
         self._source: list[int] = []
         self._misses: list[int] = []
+        self._below: list[set[int]] = []
+        """Per table, the tables it has linked that hold non-global translations."""
         self._roots: dict[tuple[int, int], Root] = {}
         self._stale: set[int] = set()
         self._window = 0
@@ -129,7 +130,7 @@ class ShadowPaging:
         self._current = root
         if view in self._stale:
             self._stale.discard(view)
-            self._revalidate_root(root)
+            self._revalidate_from(root.index)
         self._engine.set_root(layout.TABLES_BASE + (root.index << 12))
 
     def load_root(self) -> None:
@@ -160,7 +161,6 @@ class ShadowPaging:
         if root is None:
             guest = key[0] if key[0] < self._size else -1
             root = Root(self._table(guest, 4, role))
-            root.volatile.add(root.index)
             self._roots[key] = root
         return root
 
@@ -193,7 +193,9 @@ class ShadowPaging:
         key = (guest, level, role)
         table = self._tables.get(key)
         if table is not None:
-            self._revalidate(table)
+            # It may have been out of reach of the roots that were loaded since, and so may what it links: a guest
+            # that frees and allocates its tables in order builds the same tree again, of the same frames.
+            self._revalidate_from(table)
             return table
         if self._used == layout.TABLE_COUNT:
             raise ShadowPoolExhausted
@@ -201,6 +203,7 @@ class ShadowPaging:
         self._used += 1
         self._source.append(guest)
         self._misses.append(0)
+        self._below.append(set())
         self._tables[key] = table
         if guest >= 0:
             self._seen[table] = self._guest[guest >> 12]
@@ -212,6 +215,7 @@ class ShadowPaging:
         self._used = 0
         self._source.clear()
         self._misses.clear()
+        self._below.clear()
         self._tables.clear()
         self._roots.clear()
         self.writers.clear()
@@ -234,12 +238,19 @@ class ShadowPaging:
             seen[:] = guest
             self._misses[table] = 0
 
-    def _revalidate_root(self, root: Root) -> None:
-        compare, source = self._compare, self._source
+    def _revalidate_from(self, top: int) -> None:
+        """Revalidate a table and all below it that hold non-global translations, by whichever root they were linked."""
+        compare, source, below = self._compare, self._source, self._below
         guest, seen = self._guest_address, self._seen_address
-        for table in root.volatile:
-            if source[table] >= 0 and compare(guest + source[table], seen + (table << 12), 4096):
+        reached, waiting = {top}, [top]
+        while waiting:
+            table = waiting.pop()
+            at = source[table]
+            if at >= 0 and compare(guest + at, seen + (table << 12), 4096):
                 self._revalidate(table)
+            fresh = below[table] - reached
+            reached |= fresh
+            waiting.extend(fresh)
 
     # -- filling --------------------------------------------------------------------------------
 
@@ -286,7 +297,8 @@ class ShadowPaging:
             if old & 1 and old != new:
                 self._engine.flush_tlb()
         if not entries[leaf] & w.GLOBAL:
-            self._current.volatile.update(path)
+            for upper, lower in pairwise(path):
+                self._below[upper].add(lower)
 
     def _link(self, at: int, table: int, guest: int, role: int) -> None:
         rights = (guest & (w.WRITABLE | _NX)) | (w.WRITABLE if role & _KEEP_WRITABLE else 0)
@@ -420,6 +432,7 @@ class ShadowPaging:
         self._used += 1
         self._source.append(-1)
         self._misses.append(0)
+        self._below.append(set())
         self._tables[key] = table
         if level == 1:
             self._fill_pieces(table, base)
