@@ -225,6 +225,13 @@ class NativeCpu(LinearMemory):
         except TripleFault as fault:
             self.end(Outcome(EndKind.TRIPLE_FAULT, detail=str(fault)))
 
+    def _look(self) -> None:
+        """A guest that exits all the time makes no progress by which a limit would be noticed."""
+        self._unlooked = 0
+        outcome = self.machine.over()
+        if outcome is not None:
+            self.end(outcome)
+
     def _offer_interrupt(self) -> None:
         """An interrupt waits: take it if the flag allows, otherwise look again at the next block."""
         registers = self.registers
