@@ -6,6 +6,7 @@ makes a `Session`; here is the one place that knows which mode means which drive
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ from paravirt.translator import Translator, Untouched
 if TYPE_CHECKING:
     from bt.loadtime import LoadTimeTranslator
     from bt.plan import Plan
+
+MANIFEST = ".retrap.manifest"
+"""The section by which a rewritten file is known (`bt.manifest`)."""
 
 MODES = ("native", "none", "trap", "inline")
 """Ways to run a guest: full privilege; deprivileged and not rewritten; planted traps; fixups."""
@@ -48,7 +52,7 @@ class Options:
     cache: bool = True
     """Keep scans on disk."""
     plan: Plan | None = None
-    """The plan that a rewritten file carries, of the same mode: the guest runs as that file says."""
+    """A plan of the same mode to follow; a rewritten file brings its own."""
 
     def check(self) -> None:
         """Raise `UsageError` for options that make no sense."""
@@ -65,6 +69,14 @@ class Session:
 
     def __init__(self, image: Image, options: Options, console: Callable[[bytes], None]) -> None:
         options.check()
+        self.plan = options.plan
+        if image.section(MANIFEST) is not None:
+            from bt.rewrite import original
+
+            # The guest's memory holds the original; the file's plan says what executes in its place.
+            image, manifest = original(image)
+            if manifest is not None and manifest.plan.mode == options.mode:
+                self.plan = manifest.plan
         self.image = image
         self.options = options
         self.translator: LoadTimeTranslator | None = None
@@ -101,7 +113,7 @@ class Session:
         from bt.pagecache import PageCache
 
         cache = PageCache() if options.cache else None
-        self.translator = LoadTimeTranslator(options.mode, self.image, options.delta, cache, options.plan)
+        self.translator = LoadTimeTranslator(options.mode, self.image, options.delta, cache, self.plan)
         return self.translator
 
     def _prepare_memory(self, hypervisor: Hypervisor) -> None:
@@ -135,7 +147,14 @@ class Session:
 
     def run(self) -> Outcome:
         """Run the guest to its end."""
-        return self.driver.run()
+        # Nothing made while a guest runs refers to itself; looking for such things would cost a per cent.
+        gc.freeze()
+        gc.disable()
+        try:
+            return self.driver.run()
+        finally:
+            gc.enable()
+            gc.unfreeze()
 
     def close(self) -> None:
         """Release the engine and write the caches."""
