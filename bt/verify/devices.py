@@ -41,7 +41,7 @@ def clock_chip(writes: Sequence[Write]) -> list[Write]:
     """The clock chip's writes without an index that only reads followed."""
     return [
         write
-        for write, following in zip(writes, [*writes[1:], None], strict=True)
+        for write, following in zip(writes, [*writes[1:], None], strict=False)
         if write.offset or (following is not None and following.offset)
     ]
 
