@@ -19,9 +19,7 @@ class TraceFile:
     def __init__(self, path: Path, originals: Iterable[Path]) -> None:
         """Empty or make the file. Raises `UsageError` where that cannot be, or would destroy one of `originals`."""
         self._path = path
-        for original in originals:
-            if path.exists() and original.exists() and path.samefile(original):
-                raise UsageError(f"{path}: is an input of this run, which is never overwritten; name another file")
+        refuse_originals(path, originals)
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except (OSError, ValueError) as error:
@@ -43,3 +41,10 @@ class TraceFile:
     def _cannot(self, error: OSError | ValueError) -> UsageError:
         reason = error.strerror if isinstance(error, OSError) else error
         return UsageError(f"{self._path}: cannot be written ({reason}); name a file that can")
+
+
+def refuse_originals(path: Path, originals: Iterable[Path]) -> None:
+    """Raise `UsageError` where `path`, an output, is one of the inputs."""
+    for original in originals:
+        if path.exists() and original.exists() and path.samefile(original):
+            raise UsageError(f"{path}: is an input of this run, which is never overwritten; name another file")

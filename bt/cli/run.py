@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,7 @@ class Run:
 
         request = self.request
         if request.result is not None:
-            _check_result(request.result)
+            _check_result(request.result, request.inputs)
         trace = TraceFile(request.trace, request.inputs) if request.trace is not None else None
         try:
             until = (request.until or "").encode("utf-8", "surrogateescape")
@@ -300,10 +301,12 @@ class Run:
             _write_result(self.request.result, value, self.request.inputs[0])
 
 
-def _check_result(path: Path) -> None:
+def _check_result(path: Path, inputs: Sequence[Path]) -> None:
     """Refuse before the run what could not be written after it."""
+    from bt.tracefile import refuse_originals
     from emulator.errors import UsageError
 
+    refuse_originals(path, inputs)
     place = path if path.exists() else path.parent
     if path.is_dir() or not os.access(place, os.W_OK):
         raise UsageError(f"{path}: cannot be written; name a file that can")
