@@ -19,7 +19,7 @@ from bt.verify.blame import blame
 from bt.verify.guest import Guest, of
 from emulator.machine import Limits
 from paravirt.abi import INTERRUPTS_DISABLED, INTERRUPTS_ENABLED
-from tests.bt.verify.tiny_guest import STACK, step, tiny_guest
+from tests.bt.verify.tiny_guest import STACK, STACK_SIZE, step, tiny_guest
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "x86_64" / "sample.elf"
 LIMITS = Limits(host_seconds=20)
@@ -28,7 +28,8 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture(scope="module")
 def tiny() -> Verification:
-    guest = Guest("tiny", from_bytes(tiny_guest(), "tiny"), memory=32 << 20, volatile=((STACK - 0x1000, 0x1000),))
+    volatile = ((STACK - STACK_SIZE, STACK_SIZE),)
+    guest = Guest("tiny", from_bytes(tiny_guest(), "tiny"), memory=32 << 20, volatile=volatile)
     return verify(guest, tiny_options(), ())
 
 

@@ -15,6 +15,7 @@ from tests.bt.image.image_files import Part, make_elf
 TEXT = 0x100_0000
 DATA = 0x101_0000
 IDT, LOG, STACK = DATA, DATA + 0x1000, DATA + 0x4000
+STACK_SIZE = 0x1000
 TICKED = DATA + 0x2000
 
 _PAD = "nop; nop; nop; nop"
@@ -74,5 +75,6 @@ def tiny_guest() -> bytes:
     tick = TEXT + start
     gate = struct.pack("<HHHHII", tick & 0xFFFF, 0x10, 0x8E00, tick >> 16 & 0xFFFF, 0, 0)
     text = Part(".text", code, TEXT, TEXT, 5)
-    data = Part(".data", bytes(0x200) + gate, DATA, DATA, 6, 0x5000)
-    return make_elf((text, data), TEXT)
+    data = Part(".data", (bytes(0x200) + gate).ljust(STACK - STACK_SIZE - DATA, b"\0"), DATA, DATA, 6)
+    stack = Part(".stack", bytes(STACK_SIZE), STACK - STACK_SIZE, STACK - STACK_SIZE, 6)
+    return make_elf((text, data, stack), TEXT)

@@ -1,0 +1,53 @@
+"""Debian's stock kernel, rewritten, does what it does on the bare machine, as far as that can be said of a Linux."""
+
+from __future__ import annotations
+
+import pytest
+
+from bt import guests
+from bt.session import Options
+from bt.verify import Verification, run_and_compare, verify
+from bt.verify.guest import find, read_initrd
+from bt.verify.report import text
+from emulator.errors import Unavailable
+from emulator.machine import Limits
+
+NAME = "debian-amd64"
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def prepared() -> tuple[Verification, Options]:
+    """A reference run, with processes at the same addresses in every run so that their page faults count."""
+    try:
+        fetched = guests.find(NAME)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    guest = find(NAME)
+    chosen = Options(
+        memory=guest.memory,
+        initrd=read_initrd(fetched.initrd),
+        command_line=f"{fetched.command_line} norandmaps",
+        limits=Limits(host_seconds=280),
+    )
+    return verify(guest, chosen, ()), chosen
+
+
+def test_a_stock_kernel_with_planted_traps_is_the_reference(prepared: tuple[Verification, Options]) -> None:
+    verification, chosen = prepared
+    verification.comparisons = [run_and_compare(verification, chosen, "trap")]
+    assert verification.passed, text(verification)
+
+
+def test_a_stock_kernel_with_fixups_is_the_reference_twice(prepared: tuple[Verification, Options]) -> None:
+    verification, chosen = prepared
+    comparisons = [run_and_compare(verification, chosen, "inline") for _ in range(2)]
+    verification.comparisons = comparisons
+    assert verification.passed, text(verification)
+    assert not any(finding.result.skipped for comparison in comparisons for finding in comparison.findings)
+    first, second = (comparison.pair.rewritten for comparison in comparisons)
+    assert first.exits == second.exits
+    assert first.console == second.console
+    assert first.memory.digest() == second.memory.digest()
+    assert sum(first.exits.values()) <= 60_000
