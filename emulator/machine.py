@@ -13,7 +13,8 @@ from emulator.board.boot import BootImage
 from emulator.board.linux_boot import EntryState, place
 from emulator.board.pc import Pc, ShutdownKind
 from emulator.clock import Clock
-from emulator.engine.unicorn.engine import UnicornEngine
+from emulator.engine.engines import ENGINES
+from emulator.engine.protocol import Engine
 from emulator.memory import GuestMemory
 
 BLOCKS_PER_SECOND = 25_000_000
@@ -80,9 +81,10 @@ class Machine:
         *,
         blocks_per_second: int = BLOCKS_PER_SECOND,
         limits: Limits | None = None,
+        engine: Callable[[], Engine] = ENGINES["unicorn"],
     ) -> None:
         self.memory = GuestMemory(memory_size)
-        self.engine = UnicornEngine()
+        self.engine = engine()
         self.engine.map_memory(0, self.memory.view)
         self.clock = Clock(lambda: self.engine.progress, blocks_per_second)
         self.board = Pc(self.memory, self.clock, console=console)

@@ -6,7 +6,6 @@ registers. It knows nothing of a hypervisor: what runs here is what a rewritten 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from emulator.board.linux_boot import EntryState
 from emulator.engine.exit import Exit, ExitKind, describe
@@ -24,8 +23,6 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _EFER, _STAR, _LSTAR, _CSTAR, _FMASK = 0xC000_0080, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
-_INHIBIT = 1 << 3
-"""The engine's mode bit for the shadow of STI and MOV SS."""
 _DB, _PF = 1, 14
 _LOOK_AGAIN = 2
 """Blocks until the interrupt flag is looked at again while an interrupt waits for it: the next block's beginning."""
@@ -41,9 +38,8 @@ class NativeCpu(LinearMemory):
         self.machine = machine
         self.engine = machine.engine
         self.board = machine.board
-        registers: Any = machine.engine.registers
-        self.registers = registers
-        self.gpr = registers.gpr
+        self.registers = machine.engine.registers
+        self.gpr = self.registers.gpr
         self.outcome: Outcome | None = None
         self.exits: dict[str, int] = {}
         self.observe: Callable[[str, int, int, int], None] | None = None
@@ -69,7 +65,7 @@ class NativeCpu(LinearMemory):
     @property
     def rip(self) -> int:
         """The instruction pointer."""
-        return int(self.registers.rip)
+        return self.registers.rip
 
     @rip.setter
     def rip(self, value: int) -> None:
@@ -78,7 +74,7 @@ class NativeCpu(LinearMemory):
     @property
     def rflags(self) -> int:
         """The real flags."""
-        return int(self.registers.rflags)
+        return self.registers.rflags
 
     @rflags.setter
     def rflags(self, value: int) -> None:
@@ -87,7 +83,7 @@ class NativeCpu(LinearMemory):
     @property
     def cpl(self) -> int:
         """The real privilege level."""
-        return int(self.registers.privilege)
+        return self.registers.privilege
 
     def set_privilege(self, cpl: int) -> None:
         """Change the real privilege level."""
@@ -95,8 +91,7 @@ class NativeCpu(LinearMemory):
 
     def segment(self, index: int) -> tuple[int, int, int, int]:
         """The real segment register."""
-        selector, base, limit, attributes = self.registers.segment(index)
-        return selector, base, limit, attributes
+        return self.registers.segment(index)
 
     def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
         """Load the real segment register."""
@@ -105,12 +100,12 @@ class NativeCpu(LinearMemory):
     @property
     def cr0(self) -> int:
         """CR0."""
-        return int(self.registers.control(0))
+        return self.registers.control(0)
 
     @property
     def cr2(self) -> int:
         """CR2."""
-        return int(self.registers.cr2)
+        return self.registers.cr2
 
     @cr2.setter
     def cr2(self, value: int) -> None:
@@ -119,52 +114,52 @@ class NativeCpu(LinearMemory):
     @property
     def cr4(self) -> int:
         """CR4."""
-        return int(self.registers.control(4))
+        return self.registers.control(4)
 
     @property
     def efer(self) -> int:
         """EFER."""
-        return int(self.registers.msr(_EFER))
+        return self.registers.msr(_EFER)
 
     @property
     def star(self) -> int:
         """STAR."""
-        return int(self.registers.msr(_STAR))
+        return self.registers.msr(_STAR)
 
     @property
     def lstar(self) -> int:
         """LSTAR."""
-        return int(self.registers.msr(_LSTAR))
+        return self.registers.msr(_LSTAR)
 
     @property
     def cstar(self) -> int:
         """CSTAR."""
-        return int(self.registers.msr(_CSTAR))
+        return self.registers.msr(_CSTAR)
 
     @property
     def fmask(self) -> int:
         """FMASK."""
-        return int(self.registers.msr(_FMASK))
+        return self.registers.msr(_FMASK)
 
     @property
     def gdt_base(self) -> int:
         """Base of GDTR."""
-        return int(self.registers.table(0)[0])
+        return self.registers.table(0)[0]
 
     @property
     def gdt_limit(self) -> int:
         """Limit of GDTR."""
-        return int(self.registers.table(0)[1])
+        return self.registers.table(0)[1]
 
     @property
     def idt_base(self) -> int:
         """Base of IDTR."""
-        return int(self.registers.table(1)[0])
+        return self.registers.table(1)[0]
 
     @property
     def idt_limit(self) -> int:
         """Limit of IDTR."""
-        return int(self.registers.table(1)[1])
+        return self.registers.table(1)[1]
 
     # -- a run ----------------------------------------------------------------------------------
 
@@ -237,9 +232,9 @@ class NativeCpu(LinearMemory):
         registers = self.registers
         if self._stepping or not registers.rflags & r.FLAG_IF:
             self.engine.set_deadline(self.engine.progress + _LOOK_AGAIN)
-        elif registers.mode & _INHIBIT:
+        elif registers.interrupt_shadow:
             self._stepping = True  # one instruction, then the shadow is over
-            registers.mode &= ~_INHIBIT
+            registers.interrupt_shadow = False
             registers.rflags |= r.FLAG_TF
         else:
             vector = self.board.acknowledge()
@@ -271,12 +266,8 @@ class NativeCpu(LinearMemory):
         self._raise(Fault(vector, error, exit_.address if vector == _PF else 0))
 
     def _software_interrupt(self, exit_: Exit) -> None:
-        behind, vector = self.rip, exit_.vector
-        short = vector in (1, 3) and self.fetch_bytes(behind - 1 & _MASK, 1, self.cpl == 3) in (b"\xcc", b"\xf1")
-        length = 1 if short else 2
-        self.rip = behind - length
-        self._event("software interrupt", vector, 0)
-        software_interrupt(self, vector, length)
+        self._event("software interrupt", exit_.vector, 0)
+        software_interrupt(self, exit_.vector, exit_.length)
 
     def _system_call(self, exit_: Exit) -> None:
         self._event("system call", self.gpr[0], 0)
@@ -333,7 +324,7 @@ class NativeCpu(LinearMemory):
         if not self.registers.rflags & r.FLAG_IF:
             self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
             return
-        self.registers.mode &= ~_INHIBIT
+        self.registers.interrupt_shadow = False
         if self._stepping:
             self._stepping = False
             self.registers.rflags &= ~r.FLAG_TF

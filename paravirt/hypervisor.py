@@ -9,7 +9,6 @@ import mmap
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
 
 from emulator.board.linux_boot import EntryState
 from emulator.engine.exit import Exit, ExitKind
@@ -67,7 +66,7 @@ class Hypervisor:
         shared_at = abi.SHARED_PAGE - abi.HYPERVISOR_BASE
         self.shared = window[shared_at : shared_at + 4096].cast("Q")
         guest = machine.memory.view
-        registers: Any = self.engine.registers
+        registers = self.engine.registers
         # The shadow needs the guest's context and the vCPU the shadow's frame kinds: context first.
         self.vcpu = VirtualCpu(registers, guest, self.shared)
         self.shadow = ShadowPaging(self.engine, guest, self.vcpu.context)
@@ -492,13 +491,10 @@ class Hypervisor:
         vcpu = self.vcpu
         if self._in_shadow:
             self._end_shadow()
-        behind, vector = vcpu.rip, exit_.vector
-        short = vector in (1, 3) and vcpu.fetch(behind - 1 & _MASK, 1) in (b"\xcc", b"\xf1")
-        length = 1 if short else 2
-        vcpu.rip = behind - length
+        vector = exit_.vector
         self.exits.count("software interrupt", "fault")
         self._event("software interrupt", vector, 0, vcpu.rip)
-        software_interrupt(vcpu, vector, length)
+        software_interrupt(vcpu, vector, exit_.length)
 
     def _system_call(self, exit_: Exit) -> None:
         vcpu = self.vcpu

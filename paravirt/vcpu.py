@@ -6,8 +6,7 @@ guest kernel runs, its interrupt flag is in the shared page and the real one is 
 code runs, the real flags are the virtual ones.
 """
 
-from typing import Any
-
+from emulator.engine.protocol import X86Registers
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.walk import GuestContext, LinearMemory
@@ -30,7 +29,7 @@ _PRESENT = 1 << 15
 class VirtualCpu(LinearMemory):
     """One virtual x86-64 processor. See `emulator.isa.x86.processor.Processor` for the shared names."""
 
-    def __init__(self, registers: Any, memory: memoryview, shared: memoryview) -> None:
+    def __init__(self, registers: X86Registers, memory: memoryview, shared: memoryview) -> None:
         self.registers = registers
         self.gpr = registers.gpr
         self.context = GuestContext()
@@ -60,7 +59,7 @@ class VirtualCpu(LinearMemory):
     @property
     def rip(self) -> int:
         """The instruction pointer."""
-        return int(self.registers.rip)
+        return self.registers.rip
 
     @rip.setter
     def rip(self, value: int) -> None:
@@ -106,7 +105,7 @@ class VirtualCpu(LinearMemory):
     @property
     def rflags(self) -> int:
         """RFLAGS as the guest must see it."""
-        flags = int(self.registers.rflags)
+        flags = self.registers.rflags
         if self.level == 3:
             return flags
         flags = flags & ~_HIDDEN | self._iopl << 12
@@ -127,7 +126,7 @@ class VirtualCpu(LinearMemory):
     def segment(self, index: int) -> tuple[int, int, int, int]:
         """Selector, base, limit, attributes as the guest loaded them."""
         virtual = self.virtual_segments.get(index)
-        real: tuple[int, int, int, int] = self.registers.segment(index)
+        real = self.registers.segment(index)
         if virtual is None or virtual[4] != real[0]:
             return real
         if index > 5:

@@ -17,12 +17,13 @@ class ExitKind(IntEnum):
     """An exception: `vector`, `error`, and for page faults `address`. RIP is at the instruction
     for faults and behind it for traps, as the manual has it."""
     SOFTWARE_INTERRUPT = 1
-    """INT n, INT3, INTO or INT1: `vector`. RIP is at the instruction, `length` is its length."""
+    """INT n, INT3 or INTO: `vector`. RIP is at the instruction, `length` is its length. The gate's privilege is not
+    looked at."""
     SYSTEM_CALL = 2
     """SYSCALL. RIP is at the instruction, `length` is its length."""
     PORT_READ = 3
     """IN or INS: `port`, `size` (bytes); the handler sets `value`, or `refused` to have the
-    instruction raise #GP (a FAULT exit follows)."""
+    instruction raise #GP (a FAULT exit follows). It leaves the registers as they are."""
     PORT_WRITE = 4
     """OUT or OUTS: `port`, `size` (bytes), `value`; the handler may set `refused`, as above."""
     IDENTIFY = 5
@@ -35,7 +36,7 @@ class ExitKind(IntEnum):
     HALT = 8
     """HLT at full privilege. RIP is behind it."""
     UNBACKED = 9
-    """An access to guest-physical memory that nothing backs: `address` (physical)."""
+    """A fetch from physical memory that nothing backs, or from a device. RIP is at the instruction."""
 
 
 class Exit:

@@ -41,47 +41,101 @@ class Capabilities:
     """Entries of a top-level page table that the guest's mappings must not use."""
 
 
-class Segment(Protocol):
-    """A loaded segment register: selector and hidden part."""
-
-    selector: int
-    base: int
-    limit: int
-    attributes: int
-    """Bits 8-23 of a descriptor's second word, at their place (type in 8-11, S 12, DPL 13-14,
-    P 15, AVL 20, L 21, D/B 22, G 23)."""
-
-
 class X86Registers(Protocol):
-    """The registers of an x86 CPU, readable and writable while an exit is handled."""
+    """The registers of an x86 CPU, readable and writable while an exit is handled, and between runs."""
 
-    gpr: memoryview
-    """Sixteen 64-bit words in encoding order: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
+    @property
+    def gpr(self) -> memoryview:
+        """Sixteen 64-bit words in encoding order: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
+        ...
+
     rip: int
     rflags: int
     """The whole RFLAGS as the CPU has it (for a deprivileged guest: the *real* one)."""
     cr2: int
+    privilege: int
+    """The real current privilege level, 0..3. Changing it changes no segment register."""
+    interrupt_shadow: bool
+    """Whether the next instruction still runs before an interrupt may come (STI, MOV SS); can be cleared."""
+
+    def control(self, number: int) -> int:
+        """CR0, CR2, CR3 or CR4."""
+        ...
+
+    def debug(self, number: int) -> int:
+        """DR0..DR7."""
+        ...
+
+    def msr(self, number: int) -> int:
+        """EFER, STAR, LSTAR, CSTAR, FMASK or KERNEL_GS_BASE."""
+        ...
 
     def segment(self, index: int) -> tuple[int, int, int, int]:
-        """Selector, base, limit, attributes of ES CS SS DS FS GS LDTR TR (0..7)."""
+        """Selector, base, limit (bytes), attributes of ES CS SS DS FS GS LDTR TR (0..7).
+
+        Attributes are bits 8-23 of a descriptor's second word, at their place (type in 8-11, S 12, DPL 13-14,
+        P 15, AVL 20, L 21, D/B 22, G 23).
+        """
         ...
 
     def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
-        """Load a segment register, hidden part included. Loading CS or SS does not change CPL."""
+        """Load a segment register, hidden part included. Loading CS or SS does not change the privilege level."""
+        ...
+
+    def segment_base(self, index: int) -> int:
+        """The base of a segment register."""
+        ...
+
+    def set_segment_base(self, index: int, base: int) -> None:
+        """Change only the base of FS (4) or GS (5)."""
+        ...
+
+    def table(self, which: int) -> tuple[int, int]:
+        """Base and limit of GDTR (0) or IDTR (1)."""
+        ...
+
+    def set_table(self, which: int, base: int, limit: int) -> None:
+        """Load GDTR (0) or IDTR (1)."""
         ...
 
 
-class Engine(Protocol):
-    """A CPU with its memory, driven by one handler."""
+Handler = Callable[[Exit], None]
+"""What an engine calls for every exit. It must not keep the `Exit`, which is reused."""
 
-    capabilities: Capabilities
+
+class Engine(Protocol):
+    """A CPU with its memory, driven by one handler.
+
+    Physical addresses are the engine's own: the guest's memory lies at its guest-physical addresses, and a hypervisor
+    may map memory of its own above it.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What was found when the engine was opened."""
+        ...
+
+    @property
+    def registers(self) -> X86Registers:
+        """The CPU's registers: one object for the engine's lifetime."""
+        ...
 
     def map_memory(self, physical: int, memory: memoryview) -> None:
         """Back physical addresses from `physical` on by `memory` (page-aligned, writable)."""
         ...
 
-    def run(self, handler: Callable[[Exit], None]) -> None:
-        """Run until the handler calls `stop`. An exception raised by the handler propagates."""
+    def map_mmio(
+        self, physical: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
+        """Route accesses to `size` bytes at `physical` to `read(offset, size)` and `write(offset, size, value)`.
+
+        An exception that they raise ends `run`, as one raised by the handler does.
+        """
+        ...
+
+    def run(self, handler: Handler) -> None:
+        """Run until the handler calls `stop`. An exception raised by the handler propagates, and the engine can be
+        run again. Raises `GuestFault` when the CPU cannot go on for a reason that is no exit."""
         ...
 
     def stop(self) -> None:
@@ -94,11 +148,41 @@ class Engine(Protocol):
         ...
 
     def set_deadline(self, progress: int) -> None:
-        """Ask for a BUDGET exit when `progress` is reached (at once if it is past)."""
+        """Ask for a BUDGET exit when `progress` is reached (as soon as possible if it is past)."""
+        ...
+
+    def set_root(self, physical: int) -> None:
+        """Switch to the page table at `physical`; what was cached of another one is not used for it."""
+        ...
+
+    def set_control(self, cr0: int, cr4: int, efer: int) -> None:
+        """Load the real control registers; a root must be set before CR0.PG is. Takes `guard_code` back."""
+        ...
+
+    def guard_code(self) -> None:
+        """From now on pages of protection key 1 are execute-only in user mode: a read faults with error bit 5.
+
+        Only for an engine whose capabilities say `execute_only`.
+        """
+        ...
+
+    def write_msr(self, number: int, value: int) -> None:
+        """Write one of the real processor's MSRs."""
+        ...
+
+    def flush_tlb(self) -> None:
+        """Entries of page tables in use were changed or removed: what was cached of them is not used any more.
+
+        An entry that becomes present needs no flush.
+        """
         ...
 
     def code_changed(self, address: int, size: int) -> None:
-        """The host changed bytes that may have been executed at guest-virtual `address`."""
+        """The host changed bytes that may have been executed at mapped guest-virtual `address`."""
+        ...
+
+    def flush_code(self) -> None:
+        """Any bytes that may have been executed were changed."""
         ...
 
     def close(self) -> None:

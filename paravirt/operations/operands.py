@@ -4,24 +4,29 @@ Room: `paravirt/operations`. A sensitive instruction is decoded once, at its fir
 become small functions, so that the next trap at the same site does no decoding.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from iced_x86 import Instruction, OpKind, Register, RegisterExt
 
 from paravirt.vcpu import VirtualCpu
+
+if TYPE_CHECKING:
+    from iced_x86._iced_x86_py import Register as RegisterNumber
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 Reader = Callable[[], int]
 Writer = Callable[[int], None]
 
 
-def general_register(register: int) -> tuple[int, int]:
+def general_register(register: RegisterNumber) -> tuple[int, int]:
     """Encoding number and size in bytes of a general register."""
     return RegisterExt.number(register), RegisterExt.size(register)
 
 
-def register_reader(vcpu: VirtualCpu, register: int) -> Reader:
+def register_reader(vcpu: VirtualCpu, register: RegisterNumber) -> Reader:
     """Reads a general register of any size."""
     number, size = general_register(register)
     gpr = vcpu.gpr
@@ -33,7 +38,7 @@ def register_reader(vcpu: VirtualCpu, register: int) -> Reader:
     return lambda: gpr[number] & mask
 
 
-def register_writer(vcpu: VirtualCpu, register: int) -> Writer:
+def register_writer(vcpu: VirtualCpu, register: RegisterNumber) -> Writer:
     """Writes a general register; 32-bit writes clear the upper half."""
     number, size = general_register(register)
     gpr = vcpu.gpr
@@ -64,7 +69,7 @@ def address_reader(vcpu: VirtualCpu, instruction: Instruction) -> Reader:
     base_number = RegisterExt.number(base) if base != Register.NONE else -1
     index_number = RegisterExt.number(index) if index != Register.NONE else -1
     segment_index = {Register.FS: 4, Register.GS: 5}.get(segment, -1)
-    registers: Any = vcpu.registers
+    registers = vcpu.registers
 
     def address() -> int:
         value = displacement

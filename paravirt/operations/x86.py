@@ -201,6 +201,8 @@ for _absent in (
     Operation.ENTER_HYPERVISOR,
     Operation.SAVE_SUPERVISOR_STATE,
     Operation.RETURN_FROM_MANAGEMENT_MODE,
+    Operation.MANAGE_SHADOW_STACK,
+    Operation.CONTROL_PLATFORM,
     Operation.READ_SEGMENT_BASE,
     Operation.WRITE_SEGMENT_BASE,
 ):
@@ -522,7 +524,7 @@ def read_msr(vcpu: VirtualCpu, number: int) -> int:
     if number == _EFER:
         return vcpu.efer
     if number in (_FS_BASE, _GS_BASE):
-        return int(vcpu.registers.segment_base(number - _FS_BASE + 4))
+        return vcpu.registers.segment_base(number - _FS_BASE + 4)
     if number in _PLAIN_MSRS:
         return vcpu.msrs.get(number, _PLAIN_MSRS[number])
     raise Fault(_GP, 0)

@@ -6,12 +6,13 @@ a kernel at full privilege. Every departure of Unicorn from the architecture is 
 """
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.protocol import Capabilities
+from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
@@ -24,6 +25,10 @@ _NOWHERE = 0x8000_0000_0000_0000
 _NO_CODE = frozenset({8, 14})
 """UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
 _FOREVER = 1 << 62
+_NO_MEMORY = 1 << 39
+"""Physical address of a page table of the engine's own that maps nothing; callers map memory below it."""
+_BREAKPOINT = 3
+_GP, _UD = 13, 6
 _RIP = 0x80 // 8
 _CR2 = 0x1A8 // 8 + 2
 _ERROR = 0x1508 // 4
@@ -57,16 +62,21 @@ class UnicornEngine:
         self.handle: int | None = handle.value
         self.registers = UnicornRegisters(self.library, handle.value, find_state(self.library, handle.value))
         self._exit = Exit()
-        self._handler: Callable[[Exit], None] = _no_handler
+        self._handler: Handler = _no_handler
         self._failure: BaseException | None = None
         self._stopped = False
-        self._refused: tuple[int, int] | None = None
+        self._refused: int | None = None
+        """Vector of the exception by which the instruction under way is refused."""
+        self._context = ctypes.c_void_p()
+        self._byte = (ctypes.c_ubyte * 1)()
         self._memories: list[Any] = []
         self._callbacks: list[Any] = []
         self._counter = BlockCounter(self.library)
         self._remaining = self._counter.remaining
         self._deadline = _FOREVER
         self._remaining[0] = _FOREVER
+        self._check(self.library.uc_context_alloc(self.handle, ctypes.byref(self._context)), "cannot save its state")
+        self.map_memory(_NO_MEMORY, memoryview(mmap.mmap(-1, mmap.PAGESIZE)))
         self._install_hooks()
         confirm(self)
         self.capabilities = replace(CAPABILITIES, execute_only=probe_execute_only(self))
@@ -107,7 +117,7 @@ class UnicornEngine:
 
     # -- running --------------------------------------------------------------------------------
 
-    def run(self, handler: Callable[[Exit], None]) -> None:
+    def run(self, handler: Handler) -> None:
         """Run until the handler calls `stop`. An exception raised by the handler propagates."""
         self._handler = handler
         self._stopped = False
@@ -120,9 +130,11 @@ class UnicornEngine:
                 failure, self._failure = self._failure, None
                 raise failure
             if self._refused is not None:
-                registers.rip, registers.gpr[0] = self._refused
+                self.library.uc_context_restore(handle, self._context)
+                self.library.uc_ctl(handle, lib.CONTROL_FLUSH_TLB)
+                registers.forget_exception()
+                exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, self._refused, 0
                 self._refused = None
-                exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, 13, 0
             elif self._stopped:
                 return
             elif self._remaining[0] <= 0:
@@ -193,6 +205,7 @@ class UnicornEngine:
     def close(self) -> None:
         """Release the CPU. Idempotent."""
         if self.handle is not None:
+            self.library.uc_context_free(self._context)
             self.library.uc_close(self.handle)
             self.handle = None
 
@@ -208,6 +221,7 @@ class UnicornEngine:
         self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_enter), lib.INS_SYSENTER)
         self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_identify), lib.INS_CPUID)
         self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_time_stamp), lib.INS_RDTSC)
+        self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_time_stamp_and_processor), lib.INS_RDTSCP)
         self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
 
     def _hook(self, kind: int, callback: Any, instruction: int = 0, user: int = 0) -> None:
@@ -235,11 +249,13 @@ class UnicornEngine:
         def on_fault(_engine: int, vector: int, _user: int) -> None:
             try:
                 signed[_OLD] = -1
+                if self._refused is not None:
+                    return
                 if halves[_SOFTWARE]:
                     exit_.kind = software
-                    behind = words[_NEXT]
-                    exit_.length = behind - words[_RIP] if words[_RIP] != behind else 0
                     exit_.vector = vector
+                    exit_.length = length = self._interrupt_length(vector)
+                    words[_RIP] = (words[_NEXT] - length) & 0xFFFF_FFFF_FFFF_FFFF
                 else:
                     exit_.kind = fault
                     exit_.vector = vector
@@ -252,11 +268,22 @@ class UnicornEngine:
 
         return on_fault
 
+    def _interrupt_length(self, vector: int) -> int:
+        """Length of the INT that was just executed: INT3 has an opcode of one byte. RIP is behind it already, and
+        prefixes in front of it are not to be told from other instructions."""
+        if vector != _BREAKPOINT:
+            return 2
+        last = (self.registers.next_rip - 1) & 0xFFFF_FFFF_FFFF_FFFF
+        status = self.library.uc_vmem_read(self.handle, last, lib.PROT_EXEC, self._byte, 1)
+        return 2 if status == 0 and self._byte[0] == vector else 1
+
     def _on_invalid(self, _engine: int, _user: int) -> int:
+        if self._refused is not None:
+            return 1
         try:
             self.registers.forget_exception()
             exit_ = self._exit
-            exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, 6, 0
+            exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _UD, 0
             self._handler(exit_)
         except BaseException as error:
             self._fail(error)
@@ -288,13 +315,27 @@ class UnicornEngine:
         exit_.refused = False
         self._handler(exit_)
         if exit_.refused:
-            self._refused = self.registers.rip, self.registers.gpr[0]
-            self.library.uc_emu_stop(self.handle)
+            self._refuse(_GP)
+
+    def _refuse(self, vector: int) -> None:
+        """Have the instruction under way raise an exception instead.
+
+        Unicorn goes on to the end of the basic block, whatever a hook wants: the registers are put back afterwards,
+        and until then no address is mapped, so that no store is done.
+        """
+        library, handle = self.library, self.handle
+        self._refused = vector
+        library.uc_context_save(handle, self._context)
+        self.registers.poke_root(_NO_MEMORY)
+        library.uc_ctl(handle, lib.CONTROL_FLUSH_TLB)
+        library.uc_emu_stop(handle)
 
     def _on_system_call(self, _engine: int, _user: int) -> None:
         """RIP is at SYSCALL and Unicorn adds 2 to whatever the handler leaves."""
         registers = self.registers
         try:
+            if self._refused is not None:
+                return
             exit_ = self._exit
             exit_.kind, exit_.length = ExitKind.SYSTEM_CALL, 2
             self._handler(exit_)
@@ -306,8 +347,10 @@ class UnicornEngine:
         """SYSENTER is no instruction of the processor shown to guests: #UD."""
         registers = self.registers
         try:
+            if self._refused is not None:
+                return
             exit_ = self._exit
-            exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, 6, 0
+            exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _UD, 0
             self._handler(exit_)
         except BaseException as error:
             self._fail(error)
@@ -319,10 +362,18 @@ class UnicornEngine:
     def _on_time_stamp(self, _engine: int, _user: int) -> int:
         return self._skip(ExitKind.TIME_STAMP)
 
+    def _on_time_stamp_and_processor(self, _engine: int, _user: int) -> int:
+        """RDTSCP is no instruction of the processor shown to guests, as CPUID says: #UD."""
+        if self._refused is None and self._failure is None:
+            self._refuse(_UD)
+        return 1
+
     def _skip(self, kind: ExitKind) -> int:
         """Hand up an instruction that the engine steps over afterwards."""
+        if self._refused is not None or self._failure is not None:
+            return 1
         try:
-            self._exit.kind = kind
+            self._exit.kind, self._exit.length = kind, 2
             self._handler(self._exit)
         except BaseException as error:
             self._fail(error)

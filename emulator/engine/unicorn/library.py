@@ -6,7 +6,7 @@ the few C functions the engine needs, and the callback types. Only this folder i
 """
 
 import ctypes
-from ctypes import c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any
 
 import unicorn
@@ -56,6 +56,7 @@ GENERAL = (
 """Unicorn's numbers of the general registers, in the processor's encoding order."""
 
 PROT_ALL = unicorn.UC_PROT_ALL
+PROT_EXEC = unicorn.UC_PROT_EXEC
 _CTL_WRITE = 1 << 30
 
 
@@ -88,9 +89,10 @@ def load() -> Any:
     """
     version = tuple(int(part) for part in unicorn.__version__.split(".")[:3])
     if version != SUPPORTED_VERSION:
+        known = ".".join(map(str, SUPPORTED_VERSION))
         raise EngineMissing(
-            f"the unicorn engine is version {unicorn.__version__}, but retrap knows the state layout of "
-            f"{'.'.join(map(str, SUPPORTED_VERSION))} only: pip install unicorn=={'.'.join(map(str, SUPPORTED_VERSION))}"
+            f"the unicorn engine is version {unicorn.__version__}, but retrap knows the state layout of {known} only: "
+            f"pip install unicorn=={known}"
         )
     library = ctypes.CDLL(_binding.uclib._name)
     library.uc_open.argtypes = (c_int, c_int, c_void_p)
@@ -104,9 +106,10 @@ def load() -> Any:
     library.uc_mem_map_ptr.argtypes = (c_void_p, c_uint64, c_uint64, c_uint32, c_void_p)
     library.uc_mem_unmap.argtypes = (c_void_p, c_uint64, c_uint64)
     library.uc_mmio_map.argtypes = (c_void_p, c_uint64, c_uint64, c_void_p, c_void_p, c_void_p, c_void_p)
-    library.uc_hook_add.argtypes = None
+    library.uc_vmem_read.argtypes = (c_void_p, c_uint64, c_uint32, c_void_p, c_size_t)
+    library.uc_context_alloc.argtypes = (c_void_p, c_void_p)
+    library.uc_context_save.argtypes = (c_void_p, c_void_p)
+    library.uc_context_restore.argtypes = (c_void_p, c_void_p)
+    library.uc_context_free.argtypes = (c_void_p,)
     library.uc_ctl.argtypes = (c_void_p, c_uint32)  # and what the control asks for
-    for name in ("uc_open", "uc_close", "uc_emu_start", "uc_emu_stop", "uc_reg_read", "uc_reg_write"):
-        getattr(library, name).restype = c_int
-    library.counter_type = c_int64
     return library

@@ -56,6 +56,7 @@ _DIRECTION = 0x400
 _CC_OP_EFLAGS = 1
 
 # Bits of hflags, QEMU's summary of the mode.
+_H_SHADOW = 1 << 3
 _H_CS32 = 1 << 4
 _H_SS32 = 1 << 5
 _H_ADDSEG = 1 << 6
@@ -97,7 +98,7 @@ def find_state(library: Any, handle: int) -> int:
     pattern = struct.pack("<16Q", *values)
     descriptor = os.open("/proc/self/mem", os.O_RDONLY)
     try:
-        pointers = struct.unpack("<512Q", _read_memory(descriptor, handle, 4096).ljust(4096, b"\0"))
+        pointers: tuple[int, ...] = struct.unpack("<512Q", _read_memory(descriptor, handle, 4096).ljust(4096, b"\0"))
         for pointer in dict.fromkeys(pointers):
             if pointer < 0x10000 or pointer >> 47:
                 continue
@@ -156,7 +157,7 @@ class UnicornRegisters:
             return words[_W_EFLAGS] & ~(_ARITHMETIC | _DIRECTION) | (words[_W_CC_SRC] & _ARITHMETIC) | direction
         self._eflags.value = 0
         self._read(self._handle, lib.REG_EFLAGS, self._reference)
-        return self._eflags.value
+        return int(self._eflags.value)
 
     @rflags.setter
     def rflags(self, value: int) -> None:
@@ -210,6 +211,16 @@ class UnicornRegisters:
     @privilege.setter
     def privilege(self, level: int) -> None:
         self.halves[_H_FLAGS] = self.halves[_H_FLAGS] & ~3 | level
+
+    @property
+    def interrupt_shadow(self) -> bool:
+        """Whether the next instruction still runs before an interrupt may come, after STI or a load of SS."""
+        return self.halves[_H_FLAGS] & _H_SHADOW != 0
+
+    @interrupt_shadow.setter
+    def interrupt_shadow(self, value: bool) -> None:
+        mode = self.halves[_H_FLAGS]
+        self.halves[_H_FLAGS] = mode | _H_SHADOW if value else mode & ~_H_SHADOW
 
     @property
     def mode(self) -> int:

@@ -60,25 +60,71 @@ class TripleFault(Exception):
 class Processor(Protocol):
     """An x86-64 processor in long mode (EFER.LMA = 1), as its own software sees it."""
 
-    gpr: memoryview
-    """Sixteen 64-bit words ('Q') in encoding order: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
     rip: int
     """Address of the instruction under way; the semantics set it to the next one to execute."""
     rflags: int
     """Complete and virtual: IF and IOPL are those the software believes in."""
-    cr0: int
     cr2: int
-    cr4: int
-    efer: int
-    star: int
-    lstar: int
-    cstar: int
-    fmask: int
-    gdt_base: int
-    gdt_limit: int
-    """The last valid byte of the table, 0..65535."""
-    idt_base: int
-    idt_limit: int
+
+    @property
+    def gpr(self) -> memoryview:
+        """Sixteen 64-bit words ('Q') in encoding order: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
+        ...
+
+    @property
+    def cr0(self) -> int:
+        """CR0."""
+        ...
+
+    @property
+    def cr4(self) -> int:
+        """CR4."""
+        ...
+
+    @property
+    def efer(self) -> int:
+        """EFER."""
+        ...
+
+    @property
+    def star(self) -> int:
+        """STAR."""
+        ...
+
+    @property
+    def lstar(self) -> int:
+        """LSTAR."""
+        ...
+
+    @property
+    def cstar(self) -> int:
+        """CSTAR."""
+        ...
+
+    @property
+    def fmask(self) -> int:
+        """FMASK."""
+        ...
+
+    @property
+    def gdt_base(self) -> int:
+        """Linear address of the GDT."""
+        ...
+
+    @property
+    def gdt_limit(self) -> int:
+        """The last valid byte of the table, 0..65535."""
+        ...
+
+    @property
+    def idt_base(self) -> int:
+        """Linear address of the IDT."""
+        ...
+
+    @property
+    def idt_limit(self) -> int:
+        """The last valid byte of the table, 0..65535."""
+        ...
 
     @property
     def cpl(self) -> int:

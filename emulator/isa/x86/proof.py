@@ -1,17 +1,18 @@
 """Proof by running: executes the examples of the x86-64 table in kernel and in user mode and compares.
 
-Room: `emulator/isa/x86`. Uses an engine through the `Cpu` protocol below only. What must be seen is
+Room: `emulator/isa/x86`. Uses any engine that runs at full privilege. What must be seen is
 data (`proof_cases`), by the manual; where the engine departs from the manual, `DEPARTURES` there
 says so, and a departure that is not needed refutes the row as a missing one does.
 """
 
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.protocol import Engine
 from emulator.isa.sensitive import SensitiveInstruction
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.room import (
@@ -30,35 +31,6 @@ from emulator.isa.x86.room import (
     attributes_of,
     furnish,
 )
-
-
-class CpuRegisters(Protocol):
-    """What a proof sets and observes."""
-
-    gpr: memoryview
-    rip: int
-    rflags: int
-    privilege: int
-
-    def segment(self, index: int) -> tuple[int, int, int, int]: ...
-    def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None: ...
-    def table(self, which: int) -> tuple[int, int]: ...
-    def set_table(self, which: int, base: int, limit: int) -> None: ...
-    def control(self, number: int) -> int: ...
-    def debug(self, number: int) -> int: ...
-
-
-class Cpu(Protocol):
-    """The part of an engine that a proof uses; it must be able to run at full privilege."""
-
-    @property
-    def registers(self) -> CpuRegisters: ...
-    def map_memory(self, physical: int, memory: memoryview) -> None: ...
-    def run(self, handler: Callable[[Exit], None]) -> None: ...
-    def stop(self) -> None: ...
-    def set_control(self, cr0: int, cr4: int, efer: int) -> None: ...
-    def set_root(self, physical: int) -> None: ...
-    def code_changed(self, address: int, size: int) -> None: ...
 
 
 class Mode(Enum):
@@ -153,7 +125,7 @@ class Departure(NamedTuple):
 class Outcome:
     """What was seen after an instruction: an event and the state of the processor."""
 
-    def __init__(self, event: Event, cpu: Cpu, memory: memoryview) -> None:
+    def __init__(self, event: Event, cpu: Engine, memory: memoryview) -> None:
         self.event = event
         seen = cpu.registers
         self._values = {name: seen.gpr[index] for index, name in enumerate(r.GPR_NAMES)}
@@ -191,7 +163,7 @@ def _word(memory: memoryview, address: int, size: int) -> int:
 class Bench:
     """A processor with a furnished room, on which cases are run one after the other."""
 
-    def __init__(self, cpu: Cpu) -> None:
+    def __init__(self, cpu: Engine) -> None:
         self._cpu = cpu
         self._room = memoryview(mmap.mmap(-1, ROOM_SIZE))
         cpu.map_memory(0, self._room)
@@ -218,7 +190,7 @@ class Bench:
         return outcome[0]
 
 
-def _prepare(cpu: Cpu, case: Case, mode: Mode) -> None:
+def _prepare(cpu: Engine, case: Case, mode: Mode) -> None:
     """Load the whole state that a case begins with."""
     state = cpu.registers
     cpu.set_root(ROOT)

@@ -310,6 +310,7 @@ _PORTS: Final = "the engine asks its caller at every level, who refuses by IOPL 
 _NO_SYSENTER: Final = "the processor shown to guests has no SYSENTER in 64-bit mode, as AMD's"
 _IDENTITY: Final = "the engine reports CPUID, so that the processor shown can be a virtual one"
 _TIME: Final = "the engine reports RDTSC at full privilege, so that time can be a virtual one"
+_NO_RDTSCP: Final = "the processor shown to guests has no RDTSCP, as CPUID says: it would show the host's time"
 _NO_COUNTERS: Final = "the engine has no performance counters and takes RDPMC for an invalid opcode"
 _FENCE: Final = "the engine takes the encoding for MFENCE: it does not wait, which a wait may always do"
 _LEVEL_FIRST: Final = "the engine looks at the privilege level before CR4.OSXSAVE: #GP where the manual has #UD"
@@ -324,6 +325,7 @@ def _departures() -> dict[tuple[str, Mode, int], Departure]:
         ("INT3", Mode.USER, 0): Departure(software(3), _GATE),
         ("XSETBV", Mode.USER, 1): Departure(exception(r.VECTOR_GP), _LEVEL_FIRST),
         ("RDTSC", Mode.KERNEL, 0): Departure(exits(ExitKind.TIME_STAMP), _TIME),
+        ("RDTSCP", Mode.KERNEL, 0): Departure(_UD, _NO_RDTSCP),
     }
     for number in (0, 1):
         found["IN", Mode.USER, number] = Departure(exits(ExitKind.PORT_READ), _PORTS)
