@@ -24,9 +24,9 @@ PREFIX: Final = 0x01
 """Ctrl-A: what follows is for retrap and not for the guest, as in QEMU."""
 
 HELP: Final = (
-    "Ctrl-A x      end the run\r\n"
-    "Ctrl-A Ctrl-A send Ctrl-A to the guest\r\n"
-    "Ctrl-A h      this help; every other key, Ctrl-C included, is the guest's\r\n"
+    "Ctrl-A x      end the run\n"
+    "Ctrl-A Ctrl-A send Ctrl-A to the guest\n"
+    "Ctrl-A h      this help; every other key, Ctrl-C included, is the guest's\n"
 )
 
 _PIECE = 4096
@@ -139,7 +139,7 @@ class Keyboard:
         self._ended = False
         if descriptor is not None and os.isatty(descriptor):
             if _in_foreground(descriptor):
-                self._filter = KeyFilter(leave, lambda text: write_all(2, b"\r\n" + text.encode()))
+                self._filter = KeyFilter(leave, _say)
             else:
                 self._descriptor = None  # reading would stop a background job
 
@@ -200,6 +200,11 @@ class Keyboard:
             self._ended = True
             return None
         return data if self._filter is None else self._filter.feed(data)
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:
+        print(f"\n{text}", end="", file=sys.stderr, flush=True)
 
 
 def _in_foreground(descriptor: int) -> bool:
@@ -302,10 +307,8 @@ class Signals:
         elif number != signal.SIGALRM:
             sys.exit(128 + number)
 
-    def _pause(self, number: int, _frame: FrameType | None) -> None:
+    def _pause(self, _number: int, _frame: FrameType | None) -> None:
         """Stopped from outside, as by `kill -TSTP`: the shell gets its terminal, and we get it again afterwards."""
         self._keyboard.give_back()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        signal.signal(number, self._pause)
+        os.kill(os.getpid(), signal.SIGSTOP)
         self._keyboard.make_raw()

@@ -64,7 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status; errors are told on stderr."""
     try:
         status = cli.main(list(arguments), prog_name="retrap", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None when started without one
+            sys.stdout.flush()
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     except BaseException as error:

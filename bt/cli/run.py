@@ -156,6 +156,7 @@ class Run:
 
     def status(self) -> int:
         """Run the guest; the exit status of the process. Raises what `bt.cli.errors` reports."""
+        from bt.cli.errors import report
         from bt.session import Session
         from bt.terminal import Keyboard, Screen, Signals, descriptor_of
         from bt.tracefile import TraceFile
@@ -176,6 +177,8 @@ class Run:
                 return self._run(keyboard, signals, trace)
             finally:
                 self._session.close()
+        except BrokenPipeError as error:
+            return report(error)  # click would make a failure of it
         finally:
             if trace is not None:
                 trace.close()
@@ -226,8 +229,8 @@ class Run:
         machine.stop_when = asked
         if trace is not None:
             self._session.driver.trace = trace.write
-        if keyboard.interactive and sys.stderr.isatty():
-            sys.stderr.write("retrap: Ctrl-A x ends the run, Ctrl-A h says more\r\n")
+        if keyboard.interactive:
+            self._say("Ctrl-A x ends the run, Ctrl-A h says more")
 
     def _end(self) -> None:
         from emulator.machine import EndKind, Outcome
@@ -287,14 +290,15 @@ class Run:
         return f"{address:#x}" + (f" ({name})" if name and name != f"{address:#x}" else "")
 
     def _say(self, sentence: str) -> None:
-        print(f"retrap: {sentence}", file=sys.stderr, flush=True)
+        if sys.stderr is not None:
+            print(f"retrap: {sentence}", file=sys.stderr, flush=True)
 
     def _report(self, ending: Ending) -> None:
         from bt.report import run as report
 
-        if self._screen.in_line and sys.stderr.isatty():
+        if self._screen.in_line and sys.stderr is not None and sys.stderr.isatty():
             sys.stderr.write("\n")
-        if self.request.exits:
+        if self.request.exits and sys.stderr is not None:
             report.print_exits(self._session, ending.seconds, timed=self.options.timed)
         if self.request.result is not None:
             value = report.as_json(self._session, ending, self._screen.sha256, self._screen.size)
