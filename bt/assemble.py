@@ -137,6 +137,24 @@ def jump_if_rcx_zero(distance: int) -> bytes:
     return b"\xe3" + struct.pack("<b", distance)
 
 
+def skip(distance: int) -> bytes:
+    """`jmp` over `distance` bytes (a signed byte)."""
+    return b"\xeb" + struct.pack("<b", distance)
+
+
+def read_selector(register: int, segment: int) -> bytes:
+    """`mov r32, sreg`, clearing the upper part; `segment` in encoding order: ES CS SS DS FS GS."""
+    return _rex_b(register) + bytes((0x8C, 0xC0 | segment << 3 | register & 7))
+
+
+def decrease(register: int, value: int, size: int) -> bytes:
+    """`lea r, [r-value]` of `size` bytes (2 or 8): a subtraction that leaves the flags alone."""
+    low = register & 7
+    prefix = (b"\x66" if size == 2 else b"") + bytes((0x40 | (size == 8) << 3 | (register >> 3) * 5, 0x8D))
+    operand = b"\x64\x24" if low == RSP else bytes((0x40 | low << 3 | low,))
+    return prefix + operand + struct.pack("<b", -value)
+
+
 def jump_if_not_zero(distance: int) -> bytes:
     """`jnz` over `distance` bytes (a signed byte)."""
     return b"\x75" + struct.pack("<b", distance)

@@ -20,6 +20,7 @@ from bt.tactics.choose import Choice, Tactic
 from bt.tactics.layout import Arena, assemble_fixup, size_of
 from bt.tactics.page import PatchedPage, patch_page, survey
 from emulator.errors import UsageError
+from emulator.isa.x86.table import PLANTED
 from paravirt.translator import Fixup, Translation
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class LoadTimeTranslator:
         self._cache = cache
         self._arena = Arena()
         self._pristine: Pristine | None = None
-        self._selectors: tuple[int, int] | None = None
+        self._padded = False
         self._waiting: tuple[Fixup, ...] = ()
         self._fixups: dict[tuple[int, bytes], int | None] = {}
         self._planned: dict[int, PlannedSite] = {}
@@ -86,7 +87,7 @@ class LoadTimeTranslator:
             self._pristine = Pristine(image, delta, self._inline, cache)
             self.scanned += not self._pristine.map.cached
             if self._inline and image.linux is not None:
-                self._selectors = linux_x86.SELECTORS
+                self._padded = bool(linux_x86.slots(image))
                 self._waiting = linux_x86.stubs(image, delta, self._arena)
                 self.image_patches = linux_x86.image_patches(image, delta)
         if plan is not None:
@@ -202,13 +203,15 @@ class LoadTimeTranslator:
     ) -> PatchedPage:
         """The translated page; new fixups are appended to `fresh`."""
         code = whole[:PAGE]
-        ground = survey(address, whole, scan, page, entry, self._selectors) if self._inline else None
+        ground = survey(address, whole, scan, page, entry, self._padded) if self._inline else None
         linked = self._pristine.linked(address) if self._pristine is not None else None
 
         def fixed(site: Found) -> bool:
             planned = self._planned.get((linked or 0) + site.offset)
             window = code[site.offset : site.offset + len(planned.old)] if planned is not None else b""
-            return planned is not None and planned.tactic is not Tactic.INLINE and window == planned.old
+            if planned is None or window != planned.old:
+                return False
+            return planned.tactic is Tactic.TRAP or (planned.tactic is Tactic.NATIVE and site.code not in PLANTED)
 
         def place(choice: Choice) -> int | None:
             planned = self._planned.get((linked or 0) + choice.site.offset)

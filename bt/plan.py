@@ -174,7 +174,7 @@ def plan(image: Image, sites: Sequence[Site], mode: str, cache: PageCache | None
     arena = Arena()
     linux = inline and image.linux is not None
     fixups = list(linux_x86.stubs(image, 0, arena)) if linux else []
-    selectors = linux_x86.SELECTORS if linux else None
+    padded = linux and bool(linux_x86.slots(image))
     planned: list[PlannedSite] = []
     pages: dict[int, list[Site]] = {}
     for site in sorted(sites, key=lambda site: site.address):
@@ -183,7 +183,7 @@ def plan(image: Image, sites: Sequence[Site], mode: str, cache: PageCache | None
         else:
             pages.setdefault(site.address & -PAGE, []).append(site)
     for address, here in pages.items():
-        planned += _plan_page(pristine, address, here, inline, selectors, arena, fixups)
+        planned += _plan_page(pristine, address, here, inline, padded, arena, fixups)
     return Plan(
         mode=mode,
         sha256=elf_digest(image),
@@ -199,7 +199,7 @@ def _plan_page(
     address: int,
     sites: list[Site],
     inline: bool,
-    selectors: tuple[int, int] | None,
+    padded: bool,
     arena: Arena,
     fixups: list[Fixup],
 ) -> list[PlannedSite]:
@@ -216,7 +216,7 @@ def _plan_page(
             fixups.append(assemble_fixup(at, address, choice.window))
         return at
 
-    ground = survey(address, whole, scan, pristine.page(address), -1, selectors) if inline else None
+    ground = survey(address, whole, scan, pristine.page(address), -1, padded) if inline else None
     found = [Found(site.address - address, site.length, site.code) for site in sites]
     patched = patch_page(address, code, found, inline, ground, place)
     return [_planned(site, placed, whole, patched.code) for site, placed in zip(sites, patched.placed, strict=True)]

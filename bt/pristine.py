@@ -38,7 +38,7 @@ class Pristine:
                 data = bytes(moved)
             self._segments.append((segment.vaddr, segment.paddr, segment.memory_size, data))
         self._changes: dict[int, list[tuple[int, bytes]]] = {}
-        for change in linux_x86.lock_patches(image) if patched else ():
+        for change in linux_x86.image_patches(image) if patched else ():
             self._changes.setdefault(change.address & -PAGE, []).append((change.address, change.new))
 
     def linked(self, address: int) -> int | None:

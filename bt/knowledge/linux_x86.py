@@ -1,4 +1,4 @@
-"""What is known of Linux on x86-64: its interrupt-flag functions, its LOCK prefixes, its selectors.
+"""What is known of Linux on x86-64: its interrupt-flag functions and its LOCK prefixes.
 
 Room: `bt/knowledge`. Read from the image's own tables, never from a symbol's name alone: an alternative whose
 replacement is CLI and whose original is a call through memory says which word of pv_ops holds `irq_disable`
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from bt.image import Image
     from paravirt.translator import Fixup
 
-SELECTORS: Final = (0x10, 0x18)
-"""__KERNEL_CS and __KERNEL_DS (arch/x86/include/asm/segment.h). In an interrupt handler entered from user mode SS is
-0 instead: of the sequence that returns to itself this changes one dead word below the stack pointer."""
 LOCK: Final = b"\xf0"
 DS_PREFIX: Final = b"\x3e"
 _MASK: Final = (1 << 64) - 1

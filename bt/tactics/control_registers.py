@@ -20,4 +20,5 @@ def read_control_register(register: int, number: int) -> Template:
     if number not in COPIED:
         raise ValueError(f"CR{number} has no copy in the shared page")
     repeatable = number != 2  # a page fault changes CR2
-    return Template(f"read CR{number}", asm.load(register, control_register(number)), repeatable=repeatable)
+    code = asm.load(register, control_register(number))
+    return Template(f"read CR{number}", code, changes=frozenset({register}), repeatable=repeatable)

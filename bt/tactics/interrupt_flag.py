@@ -20,6 +20,7 @@ PLAIN_FLAGS: Final = 0xCD5 | INTERRUPT_FLAG | 0x2 | 0x28 | 0x8000
 ignored. TF, IOPL, NT, RF, VM, AC, VIF, VIP and ID go to the hypervisor."""
 ODD_FLAGS: Final = 0xFFFF_FFFF & ~PLAIN_FLAGS
 """Bits that send POPF to the hypervisor."""
+_STACK: Final = frozenset({asm.RSP})
 
 
 def disable() -> Template:
@@ -36,16 +37,28 @@ def enable(before_halt: bool = False) -> Template:
     between the two would let an idle kernel sleep through it.
     """
     flag = asm.store_constant(DELTA, INTERRUPTS_ENABLED)
-    return Template("enable interrupts", flag, finish=None if before_halt else deliver(), repeatable=True)
+    return Template("enable interrupts", flag, finish=None if before_halt else deliver(), shadow=True, repeatable=True)
 
 
 def deliver() -> Template:
     """The end of an enable: one hypercall when an interrupt waits."""
-    save, restore = asm.store(scratch(0), asm.RCX), asm.load(asm.RCX, scratch(0))
+    rcx = asm.RCX
+    save, restore = asm.store(scratch(0), rcx), asm.load(rcx, scratch(0))
     waiting = restore + asm.HLT
-    code = joined((save, asm.load(asm.RCX, PENDING), asm.jump_if_rcx_zero(len(waiting)), waiting))
+    code = joined((save, asm.load(rcx, PENDING), asm.jump_if_rcx_zero(len(waiting)), waiting))
     call = Call(len(code) - 1, Operation.ENABLE_INTERRUPTS)
-    return Template("deliver what waits", code + restore, (call,), frozenset({0}), last=True)
+    return Template("deliver what waits", code + restore, (call,), frozenset({0}))
+
+
+def deliver_if_enabled() -> Template:
+    """The end of what may have enabled: one hypercall when interrupts are enabled and one waits."""
+    rcx = asm.RCX
+    save, restore = asm.store(scratch(0), rcx), asm.load(rcx, scratch(0))
+    waiting = restore + asm.HLT
+    look = asm.load(rcx, PENDING) + asm.jump_if_rcx_zero(len(waiting)) + waiting
+    head = joined((save, asm.load(rcx, DELTA), asm.jump_if_rcx_zero(2), asm.skip(len(look)), look))
+    call = Call(len(head) - 1, Operation.ENABLE_INTERRUPTS)
+    return Template("deliver what waits if enabled", head + restore, (call,), frozenset({0}))
 
 
 def read_flags() -> Template:
@@ -57,16 +70,13 @@ def read_flags() -> Template:
             asm.store(scratch(0), rax),
             asm.store(scratch(1), rcx),
             asm.load_stack(rax, 0),
-            asm.load(rcx, DELTA),
-            asm.add(rax, rcx),
-            asm.load(rcx, PRIVILEGE),
-            asm.add(rax, rcx),
+            *corrected(rax, rcx),
             asm.store_stack(0, rax),
             asm.load(rax, scratch(0)),
             asm.load(rcx, scratch(1)),
         )
     )
-    return Template("read flags", code, scratch=frozenset({0, 1}))
+    return Template("read flags", code, scratch=frozenset({0, 1}), changes=_STACK, stack=-8)
 
 
 def read_flags_to(register: int) -> Template:
@@ -79,62 +89,40 @@ def read_flags_to(register: int) -> Template:
             asm.PUSHFQ,
             asm.pop(register),
             asm.store(scratch(0), other),
-            asm.load(other, DELTA),
-            asm.add(register, other),
-            asm.load(other, PRIVILEGE),
-            asm.add(register, other),
+            *corrected(register, other),
             asm.load(other, scratch(0)),
             asm.store_stack(-8, register),
         )
     )
-    return Template("read flags to register", code, scratch=frozenset({0}))
+    return Template("read flags to register", code, scratch=frozenset({0}), changes=frozenset({register}))
+
+
+def corrected(register: int, other: int) -> tuple[bytes, ...]:
+    """Real flags in `register` become virtual ones; `other` is used up."""
+    return asm.load(other, DELTA), asm.add(register, other), asm.load(other, PRIVILEGE), asm.add(register, other)
 
 
 def write_flags() -> Template:
     """POPFQ: IF goes to the shared page, the arithmetic flags to the CPU.
 
     The stacked word is read first, while nothing has changed; flags may be used freely since POPFQ writes them all.
+    The hypercall for what is not plain does all of POPFQ, and the guest goes on behind the template.
     """
     rcx = asm.RCX
     save, restore = asm.store(scratch(0), rcx), asm.load(rcx, scratch(0))
-    odd = restore + asm.HLT
     plain = joined(
         (
             asm.and_constant(rcx, INTERRUPT_FLAG),
             asm.subtract_constant(rcx, INTERRUPT_FLAG),
             asm.store(DELTA, rcx),
+            restore,
+            asm.POPFQ,
         )
     )
-    waiting_test = asm.compare_constant(PENDING, 0)
-    finish = restore + asm.POPFQ
-    deliver = finish + asm.HLT
-    # Laid out so that the frequent ways fall through and the whole template ends in the plain one:
-    #   save; load; test odd; jnz odd; cmp IOPL; jnz odd; plain; jnz finish (disabling); cmp pending; jnz deliver;
-    #   jmp short finish;
-    #   odd: restore; hlt; deliver: restore; popfq; hlt; finish: restore; popfq
-    skip = b"\xeb" + bytes((len(odd) + len(deliver),))
-    to_deliver = asm.jump_if_not_zero(len(skip) + len(odd))
-    middle = waiting_test + to_deliver + skip
-    to_finish = asm.jump_if_not_zero(len(middle) + len(odd) + len(deliver))
-    to_odd = asm.jump_if_not_zero(len(plain) + len(to_finish) + len(middle))
-    privilege_test = asm.compare_constant(PRIVILEGE, 0)
-    to_odd_before = asm.jump_if_not_zero(len(privilege_test) + len(to_odd) + len(plain) + len(to_finish) + len(middle))
-    head = joined(
-        (
-            save,
-            asm.load_stack(rcx, 0),
-            asm.test_constant(rcx, ODD_FLAGS),
-            to_odd_before,
-            privilege_test,
-            to_odd,
-            plain,
-            to_finish,
-            middle,
-        )
-    )
-    code = head + odd + deliver + finish
-    calls = (
-        Call(len(head) + len(odd) - 1, Operation.WRITE_FLAGS),
-        Call(len(head) + len(odd) + len(deliver) - 1, Operation.ENABLE_INTERRUPTS),
-    )
-    return Template("write flags", code, calls, frozenset({0}), last=True)
+    odd = restore + asm.HLT
+    plain += asm.skip(len(odd))
+    privilege = asm.compare_constant(PRIVILEGE, 0) + asm.jump_if_not_zero(len(plain))
+    to_odd = asm.jump_if_not_zero(len(privilege) + len(plain))
+    code = joined((save, asm.load_stack(rcx, 0), asm.test_constant(rcx, ODD_FLAGS), to_odd, privilege, plain, odd))
+    call = Call(len(code) - 1, Operation.WRITE_FLAGS, inside=True)
+    return Template("write flags", code, (call,), frozenset({0}), changes=_STACK, stack=8, finish=deliver_if_enabled())

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from bt import assemble as asm
-from bt.tactics.choose import Choice, Tactic, Window
+from bt.tactics.choose import Choice, Tactic
 from bt.tactics.template import Template
+from bt.tactics.window import Window
 from paravirt.abi import FIXUP_BASE, FIXUP_SIZE
 from paravirt.translator import Fixup, Hypercall
 
@@ -22,46 +23,72 @@ _MASK: Final = (1 << 64) - 1
 
 def size_of(window: Window) -> int:
     """Bytes of the fixup for `window`."""
-    leaving = (len(window.finish[1].code) if window.finish is not None else 0) + asm.JUMP_LENGTH
-    both = window.branch is not None and window.branch.condition is not None
+    finish = len(window.finish[1].code) if window.finish is not None else 0
     pieces = sum(len(template.code) for _, template in window.pieces)
-    return pieces + (asm.SHORT_BRANCH_LENGTH + 2 * leaving if both else leaving)
+    branch = window.branch
+    if branch is None:
+        return pieces + finish + asm.JUMP_LENGTH
+    if branch.target is None:
+        return pieces + finish + len(asm.RET)
+    if branch.condition is None:
+        return pieces + finish + asm.JUMP_LENGTH
+    return pieces + asm.SHORT_BRANCH_LENGTH + 2 * (finish + asm.JUMP_LENGTH)
+
+
+class _Body:
+    """A fixup while its parts are put one behind the other."""
+
+    def __init__(self, address: int, page: int) -> None:
+        self.address = address
+        self._page = page
+        self.code = bytearray()
+        self.calls: dict[int, Hypercall] = {}
+
+    @property
+    def here(self) -> int:
+        """Guest-virtual address of the next byte."""
+        return self.address + len(self.code)
+
+    def put(self, offset: int, template: Template, resume: int) -> None:
+        """A template that stands for the instruction at `offset` of the page; the fixup goes on at `resume`."""
+        begin = self.here
+        body = bytearray(template.code)
+        for call in template.calls:
+            after = begin + len(body) if call.inside else resume
+            site = (self._page + offset) & _MASK
+            self.calls[begin + call.offset] = Hypercall(site, call.operation, after)
+        if template.reference is not None:
+            at, target = template.reference
+            body[at : at + 4] = asm.relative(begin + len(body), (self._page + target) & _MASK)
+        self.code += body
+
+    def leave(self, finish: tuple[int, Template] | None, target: int | None) -> None:
+        """The end of a way through the fixup: what is left to do, then to `target`, or back to the caller."""
+        if finish is not None:
+            behind = self.here + len(finish[1].code)
+            self.put(*finish, behind if target is None else target)
+        self.code += asm.RET if target is None else asm.jump(self.here, target)
 
 
 def assemble_fixup(address: int, page: int, window: Window) -> Fixup:
     """The fixup at `address` for a window of the page at guest-virtual `page`. Raises `asm.OutOfReach`."""
-    code = bytearray()
-    calls: dict[int, Hypercall] = {}
-
-    def put(offset: int, template: Template, resume: int) -> None:
-        begin = address + len(code)
-        for call in template.calls:
-            calls[begin + call.offset] = Hypercall((page + offset) & _MASK, call.operation, resume)
-        body = bytearray(template.code)
-        if template.reference is not None:
-            at, target = template.reference
-            body[at : at + 4] = asm.relative(begin + len(body), (page + target) & _MASK)
-        code.extend(body)
-
-    def leave(target: int) -> None:
-        if window.finish is not None:
-            put(*window.finish, target)
-        code.extend(asm.jump(address + len(code), target))
-
+    body = _Body(address, page)
     behind = (page + window.end) & _MASK
     for offset, template in window.pieces:
-        put(offset, template, behind)
+        body.put(offset, template, behind)
     branch = window.branch
     if branch is None:
-        leave(behind)
-    elif branch.condition is None:
-        leave((page + branch.target) & _MASK)
+        body.leave(window.finish, behind)
+    elif branch.target is None:
+        body.leave(window.finish, None)
     else:
-        finish = len(window.finish[1].code) if window.finish is not None else 0
-        code += asm.branch(branch.condition, finish + asm.JUMP_LENGTH)
-        leave(behind)
-        leave((page + branch.target) & _MASK)
-    return Fixup(address, bytes(code), page + window.pieces[0][0], calls)
+        target = (page + branch.target) & _MASK
+        if branch.condition is not None:
+            finish = len(window.finish[1].code) if window.finish is not None else 0
+            body.code += asm.branch(branch.condition, finish + asm.JUMP_LENGTH)
+            body.leave(window.finish, behind)
+        body.leave(window.finish, target)
+    return Fixup(address, bytes(body.code), page + window.pieces[0][0], body.calls)
 
 
 def assemble_stub(address: int, site: int, template: Template) -> Fixup:
@@ -69,14 +96,10 @@ def assemble_stub(address: int, site: int, template: Template) -> Fixup:
 
     A hypercall in it goes on at the return, the stub's last byte.
     """
-    code = template.code
-    calls: dict[int, Hypercall] = {}
-    if template.finish is not None:
-        resume = address + len(code) + len(template.finish.code)
-        for call in template.finish.calls:
-            calls[address + len(code) + call.offset] = Hypercall(site, call.operation, resume)
-        code += template.finish.code
-    return Fixup(address, code + asm.RET, site, calls)
+    body = _Body(address, site)
+    body.put(0, template, site)
+    body.leave((0, template.finish) if template.finish is not None else None, None)
+    return Fixup(address, bytes(body.code), site, body.calls)
 
 
 def patch(address: int, choice: Choice, fixup: int) -> bytes:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from iced_x86 import Code
 
 from bt.pagescan import PAGE, Found, PageScan, branch_targets, mask_of, offsets_of
-from bt.tactics.choose import INLINE_CODES, Choice, Ground, Tactic, choose
+from bt.tactics.choose import INLINE_CODES, Choice, Tactic, choose
 from bt.tactics.layout import apply
+from bt.tactics.window import Ground
 from bt.textmap import PristinePage
 
 
@@ -61,8 +61,6 @@ def patch_page(
             placed.append(Placed(choice, owning))
             continue
         choice = choose(ground, site, inline and not fixed(site))
-        if inline and choice.tactic is Tactic.TRAP and shows_own_selector(code, site):
-            choice = Choice(site, Tactic.NATIVE, "a data segment register shows the guest's own selector")
         fixup = place(choice) if choice.tactic is Tactic.INLINE else None
         if choice.tactic is Tactic.INLINE and fixup is None:
             rest = choose(None, site, False)
@@ -75,35 +73,15 @@ def patch_page(
     return PatchedPage(bytes(result), tuple(placed), inside)
 
 
-def shows_own_selector(code: bytes, site: Found) -> bool:
-    """Whether a site reads ES, DS, FS or GS: a deprivileged guest's selectors are its own there, whatever their RPL.
-
-    The hypervisor loads these registers with the selector that the guest gave; only CS and SS show the real ring.
-    """
-    if site.code in _PUSHES:
-        return True
-    if site.code not in _SELECTOR_READS:
-        return False
-    end = min(site.offset + site.length, PAGE)
-    opcode = code.find(b"\x8c", site.offset, end)
-    return 0 <= opcode < end - 1 and code[opcode + 1] >> 3 & 7 not in _RING_SHOWING
-
-
-_PUSHES = frozenset(int(one) for one in (Code.PUSHW_FS, Code.PUSHW_GS, Code.PUSHQ_FS, Code.PUSHQ_GS))
-_SELECTOR_READS = frozenset(int(one) for one in (Code.MOV_RM16_SREG, Code.MOV_R32M16_SREG, Code.MOV_R64M16_SREG))
-_RING_SHOWING = frozenset({1, 2})
-"""CS and SS, as ModRM.reg numbers them."""
-
-
 def survey(
     address: int,
     whole: bytes,
     scan: PageScan,
     page: PristinePage | None,
     entry: int = -1,
-    selectors: tuple[int, int] | None = None,
+    padded: bool = False,
 ) -> Ground | None:
-    """The page (with what follows it) around its sites; None where no site could have a fixup."""
+    """The page (with what follows it) around its sites, or None where no site could have a fixup."""
     if all(site.code not in INLINE_CODES for site in scan.sites):
         return None
     return Ground(
@@ -115,8 +93,7 @@ def survey(
         taken=page.taken if page is not None else 0,
         entry=entry,
         known=page is not None,
-        padded=selectors is not None,
-        selectors=selectors,
+        padded=padded,
     )
 
 

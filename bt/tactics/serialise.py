@@ -1,9 +1,9 @@
-"""IRETQ-to-itself, by which Linux serialises the CPU, without IRETQ.
+"""Reads of CS and SS, and IRETQ-to-itself, by which Linux serialises the CPU, without its four exits.
 
-Room: `bt/tactics`; where the sequence stands and which selectors it pushes is kernel knowledge (`bt.knowledge`).
-The sequence pushes SS, RSP, RFLAGS, CS and the address behind itself and returns there: four exits and no effect but
-its register, the flags of an addition, and five dead words below the stack pointer. All of these are reproduced; the
-serialisation itself is void, since a translated page is made anew when its bytes change.
+Room: `bt/tactics`. The real CS and SS are the virtual ones plus 3 (`paravirt.abi.RING_OF_SELECTORS`), so a read is a
+read and a subtraction. The sequence pushes SS, RSP, RFLAGS, CS and the address behind itself and returns there: no
+effect but its register, the flags of an addition, and five dead words below the stack pointer. All of these are
+reproduced; the serialisation itself is void, since a translated page is made anew when its bytes change.
 """
 
 from __future__ import annotations
@@ -11,13 +11,24 @@ from __future__ import annotations
 from typing import Final
 
 from bt import assemble as asm
-from bt.tactics.template import DELTA, PRIVILEGE, Template, joined, scratch
+from bt.tactics.interrupt_flag import corrected
+from bt.tactics.template import Template, joined, scratch
+from paravirt.abi import RING_OF_SELECTORS
+
+CS: Final = 1
+SS: Final = 2
 
 
-def return_to_self(register: int, resume: int, code_selector: int, stack_selector: int) -> Template:
+def read_selector(code: bytes, register: int, size: int) -> Template:
+    """MOV r, CS or MOV r, SS, `size` bytes wide; `code` is the instruction."""
+    body = code + asm.decrease(register, RING_OF_SELECTORS, 2 if size == 2 else 8)
+    return Template("read selector", body, changes=frozenset({register}), repeatable=True, on_registers=True)
+
+
+def return_to_self(register: int, resume: int) -> Template:
     """`mov r, ss; push r; push rsp; add qword [rsp], 8; pushfq; mov r, cs; push r; push resume; iretq`.
 
-    `register` is neither RSP nor RCX's stand-in below; `resume` is the sign-extended 32-bit address pushed.
+    `register` is not RSP; `resume` is the sign-extended 32-bit address pushed.
     """
     if register == asm.RSP:
         raise ValueError("the sequence cannot use RSP as its register")
@@ -26,9 +37,11 @@ def return_to_self(register: int, resume: int, code_selector: int, stack_selecto
         (
             # The lowest and the highest word first: whatever faults, faults before anything has changed.
             asm.store_stack_constant(-40, _signed(resume)),
-            asm.store_stack_constant(-8, stack_selector),
+            asm.store_stack(-8, asm.RSP),
             asm.store_stack(-16, asm.RSP),
-            asm.store_stack_constant(-32, code_selector),
+            asm.read_selector(register, SS),
+            asm.decrease(register, RING_OF_SELECTORS, 8),
+            asm.store_stack(-8, register),
             asm.stack_address(register, -8),
             asm.add_constant(register, 8),
             asm.stack_address(asm.RSP, -16),
@@ -36,16 +49,15 @@ def return_to_self(register: int, resume: int, code_selector: int, stack_selecto
             asm.pop(register),
             asm.stack_address(asm.RSP, 16),
             asm.store(scratch(0), other),
-            asm.load(other, DELTA),
-            asm.add(register, other),
-            asm.load(other, PRIVILEGE),
-            asm.add(register, other),
+            *corrected(register, other),
             asm.load(other, scratch(0)),
             asm.store_stack(-24, register),
-            asm.set_constant(register, code_selector),
+            asm.read_selector(register, CS),
+            asm.decrease(register, RING_OF_SELECTORS, 8),
+            asm.store_stack(-32, register),
         )
     )
-    return Template("return to self", code, scratch=frozenset({0}))
+    return Template("return to self", code, scratch=frozenset({0}), changes=frozenset({register}))
 
 
 def match(code: bytes, at: int, page: int) -> tuple[int, int, int] | None:

@@ -48,7 +48,8 @@ class Call:
     offset: int
     """Of the planted trap, from the template's start."""
     operation: Operation
-    """The guest goes on where the fixup goes on."""
+    inside: bool = False
+    """The guest goes on behind the template in its fixup, and not where the fixup goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,16 @@ class Template:
     calls: tuple[Call, ...] = ()
     scratch: frozenset[int] = frozenset()
     """Scratch words it uses. It clobbers nothing else: no register, no flag."""
-    last: bool = False
-    """Whether nothing but padding may follow it in a fixup: the guest may go on behind the site from inside it."""
+    changes: frozenset[int] = frozenset()
+    """Registers that the instruction changes, by number."""
+    stack: int = 0
+    """Bytes by which the instruction moves the stack pointer."""
     finish: Template | None = None
-    """What is to be done at the end of the fixup, unless a later instruction of it takes it back."""
+    """What is to be done at the end of the fixup, unless the next instruction takes it back."""
+    shadow: bool = False
+    """Whether one more instruction comes before any interrupt, as behind STI."""
     takes_back: bool = False
-    """Whether it takes back what the instruction before it left to be done, and may not come later."""
+    """Whether it takes back what an instruction with a shadow, right before it, left to be done."""
     repeatable: bool = False
     """Whether doing it again changes nothing, so that what follows it may fault and begin again at the site."""
     on_registers: bool = False

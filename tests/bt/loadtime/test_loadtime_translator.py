@@ -24,6 +24,8 @@ from tests.bt.image.image_files import BASE, PHYSICAL
 from tests.bt.rewrite.small_kernel import addresses, image, text
 
 NOP5 = b"\x0f\x1f\x44\x00\x00"
+INLINED = ("start", "flags", "tight", "control", "loop")
+"""Pieces of the small kernel whose first instruction gets a fixup."""
 MODULE = 0xFFFF_FFFF_C000_0000
 
 
@@ -70,7 +72,7 @@ def test_inline_mode_jumps_to_fixups_that_come_back_behind_the_site() -> None:
         assert jump.code == Code.JMP_REL32_64
         assert jump.near_branch_target == fixup.address
     sites = {fixup.site for fixup in result.fixups}
-    assert sites == {at["start"], at["flags"], at["control"], at["loop"]}
+    assert sites == {at[name] for name in INLINED}
 
 
 def test_a_page_is_translated_once_and_its_fixups_are_given_once() -> None:
@@ -155,9 +157,7 @@ def test_a_moved_kernel_is_known_where_it_lies() -> None:
     whole = text()
     result = translator.translate(BASE + delta, whole[:PAGE], b"", whole[PAGE : PAGE + 15], BASE + delta)
     assert translator.scanned == 1
-    assert {fixup.site for fixup in result.fixups} == {
-        addresses()[name] + delta for name in ("start", "flags", "control", "loop")
-    }
+    assert {fixup.site for fixup in result.fixups} == {addresses()[name] + delta for name in INLINED}
 
 
 @pytest.mark.parametrize("tail", range(9))
@@ -285,7 +285,7 @@ def test_debians_pages_are_translated_as_they_were_planned(debian: Image, delta:
         assert len(result.code) == PAGE
         if not delta:
             assert result.code == data[offset + at : offset + at + PAGE]
-    assert compared > 300
+    assert compared > 250
     assert translator.scanned == 1
 
 

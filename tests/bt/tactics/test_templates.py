@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from iced_x86 import Code
 
 from bt.pagescan import PAGE, scan_page
 from bt.tactics import interrupt_flag
-from bt.tactics.choose import INLINE_CODES, Choice, Ground, choose
+from bt.tactics.choose import INLINE_CODES, Choice, Tactic, choose
 from bt.tactics.layout import assemble_fixup, patch, size_of
+from bt.tactics.window import Ground
 from emulator.isa.operation import Operation
 from paravirt.abi import FIXUP_BASE
 from paravirt.translator import Fixup
@@ -25,7 +27,8 @@ from tests.bt.tactics.bare_cpu import ARITHMETIC, MASK, NEAR, SITE_PAGE, STACK, 
 
 NOP5 = b"\x0f\x1f\x44\x00\x00"
 ROUNDS = 24
-SELECTORS = (0x10, 0x18)
+SELECTORS = (0x30, 0x28)
+"""What CS and SS are to a kernel whose real ones are 0x33 and 0x2B."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def build(code: bytes) -> tuple[Fixup, bytes, int]:
     """The fixup and patch for the instruction that `code` begins with at the start of a page."""
     page = code.ljust(PAGE, b"\xcc")
     scan = scan_page(page, b"", 0)
-    ground = Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0, known=True, selectors=SELECTORS)
+    ground = Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0, known=True)
     choice = choose(ground, scan.sites[0])
     assert choice.window is not None, choice.refused
     fixup = assemble_fixup(FIXUP_BASE + 0x40, SITE_PAGE, choice.window)
@@ -171,6 +174,55 @@ def sti_later(state: State) -> Operation | None:
     return None
 
 
+def popf_later(state: State) -> Operation | None:
+    asked = popf(state)
+    return asked if asked is Operation.WRITE_FLAGS else None
+
+
+def look_if_enabled(state: State) -> Operation | None:
+    return Operation.ENABLE_INTERRUPTS if state.pending and not state.delta else None
+
+
+def constant(register: int, value: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        state.registers[register] = value
+        return None
+
+    return operate
+
+
+def low_half(register: int, value: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        state.registers[register] = state.registers[register] & ~0xFFFF | value
+        return None
+
+    return operate
+
+
+def set_low(register: int, value: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        state.registers[register] = state.registers[register] & ~0xFF | value
+        return None
+
+    return operate
+
+
+def load_far(register: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        state.registers[register] = state.near
+        return None
+
+    return operate
+
+
+def store_far_byte(register: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        state.near = state.near & ~0xFF | state.registers[register] & 0xFF
+        return None
+
+    return operate
+
+
 def look(state: State) -> Operation | None:
     return Operation.ENABLE_INTERRUPTS if state.pending else None
 
@@ -205,6 +257,24 @@ CASES: dict[str, tuple[bytes, tuple[Callable[[State], Operation | None], ...]]] 
     "pushf; pop r12": (b"\x9c\x41\x5c\x66\x90", (pushf, pop_to(12))),
     "sti; mov [rsp-16], rbp": (b"\xfb\x48\x89\x6c\x24\xf0", (sti_later, store_near(5, -16), look)),
     "sti; sub r9, 16": (b"\xfb\x49\x83\xe9\x10", (sti_later, subtract(9, 16), look)),
+    "mov eax, cs; sub rax, 1": (b"\x8c\xc8\x48\x83\xe8\x01", (constant(0, 0x30), subtract(0, 1))),
+    "mov r12d, ss; nop": (b"\x41\x8c\xd4\x66\x90", (constant(12, 0x28),)),
+    "mov cx, ss; nop": (b"\x66\x8c\xd1\x66\x90", (low_half(1, 0x28),)),
+    "mov r12w, cs; nop": (b"\x66\x41\x8c\xcc\x66\x90", (low_half(12, 0x30),)),
+    "mov rbx, cs; nop": (b"\x48\x8c\xcb\x66\x90", (constant(3, 0x30),)),
+    "popf; mov al, 1; nop": (b"\x9d\xb0\x01\x66\x90", (popf_later, set_low(0, 1), look_if_enabled)),
+    "pushf; cli; mov rdx, [rip+d]": (
+        b"\x9c\xfa\x48\x8b\x15" + struct.pack("<i", STACK_REACH - 1),
+        (pushf, cli, load_far(2)),
+    ),
+    "pushf; cli; mov [rip+d], rdx": (
+        b"\x9c\xfa\x48\x89\x15" + struct.pack("<i", STACK_REACH - 1),
+        (pushf, cli, store_far(2)),
+    ),
+    "pushf; pop rax; mov [rip+d], al": (
+        b"\x9c\x58\x88\x05" + struct.pack("<i", STACK_REACH),
+        (pushf, pop_to(0), store_far_byte(0)),
+    ),
     "cli; mov [rip+d], rdx": (b"\xfa\x48\x89\x15" + struct.pack("<i", STACK_REACH), (cli, store_far(2))),
     "cli; mov [rsp-16], rbp; sub rcx, 1": (b"\xfa\x48\x89\x6c\x24\xf0\x48\x83\xe9\x01", (cli, store_near(5, -16))),
     "pushf; pop rbx; cli": (b"\x9c\x5b\xfa\x66\x90", (pushf, pop_to(3), cli)),
@@ -227,7 +297,8 @@ def test_fixup_leaves_the_state_that_the_instructions_leave(cpu: BareCpu, name: 
     fixup, window, behind = build(code)
     place = {SITE_PAGE: window + b"\xf4" * 8, fixup.address: fixup.code}
     for state in states(name):
-        if name == "popf":
+        if name.startswith("popf"):
+            state.privilege = 0 if name != "popf" else state.privilege
             plain = random.Random(repr(state.registers)).getrandbits(12) & (ARITHMETIC | 0x202)
             store(state, state.registers[4], plain)
         expected = copy.deepcopy(state)
@@ -236,9 +307,11 @@ def test_fixup_leaves_the_state_that_the_instructions_leave(cpu: BareCpu, name: 
         if asked:
             call = fixup.hypercalls[result.rip]
             assert cpu.faults == [13]
-            assert (call.operation, call.resume) == (asked[-1], behind)
             if call.operation is Operation.WRITE_FLAGS:
+                assert (asked, call.resume) == ([Operation.WRITE_FLAGS], result.rip + 1)
                 result.flags = expected.flags  # the hypervisor is about to write them all
+            else:
+                assert (call.operation, call.resume) == (asked[-1], behind)
         else:
             assert cpu.faults == []
             assert result.rip == behind
@@ -254,7 +327,7 @@ def test_popf_with_more_than_arithmetic_in_it_calls_with_the_state_of_the_site(c
         call = fixup.hypercalls[result.rip]
         assert call.operation is Operation.WRITE_FLAGS
         assert call.site == SITE_PAGE
-        assert call.resume == behind
+        assert call.resume == result.rip + 1, "what follows in the fixup is still to be done"
         assert result.registers == state.registers
         assert (result.delta, result.pending, result.stack) == (state.delta, state.pending, state.stack)
 
@@ -280,10 +353,76 @@ def test_enable_before_halt_looks_for_nothing_so_that_no_interrupt_comes_between
 
 
 def test_every_encoding_with_a_template_is_in_the_cases() -> None:
+    pushes = {int(code) for code in (Code.PUSHW_FS, Code.PUSHW_GS, Code.PUSHQ_FS, Code.PUSHQ_GS)}
     seen = set()
     for code, _ in CASES.values():
         seen |= {site.code for site in scan_page(code.ljust(PAGE, b"\xcc"), b"", 0).sites}
-    assert seen >= INLINE_CODES
+    assert seen >= INLINE_CODES - pushes
+
+
+@pytest.mark.parametrize("code", [b"\x8c\xd8", b"\x66\x8c\xe0", b"\x8c\x03", b"\x0f\xa0", b"\x8c\xe9"])
+def test_reads_of_data_segment_registers_are_left_alone(code: bytes) -> None:
+    """mov eax, ds; mov ax, fs; mov [rbx], es; push fs; mov ecx, gs: the real selectors are the guest's own."""
+    page = code.ljust(PAGE, b"\xcc")
+    scan = scan_page(page, b"", 0)
+    choice = choose(Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0), scan.sites[0])
+    assert (choice.tactic, choice.refused) == (Tactic.NATIVE, "")
+
+
+def test_a_function_that_ends_in_a_return_is_one_fixup(cpu: BareCpu) -> None:
+    """`popf; mov al, 1; ret; int3`, as Linux's emulation of CMPXCHG16B ends once its returns are patched."""
+    code = b"\x9d\xb0\x01\xc3\xcc".ljust(PAGE, b"\xcc")
+    scan = scan_page(code, b"", 0)
+    ground = Ground(SITE_PAGE, code, b"", scan.boundaries, 0, 1 << 3, known=True)
+    choice = choose(ground, scan.sites[0])
+    assert choice.window is not None, choice.refused
+    fixup = assemble_fixup(FIXUP_BASE, SITE_PAGE, choice.window)
+    assert len(fixup.code) == size_of(choice.window)
+    goal = SITE_PAGE + 0x100
+    for state in states("return"):
+        state.privilege = 0
+        top = state.registers[4]
+        store(state, top, 0xCD7 if state.flags & 1 else 2)
+        store(state, top + 8, goal)
+        expected = copy.deepcopy(state)
+        popf_later(expected)
+        set_low(0, 1)(expected)
+        place = {SITE_PAGE: patch(SITE_PAGE, choice, fixup.address), goal: b"\xf4", fixup.address: fixup.code}
+        result = cpu.run(state, place, SITE_PAGE, goal)
+        expected.registers[4] = top + 16
+        if look_if_enabled(expected):
+            call = fixup.hypercalls[result.rip]
+            assert call.operation is Operation.ENABLE_INTERRUPTS
+            assert fixup.code[call.resume - fixup.address :] == b"\xc3"
+            expected.registers[4] = top + 8
+        else:
+            assert result.rip == goal
+        assert replace(result, rip=0) == replace(expected, rip=0)
+
+
+@pytest.mark.parametrize("name", ["pushf; cli; mov rdx, [rip+d]", "pushf; cli; mov [rip+d], rdx"])
+def test_a_displaced_operand_is_tried_before_anything_changes(cpu: BareCpu, name: str) -> None:
+    code = CASES[name][0]
+    far = code[:-4] + struct.pack("<i", 0x4000_0000)  # where nothing is mapped
+    fixup, window, behind = build(far)
+    for state in states("trial")[:40]:
+        result = cpu.run(state, {SITE_PAGE: window, fixup.address: fixup.code}, SITE_PAGE, behind)
+        assert cpu.faults == [14]
+        assert replace(result, rip=0) == replace(state, rip=0)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (b"\x9c\xfa\x48\x8b\x03", "cannot be done twice"),  # pushf; cli; mov rax, [rbx]: may be a device
+        (
+            b"\x9c\x5b\x65\x48\x8b\x03",
+            "at an address that what comes before makes",
+        ),  # pushf; pop rbx; mov rax, gs:[rbx]
+    ],
+)
+def test_what_must_not_be_tried_is_refused(code: bytes, why: str) -> None:
+    assert why in refusal(code)
 
 
 def test_a_fixup_with_a_flaw_is_caught_by_the_comparison(cpu: BareCpu) -> None:
@@ -314,9 +453,10 @@ def refusal(code: bytes, targets: int = 0, taken: int = 0, known: bool = True) -
         (b"\xfb\x9c\x58\xfa\x90", "an interrupt may have to come before"),  # sti; pushf; pop; cli
         (b"\xfb\x90\x90\x48\x8b\x03", "an interrupt may have to come before"),  # sti; nop; nop; mov rax, [rbx]
         (b"\x9c\x48\x8b\x03\x90\x90", "may fault"),  # pushf; mov rax, [rbx]
-        (b"\xfa\xc3\xcc\xcc\xcc", "something else where it would be moved"),  # cli; ret
+        (b"\xfa\x74\x10\x90\x90", "a branch follows it before there is room"),  # cli; jz
+        (b"\xfa\xc3\x55\x90\x90", "a branch follows it before there is room"),  # cli; ret; push rbp
+        (b"\x9c\xc3\xcc\xcc\xcc", "a stack that has moved"),  # pushf; ret
         (b"\xfa\xe8\x00\x00\x00\x00", "something else where it would be moved"),  # cli; call
-        (b"\xfa\xeb\x10\x90\x90", "a branch follows it before there is room"),
         (b"\xfb\xf4\x90\x90\x90", "another sensitive instruction"),  # sti; hlt
         (b"\x0f\x20\xc0\xf3\xaa\x90", "something else where it would be moved"),  # mov rax, cr0; rep stosb
         (b"\x44\x0f\x20\xc0\x90", "no copy in the shared page"),  # mov rax, cr8
