@@ -233,9 +233,9 @@ class Signals:
     """Seconds from the request that a run has ended by then, on a time limit, to breaking it off."""
 
     def __init__(
-        self, keyboard: Keyboard, end: Callable[[], None], wake: Callable[[], None], limit: float | None = None
+        self, keyboard: Keyboard, end: Callable[[int], None], wake: Callable[[], None], limit: float | None = None
     ) -> None:
-        """`end` is called when the run shall end; `limit` is in seconds of the host.
+        """`end` is called with the signal's number when the run shall end; `limit` is in seconds of the host.
 
         Python calls `end` between two of its own instructions, and the guest may run for long without any. So `wake`
         is called as well, at once and from another thread: it has the guest come back to Python.
@@ -299,7 +299,7 @@ class Signals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
-            self._end()
+            self._end(number)
         elif number == signal.SIGALRM and self.received == number:
             raise Timeout(f"the run did not end within {self._limit:g} s of host time, and had to be broken off")
         elif number == signal.SIGINT:

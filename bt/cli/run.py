@@ -170,7 +170,7 @@ class Run:
             self._screen = Screen(descriptor_of(sys.stdout), until, self._reached)
             self._session = Session(self.image, self.options, self._screen.write)
             try:
-                keyboard = Keyboard(descriptor_of(sys.stdin), self._end)
+                keyboard = Keyboard(descriptor_of(sys.stdin), lambda: self._end(0))
                 signals = Signals(
                     keyboard, self._end, self._session.machine.engine.stop, self.options.limits.host_seconds
                 )
@@ -185,7 +185,7 @@ class Run:
 
     def _run(self, keyboard: Keyboard, signals: Signals, trace: TraceFile | None) -> int:
         from bt.report.run import Ending
-        from emulator.errors import INTERNAL_ERROR, RetrapError
+        from emulator.errors import INTERNAL_ERROR, INTERRUPTED, RetrapError
 
         session, began = self._session, time.monotonic()
         outcome: Outcome | None = None
@@ -205,7 +205,8 @@ class Run:
             ending = Ending(outcome, str(error), error.exit_status, seconds)
             raise
         except BaseException as error:
-            ending = Ending(outcome, f"{type(error).__name__}: {error}", INTERNAL_ERROR, seconds)
+            status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else INTERNAL_ERROR
+            ending = Ending(outcome, f"{type(error).__name__}: {error}", status, seconds)
             raise
         finally:
             if ending is not None:
@@ -223,7 +224,9 @@ class Run:
 
         def asked() -> bool:
             screen.flush()
-            return self._session.driver.outcome is not None or signals.received is not None
+            if signals.received is not None:
+                self._end(signals.received)  # again, for one that came before the run
+            return self._session.driver.outcome is not None
 
         machine.poll_input = poll
         machine.stop_when = asked
@@ -232,10 +235,15 @@ class Run:
         if keyboard.interactive:
             self._say("Ctrl-A x ends the run, Ctrl-A h says more")
 
-    def _end(self) -> None:
+    def _end(self, number: int) -> None:
+        """End after this exit: by a signal, or by the user's wish (0)."""
         from emulator.machine import EndKind, Outcome
 
-        self._session.driver.end(Outcome(EndKind.INTERRUPTED))
+        if number == signal.SIGALRM:
+            limit = f"{self.options.limits.host_seconds:g} s of host time"
+            self._session.driver.end(Outcome(EndKind.HOST_TIMEOUT, detail=limit))
+        else:
+            self._session.driver.end(Outcome(EndKind.INTERRUPTED))
 
     def _reached(self) -> None:
         from emulator.machine import EndKind, Outcome
@@ -248,18 +256,15 @@ class Run:
         from emulator.machine import EndKind
 
         kind = outcome.kind
-        asked = kind in (EndKind.INTERRUPTED, EndKind.STOPPED)
-        if asked and signals.received == signal.SIGALRM:
-            raise Timeout(self._late(f"{self.options.limits.host_seconds:g} s of host time"))
-        if asked and signals.received is not None:
+        if kind is EndKind.INTERRUPTED and signals.received is not None:
             self._say("interrupted")
             return 128 + signals.received
-        if asked:
+        if kind in (EndKind.INTERRUPTED, EndKind.STOPPED):
             return 0
         if kind is EndKind.TRIPLE_FAULT:
             raise GuestFault(self._lost(outcome.detail))
         if kind in (EndKind.GUEST_TIMEOUT, EndKind.HOST_TIMEOUT):
-            raise Timeout(self._late(outcome.detail))
+            raise Timeout(f"the guest did not end within {outcome.detail}; it was at {self._place()}")
         if self.request.until is not None:
             raise VerifyFailed(f"the guest ended ({kind.value}) and had not printed {self.request.until!r}")
         if kind is EndKind.HALTED:
@@ -272,9 +277,6 @@ class Run:
 
     def _lost(self, detail: str) -> str:
         return f"the guest is lost at {self._place()}: triple fault, {detail}"
-
-    def _late(self, limit: str) -> str:
-        return f"the guest did not end within {limit}; it was at {self._place()}"
 
     def _place(self) -> str:
         """Where the guest is: address and symbol."""
