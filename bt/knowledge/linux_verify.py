@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _GP, _PF = 13, 14
-_EXIT, _EXIT_GROUP = 60, 231
+_PROTECTION: Final = 1
+"""Of a page fault's error code: the page was there (SDM 3A, 4.7)."""
+_SIGNAL_RETURN, _WAIT, _EXIT, _EXIT_GROUP = 15, 61, 60, 231
+"""rt_sigreturn, wait4, exit, exit_group (arch/x86/entry/syscalls/syscall_64.tbl)."""
 _RDMSR, _WRMSR = b"\x0f\x32", b"\x0f\x30"
 _FIXED: Final = "norandmaps"
 """The kernel parameter that keeps the addresses of processes the same (Documentation/admin-guide)."""
@@ -67,7 +70,17 @@ def _key(pair: Pair, event: Event) -> tuple[int, ...]:
 def _kept(pair: Pair, event: Event) -> bool:
     if event.number == _GP and event.level == 0:
         return event.code[:2] not in (_RDMSR, _WRMSR)
-    return event.number != _PF or _FIXED in pair.command_line.split()
+    return event.number != _PF or (not event.error & _PROTECTION and _FIXED in pair.command_line.split())
+
+
+def _asked_once(calls: list[Event]) -> list[Event]:
+    """A process's system calls without returns from signal handlers, and without waits that are asked again."""
+    kept: list[Event] = []
+    for call in calls:
+        again = kept and call.number == _WAIT and (kept[-1].number, kept[-1].rip) == (call.number, call.rip)
+        if call.number != _SIGNAL_RETURN and not again:
+            kept.append(call)
+    return kept
 
 
 def _ends_process(event: Event) -> bool:
@@ -171,24 +184,28 @@ LINUX: Final = Profile(
         Rule(
             "system calls",
             "per process, the sequence of (number, address)",
-            "which process comes when; of a program at a random address, all but the address within its page",
-            "processes are scheduled by the timer; the kernel's random numbers come from the time-stamp counter",
-            checks.events("system call", key=_key, last=_ends_process),
+            "which process comes when; returns from signal handlers, and a wait asked again after one; of a program "
+            "at a random address, all but the address within its page",
+            "processes are scheduled by the timer, and a signal comes before or in the wait for the process that "
+            "ended; the kernel's random numbers come from the time-stamp counter",
+            checks.events("system call", key=_key, last=_ends_process, reduce=_asked_once),
         ),
         Rule(
             "software interrupts",
             "per process, the sequence of (vector, address)",
             "which process comes when",
             "processes are scheduled by the timer",
-            checks.events("software interrupt", key=_key),
+            checks.events("software interrupt", key=_key, last=_ends_process),
         ),
         Rule(
             "exceptions",
             "per process, the sequence of (vector, error code, address)",
-            f"#GP of RDMSR and WRMSR; page faults, unless the command line says {_FIXED}",
+            "#GP of RDMSR and WRMSR; page faults on pages that are there; all page faults, unless the command line "
+            f"says {_FIXED}",
             "the engine has no MSR that faults, so the reference reads 0 where a processor raises #GP, and Linux goes "
-            "on alike; where a process's stack and heap lie is random, and with it which pages they touch",
-            checks.events("exception", _kept, _key),
+            "on alike; after a fork the first to write copies the page, be it parent, child, or the kernel when it "
+            "preempts one (restartable sequences); where stack and heap lie is random, and so which pages are touched",
+            checks.events("exception", _kept, _key, _ends_process),
         ),
         Rule("interrupts", "which vectors came", "how often, and where", _TICKS, checks.vectors),
         Rule(

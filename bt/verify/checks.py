@@ -101,26 +101,36 @@ def every(_pair: Pair, _event: Event) -> bool:
     return True
 
 
-def events(kind: str, keep: Keep = every, key: Key = exact, last: Callable[[Event], bool] = lambda _: False) -> Check:
+def events(
+    kind: str,
+    keep: Keep = every,
+    key: Key = exact,
+    last: Callable[[Event], bool] = lambda _: False,
+    reduce: Callable[[list[Event]], list[Event]] = lambda events: events,
+) -> Check:
     """The sequence of events of `kind` in each address space; which spaces take turns how does not count.
 
-    `key` is what must be equal of an event; an address space ends with the event of which `last` is true, so that
-    its page-table root can be another process's later.
+    `key` is what must be equal of an event; an address space ends with the event, of any kind, of which `last` is
+    true, so that its page-table root can be another process's later. `reduce` says which of a space's events count.
     """
 
     def check(pair: Pair) -> Result:
         sides = [
-            _spaces([event for event in run.of(kind) if keep(pair, event)], last)
+            [
+                reduce(space)
+                for space in _spaces(run.events, lambda event: event.kind == kind and keep(pair, event), last)
+            ]
             for run in (pair.reference, pair.rewritten)
         ]
-        total = sum(map(len, sides[0]))
-        compared = f"{total} in {len(sides[0])} address spaces" if total else "none happened"
-        return Result(compared, _first_event(pair, kind, sides[0], sides[1], key))
+        left, right = ([space for space in side if space] for side in sides)
+        total = sum(map(len, left))
+        compared = f"{total} in {len(left)} address spaces" if total else "none happened"
+        return Result(compared, _first_event(pair, kind, left, right, key))
 
     return check
 
 
-def _spaces(found: Iterable[Event], last: Callable[[Event], bool]) -> list[list[Event]]:
+def _spaces(found: Iterable[Event], keep: Callable[[Event], bool], last: Callable[[Event], bool]) -> list[list[Event]]:
     spaces: list[list[Event]] = []
     current: dict[int, list[Event]] = {}
     for event in found:
@@ -128,7 +138,8 @@ def _spaces(found: Iterable[Event], last: Callable[[Event], bool]) -> list[list[
         if space is None:
             space = current[event.space] = []
             spaces.append(space)
-        space.append(event)
+        if keep(event):
+            space.append(event)
         if last(event):
             del current[event.space]
     return spaces

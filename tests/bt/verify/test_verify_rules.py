@@ -160,6 +160,35 @@ def test_an_interrupt_that_one_run_never_had_is_seen(image: Image) -> None:
     assert differing(compared(image, one, twice)) == []
 
 
+def test_a_page_table_root_of_an_ended_process_is_another_process(image: Image) -> None:
+    end = event(231, kind="system call")
+    first, second = event(rip=BASE + 4, space=SPACE_A), event(rip=BASE + 8, space=SPACE_A)
+    other = event(rip=BASE + 8, space=SPACE_B)
+    pair = Pair(image, run(events=(first, end, second)), run(events=(other, first, end)), command_line="norandmaps")
+    exceptions = finding(compare(LINUX, pair), "exceptions")
+    assert exceptions.passed
+    assert exceptions.result.compared == "2 in 2 address spaces"
+
+
+def test_when_a_signal_comes_does_not_count_for_linux_but_what_is_called(image: Image) -> None:
+    def calls(*numbers: int) -> Observation:
+        return run(events=tuple(event(number, kind="system call") for number in numbers))
+
+    wait, back, read, write_ = 61, 15, 0, 1
+    reference = calls(read, wait, back, wait, write_)
+    for numbers in ((read, back, wait, write_), (read, wait, wait, write_)):
+        assert finding(compare(LINUX, Pair(image, reference, calls(*numbers))), "system calls").passed
+    for numbers in ((read, wait), (wait, read, write_), (read, read, wait, write_)):
+        assert not finding(compare(LINUX, Pair(image, reference, calls(*numbers))), "system calls").passed
+
+
+def test_page_faults_of_linux_count_where_addresses_are_fixed(image: Image) -> None:
+    left, right = run(events=(event(rip=BASE + 4),)), run(events=(event(rip=BASE + 5),))
+    for command_line, same in (("quiet", True), ("quiet norandmaps", False)):
+        pair = Pair(image, left, right, command_line=command_line)
+        assert finding(compare(LINUX, pair), "exceptions").passed is same
+
+
 def test_latching_a_count_does_not_count_and_loading_one_does() -> None:
     latch, read_back, load = write("pit", 3, 0x00), write("pit", 3, 0xE2), write("pit", 3, 0x34)
     assert devices.timer([latch, read_back, load, write("pit", 0, 9)]) == [load, write("pit", 0, 9)]
