@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from bt.textmap import PristinePage
 
 MODES: Final = ("trap", "inline")
+UNKNOWN_KEPT: Final = 1024
+"""Pages without an image that one run keeps on disk: a guest may make code of data without end."""
 REMEMBERED: Final = 8192
 """Translations kept in memory; of more, the oldest is forgotten."""
 
@@ -72,6 +74,7 @@ class LoadTimeTranslator:
         """Pages whose findings came from the pristine image, from memory or from disk."""
         self.image_patches: list[ImagePatch] = []
         """What the loader must change in the loaded image."""
+        self._unknown = 0
         self._inline = mode == "inline"
         self._cache = cache
         self._arena = Arena()
@@ -84,12 +87,12 @@ class LoadTimeTranslator:
         self._known: dict[tuple[int, bytes, int], _Known] = {}
         self._last: dict[int, tuple[bytes, PageScan]] = {}
         if image is not None:
-            self._pristine = Pristine(image, delta, self._inline, cache)
-            self.scanned += not self._pristine.map.cached
-            if self._inline and image.linux is not None:
-                self._padded = bool(linux_x86.slots(image))
+            if self._inline:
                 self._waiting = linux_x86.stubs(image, delta, self._arena)
+                self._padded = bool(self._waiting)
                 self.image_patches = linux_x86.image_patches(image, delta)
+            self._pristine = Pristine(image, delta, self.image_patches, cache)
+            self.scanned += not self._pristine.map.cached
         if plan is not None:
             plan.check(image, mode)
             self._planned = {site.address: site for site in plan.sites}
@@ -181,7 +184,8 @@ class LoadTimeTranslator:
             scan = rescan_page(last[0], last[1], whole, boundaries)
         else:
             scan = scan_page(whole[:PAGE], whole[PAGE:], start, boundaries)
-        if self._cache is not None:
+        if self._cache is not None and (boundaries or self._unknown < UNKNOWN_KEPT):
+            self._unknown += not boundaries
             self._cache.put(key, scan)
         return scan
 

@@ -25,7 +25,7 @@ from emulator.isa.x86.table import ROW_OF_CODE
 if TYPE_CHECKING:
     from bt.textmap import Stretch
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised at every change of a record's layout or of what a scan means."""
 KEY_SIZE: Final = 16
 _RECORD: Final = struct.Struct("<II")
@@ -34,7 +34,7 @@ _MAXIMUM_RECORD: Final = 1 << 16
 _MAXIMUM_TEXT: Final = 1 << 28
 _MAXIMUM_NEW: Final = 8192
 """Records that one run keeps at most: a guest that makes code without end must not fill memory and disk."""
-_MAXIMUM_FILE: Final = 64 << 20
+_MAXIMUM_FILE: Final = 16 << 20
 """Size at which a page file is begun anew, bytes."""
 
 
@@ -71,7 +71,7 @@ class PageCache:
     def get(self, key: bytes) -> PageScan | None:
         """The scan kept under `key` (KEY_SIZE bytes), or None."""
         record = self._known.get(key)
-        return _unpack(record) if record is not None else None
+        return _unpack(record) if record is not None and _sound(record) else None
 
     def put(self, key: bytes, scan: PageScan) -> None:
         """Keep a scan; it reaches the disk with `flush`."""
@@ -133,7 +133,7 @@ class PageCache:
             size, checksum = _RECORD.unpack_from(data, at)
             body = data[at + _RECORD.size : at + _RECORD.size + size]
             whole = KEY_SIZE < size <= _MAXIMUM_RECORD and len(body) == size
-            if not whole or zlib.crc32(body) != checksum or not _sound(body[KEY_SIZE:]):
+            if not whole or zlib.crc32(body) != checksum:
                 break
             records.append((body[:KEY_SIZE], body[KEY_SIZE:]))
             at += _RECORD.size + size

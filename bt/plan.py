@@ -170,11 +170,11 @@ def plan(image: Image, sites: Sequence[Site], mode: str, cache: PageCache | None
     if mode not in MODES:
         raise UsageError(f"there is no mode {mode!r}; take one of {', '.join(MODES)}")
     inline = mode == "inline"
-    pristine = Pristine(image, 0, inline, cache)
     arena = Arena()
-    linux = inline and image.linux is not None
-    fixups = list(linux_x86.stubs(image, 0, arena)) if linux else []
-    padded = linux and bool(linux_x86.slots(image))
+    fixups = list(linux_x86.stubs(image, 0, arena)) if inline else []
+    patches = linux_x86.image_patches(image) if inline else []
+    pristine = Pristine(image, 0, patches, cache)
+    padded = bool(fixups)
     planned: list[PlannedSite] = []
     pages: dict[int, list[Site]] = {}
     for site in sorted(sites, key=lambda site: site.address):
@@ -189,7 +189,7 @@ def plan(image: Image, sites: Sequence[Site], mode: str, cache: PageCache | None
         sha256=elf_digest(image),
         sites=tuple(sorted(planned, key=lambda site: site.address)),
         fixups=tuple(PlannedFixup(fixup.address, fixup.site, fixup.code) for fixup in fixups),
-        changes=_kernel_changes(image) if linux else (),
+        changes=_kernel_changes(image, patches),
         end=arena.next,
     )
 
@@ -264,9 +264,9 @@ def _left(site: Site) -> PlannedSite:
     )
 
 
-def _kernel_changes(image: Image) -> tuple[PlannedChange, ...]:
+def _kernel_changes(image: Image, patches: list[linux_x86.ImagePatch]) -> tuple[PlannedChange, ...]:
     changes = []
-    for patch in linux_x86.image_patches(image):
+    for patch in patches:
         segment = image.segment_at(patch.address)
         if segment is not None:
             offset = segment.file_offset + patch.address - segment.vaddr

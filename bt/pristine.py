@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt import textmap
-from bt.knowledge import linux_x86
 from bt.pagescan import LONGEST, PAGE, PageScan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bt.image import Image
+    from bt.knowledge.linux_x86 import ImagePatch
     from bt.pagecache import PageCache
     from bt.textmap import PristinePage
 
@@ -23,8 +25,8 @@ _MASK = (1 << 64) - 1
 class Pristine:
     """The loaded image's code, `delta` bytes above where it is linked."""
 
-    def __init__(self, image: Image, delta: int, patched: bool, cache: PageCache | None) -> None:
-        """`patched`: the loader applies `linux_x86.image_patches`, as it does in inline mode."""
+    def __init__(self, image: Image, delta: int, patches: Sequence[ImagePatch], cache: PageCache | None) -> None:
+        """`patches`: what the loader applies, at addresses moved by `delta`."""
         self.map = textmap.sweep(image, cache)
         self._delta = delta
         self._segments: list[tuple[int, int, int, bytes | memoryview]] = []
@@ -38,8 +40,9 @@ class Pristine:
                 data = bytes(moved)
             self._segments.append((segment.vaddr, segment.paddr, segment.memory_size, data))
         self._changes: dict[int, list[tuple[int, bytes]]] = {}
-        for change in linux_x86.image_patches(image) if patched else ():
-            self._changes.setdefault(change.address & -PAGE, []).append((change.address, change.new))
+        for patch in patches:
+            at = patch.address - delta
+            self._changes.setdefault(at & -PAGE, []).append((at, patch.new))
 
     def linked(self, address: int) -> int | None:
         """The link-time address of the page at guest-virtual `address`, or None where no code of the image is.

@@ -81,14 +81,15 @@ def coalesced_pushf_that_changes_flags(patch: Patch) -> None:
 
 
 def popf_that_does_not_take_the_flag(patch: Patch) -> None:
-    patch.setattr(interrupt_flag, "write_flags", lambda: Template("wrong", asm.POPFQ, last=True))
+    patch.setattr(interrupt_flag, "write_flags", lambda: Template("wrong", asm.POPFQ))
 
 
 def popf_that_loses_the_arithmetic_flags(patch: Patch) -> None:
     right = interrupt_flag.write_flags()
-    assert right.code.endswith(asm.POPFQ)
-    drop = asm.stack_address(asm.RSP, 8)
-    wrong = Template("wrong", right.code[:-1] + drop, right.calls, right.scratch, last=True)
+    restore, nop = asm.load(asm.RCX, scratch(0)), b"\x90"
+    assert right.code.count(restore + asm.POPFQ) == 1
+    code = right.code.replace(restore + asm.POPFQ, restore + nop) + asm.stack_address(asm.RSP, 8)
+    wrong = Template("wrong", code, right.calls, right.scratch, finish=right.finish)
     patch.setattr(interrupt_flag, "write_flags", lambda: wrong)
 
 
@@ -96,7 +97,7 @@ def popf_that_drops_the_hypercall(patch: Patch) -> None:
     save, restore = asm.store(scratch(0), asm.RCX), asm.load(asm.RCX, scratch(0))
     take = joined((asm.load_stack(asm.RCX, 0), asm.and_constant(asm.RCX, 0x200), asm.subtract_constant(asm.RCX, 0x200)))
     code = joined((save, take, asm.store(DELTA, asm.RCX), restore, asm.POPFQ))
-    patch.setattr(interrupt_flag, "write_flags", lambda: Template("wrong", code, scratch=frozenset({0}), last=True))
+    patch.setattr(interrupt_flag, "write_flags", lambda: Template("wrong", code, scratch=frozenset({0})))
 
 
 def control_register_read_that_is_another(patch: Patch) -> None:
