@@ -66,6 +66,31 @@ def sensitive_instructions() -> str:
     )
 
 
+def engine_quirks() -> str:
+    """Where the embedded CPU departs from the architecture."""
+    from emulator.engine.unicorn.quirks import QUIRKS
+
+    issue = "https://github.com/unicorn-engine/unicorn/issues/{0}"
+    rows = [
+        (
+            quirk.name,
+            quirk.happens,
+            quirk.architecture,
+            quirk.mended,
+            ", ".join(f"[{number}]({issue.format(number)})" for number in quirk.upstream),
+            f"`{quirk.test}`",
+        )
+        for quirk in QUIRKS
+    ]
+    head = ("Quirk", "Unicorn 2.1.4", "The architecture", "Mended in", "Upstream", "Test")
+    return (
+        "# Where the embedded engine departs from the architecture\n\n"
+        "Every row is shown raw by its test, which fails when upstream mends it: then the row and its workaround go. "
+        "*Upstream* are issues of unicorn-engine/unicorn about it; where none is named, none was found.\n\n"
+        + _table(head, rows)
+    )
+
+
 def guest_interface() -> str:
     """The addresses and offsets that fixups and hypervisor share."""
     module = importlib.import_module("paravirt.abi")
@@ -173,6 +198,7 @@ def _first_line(file: Path) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "exit-statuses.md": exit_statuses,
     "x86-64.md": sensitive_instructions,
+    "engine-quirks.md": engine_quirks,
     "interface.md": guest_interface,
     "guests.md": guests,
     "console-rules.md": console_rules,

@@ -15,6 +15,7 @@ from emulator.board.pc import Pc, ShutdownKind
 from emulator.clock import Clock
 from emulator.engine.engines import ENGINES
 from emulator.engine.protocol import Engine
+from emulator.isa.x86.walk import PHYSICAL_BITS
 from emulator.memory import GuestMemory
 
 BLOCKS_PER_SECOND = 25_000_000
@@ -23,7 +24,7 @@ BLOCKS_PER_SECOND = 25_000_000
 SEED = bytes(range(32))
 """What the boot protocol hands to the guest's random number generator: the same in every run."""
 
-_DEVICE_SPACE_END = 1 << 32
+_DEVICE_SPACE_END = 1 << PHYSICAL_BITS
 
 
 class EndKind(Enum):
@@ -97,7 +98,7 @@ class Machine:
         self._map_device_space(memory_size)
 
     def _map_device_space(self, memory_size: int) -> None:
-        """Everything below 4 GiB that is not memory is the memory bus."""
+        """Everything that is not memory, as far as the processor's addresses go, is the memory bus."""
         mmio, size = self.board.mmio, _DEVICE_SPACE_END - memory_size
 
         def read(offset: int, width: int) -> int:

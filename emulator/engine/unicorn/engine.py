@@ -25,8 +25,8 @@ _NOWHERE = 0x8000_0000_0000_0000
 _NO_CODE = frozenset({8, 14})
 """UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
 _FOREVER = 1 << 62
-_NO_MEMORY = 1 << 39
-"""Physical address of a page table of the engine's own that maps nothing; callers map memory below it."""
+_NO_MEMORY = 1 << 51
+"""Physical address of a page table of the engine's own that maps nothing: no entry of a table can point to it."""
 _BREAKPOINT = 3
 _GP, _UD = 13, 6
 _RIP = 0x80 // 8

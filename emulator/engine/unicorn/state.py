@@ -184,10 +184,8 @@ class UnicornRegisters:
         self.words[_W_CR + 3] = value
 
     def protect_keys(self, rights: int) -> None:
-        """Enable protection keys with these access rights (PKRU), though the engine's processor does not offer them.
-
-        CR4.PKE cannot be set through the public interface: the engine's walker only looks at the bit.
-        """
+        """Enable protection keys with these access rights (PKRU), though CPUID does not offer them: the walker only
+        looks at CR4.PKE. PKRU is not to be had through the public interface."""
         self.words[_W_CR + 4] |= _CR4_PKE
         self.halves[_PKRU // 4] = rights
 
