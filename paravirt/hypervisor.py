@@ -76,7 +76,7 @@ class Hypervisor:
         self.code.on_activate = self.vcpu.forget_writes
         self.code.on_store = self._code_stored
         self.code.forget_code = self.engine.flush_code
-        self.vcpu.before_write = self._frame_written
+        self.vcpu.before_write = self.shadow.written
         self.descriptors = DescriptorCopy(self.vcpu, descriptors, self.shadow)
         if self.engine.capabilities.execute_only:
             self.shadow.code_guard = _KEY_1
@@ -436,11 +436,6 @@ class Hypervisor:
     def _code_changed(self, page: int) -> None:
         for rip in self._actions_by_page.pop(page >> 12, ()):
             self._actions.pop(rip, None)
-
-    def _frame_written(self, frame: int) -> None:
-        """The hypervisor itself writes to a guest frame for the guest."""
-        if self.code.active(frame):
-            self.code.deactivate(frame)
 
     def _entry_of(self, page: int) -> int:
         """Where the page at `page` is entered: at RIP, or behind the instruction that reaches into it.

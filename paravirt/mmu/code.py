@@ -188,10 +188,6 @@ class CodePages:
             for copy in copies:
                 copy.entries.clear()
 
-    def active(self, frame: int) -> bool:
-        """Whether a copy of `frame` may be executing."""
-        return bool(self._shadow.kind[frame] == _ACTIVE)
-
     def executes_from(self, page: int, frame: int) -> bool:
         """Whether the code at guest-virtual `page` is being executed from a copy of `frame`."""
         copy = self._copies.get((page, frame))

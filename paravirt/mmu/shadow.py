@@ -347,6 +347,14 @@ class ShadowPaging:
         self.executors.setdefault(number, set()).add(at)
         return number << 12 | _LEAF
 
+    def written(self, number: int) -> None:
+        """The hypervisor is about to write to a guest frame for the guest: code in it leaves use."""
+        kind = self.kind[number]
+        if kind == _ACTIVE_CODE:
+            self.code.deactivate(number)
+        elif kind == _USER_CODE:
+            self._retire_user_code(number)
+
     def _retire_user_code(self, number: int) -> None:
         """A frame with user code is about to be written, or to run as kernel code."""
         words = self._words
