@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from bt import assemble as asm
 from bt import guests
 from bt.session import Options
+from bt.tactics import interrupt_flag
+from bt.tactics.template import DELTA, Template
 from bt.verify import Verification, run_and_compare, verify
 from bt.verify.guest import find, read_initrd
 from bt.verify.report import text
 from emulator.errors import Unavailable
 from emulator.machine import Limits
+from paravirt.abi import INTERRUPTS_ENABLED
 
 NAME = "debian-amd64"
 
@@ -51,3 +57,15 @@ def test_a_stock_kernel_with_fixups_is_the_reference_twice(prepared: tuple[Verif
     assert first.console == second.console
     assert first.memory.digest() == second.memory.digest()
     assert sum(first.exits.values()) <= 60_000
+
+
+def test_a_wrong_function_in_pv_ops_is_caught(
+    prepared: tuple[Verification, Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verification, chosen = prepared
+    wrong = Template("wrong", asm.store_constant(DELTA, INTERRUPTS_ENABLED), takes_back=True)
+    monkeypatch.setattr(interrupt_flag, "disable", lambda: wrong)
+    short = replace(chosen, limits=Limits(guest_seconds=2.5, host_seconds=60))
+    comparison = run_and_compare(verification, short, "inline")
+    assert not comparison.passed
+    assert b"nterrupts were enabled" in comparison.pair.rewritten.console, comparison.pair.rewritten.console

@@ -155,6 +155,28 @@ def test_a_wrong_fixup_is_caught_and_its_site_is_named(
     assert found.instruction in fault.instructions
 
 
+ON_THE_SAMPLE = (
+    (cli_that_does_not_clear, "only=flags", "FAIL flags.pushf-after-cli"),
+    (coalesced_pushf_with_the_real_flag, "only=flags", "FAIL flags.pushf-after-cli"),
+    (control_register_read_that_is_another, "only=registers", "FAIL registers.control"),
+)
+"""Fixups that the sample uses inline; for the others it has no site with room behind it."""
+
+
+@pytest.mark.parametrize(("damage", "append", "check"), ON_THE_SAMPLE, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_wrong_fixup_is_caught_on_the_sample(
+    damage: Callable[[Patch], None], append: str, check: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = of(load(SAMPLE))
+    options = Options(memory=guest.memory, command_line=append, limits=LIMITS, cache=False)
+    right = verify(guest, options, ("inline",))
+    assert right.passed
+    damage(monkeypatch)
+    wrong = run_and_compare(right, options, "inline")
+    assert not wrong.passed
+    assert check in wrong.pair.rewritten.console.decode(errors="replace")
+
+
 def leave(codes: set[str]) -> Callable[[Patch], None]:
     """No trap is planted on instructions whose table row is one of `codes`."""
     from emulator.isa.x86.table import ROW_OF_CODE
