@@ -88,6 +88,7 @@ class PageCache:
         data, self._new = b"".join(self._new), []
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._forget_other_versions()
             if self._path.exists() and self._path.stat().st_size + len(data) > _MAXIMUM_FILE:
                 self._path.unlink()
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -97,6 +98,12 @@ class PageCache:
                 os.close(file)
         except OSError:
             return  # a cache that cannot be written is no error
+
+    def _forget_other_versions(self) -> None:
+        """Remove what nobody will read again. Raises OSError."""
+        for path in self._directory.iterdir():
+            if path.suffix in (".pages", ".text") and not path.name.startswith(self._version):
+                path.unlink(missing_ok=True)
 
     def load_text(self, digest: bytes) -> tuple[Stretch, ...] | None:
         """The swept image kept under `digest`, or None."""

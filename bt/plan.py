@@ -7,7 +7,7 @@ can be rewritten, a run can repeat what the file holds, and a reader can see why
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -139,7 +139,7 @@ class Plan:
                     PlannedFixup(_number(r["address"]), _number(r["site"]), bytes.fromhex(r["code"]))
                     for r in value["fixups"]
                 ),
-                changes=tuple(change for group in value["changes"] for change in _changes(group)),
+                changes=_in_order(change for group in value["changes"] for change in _changes(group)),
                 end=_number(value["end"]),
             )
         except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -271,6 +271,10 @@ def _kernel_changes(image: Image, patches: list[linux_x86.ImagePatch]) -> tuple[
         if segment is not None:
             offset = segment.file_offset + patch.address - segment.vaddr
             changes.append(PlannedChange(patch.address, offset, patch.old, patch.new, patch.reason))
+    return _in_order(changes)
+
+
+def _in_order(changes: Iterable[PlannedChange]) -> tuple[PlannedChange, ...]:
     return tuple(sorted(changes, key=lambda change: change.address))
 
 

@@ -82,8 +82,13 @@ def test_a_truncated_file_is_read_as_far_as_it_goes(tmp_path: Path, keep: int) -
 
 def test_another_table_has_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, range(3))
+    other = tmp_path / "other"
+    other.write_bytes(b"")
     monkeypatch.setattr(pagecache, "FORMAT", 999)
     assert len(PageCache(tmp_path)) == 0
+    fill(tmp_path, range(2))
+    assert len(list(tmp_path.glob("*.pages"))) == 1, "what the old version kept is gone"
+    assert other.exists()
 
 
 def test_a_directory_that_cannot_be_used_is_no_error(tmp_path: Path) -> None:

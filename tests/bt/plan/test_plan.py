@@ -114,6 +114,7 @@ def test_an_unknown_mode_is_refused() -> None:
 @pytest.mark.kernel
 def test_debians_flag_functions_are_called_without_an_exit(debian: Image) -> None:
     found = plan(debian, scan(debian), "inline")
+    assert read_plan(json.dumps(found.to_json())) == found
     reasons = [change.reason for change in found.changes]
     for name in ("save_fl", "irq_disable", "irq_enable"):
         assert sum(name in reason for reason in reasons) == 1
