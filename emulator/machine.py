@@ -18,8 +18,8 @@ from emulator.engine.protocol import Engine
 from emulator.isa.x86.walk import PHYSICAL_BITS
 from emulator.memory import GuestMemory
 
-BLOCKS_PER_SECOND = 25_000_000
-"""Basic blocks that are one second of virtual time: about a 130 MHz processor."""
+BLOCKS_PER_SECOND = 100_000_000
+"""Basic blocks that are one second of virtual time: about a 500 MHz processor."""
 
 SEED = bytes(range(32))
 """What the boot protocol hands to the guest's random number generator: the same in every run."""

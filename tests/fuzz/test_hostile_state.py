@@ -95,7 +95,7 @@ class Watched(Hypervisor):
 
 
 def run(seed: int, mode: str) -> tuple[Watched, Outcome, bytes, bytes]:
-    machine = Machine(MEMORY, lambda _data: None, limits=Limits(guest_seconds=0.002, host_seconds=20))
+    machine = Machine(MEMORY, lambda _data: None, limits=Limits(guest_seconds=0.0005, host_seconds=20))
     hypervisor = Watched(machine, LoadTimeTranslator(mode))
     hypervisor.levels = set()
     chance = random.Random(seed ^ 0x5EED)
