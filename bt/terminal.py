@@ -14,9 +14,10 @@ import signal
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from emulator.errors import Timeout
 
@@ -200,6 +201,53 @@ class Keyboard:
             self._ended = True
             return None
         return data if self._filter is None else self._filter.feed(data)
+
+
+class Line(Protocol):
+    """A guest's serial port, as far as input goes."""
+
+    @property
+    def listening(self) -> bool:
+        """The guest has asked for input."""
+        ...
+
+    @property
+    def unread(self) -> int:
+        """Bytes fed and not read."""
+        ...
+
+
+class Typed:
+    """What is typed, kept until the guest listens: a script on stdin must not be lost to a kernel that boots."""
+
+    def __init__(self, keyboard: Keyboard, line: Line, wakes: Callable[[], bool]) -> None:
+        """`wakes` says whether anything but input can wake an idle guest."""
+        self._keyboard = keyboard
+        self._line = line
+        self._wakes = wakes
+        self._kept = bytearray()
+        self._ended = False
+        self._listening = False
+
+    def poll(self, seconds: float) -> bytes | None:
+        """Input for the guest, waiting at most `seconds` (0: the guest is not idle); None when none will ever come."""
+        self._listening = self._listening or self._line.listening
+        room = len(self._kept) + self._line.unread < _PIECE
+        if not self._ended and room:
+            # Nobody waits for a script, so neither does the guest's clock, until the guest does.
+            data = self._keyboard.poll(seconds if self._listening or self._keyboard.interactive else 0)
+            if data is None:
+                self._ended = True
+            else:
+                self._kept += data
+        elif not room:
+            time.sleep(seconds)
+        if self._listening and self._kept:
+            data, self._kept = bytes(self._kept), bytearray()
+            return data
+        if self._ended and (not self._kept or (seconds and not self._wakes())):
+            return None
+        return b""
 
 
 def _say(text: str) -> None:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from emulator.machine import Outcome
 
 MODES = ("native", "none", "trap", "inline")
-_AHEAD = 4096
-"""Bytes of console input that may wait for the guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,14 +211,11 @@ class Run:
                 self._report(ending)
 
     def _connect(self, keyboard: Keyboard, signals: Signals, trace: TraceFile | None) -> None:
-        machine, screen = self._session.machine, self._screen
-        com1 = machine.board.com1
+        from bt.terminal import Typed
 
-        def poll(seconds: float) -> bytes | None:
-            if com1.unread < _AHEAD:
-                return keyboard.poll(seconds)
-            time.sleep(seconds)
-            return b""
+        machine, screen = self._session.machine, self._screen
+        board = machine.board
+        typed = Typed(keyboard, board.com1, lambda: board.next_wake() is not None)
 
         def asked() -> bool:
             screen.flush()
@@ -228,7 +223,7 @@ class Run:
                 self._end(signals.received)  # again, for one that came before the run
             return self._session.driver.outcome is not None
 
-        machine.poll_input = poll
+        machine.poll_input = typed.poll
         machine.stop_when = asked
         if trace is not None:
             self._session.driver.trace = trace.write

@@ -55,6 +55,10 @@ class SerialState:
     """Fed, not yet inside the chip."""
 
 
+_POLLING = 16
+"""Reads of LSR and of nothing else that only a driver makes that waits for input: a transmitter never waits."""
+
+
 class Ns16550:
     """One serial port. `output` gets each transmitted byte; `interrupt` is the request line."""
 
@@ -65,6 +69,7 @@ class Ns16550:
         self._line = False
         self._fifo: deque[int] = deque()
         self._waiting: deque[int] = deque()
+        self._polls = 0
         self._set(SerialState(0, 0, 0, 0, 0, 0, 0, 0, False, 0, b"", b""))
 
     def _set(self, state: SerialState) -> None:
@@ -92,8 +97,18 @@ class Ns16550:
         """Bytes fed that the guest has not read yet."""
         return len(self._waiting) + len(self._fifo)
 
+    @property
+    def listening(self) -> bool:
+        """The guest has asked for input: it takes received-data interrupts, or it waits for LSR to change.
+
+        Before that, a driver that probes the chip throws away what it has received.
+        """
+        interrupts = self._ier & IER_RECEIVED and self._mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2
+        return bool(interrupts) or self._polls >= _POLLING
+
     def read(self, offset: int, size: int) -> int:
         """A register, by the data sheet's table 2."""
+        self._polls = self._polls + 1 if offset == LSR else 0
         if offset == LSR:
             value = LSR_TRANSMITTER_EMPTY | self._errors | (LSR_READY if self._fifo else 0)
             if self._errors:
@@ -120,6 +135,7 @@ class Ns16550:
     def write(self, offset: int, size: int, value: int) -> None:
         """A register, by the data sheet's table 2. LSR and MSR are not writable (LSR is for factory tests)."""
         value &= 0xFF
+        self._polls = 0
         if offset == RBR:
             if self._lcr & LCR_DLAB:
                 self._divisor = self._divisor & 0xFF00 | value

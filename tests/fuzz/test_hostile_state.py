@@ -8,6 +8,7 @@ guest must not write is unchanged.
 from __future__ import annotations
 
 import random
+import re
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,11 +22,13 @@ from paravirt.hypervisor import Hypervisor
 
 MEMORY = 4 << 20
 TABLES, CODE, GDT, IDT, STACK, TSS = 0x10000, 0x40000, 0x60000, 0x61000, 0x80000, 0x90000
-PIECES = (
+_HEX = (
     "90 f4 fa fb 9c 9d cf 48cf cb 48cb 0f01d8 0f01f8 0f05 0f07 480f07 0f20c0 0f22d8 0f22c0 0f22e0 0f20e0 0f30 0f32 "
     "0f31 0fa2 cd80 cd0d cc f1 8ed8 8ed0 8ee8 8cc8 0f00d8 0f00d0 0f0113 0f011b 0f013b ec ee 6e 6c f3a4 f3ab 488903 "
     "488b03 ff23 ff6b10 50 58 c3 0f0b 66cf 0f0306 0f0206 0f08 0f09 0fae38 31c0 ffc3 48ffc0 ebfe eb02 75f0 e800000000"
-).split()
+)
+PIECES = [bytes.fromhex(piece) for piece in re.split(" ", _HEX)]
+"""Instructions with a privileged meaning, and some that get on."""
 
 
 def build(seed: int, memory: memoryview) -> EntryState:
@@ -55,7 +58,7 @@ def build(seed: int, memory: memoryview) -> EntryState:
     words[root + 2048] = 0x87 | chance.choice((0, 0, 1 << 63))
     words[root + 2049] = TABLES + 0x6000 | 7
     code = b"".join(
-        bytes.fromhex(chance.choice(PIECES)) if chance.random() < 0.8 else chance.randbytes(chance.randrange(1, 6))
+        chance.choice(PIECES) if chance.random() < 0.8 else chance.randbytes(chance.randrange(1, 6))
         for _ in range(2000)
     )
     memory[CODE : CODE + len(code[:0x8000])] = code[:0x8000]

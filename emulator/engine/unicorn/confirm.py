@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.unicorn import library as lib
-from emulator.errors import EngineMissing
+from emulator.errors import EngineMissing, GuestFault
 
 if TYPE_CHECKING:
     from emulator.engine.unicorn.engine import UnicornEngine
@@ -26,22 +26,32 @@ _CODE = bytes.fromhex(
 )
 _READ_SELF = bytes.fromhex("90 488b05f9ffffff f4")  # nop; mov rax, [rip - 7]; hlt
 _FIRST, _SECOND, _INT = 5, 12, 14
+_USER = bytes.fromhex("8cd0 fa")  # mov eax, ss; cli
+_STACK_SELECTOR = 0x2B
 
 
 def confirm(engine: UnicornEngine) -> None:
     """Run all experiments; raises `EngineMissing` naming the first field that is not where it should be."""
     _confirm_public(engine)
     _confirm_events(engine)
+    _confirm_user_level(engine)
+    for number in range(16):
+        engine.registers.gpr[number] = 0
 
 
 def probe_execute_only(engine: UnicornEngine) -> bool:
     """Whether a page of protection key 1 executes and does not read, found by doing both in user mode."""
+    return _in_user_mode(engine, _READ_SELF, 1 << 59) == (1, 14, 0x25)
+
+
+def _in_user_mode(engine: UnicornEngine, code: bytes, rights: int = 0) -> tuple[int, int, int]:
+    """Execute `code` on a page of its own at level 3: offset of RIP, vector and error code of its first exit."""
     memory = mmap.mmap(-1, 5 * mmap.PAGESIZE)
     words = memoryview(memory).cast("Q")
     for level in range(3):
         words[level * 512 + (_SCRATCH >> 30 if level == 1 else 0)] = _SCRATCH + (level + 1) * 4096 | 7
-    words[3 * 512] = _SCRATCH + 4 * 4096 | 5 | 1 << 59
-    memory[4 * 4096 : 4 * 4096 + len(_READ_SELF)] = _READ_SELF
+    words[3 * 512] = _SCRATCH + 4 * 4096 | 5 | rights
+    memory[4 * 4096 : 4 * 4096 + len(code)] = code
     pinned = (ctypes.c_char * len(memory)).from_buffer(memory)
     library, handle, registers = engine.library, engine.handle, engine.registers
     library.uc_mem_map_ptr(handle, _SCRATCH, len(memory), lib.PROT_ALL, ctypes.addressof(pinned))
@@ -57,11 +67,13 @@ def probe_execute_only(engine: UnicornEngine) -> bool:
         engine.set_root(_SCRATCH)
         engine.set_control(0x8000_0011, 0x20, 0xD00)
         registers.set_segment(1, 0x33, 0, 0xFFFF_FFFF, 0x20FB00)
-        registers.set_segment(2, 0x2B, 0, 0xFFFF_FFFF, 0xC0F300)
+        registers.set_segment(2, _STACK_SELECTOR, 0, 0xFFFF_FFFF, 0xC0F300)
         registers.privilege = 3
         registers.protect_keys(4)
         registers.rip = _SCRATCH
         engine.run(handler)
+    except GuestFault as fault:
+        raise _refuse("the privilege level", "code at level 3", fault) from None
     finally:
         engine.set_control(0x11, 0x20, 0x500)
         registers.protect_keys(0)
@@ -71,7 +83,7 @@ def probe_execute_only(engine: UnicornEngine) -> bool:
         registers.mode = mode
         registers.cr2 = 0
         library.uc_mem_unmap(handle, _SCRATCH, len(memory))
-    return seen == [(1, 14, 0x25)]
+    return seen[0]
 
 
 def _refuse(what: str, expected: object, found: object) -> EngineMissing:
@@ -147,10 +159,19 @@ def _confirm_events(engine: UnicornEngine) -> None:
     registers.rip = _SCRATCH
     try:
         engine.run(handler)
+    except GuestFault as fault:
+        raise _refuse("the state of an exception", "exits", fault) from None
     finally:
         library.uc_mem_unmap(handle, _SCRATCH, mmap.PAGESIZE)
     expected = [(_FIRST, 13, 0x1234), (_SECOND, 13, 0x5678), (_INT, 0x21, 2)]
     if seen != expected:
         raise _refuse("the state of an exception", expected, seen)
-    for number in range(16):
-        registers.gpr[number] = 0
+
+
+def _confirm_user_level(engine: UnicornEngine) -> None:
+    """A privileged instruction at level 3 faults, and the selector that was loaded is the one that it reads."""
+    found = _in_user_mode(engine, _USER)
+    if found != (2, 13, 0):
+        raise _refuse("the privilege level", (2, 13, 0), found)
+    if engine.registers.gpr[0] != _STACK_SELECTOR:
+        raise _refuse("the segment registers", _STACK_SELECTOR, engine.registers.gpr[0])

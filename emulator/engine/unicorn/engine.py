@@ -14,6 +14,7 @@ from typing import Any
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn import state
 from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
@@ -29,12 +30,6 @@ _NO_MEMORY = 1 << 51
 """Physical address of a page table of the engine's own that maps nothing: no entry of a table can point to it."""
 _BREAKPOINT = 3
 _GP, _UD = 13, 6
-_RIP = 0x80 // 8
-_CR2 = 0x1A8 // 8 + 2
-_ERROR = 0x1508 // 4
-_SOFTWARE = 0x150C // 4
-_NEXT = 0x1510 // 8
-_OLD = 0x1578 // 4
 
 CAPABILITIES = Capabilities(
     name="unicorn",
@@ -124,6 +119,7 @@ class UnicornEngine:
         exit_ = self._exit
         start, handle, registers = self.library.uc_emu_start, self.handle, self.registers
         while not self._stopped:
+            registers.join_flags()
             status = start(handle, registers.rip, _NOWHERE, 0, 0)
             registers.forget_exception()  # a stop leaves one behind as well
             if self._failure is not None:
@@ -244,24 +240,27 @@ class UnicornEngine:
         """The hot path: a closure over everything it touches."""
         exit_, registers = self._exit, self.registers
         words, halves, signed = registers.words, registers.halves, registers.signed
+        old, software_flag, code, rip, behind, cr2 = (
+            state.I_OLD, state.I_SOFTWARE, state.I_ERROR, state.W_RIP, state.W_NEXT_RIP, state.W_CR2,
+        )  # fmt: skip
         fault, software = ExitKind.FAULT, ExitKind.SOFTWARE_INTERRUPT
 
         def on_fault(_engine: int, vector: int, _user: int) -> None:
             try:
-                signed[_OLD] = -1
+                signed[old] = -1
                 if self._refused is not None:
                     return
-                if halves[_SOFTWARE]:
+                if halves[software_flag]:
                     exit_.kind = software
                     exit_.vector = vector
                     exit_.length = length = self._interrupt_length(vector)
-                    words[_RIP] = (words[_NEXT] - length) & 0xFFFF_FFFF_FFFF_FFFF
+                    words[rip] = (words[behind] - length) & 0xFFFF_FFFF_FFFF_FFFF
                 else:
                     exit_.kind = fault
                     exit_.vector = vector
-                    exit_.error = halves[_ERROR]
+                    exit_.error = halves[code]
                     if vector == 14:
-                        exit_.address = words[_CR2]
+                        exit_.address = words[cr2]
                 self._handler(exit_)
             except BaseException as error:
                 self._fail(error)

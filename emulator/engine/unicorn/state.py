@@ -40,16 +40,17 @@ _MSRS = {
     0xC000_0102: 0x1300,
 }
 
-_W_RIP = 0x80 // 8
+W_RIP = 0x80 // 8
+W_CR2 = _CR // 8 + 2
 _W_EFLAGS = _EFLAGS // 8
 _W_CC_SRC = _CC_SRC // 8
 _W_CC_OP = _CC_OP // 8
 _W_CR = _CR // 8
 _H_FLAGS = _HFLAGS // 4
-_I_ERROR = _ERROR_CODE // 4
-_I_SOFTWARE = _IS_SOFTWARE // 4
-_W_NEXT_RIP = _NEXT_RIP // 8
-_I_OLD = _OLD_EXCEPTION // 4
+I_ERROR = _ERROR_CODE // 4
+I_SOFTWARE = _IS_SOFTWARE // 4
+W_NEXT_RIP = _NEXT_RIP // 8
+I_OLD = _OLD_EXCEPTION // 4
 
 _ARITHMETIC = 0x8D5
 _DIRECTION = 0x400
@@ -142,11 +143,11 @@ class UnicornRegisters:
     @property
     def rip(self) -> int:
         """The instruction pointer, 64 bits."""
-        return self.words[_W_RIP]
+        return self.words[W_RIP]
 
     @rip.setter
     def rip(self, value: int) -> None:
-        self.words[_W_RIP] = value
+        self.words[W_RIP] = value
 
     @property
     def rflags(self) -> int:
@@ -165,6 +166,10 @@ class UnicornRegisters:
         words[_W_EFLAGS] = value & 0x3F_FFFF & ~(_ARITHMETIC | _DIRECTION) | 2
         words[_W_CC_SRC] = value & _ARITHMETIC
         words[_W_CC_OP] = _CC_OP_EFLAGS | (0xFFFF_FFFF_0000_0000 if value & _DIRECTION else 0x1_0000_0000)
+
+    def join_flags(self) -> None:
+        """Put the arithmetic flags and DF, kept apart while code runs, into the one word that a start takes them from."""
+        self.words[_W_EFLAGS] = self.rflags
 
     @property
     def cr2(self) -> int:
@@ -290,19 +295,19 @@ class UnicornRegisters:
     @property
     def error_code(self) -> int:
         """Error code of the exception under way."""
-        return self.halves[_I_ERROR]
+        return self.halves[I_ERROR]
 
     @property
     def software_interrupt(self) -> bool:
         """Whether the event under way comes from INT n and not from an exception."""
-        return self.halves[_I_SOFTWARE] != 0
+        return self.halves[I_SOFTWARE] != 0
 
     @property
     def next_rip(self) -> int:
         """For a software interrupt: the address behind the instruction."""
-        return self.words[_W_NEXT_RIP]
+        return self.words[W_NEXT_RIP]
 
     def forget_exception(self) -> None:
         """Unicorn never resets `old_exception`, so that a second #GP would become #DF
         (unicorn-engine/unicorn issue 1883)."""
-        self.signed[_I_OLD] = -1
+        self.signed[I_OLD] = -1
