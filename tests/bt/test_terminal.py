@@ -11,7 +11,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bt.terminal import PREFIX, Keyboard, KeyFilter, Screen
+from bt.terminal import PREFIX, Keyboard, KeyFilter, Screen, Typed
 
 
 def filtered(*keys: bytes) -> tuple[bytes, int, list[str]]:
@@ -104,3 +104,52 @@ def test_a_file_is_read_to_its_end(tmp_path: Path) -> None:
 
 def test_no_input_is_none_from_the_start() -> None:
     assert Keyboard(None, lambda: None).poll(0) is None
+
+
+class Line:
+    """A serial port that is told whether its guest listens."""
+
+    listening = False
+    unread = 0
+
+
+def test_input_is_kept_until_the_guest_listens() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"early")
+    line = Line()
+    typed = Typed(Keyboard(reader, lambda: None), line, lambda: True)
+    assert typed.poll(0.0) == b""
+    line.listening = True
+    assert typed.poll(0.0) == b"early"
+    line.listening = False  # for a moment, as while a driver is busy
+    os.write(writer, b"later")
+    assert typed.poll(0.0) == b"later"
+    os.close(writer)
+    assert typed.poll(0.0) is None
+    os.close(reader)
+
+
+def test_kept_input_does_not_keep_a_guest_that_nothing_can_wake(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"never read")
+    descriptor = os.open(tmp_path / "keys", os.O_RDONLY)
+    wakes = [True]
+    typed = Typed(Keyboard(descriptor, lambda: None), Line(), lambda: wakes[0])
+    assert [typed.poll(0.05) for _ in range(3)] == [b"", b"", b""]
+    wakes[0] = False
+    assert typed.poll(0.0) == b"", "the guest is not idle"
+    assert typed.poll(0.05) is None
+    os.close(descriptor)
+
+
+def test_no_more_is_read_than_the_guest_takes() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"y" * 60000)
+    line = Line()
+    typed = Typed(Keyboard(reader, lambda: None), line, lambda: True)
+    for _ in range(10):
+        assert typed.poll(0.0) == b""
+    line.listening, line.unread = True, 4096
+    assert len(typed.poll(0.0) or b"") <= 8192
+    assert typed.poll(0.0) == b""
+    os.close(reader)
+    os.close(writer)

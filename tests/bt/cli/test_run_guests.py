@@ -48,7 +48,7 @@ def test_the_guests_own_status_is_the_commands(mode: str, capfd: pytest.CaptureF
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_repeats_exactly(mode: str, tmp_path: Path) -> None:
-    arguments = [SAMPLES / "sample.elf", "--virt", mode, "--memory", "32M", "--append", "only=tables."]
+    arguments: list[str | Path] = [SAMPLES / "sample.elf", "--virt", mode, "--memory", "32M", "--append", "only=tables."]
     results, traces = [], []
     for number in range(2):
         trace = tmp_path / f"trace{number}"
@@ -61,7 +61,7 @@ def test_a_run_repeats_exactly(mode: str, tmp_path: Path) -> None:
 
 
 def test_all_ways_to_run_print_the_same(tmp_path: Path) -> None:
-    arguments = [SAMPLES / "sample.elf", "--memory", "32M", "--append", "only=ports."]
+    arguments: list[str | Path] = [SAMPLES / "sample.elf", "--memory", "32M", "--append", "only=ports."]
     consoles = {result_of(tmp_path, *arguments, "--virt", mode)["console"]["sha256"] for mode in MODES}
     assert len(consoles) == 1
 

@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from bt import guests
+from emulator.errors import Unavailable
+
 SAMPLES = Path(__file__).parents[3] / "samples" / "x86_64"
 SPIN = SAMPLES / "hostile" / "spin.elf"
 HALT = SAMPLES / "hostile" / "halt.elf"
@@ -197,3 +200,21 @@ def test_a_job_in_the_background_does_not_touch_the_terminal() -> None:
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_a_script_on_stdin_reaches_the_shell_of_a_stock_kernel() -> None:
+    """Piped in before the kernel has even started: nothing of it is lost while its driver probes the port."""
+    try:
+        guest = guests.find("debian-amd64")
+    except Unavailable as error:
+        pytest.skip(str(error))
+    done = subprocess.run(
+        [*RETRAP, "debian-amd64", "--append", f"{guest.command_line} quiet rdinit=/bin/sh", "--timeout", "200"],
+        input=b"echo sum $((40+2))\nbusybox poweroff -f\n",
+        capture_output=True,
+        check=False,
+    )
+    assert b"\nsum 42\r\n" in done.stdout
+    assert done.returncode == 0, done.stderr
