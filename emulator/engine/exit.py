@@ -32,7 +32,7 @@ class ExitKind(IntEnum):
     TIME_STAMP = 6
     """RDTSC at full privilege, on an engine that reports it; as IDENTIFY."""
     BUDGET = 7
-    """The progress budget is used up (a tick). RIP is at an instruction boundary."""
+    """The progress budget is used up (a tick): the handler sets the next one. RIP is at an instruction boundary."""
     HALT = 8
     """HLT at full privilege. RIP is behind it."""
     UNBACKED = 9

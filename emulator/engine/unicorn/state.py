@@ -168,7 +168,7 @@ class UnicornRegisters:
         words[_W_CC_OP] = _CC_OP_EFLAGS | (0xFFFF_FFFF_0000_0000 if value & _DIRECTION else 0x1_0000_0000)
 
     def join_flags(self) -> None:
-        """Put the arithmetic flags and DF, kept apart while code runs, into the one word that a start takes them from."""
+        """Put the arithmetic flags and DF, kept apart while code runs, into the word that a start takes them from."""
         self.words[_W_EFLAGS] = self.rflags
 
     @property
