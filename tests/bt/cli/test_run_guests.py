@@ -48,7 +48,15 @@ def test_the_guests_own_status_is_the_commands(mode: str, capfd: pytest.CaptureF
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_repeats_exactly(mode: str, tmp_path: Path) -> None:
-    arguments: list[str | Path] = [SAMPLES / "sample.elf", "--virt", mode, "--memory", "32M", "--append", "only=tables."]
+    arguments: list[str | Path] = [
+        SAMPLES / "sample.elf",
+        "--virt",
+        mode,
+        "--memory",
+        "32M",
+        "--append",
+        "only=tables.",
+    ]
     results, traces = [], []
     for number in range(2):
         trace = tmp_path / f"trace{number}"
