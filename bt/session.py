@@ -148,16 +148,17 @@ class Session:
     def run(self) -> Outcome:
         """Run the guest to its end."""
         # Nothing made while a guest runs refers to itself; looking for such things would cost a per cent.
-        gc.freeze()
+        collecting = gc.isenabled()
         gc.disable()
         try:
             return self.driver.run()
         finally:
-            gc.enable()
-            gc.unfreeze()
+            if collecting:
+                gc.enable()
 
     def close(self) -> None:
         """Release the engine and write the caches."""
         if self.translator is not None:
             self.translator.close()
         self.machine.close()
+        gc.collect()  # a driver and its callbacks refer to each other, and hold the guest's memory

@@ -463,7 +463,11 @@ class Hypervisor:
 
     def _step_from_frame(self, page: int, frame: int, rights: int, what: str) -> None:
         """Execute one instruction of `page` from the guest's own frame, by the trap flag."""
-        at = self.shadow.expose(page, frame, rights)
+        try:
+            at = self.shadow.expose(page, frame, rights)
+        except Fault as fault:  # the page itself is gone since it was fetched from
+            self._raise(fault)
+            return
         self._stepping = at, self._registers.rflags & _TF
         self._registers.rflags |= _TF
         self.engine.code_changed(page, 4096)

@@ -6,7 +6,9 @@ imports none of them, so `retrap --help` costs nothing. What a command does is i
 
 from __future__ import annotations
 
+import gc
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -75,6 +77,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the `retrap` command."""
+    # A command makes much and drops little: looking for cycles costs more than it finds. numpy's algebra is not used,
+    # so its worker threads need not start.
+    gc.disable()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # As Ctrl-C does, so that children end with us and a terminal gets its settings back.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     sys.exit(run(sys.argv[1:]))

@@ -119,7 +119,7 @@ def image_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
     for slot, stub in zip(slots(image), stubs(image, delta, Arena()), strict=False):
         old, new = (slot.function + delta).to_bytes(8, "little"), stub.address.to_bytes(8, "little")
         patches.append(ImagePatch(slot.address + delta, old, new, f"pv_ops.irq.{slot.name} is called without an exit"))
-    return patches + lock_patches(image, delta) + double_word_patches(image, delta)
+    return patches + lock_patches(image, delta) + double_word_patches(image, delta) + bss_patches(image, delta)
 
 
 def lock_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
@@ -166,3 +166,37 @@ def double_word_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
 _CALL: Final = b"\xe8"
 _DOUBLE_WORD: Final = b"\x0f\xc7\x0f"
 """CMPXCHG16B of what RDI points to, behind its prefixes."""
+
+
+_REP_STOSB: Final = b"\xf3\xaa"
+_NOP: Final = b"\x66\x90"
+_BSS: Final = (("__bss_start", "__bss_stop"), ("__brk_base", "__brk_limit"))
+"""What clear_bss() clears (arch/x86/kernel/head64.c)."""
+
+
+def bss_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
+    """The two REP STOSB by which Linux clears memory that its loader has just filled with zeros.
+
+    They take an engine that executes them byte by byte a tenth of the blocks of a whole boot. Only where the image
+    itself shows that no byte of the file lies there.
+    """
+    start = image.symbols.address_of("clear_bss")
+    if start is None:
+        return []
+    bounds = [(image.symbols.address_of(first), image.symbols.address_of(last)) for first, last in _BSS]
+    if any(first is None or last is None or not _is_zero_filled(image, first, last) for first, last in bounds):
+        return []
+    code = bytes(image.view(start, image.symbols.end_of(start) - start))
+    places = [at for at in range(len(code) - 1) if code.startswith(_REP_STOSB, at)]
+    if len(places) != len(_BSS):
+        return []
+    reason = "the loader has filled this memory with zeros"
+    return [ImagePatch(start + at + delta, _REP_STOSB, _NOP, reason) for at in places]
+
+
+def _is_zero_filled(image: Image, first: int, last: int) -> bool:
+    """Whether the loader, and not the file, says what lies from `first` to `last`."""
+    segment = image.segment_at(first)
+    if segment is None or not first <= last <= segment.vaddr + segment.memory_size:
+        return False
+    return first >= segment.vaddr + len(segment.data) or not any(image.view(first, last - first))

@@ -10,8 +10,9 @@ it is linked. W^X: in the kernel view no page is both writable and executable.
 
 import ctypes
 import mmap
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -35,6 +36,7 @@ _ROLES = (KERNEL_VIEW, USER_VIEW, KERNEL_VIEW | _KEEP_WRITABLE)
 _PLAIN, _MAY_BE_CODE, _ACTIVE_CODE, _USER_CODE = 0, 1, 2, 3
 _LARGE_SPAN = 0x20_0000
 _UNDEFINED = 6
+_Found = TypeVar("_Found")
 
 
 class MappingEngine(Protocol):
@@ -114,6 +116,7 @@ class ShadowPaging:
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
         self._current = Root(0)
         self._offsets = np.arange(512, dtype=np.uint64) << np.uint64(12)
+        self._make_probe()
 
     # -- address spaces -------------------------------------------------------------------------
 
@@ -126,7 +129,7 @@ class ShadowPaging:
     def use(self, view: int) -> None:
         """Make the current guest root's tables in `view` the ones the engine walks."""
         self.view = view
-        root = self._root(self._role)
+        root = self._with_room(lambda: self._root(self._role))
         self._current = root
         if view in self._stale:
             self._stale.discard(view)
@@ -222,10 +225,24 @@ class ShadowPaging:
         self.executors.clear()
         self._stale = set()
         self._window = 0
-        self._probe = []
+        self._make_probe()
         self.kind[self.kind == _ACTIVE_CODE] = _MAY_BE_CODE
         self.code.forget_mappings()
         self.use(self.view)
+
+    def _with_room(self, install: Callable[[], _Found]) -> _Found:
+        """Do what takes tables of the pool; when none is left forget them all, and do it again."""
+        try:
+            return install()
+        except ShadowPoolExhausted:
+            self.reset()
+            return install()
+
+    def _make_probe(self) -> None:
+        """Take the tables of `_forget_code` beforehand, since it may not fail."""
+        self._probe = [self._table(-1, 1, _PROBE + level) for level in range(4)]
+        for upper, lower in pairwise(self._probe):
+            self._words[upper << 9] = layout.TABLES_BASE + (lower << 12) | _TABLE_ENTRY
 
     def _revalidate(self, table: int) -> None:
         """Drop the entries whose guest entry is no longer what it was."""
@@ -260,11 +277,7 @@ class ShadowPaging:
         if fetch and walk.frame >= self._size:
             raise Fault(_UNDEFINED)  # a bus without a device gives all ones, which is no instruction
         self.fills += 1
-        try:
-            self._install(walk, write, fetch)
-        except ShadowPoolExhausted:
-            self.reset()
-            self._install(walk, write, fetch)
+        self._with_room(lambda: self._install(walk, write, fetch))
 
     def _install(self, walk: Walk, write: bool, fetch: bool) -> None:
         words, seen = self._words, self._seen_words
@@ -367,10 +380,6 @@ class ShadowPaging:
 
     def _forget_code(self, number: int) -> None:
         """Let the engine forget what it made of a frame's code: it asks for an address that maps the frame."""
-        if not self._probe:
-            self._probe = [self._table(-1, 1, _PROBE + level) for level in range(4)]
-            for upper, lower in zip(self._probe, self._probe[1:], strict=False):
-                self._words[upper << 9] = layout.TABLES_BASE + (lower << 12) | _TABLE_ENTRY
         root, leaf = self._probe[0], self._probe[3]
         self._words[leaf << 9] = number << 12 | _LEAF
         self._engine.set_root(layout.TABLES_BASE + (root << 12))
@@ -546,19 +555,35 @@ class ShadowPaging:
         return frame >> 12 if frame < self._size else -1
 
     def expose(self, address: int, frame: int, rights: int) -> int:
-        """Overwrite the leaf entry of a mapped kernel page; returns the pool word index."""
-        table = self._current.index
-        for shift in (39, 30, 21):
-            table = ((self._words[(table << 9) + ((address >> shift) & 511)] & _FRAME) - layout.TABLES_BASE) >> 12
-        at = (table << 9) + ((address >> 12) & 511)
+        """Overwrite the leaf entry of a page of kernel code; returns the pool word index.
+
+        Raises the guest's `Fault` when the page is not mapped any more and may not be.
+        """
+        at = self._leaf_of(address)
+        if at < 0:
+            self.fill(address, False, True)
+            at = self._leaf_of(address)
         self._words[at] = frame << 12 | _LEAF | rights
         self._engine.flush_tlb()
         return at
+
+    def _leaf_of(self, address: int) -> int:
+        """Pool word index of the last-level entry for `address` in the current view, or -1."""
+        table = self._current.index
+        for shift in (39, 30, 21):
+            entry = self._words[(table << 9) + ((address >> shift) & 511)]
+            if not entry & 1 or entry & w.LARGE:
+                return -1
+            table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
+        return (table << 9) + ((address >> 12) & 511)
 
     # -- the hypervisor's own mappings ----------------------------------------------------------
 
     def install_window(self) -> None:
         """Map the hypervisor window in the current (kernel) view."""
+        self._with_room(self._install_window)
+
+    def _install_window(self) -> None:
         if not self._window:
             self._window = self._window_table()
         table, role = self._current.index, self._role
@@ -597,6 +622,9 @@ class ShadowPaging:
         physical = self.descriptor_pages.get(address >> 12)
         if physical is None or self.view != USER_VIEW:
             return False
+        return self._with_room(lambda: self._install_descriptors(address, physical))
+
+    def _install_descriptors(self, address: int, physical: int) -> bool:
         table = self._current.index
         for level, shift in ((4, 39), (3, 30), (2, 21)):
             at = (table << 9) + ((address >> shift) & 511)
