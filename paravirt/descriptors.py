@@ -3,7 +3,8 @@
 Room: `paravirt`. In the kernel view the real GDT is empty: every load but of a null selector traps
 and is done from the guest's own table. In the user view the real GDTR shows the guest's base and
 limit, as SGDT in user mode must, and at that address the processor alone (not user code) sees a copy
-of the guest's table reduced to what ring 3 may load. Gates and system descriptors never reach it.
+of the guest's table reduced to what ring 3 may load. Gates and system descriptors never reach it: where user code
+can reach the page itself, the processor is shown no table.
 """
 
 from emulator.isa.x86.processor import Fault
@@ -59,6 +60,12 @@ class DescriptorCopy:
             offset = base & 0xFFF
             clean = _sanitise(source)
             self._memory[offset : offset + len(clean)] = clean
+
+    def withhold(self) -> None:
+        """Where user code can reach the table's page the processor would read that page as it is, gates included: show
+        it no table then. Loads fault and are done from the guest's own table; SGDT, LAR and LSL see an empty one."""
+        if any(self._shadow.user_reaches(page << 12) for page in self._shadow.descriptor_pages):
+            self._vcpu.registers.set_table(0, 0, 0)
 
     def _read(self, base: int, size: int) -> bytes:
         """The guest's table; what it does not map reads as zero."""

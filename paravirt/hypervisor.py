@@ -238,6 +238,7 @@ class Hypervisor:
         if level == 3:
             self.descriptors.enter_user()
             self.shadow.use(USER_VIEW)
+            self.descriptors.withhold()
         else:
             self.descriptors.enter_kernel()
             self.shadow.use(KERNEL_VIEW)
@@ -406,6 +407,8 @@ class Hypervisor:
             self.exits.count("page fault to the guest", "fault")
             self._raise(fault)
             return
+        if self._view_level == 3:
+            self.descriptors.withhold()
         if self._own_store >= 0:
             self._begin_own_store()
         self.exits.count("code page" if fetch and self._view_level == 0 else "page", "fill")

@@ -617,6 +617,18 @@ class ShadowPaging:
         self._words[(table << 9) + shared] = layout.WINDOW_BASE + (shared << 12) | _LEAF | w.WRITABLE | _NX
         return table
 
+    def user_reaches(self, address: int) -> bool:
+        """Whether the tables in use let user code reach `address`."""
+        table = self._current.index
+        for shift in (39, 30, 21, 12):
+            entry = self._words[(table << 9) + ((address >> shift) & 511)]
+            if entry & (w.PRESENT | w.USER) != w.PRESENT | w.USER:
+                return False
+            if entry & _FRAME < layout.TABLES_BASE or (shift < 39 and entry & w.LARGE):
+                return True
+            table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
+        return True
+
     def install_descriptors(self, address: int) -> bool:
         """User view: map the sanitised descriptor table's page at `address` for the CPU alone."""
         physical = self.descriptor_pages.get(address >> 12)

@@ -74,6 +74,8 @@ class ModelMmu:
         self.context = GuestContext(write_protect=True, no_execute=True)
         self.tables = GuestTables(self.memory)
         self.context.root = self.tables.root
+        for page in range(0x20_0000, 0x40_0000, 4096):  # no two pages have the same contents
+            self.tables.words[page >> 3] = page
         self.root = -1
         self.flushes = 0
         self.forgotten: list[int] = []
