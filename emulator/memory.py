@@ -45,6 +45,7 @@ class GuestMemory:
         self.size = size
         """Bytes of memory; the first address behind it."""
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map.madvise(mmap.MADV_HUGEPAGE)  # fewer faults and fewer TLB misses of the host
         self.view = memoryview(self._map)
         """All of memory as bytes, writable, page-aligned on the host."""
         self.words = self.view.cast("Q")

@@ -7,6 +7,7 @@ replacement is CLI and whose original is a call through memory says which word o
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -60,6 +61,7 @@ def _templates() -> dict[bytes, tuple[str, Template]]:
     }
 
 
+@functools.lru_cache(maxsize=1)
 def slots(image: Image) -> tuple[Slot, ...]:
     """The interrupt-flag words of pv_ops, in ascending order; none where this is no such kernel."""
     tables = image.linux
@@ -199,4 +201,6 @@ def _is_zero_filled(image: Image, first: int, last: int) -> bool:
     segment = image.segment_at(first)
     if segment is None or not first <= last <= segment.vaddr + segment.memory_size:
         return False
-    return first >= segment.vaddr + len(segment.data) or not any(image.view(first, last - first))
+    return first >= segment.vaddr + len(segment.data) or not np.any(
+        np.frombuffer(image.view(first, last - first), np.uint8)
+    )
