@@ -14,15 +14,17 @@ class ExitTable:
     timed: bool = False
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     nanoseconds: dict[tuple[str, str], int] = field(default_factory=dict)
+    last: tuple[str, str] = ("", "")
+    """What was counted last: an exit's time goes to what it ended in."""
 
     def count(self, operation: str, route: str) -> None:
         """One exit more."""
-        key = (operation, route)
+        key = self.last = (operation, route)
         self.counts[key] = self.counts.get(key, 0) + 1
 
-    def spent(self, key: tuple[str, str], nanoseconds: int) -> None:
-        """Host time of one exit."""
-        self.nanoseconds[key] = self.nanoseconds.get(key, 0) + nanoseconds
+    def spent(self, nanoseconds: int) -> None:
+        """Host time of the exit counted last."""
+        self.nanoseconds[self.last] = self.nanoseconds.get(self.last, 0) + nanoseconds
 
     @property
     def total(self) -> int:

@@ -57,8 +57,7 @@ class Request:
 @click.option("--timeout", metavar="SECONDS", help="End the run after so much time of the host.")
 @click.option("--guest-timeout", metavar="SECONDS", help="End the run after so much time of the guest.")
 @click.option("--until", metavar="TEXT", help="End the run when the console has printed this.")
-@click.option("--exits", is_flag=True, help="Print the exit table at the end.")
-@click.option("--exit-times", is_flag=True, help="The same with the host time of every kind of exit, which costs time.")
+@click.option("--exits", is_flag=True, help="Print the exit table, with times, at the end.")
 @click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a line for every exit.")
 @click.option("--json", "result", type=click.Path(path_type=Path), metavar="FILE", help="Write the result as JSON.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
@@ -74,7 +73,6 @@ def command(
     guest_timeout: str | None,
     until: str | None,
     exits: bool,
-    exit_times: bool,
     trace: Path | None,
     result: Path | None,
     cached: bool,
@@ -105,11 +103,11 @@ def command(
         delta=values.virtual_offset(kaslr, loaded) if kaslr is not None else 0,
         physical_delta=values.number(physical, "--physical") if physical is not None else 0,
         limits=limits,
-        timed=exit_times,
+        timed=exits,
         cache=cached,
     )
     options.check()
-    return Run(loaded, options, Request(until, exits or exit_times, trace, result, inputs)).status()
+    return Run(loaded, options, Request(until, exits, trace, result, inputs)).status()
 
 
 def _guest(image: str, initrd: Path | None, append: str | None) -> tuple[Path, Path | None, str]:

@@ -182,13 +182,14 @@ def bss_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
     They take an engine that executes them byte by byte a tenth of the blocks of a whole boot. Only where the image
     itself shows that no byte of the file lies there.
     """
-    start = image.symbols.address_of("clear_bss")
-    if start is None:
+    address_of = image.symbols.address_of
+    start = address_of("clear_bss")
+    end = image.symbols.end_of(start) if start is not None else None
+    if start is None or end is None:
         return []
-    bounds = [(image.symbols.address_of(first), image.symbols.address_of(last)) for first, last in _BSS]
-    if any(first is None or last is None or not _is_zero_filled(image, first, last) for first, last in bounds):
+    if not all(_is_zero_filled(image, address_of(first), address_of(last)) for first, last in _BSS):
         return []
-    code = bytes(image.view(start, image.symbols.end_of(start) - start))
+    code = bytes(image.view(start, end - start))
     places = [at for at in range(len(code) - 1) if code.startswith(_REP_STOSB, at)]
     if len(places) != len(_BSS):
         return []
@@ -196,11 +197,10 @@ def bss_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
     return [ImagePatch(start + at + delta, _REP_STOSB, _NOP, reason) for at in places]
 
 
-def _is_zero_filled(image: Image, first: int, last: int) -> bool:
-    """Whether the loader, and not the file, says what lies from `first` to `last`."""
-    segment = image.segment_at(first)
-    if segment is None or not first <= last <= segment.vaddr + segment.memory_size:
+def _is_zero_filled(image: Image, first: int | None, last: int | None) -> bool:
+    """Whether all memory from `first` to `last` is the image's, and zero when it is loaded."""
+    segment = image.segment_at(first) if first is not None else None
+    if segment is None or first is None or last is None or last > segment.vaddr + segment.memory_size:
         return False
-    return first >= segment.vaddr + len(segment.data) or not np.any(
-        np.frombuffer(image.view(first, last - first), np.uint8)
-    )
+    in_file = segment.data[first - segment.vaddr : last - segment.vaddr]
+    return first <= last and not np.any(np.frombuffer(in_file, np.uint8))
