@@ -1,0 +1,60 @@
+"""What rewriting is for: how many exits are left. Counts are exact and repeat, so they are asserted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bt import guests
+from bt.image import load
+from bt.session import Options, Session
+from emulator.errors import RetrapError
+from emulator.machine import EndKind
+from paravirt.hypervisor import Hypervisor
+
+SAMPLE = Path(__file__).parents[2] / "samples/x86_64/sample.elf"
+FLAGS = ("DISABLE_INTERRUPTS", "ENABLE_INTERRUPTS", "READ_FLAGS", "WRITE_FLAGS")
+"""Operations on the interrupt flag."""
+
+
+def counts(session: Session) -> dict[tuple[str, str], int]:
+    """The exit table of a session that has ended."""
+    assert isinstance(session.driver, Hypervisor)
+    return dict(session.driver.exits.counts)
+
+
+def test_a_million_cli_sti_pairs_exit_only_when_an_interrupt_waits() -> None:
+    options = Options(mode="inline", command_line="only=interrupts.million-cli-sti", cache=False)
+    session = Session(load(SAMPLE), options, lambda _data: None)
+    try:
+        outcome = session.run()
+        assert (outcome.kind, outcome.status) == (EndKind.DEBUG_EXIT, 0)
+        exits = counts(session)
+    finally:
+        session.close()
+    assert sum(exits.get((operation, "trap"), 0) for operation in FLAGS) <= 4  # outside the loop
+    delivered = exits["interrupt delivered", "injection"]
+    assert 0 < exits["ENABLE_INTERRUPTS", "hypercall"] <= delivered
+
+
+@pytest.mark.kernel
+def test_a_stock_kernel_boots_inline_with_few_exits_and_almost_none_for_the_interrupt_flag() -> None:
+    try:
+        guest = guests.find("debian-amd64")
+    except RetrapError as error:
+        pytest.skip(f"Debian's kernel is not here: {error}")
+    printed = bytearray()
+    options = Options(initrd=guest.initrd.read_bytes(), command_line=guest.command_line)
+    session = Session(load(guest.kernel), options, printed.extend)
+    try:
+        outcome = session.run()
+        assert outcome.kind is EndKind.HALTED
+        assert b"retrap: user space reached" in printed
+        exits, instructions = counts(session), session.machine.engine.progress  # at least one instruction a block
+    finally:
+        session.close()
+    assert sum(exits.values()) <= 60_000
+    flags = sum(count for (operation, _route), count in exits.items() if operation in FLAGS)
+    assert flags <= instructions // 100_000
+    assert flags <= 100
