@@ -106,7 +106,8 @@ def test_the_instruction_behind_sti_runs_before_a_waiting_interrupt(
         assert came == [], "STI; CLI lets nothing in"
     else:
         at = KERNEL + len(bytes.fromhex(before)) + 1 + length
-        assert [event[3] for event in came] == [at]
+        (rip,) = [event[3] for event in came]
+        assert rip == at if mode == "trap" else at <= rip <= at + 4, "a fixup may hold more instructions than one"
         assert counted(guest) == 1
 
 
