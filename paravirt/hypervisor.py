@@ -230,6 +230,8 @@ class Hypervisor:
     def _enter_view(self) -> None:
         level = self.vcpu.level
         self._view_level = level
+        if self.shadow.code_guard:  # user code finds no protection keys, and what it might do to them is undone
+            self.engine.guard_code(level == 0)
         if level == 3:
             self.descriptors.enter_user()
             self.shadow.use(USER_VIEW)

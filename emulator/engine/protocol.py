@@ -159,10 +159,11 @@ class Engine(Protocol):
         """Load the real control registers; a root must be set before CR0.PG is. Takes `guard_code` back."""
         ...
 
-    def guard_code(self) -> None:
-        """From now on pages of protection key 1 are execute-only in user mode: a read faults with error bit 5.
+    def guard_code(self, enabled: bool = True) -> None:
+        """From now on pages of protection key 1 are execute-only in user mode (a read faults with error bit 5), or not.
 
-        Only for an engine whose capabilities say `execute_only`.
+        Only for an engine whose capabilities say `execute_only`; followed by `set_root` or `flush_tlb`. While it is
+        off, software finds no protection keys at all.
         """
         ...
 

@@ -299,6 +299,13 @@ def test_the_kernel_cannot_change_a_fixup_and_nonsense_in_the_shared_page_means_
     assert guest.levels == {3}
 
 
+@pytest.mark.parametrize("code", ["0f01ee", "0f01ef"], ids=["rdpkru", "wrpkru"])
+def test_user_code_finds_no_protection_keys(make: Make, code: str) -> None:
+    guest = make(TO_USER, "31c0 31c9 31d2" + code + "cd80")
+    guest.run()
+    assert guest.halted_in == 6
+
+
 # -- runs repeat --------------------------------------------------------------------------------------
 
 

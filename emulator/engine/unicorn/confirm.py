@@ -76,7 +76,7 @@ def _in_user_mode(engine: UnicornEngine, code: bytes, rights: int = 0) -> tuple[
         raise _refuse("the privilege level", "code at level 3", fault) from None
     finally:
         engine.set_control(0x11, 0x20, 0x500)
-        registers.protect_keys(0)
+        registers.protect_keys(0, False)
         engine.set_root(0)
         for index, segment in enumerate(segments):
             registers.set_segment(index, *segment)

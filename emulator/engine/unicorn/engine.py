@@ -178,9 +178,9 @@ class UnicornEngine:
         for register, value in ((lib.REG_CR4, cr4), (lib.REG_CR0, cr0)):
             self.library.uc_reg_write(self.handle, register, ctypes.byref(ctypes.c_uint64(value)))
 
-    def guard_code(self) -> None:
-        """From now on pages of protection key 1 are execute-only in user mode. `set_control` takes it back."""
-        self.registers.protect_keys(4)
+    def guard_code(self, enabled: bool = True) -> None:
+        """From now on pages of protection key 1 are execute-only in user mode, or not. `set_control` takes it back."""
+        self.registers.protect_keys(4, enabled)
 
     def code_changed(self, address: int, size: int) -> None:
         """The host changed bytes that may have been executed at mapped guest-virtual `address`."""

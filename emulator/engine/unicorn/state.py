@@ -188,10 +188,11 @@ class UnicornRegisters:
         """Change CR3 without telling the TLB: the engine flushes."""
         self.words[_W_CR + 3] = value
 
-    def protect_keys(self, rights: int) -> None:
+    def protect_keys(self, rights: int, enabled: bool = True) -> None:
         """Enable protection keys with these access rights (PKRU), though CPUID does not offer them: the walker only
         looks at CR4.PKE. PKRU is not to be had through the public interface."""
-        self.words[_W_CR + 4] |= _CR4_PKE
+        control = self.words[_W_CR + 4]
+        self.words[_W_CR + 4] = control | _CR4_PKE if enabled else control & ~_CR4_PKE
         self.halves[_PKRU // 4] = rights
 
     def debug(self, number: int) -> int:

@@ -275,10 +275,31 @@ def test_execute_only_pages_are_fetched_and_not_read(engine: Engine) -> None:
     engine.guard_code()
     (seen,) = guest.run()
     assert (seen.kind, seen.vector, seen.error, seen.address, seen.rip) == (FAULT, 14, 0x25, CODE, CODE + 1)
-    engine.set_control(engine.registers.control(0), r.CR4_PAE, 0xD01)
-    engine.flush_tlb()
+    for by_control in (True, False):
+        if by_control:
+            engine.set_control(engine.registers.control(0), r.CR4_PAE, 0xD01)
+        else:
+            engine.guard_code(False)
+        engine.flush_tlb()
+        engine.registers.rip = CODE
+        (seen,) = guest.run()
+        assert (seen.vector, seen.rip) == (6, CODE + 9)
+        engine.guard_code()
+        engine.flush_tlb()
+        engine.registers.rip = CODE
+        (seen,) = guest.run()
+        assert seen.error == 0x25
+
+
+@pytest.mark.parametrize("code", ["0f01ee", "0f01ef"], ids=["rdpkru", "wrpkru"])
+def test_software_finds_no_protection_keys_while_code_is_not_guarded(engine: Engine, code: str) -> None:
+    guest = BareGuest(engine, code, level=3)
+    if engine.capabilities.execute_only:
+        engine.guard_code()
+        engine.guard_code(False)
+        engine.flush_tlb()
     (seen,) = guest.run()
-    assert (seen.vector, seen.rip) == (6, CODE + 9), "`set_control` takes the guard back"
+    assert (seen.vector, seen.rip) == (6, CODE)
 
 
 def test_selectors_of_other_levels_fault_with_their_index(engine: Engine) -> None:
