@@ -2,7 +2,7 @@
 
 Room: `tests`. `ModelMmu` is the `MappingEngine` of a `ShadowPaging` with `CodePages` behind it, and a CPU that
 accesses addresses: it walks the shadow tables, asks for a fill on a fault, and keeps what it found until it is told to
-forget. Guest tables are built by `GuestTables`.
+forget.
 """
 
 from __future__ import annotations
@@ -17,43 +17,11 @@ from paravirt import layout
 from paravirt.mmu.code import CodePages
 from paravirt.mmu.shadow import KERNEL_VIEW, USER_VIEW, ShadowPaging
 from paravirt.translator import Translator, Untouched
+from tests.emulator.guest_image import GuestTables
 
 MEMORY = 8 << 20
-USER_TABLE = w.PRESENT | w.WRITABLE | w.USER
 NX = w.NO_EXECUTE
 _KEY = 1 << 59
-
-
-class GuestTables:
-    """Four-level tables in guest memory, made as they are needed."""
-
-    def __init__(self, memory: memoryview, first: int = 0x10_0000) -> None:
-        self.words = memory.cast("Q")
-        self._next = first
-        self.root = self.table()
-
-    def table(self) -> int:
-        """Physical address of a fresh, empty table."""
-        self._next += 4096
-        return self._next - 4096
-
-    def place(self, address: int, level: int = 1, root: int | None = None) -> int:
-        """Index of the word that holds the level-`level` entry for `address`; tables above are made."""
-        table = self.root if root is None else root
-        for upper in range(4, level, -1):
-            at = (table >> 3) + (address >> (upper * 9 + 3) & 511)
-            if not self.words[at] & 1:
-                self.words[at] = self.table() | USER_TABLE
-            table = self.words[at] & FRAME_MASK
-        return (table >> 3) + (address >> (level * 9 + 3) & 511)
-
-    def map(self, address: int, entry: int, level: int = 1, root: int | None = None) -> None:
-        """Set the entry for `address`."""
-        self.words[self.place(address, level, root)] = entry
-
-    def entry(self, address: int, level: int = 1) -> int:
-        """The entry for `address`."""
-        return self.words[self.place(address, level)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from paravirt.descriptors import _sanitise
-from tests.paravirt.tiny_guest import (
+from tests.emulator.guest_image import (
     DATA,
     GDT,
     HALT,
@@ -18,8 +18,8 @@ from tests.paravirt.tiny_guest import (
     TO_USER,
     USER_CODE,
     USER_DATA,
-    TinyGuest,
 )
+from tests.paravirt.tiny_guest import TinyGuest
 
 SYSTEM = "cd80"
 """int 0x80: back to the kernel, which halts."""

@@ -11,7 +11,7 @@ from emulator.engine.exit import ExitKind
 from emulator.isa.x86 import registers as r
 from emulator.machine import EndKind
 from paravirt import abi
-from tests.paravirt.tiny_guest import (
+from tests.emulator.guest_image import (
     DATA,
     HALT,
     IDT,
@@ -21,8 +21,8 @@ from tests.paravirt.tiny_guest import (
     PROGRAM,
     TO_USER,
     USER_CODE,
-    TinyGuest,
 )
+from tests.paravirt.tiny_guest import TinyGuest
 
 Make = Callable[..., TinyGuest]
 COUNT = "48ff0425 00000700"

@@ -11,7 +11,13 @@ from emulator.isa.x86 import registers as r
 from emulator.isa.x86.table import ROWS
 from paravirt.operations.x86 import PREPARE
 from paravirt.translator import Untouched
-from tests.paravirt.tiny_guest import DATA, HALT, KERNEL, KERNEL_CODE, TinyGuest
+from tests.emulator.guest_image import (
+    DATA,
+    HALT,
+    KERNEL,
+    KERNEL_CODE,
+)
+from tests.paravirt.tiny_guest import TinyGuest
 
 
 def test_every_operation_of_the_table_has_a_handler() -> None:

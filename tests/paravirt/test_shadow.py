@@ -12,7 +12,8 @@ from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import Fault
 from paravirt import layout
 from paravirt.mmu.shadow import KERNEL_VIEW, USER_VIEW
-from tests.paravirt.model_mmu import MEMORY, NX, USER_TABLE, ModelMmu
+from tests.emulator.guest_image import USER_TABLE
+from tests.paravirt.model_mmu import MEMORY, NX, ModelMmu
 
 A, D, P, W, U, G, PS = w.ACCESSED, w.DIRTY, w.PRESENT, w.WRITABLE, w.USER, w.GLOBAL, w.LARGE
 PAGE = 0x4000_0000
