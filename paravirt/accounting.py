@@ -4,27 +4,36 @@ Room: `paravirt`. Counting is always on (a dictionary increment an exit); times 
 asked for, since reading the host's clock costs a good part of an exit.
 """
 
-from dataclasses import dataclass, field
+Key = tuple[str, str]
+"""Operation and route."""
 
 
-@dataclass(slots=True)
 class ExitTable:
     """Counts, and if `timed` nanoseconds, by (operation, route)."""
 
-    timed: bool = False
-    counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    nanoseconds: dict[tuple[str, str], int] = field(default_factory=dict)
-    last: tuple[str, str] = ("", "")
-    """What was counted last: an exit's time goes to what it ended in."""
+    def __init__(self, timed: bool = False) -> None:
+        self.timed = timed
+        self._cells: dict[Key, list[int]] = {}
+        self.last: list[int] = [0, 0]
+        """The cell counted last: an exit's time goes to what it ended in."""
+
+    def cell(self, operation: str, route: str) -> list[int]:
+        """Count and nanoseconds of one kind of exit, to be counted in place: the hot path keeps its cell."""
+        return self._cells.setdefault((operation, route), [0, 0])
 
     def count(self, operation: str, route: str) -> None:
         """One exit more."""
-        key = self.last = (operation, route)
-        self.counts[key] = self.counts.get(key, 0) + 1
+        cell = self.last = self._cells.setdefault((operation, route), [0, 0])
+        cell[0] += 1
 
     def spent(self, nanoseconds: int) -> None:
         """Host time of the exit counted last."""
-        self.nanoseconds[self.last] = self.nanoseconds.get(self.last, 0) + nanoseconds
+        self.last[1] += nanoseconds
+
+    @property
+    def counts(self) -> dict[Key, int]:
+        """Exits by kind, in the order in which they were first met."""
+        return {key: cell[0] for key, cell in self._cells.items() if cell[0]}
 
     @property
     def total(self) -> int:
@@ -35,9 +44,6 @@ class ExitTable:
         """(operation, route, count, share of all exits, seconds), most frequent first."""
         total = self.total or 1
         return sorted(
-            (
-                (operation, route, count, count / total, self.nanoseconds.get((operation, route), 0) / 1e9)
-                for (operation, route), count in self.counts.items()
-            ),
+            ((*key, cell[0], cell[0] / total, cell[1] / 1e9) for key, cell in self._cells.items() if cell[0]),
             key=lambda row: (-row[2], row[0], row[1]),
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from emulator.board.linux_boot import EntryState
 from emulator.engine.exit import Exit, ExitKind
+from emulator.errors import GuestFault
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.decode import instruction_at, row_of
@@ -44,8 +45,9 @@ _LOCAL_APIC_TSC = 1_000_000_000
 """Virtual time-stamp ticks in a second: one a nanosecond."""
 
 
-_WITHIN_AN_INSTRUCTION = frozenset({ExitKind.PORT_READ, ExitKind.PORT_WRITE, ExitKind.IDENTIFY, ExitKind.TIME_STAMP})
-"""Exits whose instruction is still under way: nothing may be delivered before the next block."""
+_UNDER_WAY = (ExitKind.PORT_READ, ExitKind.PORT_WRITE, ExitKind.IDENTIFY, ExitKind.TIME_STAMP)
+_WITHIN_AN_INSTRUCTION = [kind in _UNDER_WAY for kind in ExitKind]
+"""By kind of exit: whether its instruction is still under way, so that nothing is delivered before the next block."""
 
 
 class Hypervisor:
@@ -82,7 +84,7 @@ class Hypervisor:
             self.shadow.code_guard = _KEY_1
         self._map_own_memory(window, code, descriptors)
         self._registers = registers
-        self._actions: dict[int, tuple[Action, str, str]] = {}
+        self._actions: dict[int, tuple[Action, list[int]]] = {}
         self._actions_by_page: dict[int, list[int]] = {}
         self._view_level = 0
         self._in_shadow = False
@@ -97,7 +99,7 @@ class Hypervisor:
             _PF: self._page_fault,
             _DB: self._debug,
         }
-        self._dispatch: dict[int, Callable[[Exit], None]] = {
+        handlers: dict[ExitKind, Callable[[Exit], None]] = {
             ExitKind.FAULT: self._fault,
             ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
             ExitKind.SYSTEM_CALL: self._system_call,
@@ -107,6 +109,8 @@ class Hypervisor:
             ExitKind.TIME_STAMP: self._time_stamp,
             ExitKind.BUDGET: self._budget,
         }
+        # Indexed by kind: an enumeration's members are slow to hash.
+        self._dispatch = [handlers.get(kind, self._unexpected) for kind in ExitKind]
         self.board.on_interrupt = self._line_changed
 
     def _map_own_memory(self, window: memoryview, code: memoryview, descriptors: memoryview) -> None:
@@ -167,7 +171,7 @@ class Hypervisor:
             self._look()
         try:
             self._dispatch[exit_.kind](exit_)
-            if exit_.kind in _WITHIN_AN_INSTRUCTION:
+            if _WITHIN_AN_INSTRUCTION[exit_.kind]:
                 if self.board.intr:
                     self.engine.set_deadline(self.engine.progress + 1)
             elif self.vcpu.level != self._view_level or self.board.intr:
@@ -264,6 +268,12 @@ class Hypervisor:
 
     # -- faults ---------------------------------------------------------------------------------
 
+    def _unexpected(self, exit_: Exit) -> None:
+        """HALT and UNBACKED cannot happen to a guest that runs at level 3 in tables of ours."""
+        raise GuestFault(
+            f"the engine reports {ExitKind(exit_.kind).name} at {self.vcpu.rip:#x} for a deprivileged guest"
+        )
+
     def _fault(self, exit_: Exit) -> None:
         handler = self._faults.get(exit_.vector)
         if handler is not None:
@@ -278,19 +288,20 @@ class Hypervisor:
         self._raise(Fault(exit_.vector, error))
 
     def _general_protection(self, exit_: Exit) -> None:
-        vcpu = self.vcpu
-        rip = vcpu.rip
+        rip = self._registers.rip
         if self._in_shadow:
             self._end_shadow()
-        if vcpu.level == 0:
+        if self.vcpu.level == 0:
             known = self._actions.get(rip)
             if known is None:
                 known = self._prepare(rip)
             if known is not None:
-                self.exits.count(known[1], known[2])
-                stepped = self._registers.rflags & _TF
+                action, cell = known
+                cell[0] += 1
+                self.exits.last = cell
+                stepped = self._registers.trap_flag
                 try:
-                    known[0]()
+                    action()
                 except Fault as fault:
                     self._raise(fault)
                     return
@@ -302,11 +313,11 @@ class Hypervisor:
         self.exits.count("exception to the guest", "fault")
         self._raise(Fault(_GP, exit_.error))
 
-    def _prepare(self, rip: int) -> tuple[Action, str, str] | None:
+    def _prepare(self, rip: int) -> tuple[Action, list[int]] | None:
         """Decode the guest's own instruction at `rip` and make the action for it."""
         call = self.code.hypercalls.get(rip)
         if call is not None:
-            known = self._hypercall(call.operation, call.resume), call.operation.name, "hypercall"
+            known = self._hypercall(call.operation, call.resume), self.exits.cell(call.operation.name, "hypercall")
             self._actions[rip] = known
             return known
         instruction = instruction_at(self.vcpu.fetch(rip), rip)
@@ -314,7 +325,7 @@ class Hypervisor:
         if instruction is None or row is None:
             return None
         action = PREPARE[row.operation](self, instruction)
-        known = action, row.operation.name, "trap"
+        known = action, self.exits.cell(row.operation.name, "trap")
         self._actions[rip] = known
         page = rip >> 12
         self._actions_by_page.setdefault(page, []).append(rip)
@@ -468,7 +479,8 @@ class Hypervisor:
         except Fault as fault:  # the page itself is gone since it was fetched from
             self._raise(fault)
             return
-        self._stepping = at, self._registers.rflags & _TF
+        guest_trap = self._registers.rflags & _TF if self._stepping is None else self._stepping[1]  # it also stores
+        self._stepping = at, guest_trap
         self._registers.rflags |= _TF
         self.engine.code_changed(page, 4096)
         self.exits.count(what, "step")

@@ -32,6 +32,7 @@ class VirtualCpu(LinearMemory):
     def __init__(self, registers: X86Registers, memory: memoryview, shared: memoryview) -> None:
         self.registers = registers
         self.gpr = registers.gpr
+        self.advance = registers.advance
         self.context = GuestContext()
         super().__init__(memory, self.context)
         self.shared = shared

@@ -58,6 +58,15 @@ class X86Registers(Protocol):
     interrupt_shadow: bool
     """Whether the next instruction still runs before an interrupt may come (STI, MOV SS); can be cleared."""
 
+    def advance(self, length: int) -> None:
+        """Move RIP over an instruction of `length` bytes."""
+        ...
+
+    @property
+    def trap_flag(self) -> bool:
+        """RFLAGS.TF alone, which is cheaper to tell than all of RFLAGS."""
+        ...
+
     def control(self, number: int) -> int:
         """CR0, CR2, CR3 or CR4."""
         ...

@@ -116,7 +116,7 @@ def _cli(context: Context, instruction: Instruction) -> Action:
         if vcpu.level > vcpu.iopl:
             raise Fault(_GP, 0)
         vcpu.interrupts_enabled = False
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -130,7 +130,7 @@ def _sti(context: Context, instruction: Instruction) -> Action:
             raise Fault(_GP, 0)
         was = vcpu.interrupts_enabled
         vcpu.interrupts_enabled = True
-        vcpu.rip += length
+        vcpu.advance(length)
         if not was:
             context.shadow_begins()
 
@@ -149,7 +149,7 @@ def _pushf(context: Context, instruction: Instruction) -> Action:
         top = vcpu.gpr[4] - size & _MASK
         vcpu.write(top, size, vcpu.rflags & ~(r.FLAG_RF | r.FLAG_VM))
         vcpu.gpr[4] = top
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -175,7 +175,7 @@ def _popf(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         pop_flags(context, size)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -308,7 +308,7 @@ def _swapgs(context: Context, instruction: Instruction) -> Action:
         base = registers.segment_base(5)
         registers.set_segment_base(5, vcpu.kernel_gs_base)
         vcpu.kernel_gs_base = base
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -319,7 +319,7 @@ def _hlt(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         _kernel_only(vcpu)
-        vcpu.rip += length
+        vcpu.advance(length)
         context.halted()
 
     return action
@@ -346,7 +346,7 @@ def _read_control(context: Context, instruction: Instruction) -> Action:
     def action() -> None:
         _kernel_only(vcpu)
         write(getattr(vcpu, name))
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -388,12 +388,12 @@ def _write_control(context: Context, instruction: Instruction) -> Action:
     def cr0() -> None:
         _kernel_only(vcpu)
         write_cr0(context, read())
-        vcpu.rip += length
+        vcpu.advance(length)
 
     def cr2() -> None:
         _kernel_only(vcpu)
         vcpu.cr2 = read()
-        vcpu.rip += length
+        vcpu.advance(length)
 
     def cr3() -> None:
         _kernel_only(vcpu)
@@ -402,19 +402,19 @@ def _write_control(context: Context, instruction: Instruction) -> Action:
             raise Fault(_GP, 0)
         vcpu.cr3 = value
         context.root_loaded()
-        vcpu.rip += length
+        vcpu.advance(length)
 
     def cr4() -> None:
         _kernel_only(vcpu)
         write_cr4(context, read())
-        vcpu.rip += length
+        vcpu.advance(length)
 
     def cr8() -> None:
         _kernel_only(vcpu)
         if read() >> 4:
             raise Fault(_GP, 0)
         vcpu.cr8 = read()
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return {0: cr0, 2: cr2, 3: cr3, 4: cr4, 8: cr8}.get(number, _undefined)
 
@@ -428,7 +428,7 @@ def _clts(context: Context, instruction: Instruction) -> Action:
         if vcpu.cr0 & r.CR0_TS:
             vcpu.cr0 &= ~r.CR0_TS
             context.real_controls_changed()
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -440,7 +440,7 @@ def _smsw(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         write(vcpu.cr0)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -454,7 +454,7 @@ def _lmsw(context: Context, instruction: Instruction) -> Action:
         _kernel_only(vcpu)
         value = read() & 0xF
         write_cr0(context, vcpu.cr0 & ~0xE | value | vcpu.cr0 & 1)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -471,7 +471,7 @@ def _read_debug(context: Context, instruction: Instruction) -> Action:
     def action() -> None:
         _kernel_only(vcpu)
         write(vcpu.debug[index])
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -493,7 +493,7 @@ def _write_debug(context: Context, instruction: Instruction) -> Action:
         elif index == 7:
             value = value & 0xFFFF_23FF | 0x400
         vcpu.debug[index] = value
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -561,7 +561,7 @@ def _rdmsr(context: Context, instruction: Instruction) -> Action:
         _kernel_only(vcpu)
         value = read_msr(vcpu, gpr[1] & 0xFFFF_FFFF)
         gpr[0], gpr[2] = value & 0xFFFF_FFFF, value >> 32
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -574,7 +574,7 @@ def _wrmsr(context: Context, instruction: Instruction) -> Action:
     def action() -> None:
         _kernel_only(vcpu)
         write_msr(context, gpr[1] & 0xFFFF_FFFF, gpr[0] & 0xFFFF_FFFF | (gpr[2] & 0xFFFF_FFFF) << 32)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -599,7 +599,7 @@ def _rdtsc(context: Context, instruction: Instruction) -> Action:
             raise Fault(_GP, 0)
         value = context.time_stamp()
         gpr[0], gpr[2] = value & 0xFFFF_FFFF, value >> 32 & 0xFFFF_FFFF
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -616,7 +616,7 @@ def _cpuid(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         perform_identify(vcpu)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -635,7 +635,7 @@ def _read_table(context: Context, instruction: Instruction) -> Action:
         base, limit = (vcpu.idt_base, vcpu.idt_limit) if interrupts else (vcpu.gdt_base, vcpu.gdt_limit)
         vcpu.write(at, 2, limit, user)
         vcpu.write(at + 2 & _MASK, 8, base, user)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -657,7 +657,7 @@ def _write_table(context: Context, instruction: Instruction) -> Action:
         else:
             vcpu.gdt_base, vcpu.gdt_limit = base, limit
         context.descriptors_changed()
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -676,7 +676,7 @@ def _read_system(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         write(vcpu.segment(index)[0])
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -691,7 +691,7 @@ def _write_system(context: Context, instruction: Instruction) -> Action:
         _kernel_only(vcpu)
         load(vcpu, read() & 0xFFFF)
         context.descriptors_changed()
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -714,7 +714,7 @@ def _read_selector(context: Context, instruction: Instruction) -> Action:
             top = vcpu.gpr[4] - size & _MASK
             vcpu.write(top, size, vcpu.segment(index)[0], vcpu.level == 3)
             vcpu.gpr[4] = top
-            vcpu.rip += length
+            vcpu.advance(length)
 
         return push
     index = _SEGMENTS[instruction.op_register(1)]
@@ -722,7 +722,7 @@ def _read_selector(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         write(vcpu.segment(index)[0])
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -737,7 +737,7 @@ def _write_selector(context: Context, instruction: Instruction) -> Action:
             top = vcpu.gpr[4]
             load_segment(vcpu, index, vcpu.read(top, size, vcpu.level == 3) & 0xFFFF)
             vcpu.gpr[4] = top + size & _MASK
-            vcpu.rip += length
+            vcpu.advance(length)
 
         return pop
     first = instruction.op_register(0)
@@ -749,7 +749,7 @@ def _write_selector(context: Context, instruction: Instruction) -> Action:
 
         def move() -> None:
             load_segment(vcpu, index, read() & 0xFFFF)
-            vcpu.rip += length
+            vcpu.advance(length)
 
         return move
     return _load_far_pointer(context, instruction)
@@ -768,7 +768,7 @@ def _load_far_pointer(context: Context, instruction: Instruction) -> Action:
         value = vcpu.read(at, size, user)
         load_segment(vcpu, index, vcpu.read(at + size & _MASK, 2, user))
         write(value)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -784,7 +784,7 @@ def _inspect(context: Context, instruction: Instruction) -> Action:
         def verify() -> None:
             ok = check(vcpu, read() & 0xFFFF)
             vcpu.rflags = vcpu.rflags & ~r.FLAG_ZF | (r.FLAG_ZF if ok else 0)
-            vcpu.rip += length
+            vcpu.advance(length)
 
         return verify
     query = lar if name == "lar" else lsl
@@ -795,7 +795,7 @@ def _inspect(context: Context, instruction: Instruction) -> Action:
         if value is not None:
             write(value)
         vcpu.rflags = vcpu.rflags & ~r.FLAG_ZF | (r.FLAG_ZF if value is not None else 0)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -811,7 +811,7 @@ def _invlpg(context: Context, instruction: Instruction) -> Action:
     def action() -> None:
         _kernel_only(vcpu)
         context.invalidate(address())
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -822,7 +822,7 @@ def _wbinvd(context: Context, instruction: Instruction) -> Action:
 
     def action() -> None:
         _kernel_only(vcpu)
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -847,7 +847,7 @@ def _in(context: Context, instruction: Instruction) -> Action:
         value = context.read_port(fixed if fixed >= 0 else gpr[2] & 0xFFFF, size)
         mask = (1 << 8 * size) - 1
         gpr[0] = value & mask if size == 4 else gpr[0] & ~mask | value & mask
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -864,7 +864,7 @@ def _out(context: Context, instruction: Instruction) -> Action:
     def action() -> None:
         _kernel_only(vcpu)
         context.write_port(fixed if fixed >= 0 else gpr[2] & 0xFFFF, size, gpr[0] & ((1 << 8 * size) - 1))
-        vcpu.rip += length
+        vcpu.advance(length)
 
     return action
 
@@ -880,7 +880,7 @@ def _string_port(context: Context, instruction: Instruction, inward: bool) -> Ac
     def action() -> None:
         _kernel_only(vcpu)
         if repeated and gpr[1] == 0:
-            vcpu.rip += length
+            vcpu.advance(length)
             return
         port, address, user = gpr[2] & 0xFFFF, gpr[pointer], vcpu.level == 3
         if inward:
@@ -891,7 +891,7 @@ def _string_port(context: Context, instruction: Instruction, inward: bool) -> Ac
         if repeated:
             gpr[1] = gpr[1] - 1 & _MASK
         if not repeated or gpr[1] == 0:
-            vcpu.rip += length
+            vcpu.advance(length)
 
     return action
 

@@ -68,4 +68,6 @@ def test_a_wrong_function_in_pv_ops_is_caught(
     short = replace(chosen, limits=Limits(guest_seconds=2.5, host_seconds=60))
     comparison = run_and_compare(verification, short, "inline")
     assert not comparison.passed
-    assert b"nterrupts were enabled" in comparison.pair.rewritten.console, comparison.pair.rewritten.console
+    # Linux says so itself, or is interrupted where it cannot stand it: when depends on where the timer ticks.
+    console = comparison.pair.rewritten.console
+    assert b"nterrupts were enabled" in console or b"Kernel panic" in console, console

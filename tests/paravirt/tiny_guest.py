@@ -53,7 +53,7 @@ class TinyGuest(GuestImage):
 
             dispatch[kind] = handle
 
-        for kind in list(dispatch):
+        for kind in range(len(dispatch)):
             watched(kind)
         return self.hypervisor.run()
 

@@ -133,6 +133,7 @@ def _confirm_public(engine: UnicornEngine) -> None:
             raise _refuse(what, expected, seen)
     registers.rip, registers.rflags = before
     registers.cr2 = 0
+    registers.set_debug(6, 0xFFFF_0FF0)
     registers.set_segment_base(4, 0)
 
 

@@ -70,6 +70,10 @@ class UnicornEngine:
         self._remaining = self._counter.remaining
         self._deadline = _FOREVER
         self._remaining[0] = _FOREVER
+        self._inside = False
+        """The handler is called from within a basic block, which goes on afterwards."""
+        self._flush_before: int | None = None
+        """The deadline asked for, while the next block waits for all code to be forgotten."""
         self._check(self.library.uc_context_alloc(self.handle, ctypes.byref(self._context)), "cannot save its state")
         self.map_memory(_NO_MEMORY, memoryview(mmap.mmap(-1, mmap.PAGESIZE)))
         self._install_hooks()
@@ -122,6 +126,8 @@ class UnicornEngine:
             registers.join_flags()
             status = start(handle, registers.rip, _NOWHERE, 0, 0)
             registers.forget_exception()  # a stop leaves one behind as well
+            if self._flush_before is not None and self._flush_waiting():
+                continue
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
@@ -155,6 +161,9 @@ class UnicornEngine:
 
     def set_deadline(self, progress: int) -> None:
         """Ask for a BUDGET exit when `progress` blocks are reached; the past means: at the next block."""
+        if self._flush_before is not None:
+            self._flush_before = progress
+            return
         now = self._deadline - self._remaining[0]
         if progress <= now:
             progress = now + 1
@@ -189,8 +198,23 @@ class UnicornEngine:
         )
 
     def flush_code(self) -> None:
-        """Forget all translated code."""
+        """Forget all translated code: within a block before the next one, since Unicorn finds by the code it runs where
+        that code's faults are."""
+        if not self._inside:
+            self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
+        elif self._flush_before is None:
+            deadline = self._deadline
+            self.set_deadline(0)
+            self._flush_before = deadline
+
+    def _flush_waiting(self) -> bool:
+        """Forget all code as `flush_code` was asked to; whether this alone was why the engine came back."""
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
+        came = self._remaining[0] <= 0
+        now = self.progress
+        self._deadline, self._flush_before = max(now, self._flush_before or 0), None
+        self._remaining[0] = self._deadline - now
+        return came and self._remaining[0] > 0 and not self._stopped and self._refused is None and not self._failure
 
     def write_msr(self, number: int, value: int) -> None:
         """Write one of the real processor's MSRs."""
@@ -312,7 +336,9 @@ class UnicornEngine:
     def _port(self, exit_: Exit) -> None:
         """Hand up a port access; when the handler refuses it, the instruction shall fault."""
         exit_.refused = False
+        self._inside = True
         self._handler(exit_)
+        self._inside = False
         if exit_.refused:
             self._refuse(_GP)
 
@@ -373,7 +399,9 @@ class UnicornEngine:
             return 1
         try:
             self._exit.kind, self._exit.length = kind, 2
+            self._inside = True
             self._handler(self._exit)
+            self._inside = False
         except BaseException as error:
             self._fail(error)
         return 1
@@ -382,6 +410,7 @@ class UnicornEngine:
 
     def _fail(self, error: BaseException) -> None:
         """An exception must not cross the C frames: keep it for `run`, and stop."""
+        self._inside = False
         if self._failure is None:
             self._failure = error
         self.library.uc_emu_stop(self.handle)

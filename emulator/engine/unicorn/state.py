@@ -149,6 +149,16 @@ class UnicornRegisters:
     def rip(self, value: int) -> None:
         self.words[W_RIP] = value
 
+    def advance(self, length: int) -> None:
+        """Move RIP over an instruction of `length` bytes."""
+        words = self.words
+        words[W_RIP] = words[W_RIP] + length & 0xFFFF_FFFF_FFFF_FFFF
+
+    @property
+    def trap_flag(self) -> bool:
+        """RFLAGS.TF, which is never computed."""
+        return self.words[_W_EFLAGS] & 0x100 != 0
+
     @property
     def rflags(self) -> int:
         """RFLAGS as the CPU has it. The arithmetic flags are kept lazily; the engine computes them."""
