@@ -47,7 +47,6 @@ class NativeCpu(LinearMemory):
         """Called with a line for every exit, before it is handled."""
         self._stepping = False
         self._unlooked = 0
-        self._serialise = False
         self._dispatch: dict[int, Callable[[Exit], None]] = {
             ExitKind.FAULT: self._fault,
             ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
@@ -192,9 +191,6 @@ class NativeCpu(LinearMemory):
         self.machine.arm()
         while self.outcome is None:
             self.engine.run(self._handle)
-            if self._serialise:
-                self._serialise = False
-                self.engine.flush_code()
         return self.outcome
 
     def end(self, outcome: Outcome) -> None:
@@ -304,10 +300,8 @@ class NativeCpu(LinearMemory):
 
     def _identify(self, _exit: Exit) -> None:
         # CPUID serialises: what was written through one address must now execute through another. The engine misses
-        # stores through a mapping without execute right once it has translated code from the page. It forgets its
-        # code between two runs only: the block that executes the CPUID is part of it.
-        self._serialise = True
-        self.engine.stop()
+        # stores through a mapping without execute right once it has translated code from the page.
+        self.engine.flush_code()
         gpr = self.gpr
         gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
 

@@ -51,11 +51,20 @@ QUIRKS: tuple[Quirk, ...] = (
     ),
     Quirk(
         "a hook cannot stop an instruction",
-        "after a hook of IN, OUT, CPUID or RDTSC asks for a stop, the rest of the basic block is executed",
+        "after a hook of IN, OUT, CPUID or RDTSC asks for a stop the rest of the basic block is executed, and hooks of "
+        "its other instructions are not called any more",
         "an instruction that faults changes nothing, and nothing behind it runs",
         "`engine.py` takes all mappings away until the block is over, and puts the registers back (`_refuse`)",
         "test_the_block_goes_on_after_a_stop_in_a_hook",
         (2185,),
+    ),
+    Quirk(
+        "forgetting code forgets where it is",
+        "when a hook within a basic block has all translated code forgotten, later exits of the block have RIP of "
+        "an earlier instruction",
+        "(an engine's own affair)",
+        "`engine.py`: `flush_code` waits for the next block",
+        "test_code_forgotten_within_a_block_loses_rip",
     ),
     Quirk(
         "INS stores twice",
@@ -124,6 +133,27 @@ QUIRKS: tuple[Quirk, ...] = (
         "the virtual CPU keeps its own; in a reference run nothing, since no kernel here uses CR8",
         "test_cr8_forgets_what_is_written",
         (889, 1330),
+    ),
+    Quirk(
+        "any MSR is there",
+        "RDMSR of a register that is not there gives 0, WRMSR to it is lost",
+        "#GP(0) (SDM 2, RDMSR)",
+        "the virtual CPU raises it; in a reference run nothing: kernels ask CPUID before",
+        "test_an_msr_that_is_not_there_reads_as_zero",
+    ),
+    Quirk(
+        "control registers take anything",
+        "values with reserved bits, and CR0 without PE or PG in 64-bit mode, are accepted",
+        "#GP(0) (SDM 3A, 2.5)",
+        "the virtual CPU raises it; in a reference run nothing: no kernel tries",
+        "test_cr0_accepts_what_64_bit_mode_forbids",
+    ),
+    Quirk(
+        "a call gate without a task-state segment aborts",
+        "a far call to a lower level by a call gate, while TR holds no present segment, aborts the host's process",
+        "#TS (SDM 3A, 6.14.4)",
+        "user code is shown no gate and a kernel no table (`paravirt/descriptors.py`); in a reference run not mended",
+        "test_a_call_gate_without_a_task_state_segment_aborts_the_process",
     ),
     Quirk(
         "stale code behind a mapping without execute right",

@@ -295,6 +295,55 @@ def test_code_that_the_host_changed_is_executed_as_it_is_now(engine: Engine, eve
         assert engine.registers.gpr[0] == value
 
 
+def test_code_may_be_forgotten_within_a_block_and_what_follows_is_where_it_is(engine: Engine) -> None:
+    if not engine.capabilities.reports_identify:
+        pytest.skip("CPUID does not exit on this engine")
+    guest = BareGuest(engine, "0fa2 48ffc3 e460 48ffc3 488b042500000100", level=0)
+
+    def forget(exit_: Exit) -> bool:
+        if exit_.kind is ExitKind.IDENTIFY:
+            engine.flush_code()
+        return exit_.kind is not ExitKind.FAULT
+
+    for _ in range(3):
+        engine.registers.rip, engine.registers.gpr[3] = CODE, 0
+        found = [(seen.kind, seen.rip - CODE) for seen in guest.run(forget)]
+        assert found == [(ExitKind.IDENTIFY, 0), (ExitKind.PORT_READ, 5), (ExitKind.FAULT, 10)]
+        assert engine.registers.gpr[3] == 2
+
+
+@pytest.mark.parametrize("ending", ["f4", "cc", "ebfe"], ids=["halt", "interrupt", "budget"])
+def test_code_forgotten_within_a_block_loses_no_exit(engine: Engine, ending: str) -> None:
+    if not engine.capabilities.reports_identify:
+        pytest.skip("CPUID does not exit on this engine")
+    guest = BareGuest(engine, "0fa2" * 3 + ending, level=0)
+
+    def forget(exit_: Exit) -> bool:
+        if exit_.kind is ExitKind.IDENTIFY:
+            engine.flush_code()
+            engine.set_deadline(engine.progress + 100)
+        return exit_.kind is ExitKind.IDENTIFY
+
+    expected = {"f4": ExitKind.HALT, "cc": ExitKind.SOFTWARE_INTERRUPT, "ebfe": ExitKind.BUDGET}[ending]
+    assert [seen.kind for seen in guest.run(forget)] == [ExitKind.IDENTIFY] * 3 + [expected]
+
+
+def test_code_forgotten_within_a_block_is_forgotten_before_the_next(engine: Engine) -> None:
+    if not engine.capabilities.reports_identify:
+        pytest.skip("CPUID does not exit on this engine")
+    guest = BareGuest(engine, "e80b000000 0fa2 e804000000 cc 90909090", level=0)  # call f; cpuid; call f; int3
+    function = CODE + 0x10
+    guest.memory[function : function + 6] = bytes.fromhex("b801000000c3")
+
+    def change(exit_: Exit) -> bool:
+        guest.memory[function + 1] = 2
+        engine.flush_code()
+        return exit_.kind is ExitKind.IDENTIFY
+
+    guest.run(change)
+    assert engine.registers.gpr[0] == 2
+
+
 def test_code_that_the_guest_changed_is_executed_as_it_is_now(engine: Engine) -> None:
     if not engine.capabilities.coherent_code:
         pytest.skip("this engine does not see stores to code by itself")

@@ -1,6 +1,9 @@
 """Unicorn's departures from the architecture, each shown raw: a test that fails here says that upstream mended one."""
 
 import ast
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,20 @@ def test_the_block_goes_on_after_a_stop_in_a_hook() -> None:
     raw.hook(names.UC_X86_INS_IN, lambda uc, _port, _size, _data: uc.emu_stop() or 0)
     raw.run()
     assert raw.word(DATA) == 7
+
+
+def test_code_forgotten_within_a_block_loses_rip() -> None:
+    raw = RawUnicorn("0fa2 0fa2 e460")
+    seen: list[int] = []
+    raw.hook(names.UC_X86_INS_CPUID, lambda uc, _data: uc.ctl_flush_tb() or 1)
+
+    def hook(_uc: object, _port: int, _size: int, _data: object) -> int:
+        seen.append(raw.rip)
+        return 0
+
+    raw.hook(names.UC_X86_INS_IN, hook)
+    raw.run()
+    assert seen != [CODE + 4]
 
 
 def test_ins_stores_a_zero_before_the_port_is_read() -> None:
@@ -151,6 +168,37 @@ def test_cr8_forgets_what_is_written() -> None:
     raw.set("rbx", 9)
     raw.run()
     assert raw.get("rbx") == 0
+
+
+def test_an_msr_that_is_not_there_reads_as_zero() -> None:
+    raw = RawUnicorn("0f30 0f32")
+    raw.set("rcx", 0xDEAD)
+    raw.set("rax", 5)
+    assert raw.run() == []
+    assert raw.get("rax") == 0
+
+
+def test_cr0_accepts_what_64_bit_mode_forbids() -> None:
+    raw = RawUnicorn("0f22c0")
+    raw.set("rax", 0xFFFF_FFFF_8001_0010)  # PE off, reserved bits on
+    assert raw.run() == []
+
+
+def call_by_gate() -> None:
+    """Call level 0 from level 3; nothing has loaded TR."""
+    raw = RawUnicorn("ff1c25 00000200", user=True)
+    raw.uc.mem_write(DATA + 4, b"\x2b\x00")
+    gate = CODE & 0xFFFF | 8 << 16 | 0xEC << 40 | (CODE >> 16) << 48
+    raw.word(GDT + 40, gate)
+    raw.word(GDT + 48, 0)
+    raw.uc.reg_write(names.UC_X86_REG_GDTR, (0, GDT, 55, 0))
+    raw.run()
+
+
+def test_a_call_gate_without_a_task_state_segment_aborts_the_process() -> None:
+    code = "import tests.emulator.engine.test_quirks as q; q.call_by_gate()"
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True)
+    assert ended.returncode == -signal.SIGABRT, ended.stderr
 
 
 def patched(stores: list[int], entry: int) -> int:
