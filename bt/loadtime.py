@@ -88,9 +88,10 @@ class LoadTimeTranslator:
         self._last: dict[int, tuple[bytes, PageScan]] = {}
         if image is not None:
             if self._inline:
-                self._waiting = linux_x86.stubs(image, delta, self._arena)
+                known = linux_x86.known(image, cache)
+                self._waiting = linux_x86.stubs(known, delta, self._arena)
                 self._padded = bool(self._waiting)
-                self.image_patches = linux_x86.image_patches(image, delta)
+                self.image_patches = linux_x86.image_patches(known, delta)
             self._pristine = Pristine(image, delta, self.image_patches, cache)
             self.scanned += not self._pristine.map.cached
         if plan is not None:

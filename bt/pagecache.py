@@ -9,13 +9,14 @@ anew by every run.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -40,9 +41,11 @@ _MAXIMUM_FILE: Final = 16 << 20
 
 def table_version() -> str:
     """Changes with the sensitive-instruction table and with the decoder's numbering of encodings."""
-    from importlib.metadata import version
+    import iced_x86
 
-    text = f"{FORMAT} {version('iced-x86')} " + " ".join(
+    # The distribution's version stands in a name beside the package; asking importlib.metadata costs 30 ms.
+    installed = sorted(path.name for path in Path(iced_x86.__file__).parent.parent.glob("iced_x86-*.dist-info"))
+    text = f"{FORMAT} {' '.join(installed)} " + " ".join(
         f"{code}:{row.name}" for code, row in sorted(ROW_OF_CODE.items())
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -102,7 +105,7 @@ class PageCache:
     def _forget_other_versions(self) -> None:
         """Remove what nobody will read again. Raises OSError."""
         for path in self._directory.iterdir():
-            if path.suffix in (".pages", ".text") and not path.name.startswith(self._version):
+            if path.suffix in (".pages", ".text", ".notes") and not path.name.startswith(self._version):
                 path.unlink(missing_ok=True)
 
     def load_text(self, digest: bytes) -> tuple[Stretch, ...] | None:
@@ -125,6 +128,22 @@ class PageCache:
             parts += [table.astype("<i8").tobytes() for table in (stretch.sites, stretch.invalid)]
         body = b"".join(parts)
         write_beside(self._text_path(digest), struct.pack("<I", zlib.crc32(body)) + body)
+
+    def load_notes(self, digest: str) -> Any:
+        """The plain values kept under `digest` (what `json` gives), or None."""
+        try:
+            data = self._notes_path(digest).read_bytes()
+            return json.loads(data[4:]) if zlib.crc32(data[4:]) == struct.unpack_from("<I", data)[0] else None
+        except (OSError, ValueError, struct.error):
+            return None
+
+    def store_notes(self, digest: str, notes: Any) -> None:
+        """Keep plain values: written beside, then renamed."""
+        body = json.dumps(notes, separators=(",", ":")).encode()
+        write_beside(self._notes_path(digest), struct.pack("<I", zlib.crc32(body)) + body)
+
+    def _notes_path(self, digest: str) -> Path:
+        return self._directory / f"{self._version}-{digest[:32]}.notes"
 
     def _text_path(self, digest: bytes) -> Path:
         return self._directory / f"{self._version}-{digest.hex()[:32]}.text"

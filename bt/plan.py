@@ -171,8 +171,9 @@ def plan(image: Image, sites: Sequence[Site], mode: str, cache: PageCache | None
         raise UsageError(f"there is no mode {mode!r}; take one of {', '.join(MODES)}")
     inline = mode == "inline"
     arena = Arena()
-    fixups = list(linux_x86.stubs(image, 0, arena)) if inline else []
-    patches = linux_x86.image_patches(image) if inline else []
+    known = linux_x86.known(image, cache) if inline else linux_x86.Known((), ())
+    fixups = list(linux_x86.stubs(known, 0, arena))
+    patches = linux_x86.image_patches(known)
     pristine = Pristine(image, 0, patches, cache)
     padded = bool(fixups)
     planned: list[PlannedSite] = []

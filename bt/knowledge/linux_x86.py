@@ -7,7 +7,7 @@ replacement is CLI and whose original is a call through memory says which word o
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -22,11 +22,14 @@ from emulator.errors import BadImage
 
 if TYPE_CHECKING:
     from bt.image import Image
+    from bt.pagecache import PageCache
     from paravirt.translator import Fixup
 
 LOCK: Final = b"\xf0"
 DS_PREFIX: Final = b"\x3e"
 _MASK: Final = (1 << 64) - 1
+_KNOWN_FORMAT: Final = 1
+"""Raised when what is known, or how it is kept, changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,6 @@ def _templates() -> dict[bytes, tuple[str, Template]]:
     }
 
 
-@functools.lru_cache(maxsize=1)
 def slots(image: Image) -> tuple[Slot, ...]:
     """The interrupt-flag words of pv_ops, in ascending order; none where this is no such kernel."""
     tables = image.linux
@@ -97,10 +99,47 @@ def _function(image: Image, slot: int, body: bytes) -> int | None:
         return None
 
 
-def stubs(image: Image, delta: int, arena: Arena) -> tuple[Fixup, ...]:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of an image where it is linked; the same for every run, so it is kept beside the page cache."""
+
+    slots: tuple[Slot, ...]
+    changes: tuple[ImagePatch, ...]
+    """All but the words of pv_ops."""
+
+
+def known(image: Image, cache: PageCache | None = None) -> Known:
+    """What is known of `image`: from the cache, or from its tables and symbols, which take a tenth of a second."""
+    digest = hashlib.sha256(f"linux_x86 {_KNOWN_FORMAT} {image.sha256}".encode()).hexdigest()
+    notes = cache.load_notes(digest) if cache is not None else None
+    if notes is not None:
+        named = dict(_templates().values())
+        kept = tuple(Slot(address, function, name, named[name]) for address, function, name in notes["slots"])
+        changes = tuple(
+            ImagePatch(address, bytes.fromhex(old), bytes.fromhex(new), reason)
+            for old, new, reason, addresses in notes["changes"]
+            for address in addresses
+        )
+        return Known(kept, changes)
+    found = Known(slots(image), tuple(lock_patches(image) + double_word_patches(image) + bss_patches(image)))
+    if cache is not None:
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for change in found.changes:
+            groups.setdefault((change.old.hex(), change.new.hex(), change.reason), []).append(change.address)
+        cache.store_notes(
+            digest,
+            {
+                "slots": [[slot.address, slot.function, slot.name] for slot in found.slots],
+                "changes": [[*group, addresses] for group, addresses in groups.items()],
+            },
+        )
+    return found
+
+
+def stubs(known: Known, delta: int, arena: Arena) -> tuple[Fixup, ...]:
     """One fixup a slot, at the arena's next addresses: called instead of the function, it returns to the caller."""
     made = []
-    for slot in slots(image):
+    for slot in known.slots:
         pieces = [slot.template.code, *([slot.template.finish.code] if slot.template.finish else [])]
         address = arena.take(sum(map(len, pieces)) + len(asm.RET))
         if address is None:
@@ -109,7 +148,7 @@ def stubs(image: Image, delta: int, arena: Arena) -> tuple[Fixup, ...]:
     return tuple(made)
 
 
-def image_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
+def image_patches(known: Known, delta: int = 0) -> list[ImagePatch]:
     """What to change in the loaded image of a guest with one CPU, moved by `delta`; for a translator in inline mode.
 
     The three words of pv_ops go to stubs, which `LoadTimeTranslator` gives out with its first page. Each LOCK prefix
@@ -118,13 +157,15 @@ def image_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
     .text), which gives the same text and saves it a change of address space for each of some thousands.
     """
     patches = []
-    for slot, stub in zip(slots(image), stubs(image, delta, Arena()), strict=False):
+    for slot, stub in zip(known.slots, stubs(known, delta, Arena()), strict=False):
         old, new = (slot.function + delta).to_bytes(8, "little"), stub.address.to_bytes(8, "little")
         patches.append(ImagePatch(slot.address + delta, old, new, f"pv_ops.irq.{slot.name} is called without an exit"))
-    return patches + lock_patches(image, delta) + double_word_patches(image, delta) + bss_patches(image, delta)
+    return patches + [
+        ImagePatch(change.address + delta, change.old, change.new, change.reason) for change in known.changes
+    ]
 
 
-def lock_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
+def lock_patches(image: Image) -> list[ImagePatch]:
     """The LOCK prefixes among `image_patches`."""
     tables, text = image.linux, image.section(".text")
     if tables is None or text is None:
@@ -133,9 +174,7 @@ def lock_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
     offsets = sorted({int(at) - start for at in tables.smp_locks.tolist()})
     reason = "with one CPU the kernel replaces this LOCK prefix itself"
     return [
-        ImagePatch(start + at + delta, LOCK, DS_PREFIX, reason)
-        for at in offsets
-        if 0 <= at < len(data) and data[at] == LOCK[0]
+        ImagePatch(start + at, LOCK, DS_PREFIX, reason) for at in offsets if 0 <= at < len(data) and data[at] == LOCK[0]
     ]
 
 
@@ -143,7 +182,7 @@ _CX16: Final = 4 * 32 + 13
 """X86_FEATURE_CX16 (arch/x86/include/asm/cpufeatures.h)."""
 
 
-def double_word_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
+def double_word_patches(image: Image) -> list[ImagePatch]:
     """The alternatives that take CMPXCHG16B in place of a function that turns interrupts off, applied beforehand.
 
     The processor shown to guests has the instruction, so the kernel makes the same change itself, after some thousands
@@ -161,7 +200,7 @@ def double_word_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
         old, new = bytes(image.view(site, length)), bytes(image.view(int(rows.replacements[index]), length))
         if _CALL in old and _DOUBLE_WORD in new:
             reason = "the kernel replaces this call by CMPXCHG16B itself"
-            patches.append(ImagePatch(site + delta, old, new, reason))
+            patches.append(ImagePatch(site, old, new, reason))
     return patches
 
 
@@ -176,7 +215,7 @@ _BSS: Final = (("__bss_start", "__bss_stop"), ("__brk_base", "__brk_limit"))
 """What clear_bss() clears (arch/x86/kernel/head64.c)."""
 
 
-def bss_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
+def bss_patches(image: Image) -> list[ImagePatch]:
     """The two REP STOSB by which Linux clears memory that its loader has just filled with zeros.
 
     They take an engine that executes them byte by byte a tenth of the blocks of a whole boot. Only where the image
@@ -194,7 +233,7 @@ def bss_patches(image: Image, delta: int = 0) -> list[ImagePatch]:
     if len(places) != len(_BSS):
         return []
     reason = "the loader has filled this memory with zeros"
-    return [ImagePatch(start + at + delta, _REP_STOSB, _NOP, reason) for at in places]
+    return [ImagePatch(start + at, _REP_STOSB, _NOP, reason) for at in places]
 
 
 def _is_zero_filled(image: Image, first: int | None, last: int | None) -> bool:

@@ -9,7 +9,7 @@ from iced_x86 import Code, Decoder
 
 from bt import manifest
 from bt.image import Image, from_bytes
-from bt.knowledge.linux_x86 import image_patches
+from bt.knowledge.linux_x86 import image_patches, known
 from bt.loadtime import LoadTimeTranslator
 from bt.pagecache import PageCache
 from bt.pagescan import PAGE
@@ -256,7 +256,7 @@ def loaded_text(debian: Image, delta: int = 0, patched: bool = True) -> tuple[in
     if delta:
         assert debian.relocations is not None
         debian.relocations.apply(segment.paddr, data, delta)
-    for patch in image_patches(debian, delta) if patched else ():
+    for patch in image_patches(known(debian), delta) if patched else ():
         at = patch.address - delta - segment.vaddr
         if 0 <= at < len(data):
             assert data[at : at + len(patch.old)] == patch.old
