@@ -136,7 +136,7 @@ class UnicornEngine:
                 self.library.uc_ctl(handle, lib.CONTROL_FLUSH_TLB)
                 registers.forget_exception()
                 exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, self._refused, 0
-                self._refused = None
+                self._refused, self._handler = None, handler
             elif self._stopped:
                 return
             elif self._remaining[0] <= 0:
@@ -263,18 +263,15 @@ class UnicornEngine:
     def _make_fault_callback(self) -> Callable[[int, int, int], None]:
         """The hot path: a closure over everything it touches."""
         exit_, registers = self._exit, self.registers
-        words, halves, signed = registers.words, registers.halves, registers.signed
-        old, software_flag, code, rip, behind, cr2 = (
-            state.I_OLD, state.I_SOFTWARE, state.I_ERROR, state.W_RIP, state.W_NEXT_RIP, state.W_CR2,
-        )  # fmt: skip
+        words, signed = registers.words, registers.signed
+        old, event, rip, behind, cr2 = state.I_OLD, state.W_EVENT, state.W_RIP, state.W_NEXT_RIP, state.W_CR2
         fault, software = ExitKind.FAULT, ExitKind.SOFTWARE_INTERRUPT
 
         def on_fault(_engine: int, vector: int, _user: int) -> None:
             try:
                 signed[old] = -1
-                if self._refused is not None:
-                    return
-                if halves[software_flag]:
+                error = words[event]
+                if error >> 32:
                     exit_.kind = software
                     exit_.vector = vector
                     exit_.length = length = self._interrupt_length(vector)
@@ -282,12 +279,12 @@ class UnicornEngine:
                 else:
                     exit_.kind = fault
                     exit_.vector = vector
-                    exit_.error = halves[code]
+                    exit_.error = error
                     if vector == 14:
                         exit_.address = words[cr2]
                 self._handler(exit_)
-            except BaseException as error:
-                self._fail(error)
+            except BaseException as failure:
+                self._fail(failure)
 
         return on_fault
 
@@ -301,8 +298,6 @@ class UnicornEngine:
         return 2 if status == 0 and self._byte[0] == vector else 1
 
     def _on_invalid(self, _engine: int, _user: int) -> int:
-        if self._refused is not None:
-            return 1
         try:
             self.registers.forget_exception()
             exit_ = self._exit
@@ -313,8 +308,6 @@ class UnicornEngine:
         return 1
 
     def _on_port_read(self, _engine: int, port: int, size: int, _user: int) -> int:
-        if self._refused is not None or self._failure is not None:
-            return 0
         exit_ = self._exit
         try:
             exit_.kind, exit_.port, exit_.size, exit_.value = ExitKind.PORT_READ, port, size, 0
@@ -324,8 +317,6 @@ class UnicornEngine:
         return exit_.value & 0xFFFF_FFFF
 
     def _on_port_write(self, _engine: int, port: int, size: int, value: int, _user: int) -> None:
-        if self._refused is not None or self._failure is not None:
-            return
         exit_ = self._exit
         try:
             exit_.kind, exit_.port, exit_.size, exit_.value = ExitKind.PORT_WRITE, port, size, value
@@ -349,7 +340,7 @@ class UnicornEngine:
         and until then no address is mapped, so that no store is done.
         """
         library, handle = self.library, self.handle
-        self._refused = vector
+        self._refused, self._handler = vector, _ignore
         library.uc_context_save(handle, self._context)
         self.registers.poke_root(_NO_MEMORY)
         library.uc_ctl(handle, lib.CONTROL_FLUSH_TLB)
@@ -359,8 +350,6 @@ class UnicornEngine:
         """RIP is at SYSCALL and Unicorn adds 2 to whatever the handler leaves."""
         registers = self.registers
         try:
-            if self._refused is not None:
-                return
             exit_ = self._exit
             exit_.kind, exit_.length = ExitKind.SYSTEM_CALL, 2
             self._handler(exit_)
@@ -372,8 +361,6 @@ class UnicornEngine:
         """SYSENTER is no instruction of the processor shown to guests: #UD."""
         registers = self.registers
         try:
-            if self._refused is not None:
-                return
             exit_ = self._exit
             exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _UD, 0
             self._handler(exit_)
@@ -389,14 +376,12 @@ class UnicornEngine:
 
     def _on_time_stamp_and_processor(self, _engine: int, _user: int) -> int:
         """RDTSCP is no instruction of the processor shown to guests, as CPUID says: #UD."""
-        if self._refused is None and self._failure is None:
+        if self._handler is not _ignore:
             self._refuse(_UD)
         return 1
 
     def _skip(self, kind: ExitKind) -> int:
         """Hand up an instruction that the engine steps over afterwards."""
-        if self._refused is not None or self._failure is not None:
-            return 1
         try:
             self._exit.kind, self._exit.length = kind, 2
             self._inside = True
@@ -413,6 +398,7 @@ class UnicornEngine:
         self._inside = False
         if self._failure is None:
             self._failure = error
+        self._handler = _ignore
         self.library.uc_emu_stop(self.handle)
 
     def _message(self, status: int) -> str:
@@ -421,6 +407,10 @@ class UnicornEngine:
     def _check(self, status: int, what: str) -> None:
         if status:
             raise EngineMissing(f"the unicorn engine {what}: {self._message(status)}")
+
+
+def _ignore(_exit: Exit) -> None:
+    """The handler for what is left of a block whose end is of no interest any more."""
 
 
 def _no_handler(_exit: Exit) -> None:

@@ -23,8 +23,7 @@ _SEGMENTS = 0xB8
 _GDT = 0x178
 _IDT = 0x190
 _CR = 0x1A8
-_ERROR_CODE = 0x1508
-_IS_SOFTWARE = 0x150C
+_ERROR_CODE = 0x1508  # 32 bits; behind it 32 that say whether the event is a software interrupt
 _NEXT_RIP = 0x1510
 _DR = 0x1518
 _PKRU = 0x14B8
@@ -47,8 +46,8 @@ _W_CC_SRC = _CC_SRC // 8
 _W_CC_OP = _CC_OP // 8
 _W_CR = _CR // 8
 _H_FLAGS = _HFLAGS // 4
-I_ERROR = _ERROR_CODE // 4
-I_SOFTWARE = _IS_SOFTWARE // 4
+W_EVENT = _ERROR_CODE // 8
+"""Error code in the lower half, and in the upper whether the event is a software interrupt: read at once."""
 W_NEXT_RIP = _NEXT_RIP // 8
 I_OLD = _OLD_EXCEPTION // 4
 
@@ -302,16 +301,6 @@ class UnicornRegisters:
         at = (_GDT, _IDT)[which]
         self.words[at // 8 + 1] = base
         self.halves[at // 4 + 4] = limit
-
-    @property
-    def error_code(self) -> int:
-        """Error code of the exception under way."""
-        return self.halves[I_ERROR]
-
-    @property
-    def software_interrupt(self) -> bool:
-        """Whether the event under way comes from INT n and not from an exception."""
-        return self.halves[I_SOFTWARE] != 0
 
     @property
     def next_rip(self) -> int:
