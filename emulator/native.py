@@ -8,7 +8,8 @@ registers. It knows nothing of a hypervisor: what runs here is what a rewritten 
 from collections.abc import Callable
 
 from emulator.board.linux_boot import EntryState
-from emulator.engine.exit import Exit, ExitKind, describe
+from emulator.driver import Driver
+from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
 from emulator.isa.x86.identity import identify
@@ -29,24 +30,17 @@ _LOOK_AGAIN = 2
 _WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17})
 
 
-class NativeCpu(LinearMemory):
+class NativeCpu(Driver, LinearMemory):
     """The real processor as a `Processor` of the semantics, and the driver of a reference run."""
 
     def __init__(self, machine: Machine) -> None:
         self.context = GuestContext()
-        super().__init__(machine.memory.view, self.context)
-        self.machine = machine
-        self.engine = machine.engine
-        self.board = machine.board
+        LinearMemory.__init__(self, machine.memory.view, self.context)
+        Driver.__init__(self, machine)
         self.registers = machine.engine.registers
         self.gpr = self.registers.gpr
-        self.outcome: Outcome | None = None
         self.exits: dict[str, int] = {}
-        self.observe: Callable[[str, int, int, int], None] | None = None
-        self.trace: Callable[[str], None] | None = None
-        """Called with a line for every exit, before it is handled."""
         self._stepping = False
-        self._unlooked = 0
         self._dispatch: dict[int, Callable[[Exit], None]] = {
             ExitKind.FAULT: self._fault,
             ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
@@ -184,31 +178,16 @@ class NativeCpu(LinearMemory):
         registers.rflags = state.rflags
         registers.rip = state.rip
 
-    def run(self) -> Outcome:
-        """Run until the guest ends or a limit is reached."""
-        self.outcome = None
-        self.machine.begin()
-        self.machine.arm()
-        while self.outcome is None:
-            self.engine.run(self._handle)
-        return self.outcome
-
-    def end(self, outcome: Outcome) -> None:
-        """End the run after this exit."""
-        if self.outcome is None:
-            self.outcome = outcome
-        self.engine.stop()
-
     def _handle(self, exit_: Exit) -> None:
         self.context.root = self.registers.control(3) & FRAME_MASK
         self.context.write_protect = self.registers.control(0) & r.CR0_WP != 0
         self.context.no_execute = self.registers.msr(_EFER) & r.EFER_NXE != 0
         self.forget_translations()
         if self.trace is not None:
-            self.trace(f"{self.engine.progress} cpl {self.cpl} rip {self.rip:#x} {describe(exit_)}")
+            self._trace_exit(exit_, self.cpl, self.rip)
         self._unlooked += 1
         if self._unlooked == Machine.EXITS:
-            self._look()
+            self._end_if_over()
         kind = ExitKind(exit_.kind).name
         self.exits[kind] = self.exits.get(kind, 0) + 1
         try:
@@ -219,13 +198,6 @@ class NativeCpu(LinearMemory):
                 self.engine.set_deadline(self.engine.progress + 1)
         except TripleFault as fault:
             self.end(Outcome(EndKind.TRIPLE_FAULT, detail=str(fault)))
-
-    def _look(self) -> None:
-        """A guest that exits all the time makes no progress by which a limit would be noticed."""
-        self._unlooked = 0
-        outcome = self.machine.over()
-        if outcome is not None:
-            self.end(outcome)
 
     def _offer_interrupt(self) -> None:
         """An interrupt waits: take it if the flag allows, otherwise look again at the next block."""
@@ -238,15 +210,11 @@ class NativeCpu(LinearMemory):
             registers.rflags |= r.FLAG_TF
         else:
             vector = self.board.acknowledge()
-            self._event("interrupt", vector, 0)
+            self._event("interrupt", vector, 0, self.rip)
             interrupt(self, vector)
 
-    def _event(self, name: str, number: int, error: int) -> None:
-        if self.observe is not None:
-            self.observe(name, number, error, self.rip)
-
     def _raise(self, fault: Fault) -> None:
-        self._event("exception", fault.vector, fault.error or 0)
+        self._event("exception", fault.vector, fault.error or 0, self.rip)
         raise_exception(self, fault)
 
     # -- exits ----------------------------------------------------------------------------------
@@ -266,11 +234,11 @@ class NativeCpu(LinearMemory):
         self._raise(Fault(vector, error, exit_.address if vector == _PF else 0))
 
     def _software_interrupt(self, exit_: Exit) -> None:
-        self._event("software interrupt", exit_.vector, 0)
+        self._event("software interrupt", exit_.vector, 0, self.rip)
         software_interrupt(self, exit_.vector, exit_.length)
 
     def _system_call(self, exit_: Exit) -> None:
-        self._event("system call", self.gpr[0], 0)
+        self._event("system call", self.gpr[0], 0, self.rip)
         try:
             syscall(self, exit_.length)
         except Fault as fault:
@@ -287,9 +255,8 @@ class NativeCpu(LinearMemory):
             exit_.refused = True
             return
         self.board.ports.write(exit_.port, exit_.size, exit_.value)
-        outcome = self.machine.over() if self.board.shutdown is not None else None
-        if outcome is not None:
-            self.end(outcome)
+        if self.board.shutdown is not None:
+            self._end_if_over()
         self.machine.arm()
 
     def _port_refused(self, exit_: Exit) -> bool:
@@ -311,9 +278,7 @@ class NativeCpu(LinearMemory):
 
     def _budget(self, _exit: Exit) -> None:
         self.machine.tick()
-        outcome = self.machine.over()
-        if outcome is not None:
-            self.end(outcome)
+        self._end_if_over()
         self.machine.arm()
 
     def _unbacked(self, _exit: Exit) -> None:
@@ -328,14 +293,7 @@ class NativeCpu(LinearMemory):
         if self._stepping:
             self._stepping = False
             self.registers.rflags &= ~r.FLAG_TF
-        while not self.board.intr:
-            outcome = self.machine.over()
-            if outcome is None and not self.machine.idle():
-                outcome = Outcome(EndKind.HALTED, detail="halted with no interrupt to come")
-            if outcome is not None:
-                self.end(outcome)
-                return
-        self.machine.arm()
+        self._wait_for_interrupt()
 
     @property
     def state(self) -> tuple[object, ...]:

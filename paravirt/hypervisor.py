@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from emulator.board.linux_boot import EntryState
+from emulator.driver import Driver
 from emulator.engine.exit import Exit, ExitKind
 from emulator.errors import GuestFault
 from emulator.isa.operation import Operation
@@ -50,18 +51,12 @@ _WITHIN_AN_INSTRUCTION = [kind in _UNDER_WAY for kind in ExitKind]
 """By kind of exit: whether its instruction is still under way, so that nothing is delivered before the next block."""
 
 
-class Hypervisor:
+class Hypervisor(Driver):
     """Runs one guest on one machine. `Context` of the operations, and handler of the engine's exits."""
 
     def __init__(self, machine: Machine, translator: Translator, *, timed: bool = False) -> None:
-        self.machine = machine
-        self.engine = machine.engine
-        self.board = machine.board
+        super().__init__(machine)
         self.exits = ExitTable(timed)
-        self.outcome: Outcome | None = None
-        self.observe: Callable[[str, int, int, int], None] | None = None
-        """Called with (event, vector or number, error, RIP) for every guest-visible event."""
-        self.trace: Callable[[str], None] | None = None
         window = memoryview(mmap.mmap(-1, layout.WINDOW_SIZE))
         code = memoryview(mmap.mmap(-1, layout.CODE_COUNT << 12))
         descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
@@ -93,7 +88,6 @@ class Hypervisor:
         self._own_store = -1
         self._fixups: list[int] = []
         self._armed: int | None = None
-        self._unlooked = 0
         self._faults: dict[int, Callable[[Exit], None]] = {
             _GP: self._general_protection,
             _PF: self._page_fault,
@@ -147,28 +141,15 @@ class Hypervisor:
         self.descriptors_changed()
         self._registers.privilege = 3
 
-    def run(self) -> Outcome:
-        """Run until the guest ends or a limit is reached."""
-        self.outcome = None
-        self.machine.begin()
-        self.machine.arm()
-        handler = self._timed_handle if self.exits.timed else self._handle
-        while self.outcome is None:
-            self.engine.run(handler)
-        return self.outcome
-
-    def end(self, outcome: Outcome) -> None:
-        """End the run after this exit."""
-        if self.outcome is None:
-            self.outcome = outcome
-        self.engine.stop()
+    def _handler(self) -> Callable[[Exit], None]:
+        return self._timed_handle if self.exits.timed else self._handle
 
     def _handle(self, exit_: Exit) -> None:
         if self.trace is not None:
-            self._trace_exit(exit_)
+            self._trace_exit(exit_, self.vcpu.level, self.vcpu.rip)
         self._unlooked += 1
         if self._unlooked == Machine.EXITS:
-            self._look()
+            self._end_if_over()
         try:
             self._dispatch[exit_.kind](exit_)
             if _WITHIN_AN_INSTRUCTION[exit_.kind]:
@@ -183,26 +164,6 @@ class Hypervisor:
         before = time.perf_counter_ns()
         self._handle(exit_)
         self.exits.spent(time.perf_counter_ns() - before)
-
-    def _look(self) -> None:
-        """A guest that exits all the time makes no progress by which a limit would be noticed."""
-        self._unlooked = 0
-        outcome = self.machine.over()
-        if outcome is not None:
-            self.end(outcome)
-
-    def _trace_exit(self, exit_: Exit) -> None:
-        assert self.trace is not None
-        kind = ExitKind(exit_.kind).name.lower()
-        detail = ""
-        if exit_.kind == ExitKind.FAULT:
-            detail = f" {exit_.vector} error {exit_.error:#x}"
-            detail += f" address {exit_.address:#x}" if exit_.vector == _PF else ""
-        elif exit_.kind in (ExitKind.PORT_READ, ExitKind.PORT_WRITE):
-            detail = f" port {exit_.port:#x} size {exit_.size} value {exit_.value:#x}"
-        elif exit_.kind == ExitKind.SOFTWARE_INTERRUPT:
-            detail = f" {exit_.vector:#x}"
-        self.trace(f"{self.engine.progress} cpl {self.vcpu.level} rip {self.vcpu.rip:#x} {kind}{detail}")
 
     # -- between exit and resume ----------------------------------------------------------------
 
@@ -243,10 +204,6 @@ class Hypervisor:
         else:
             self.descriptors.enter_kernel()
             self.shadow.use(KERNEL_VIEW)
-
-    def _event(self, name: str, number: int, error: int, rip: int) -> None:
-        if self.observe is not None:
-            self.observe(name, number, error, rip)
 
     def _raise(self, fault: Fault) -> None:
         """Deliver an exception to the guest."""
@@ -544,7 +501,7 @@ class Hypervisor:
     def _budget(self, _exit: Exit) -> None:
         self.exits.count("tick", "budget")
         self.machine.tick()
-        self._look()
+        self._end_if_over()
         self.machine.arm()
 
     def _line_changed(self, level: bool) -> None:
@@ -563,14 +520,7 @@ class Hypervisor:
         if not self.vcpu.interrupts_enabled:
             self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
             return
-        while not self.board.intr:
-            outcome = self.machine.over()
-            if outcome is None and not self.machine.idle():
-                outcome = Outcome(EndKind.HALTED, detail="halted with no interrupt to come")
-            if outcome is not None:
-                self.end(outcome)
-                return
-        self.machine.arm()
+        self._wait_for_interrupt()
 
     def root_loaded(self) -> None:
         """CR3 was written."""
@@ -609,9 +559,7 @@ class Hypervisor:
         """OUT, however it arrived."""
         self.board.ports.write(port, size, value)
         if self.board.shutdown is not None:
-            outcome = self.machine.over()
-            if outcome is not None:
-                self.end(outcome)
+            self._end_if_over()
         event = self.machine.clock.next_event()
         if event != self._armed:
             self._armed = event
