@@ -39,6 +39,7 @@ _TF = r.FLAG_TF
 _BS = 1 << 14
 _KEY_1 = 1 << 59
 _WRITABLE = 2
+_LONGEST = 15
 _ERROR_KEY = 0x20
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
@@ -85,7 +86,7 @@ class Hypervisor(Driver):
         self._in_shadow = False
         """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
         self._stepping: tuple[int, int] | None = None
-        self._own_store = -1
+        self._own_store = self._own_page = -1
         self._fixups: list[int] = []
         self._armed: int | None = None
         self._faults: dict[int, Callable[[Exit], None]] = {
@@ -384,9 +385,9 @@ class Hypervisor(Driver):
         A read from the page under RIP runs that one instruction from the guest's frame; any other maps the frame for
         reading until the page executes again (False: an ordinary fill).
         """
-        page = self.vcpu.rip & ~0xFFF
         frame = self.shadow.frame_of(address)
-        if frame < 0 or not self.code.executes_from(page, frame):
+        page = self._page_executed_from(frame) if frame >= 0 else None
+        if page is None:
             return False
         self._step_from_frame(page, frame, 0, "read of the executing page")
         return True
@@ -421,13 +422,23 @@ class Hypervisor(Driver):
         return rip if rip >> 12 == page >> 12 else page
 
     def _code_stored(self, frame: int) -> None:
-        if self.code.executes_from(self.vcpu.rip & ~0xFFF, frame):
-            self._own_store = frame
+        page = self._page_executed_from(frame)
+        if page is not None:
+            self._own_store, self._own_page = frame, page
+
+    def _page_executed_from(self, frame: int) -> int | None:
+        """The page under RIP that executes from a copy of `frame`: RIP's own, or the next if the instruction may
+        reach into it. Both must be there for it to complete."""
+        rip = self.vcpu.rip
+        for page in (rip & ~0xFFF, rip + _LONGEST - 1 & ~0xFFF & _MASK):
+            if self.code.executes_from(page, frame):
+                return page
+        return None
 
     def _begin_own_store(self) -> None:
         """The guest stores into the page it executes from: run that one instruction from the frame itself."""
         frame, self._own_store = self._own_store, -1
-        self._step_from_frame(self.vcpu.rip & ~0xFFF, frame, _WRITABLE, "store into the executing page")
+        self._step_from_frame(self._own_page, frame, _WRITABLE, "store into the executing page")
 
     def _step_from_frame(self, page: int, frame: int, rights: int, what: str) -> None:
         """Execute one instruction of `page` from the guest's own frame, by the trap flag."""
