@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt.image import Image, to_boot
@@ -62,6 +63,19 @@ class Options:
             raise UsageError(
                 f"{self.memory} bytes of guest memory: give whole pages, from 4 MiB to {MOST_MEMORY >> 20} MiB"
             )
+
+
+def read_initrd(path: Path) -> bytes:
+    """The initial file system's bytes. Raises `UsageError` where it cannot be read, `BadImage` where it is huge."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_MEMORY + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: cannot be read ({reason}); name a file that can") from None
+    if len(data) > MOST_MEMORY:
+        raise BadImage(f"{path}: is larger than any guest's memory; give a smaller initramfs")
+    return data
 
 
 class Session:

@@ -43,8 +43,6 @@ _LONGEST = 15
 _ERROR_KEY = 0x20
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
-_LOCAL_APIC_TSC = 1_000_000_000
-"""Virtual time-stamp ticks in a second: one a nanosecond."""
 
 
 _UNDER_WAY = (ExitKind.PORT_READ, ExitKind.PORT_WRITE, ExitKind.IDENTIFY, ExitKind.TIME_STAMP)
@@ -522,7 +520,7 @@ class Hypervisor(Driver):
 
     def shadow_begins(self) -> None:
         """STI: one more instruction runs before an interrupt that waits is delivered."""
-        if self.board.intr and not self._registers.rflags & _TF:
+        if self.board.intr and not self._registers.trap_flag:
             self._in_shadow = True
             self._registers.rflags |= _TF
 

@@ -84,7 +84,7 @@ def command(
     """
     from bt.cli import values
     from bt.image import load
-    from bt.session import Options
+    from bt.session import Options, read_initrd
     from emulator.errors import UsageError
     from emulator.machine import Limits
 
@@ -98,7 +98,7 @@ def command(
     options = Options(
         mode=virt,
         memory=size,
-        initrd=_read_initrd(initrd) if initrd is not None else b"",
+        initrd=read_initrd(initrd) if initrd is not None else b"",
         command_line=command_line,
         delta=values.virtual_offset(kaslr, loaded) if kaslr is not None else 0,
         physical_delta=values.number(physical, "--physical") if physical is not None else 0,
@@ -123,21 +123,6 @@ def _guest(image: str, initrd: Path | None, append: str | None) -> tuple[Path, P
         )
     guest = guests.find(image)
     return guest.kernel, initrd or guest.initrd, guest.command_line if append is None else append
-
-
-def _read_initrd(path: Path) -> bytes:
-    from bt.session import MOST_MEMORY
-    from emulator.errors import BadImage, UsageError
-
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_MEMORY + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{path}: cannot be read ({reason}); name a file that can") from None
-    if len(data) > MOST_MEMORY:
-        raise BadImage(f"{path}: is larger than any guest's memory; give a smaller initramfs")
-    return data
 
 
 @dataclass(slots=True)

@@ -51,9 +51,9 @@ def command(
     import os
 
     from bt.cli import values
-    from bt.session import Options
+    from bt.session import Options, read_initrd
     from bt.verify import report, verify
-    from bt.verify.guest import find, read_initrd
+    from bt.verify.guest import find
     from emulator.errors import UsageError
     from emulator.machine import Limits
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt.session import MEMORY, MOST_MEMORY
+from bt.session import MEMORY
 from emulator.errors import BadImage, UsageError
 
 if TYPE_CHECKING:
@@ -62,19 +62,6 @@ def find(name: str, physical_delta: int = 0) -> Guest:
         )
     fetched = guests.find(name)
     return Guest(name, load(fetched.kernel), None, fetched.initrd, fetched.command_line)
-
-
-def read_initrd(path: Path) -> bytes:
-    """The initial file system's bytes. Raises `UsageError` where it cannot be read, `BadImage` where it is huge."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_MEMORY + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{path}: cannot be read ({reason}); name a file that can") from None
-    if len(data) > MOST_MEMORY:
-        raise BadImage(f"{path}: is larger than any guest's memory; give a smaller initramfs")
-    return data
 
 
 def of(image: Image, physical_delta: int = 0) -> Guest:

@@ -8,11 +8,11 @@ import pytest
 
 from bt import assemble as asm
 from bt import guests
-from bt.session import Options
+from bt.session import Options, read_initrd
 from bt.tactics import interrupt_flag
 from bt.tactics.template import DELTA, Template
 from bt.verify import Verification, run_and_compare, verify
-from bt.verify.guest import find, read_initrd
+from bt.verify.guest import find
 from bt.verify.report import text
 from emulator.errors import Unavailable
 from emulator.machine import Limits
