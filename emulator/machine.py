@@ -13,8 +13,8 @@ from emulator.board.boot import BootImage
 from emulator.board.linux_boot import EntryState, place
 from emulator.board.pc import Pc, ShutdownKind
 from emulator.clock import Clock
-from emulator.engine.engines import ENGINES
-from emulator.engine.protocol import Engine
+from emulator.engine.engines import X86_ENGINES
+from emulator.engine.x86 import X86Engine
 from emulator.isa.x86.walk import PHYSICAL_BITS
 from emulator.memory import GuestMemory
 
@@ -82,7 +82,7 @@ class Machine:
         *,
         blocks_per_second: int = BLOCKS_PER_SECOND,
         limits: Limits | None = None,
-        engine: Callable[[], Engine] = ENGINES["unicorn"],
+        engine: Callable[[], X86Engine] = X86_ENGINES["unicorn"],
     ) -> None:
         self.memory = GuestMemory(memory_size)
         self.engine = engine()

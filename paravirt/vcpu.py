@@ -6,7 +6,7 @@ guest kernel runs, its interrupt flag is in the shared page and the real one is 
 code runs, the real flags are the virtual ones.
 """
 
-from emulator.engine.protocol import X86Registers
+from emulator.engine.x86 import X86Registers
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.walk import GuestContext, LinearMemory

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emulator.engine.engines import ENGINES
-from emulator.engine.protocol import Engine
+from emulator.engine.engines import X86_ENGINES
+from emulator.engine.x86 import X86Engine
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.processor import Processor
 from paravirt import abi
@@ -20,14 +20,14 @@ DELTA, PRIVILEGE, CONTROL = abi.INTERRUPT_DELTA >> 3, abi.IO_PRIVILEGE >> 3, abi
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    opened = next(iter(ENGINES.values()))()
+def engine() -> Iterator[X86Engine]:
+    opened = next(iter(X86_ENGINES.values()))()
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def vcpu(engine: Engine) -> VirtualCpu:
+def vcpu(engine: X86Engine) -> VirtualCpu:
     cpu = VirtualCpu(engine.registers, memoryview(bytearray(8192)), memoryview(bytearray(4096)).cast("Q"))
     cpu.rflags = r.FLAG_FIXED
     return cpu
@@ -47,7 +47,7 @@ def test_it_is_a_processor_of_the_semantics(vcpu: VirtualCpu) -> None:
     to=st.sampled_from([0, 3]),
 )
 def test_flags_are_read_as_written_at_every_level_and_across_levels(
-    engine: Engine, flags: int, enabled: bool, iopl: int, level: int, to: int
+    engine: X86Engine, flags: int, enabled: bool, iopl: int, level: int, to: int
 ) -> None:
     cpu = VirtualCpu(engine.registers, memoryview(bytearray(4096)), memoryview(bytearray(4096)).cast("Q"))
     cpu.level = level
@@ -60,7 +60,7 @@ def test_flags_are_read_as_written_at_every_level_and_across_levels(
     assert (cpu.rflags, cpu.cpl) == (value, to)
 
 
-def test_the_real_flags_of_a_kernel_are_enabled_without_io_privilege(vcpu: VirtualCpu, engine: Engine) -> None:
+def test_the_real_flags_of_a_kernel_are_enabled_without_io_privilege(vcpu: VirtualCpu, engine: X86Engine) -> None:
     for value in (r.FLAG_FIXED, r.FLAG_FIXED | r.FLAG_IF | r.FLAG_IOPL):
         vcpu.rflags = value
         real = engine.registers.rflags
@@ -69,7 +69,7 @@ def test_the_real_flags_of_a_kernel_are_enabled_without_io_privilege(vcpu: Virtu
         assert shown == value, "real flags + delta + privilege are the virtual ones"
 
 
-def test_the_real_flags_of_user_code_are_the_virtual_ones(vcpu: VirtualCpu, engine: Engine) -> None:
+def test_the_real_flags_of_user_code_are_the_virtual_ones(vcpu: VirtualCpu, engine: X86Engine) -> None:
     vcpu.level = 3
     vcpu.rflags = r.FLAG_FIXED | r.FLAG_IOPL
     assert engine.registers.rflags & (r.FLAG_IF | r.FLAG_IOPL) == r.FLAG_IOPL
@@ -86,7 +86,7 @@ def test_whatever_a_guest_puts_into_the_shared_word_means_disabled(vcpu: Virtual
 
 @pytest.mark.parametrize(("index", "selector", "real"), [(1, 0x10, 0x13), (2, 0x18, 0x1B), (3, 0x18, 0x18), (5, 0, 0)])
 def test_the_guest_sees_the_selector_it_loaded_and_the_processor_ring_three(
-    vcpu: VirtualCpu, engine: Engine, index: int, selector: int, real: int
+    vcpu: VirtualCpu, engine: X86Engine, index: int, selector: int, real: int
 ) -> None:
     attributes = 0xA09B00 if index == 1 else 0xC09300
     vcpu.set_segment(index, selector, 0x1000, 0xFFFF_FFFF, attributes)
@@ -96,14 +96,14 @@ def test_the_guest_sees_the_selector_it_loaded_and_the_processor_ring_three(
     assert found[3] & 3 << 13 == 3 << 13
 
 
-def test_a_segment_that_user_code_loads_itself_is_the_real_one(vcpu: VirtualCpu, engine: Engine) -> None:
+def test_a_segment_that_user_code_loads_itself_is_the_real_one(vcpu: VirtualCpu, engine: X86Engine) -> None:
     vcpu.set_segment(3, 0x18, 0, 0xFFFF_FFFF, 0xC09300)
     engine.registers.set_segment(3, 0x2B, 0, 0xFFFF_FFFF, 0xC0F300)
     assert vcpu.segment(3) == (0x2B, 0, 0xFFFF_FFFF, 0xC0F300)
 
 
 def test_task_and_local_table_registers_show_their_selectors_and_reach_nothing(
-    vcpu: VirtualCpu, engine: Engine
+    vcpu: VirtualCpu, engine: X86Engine
 ) -> None:
     for index, kind in ((6, 0x8200), (7, 0x8B00)):
         vcpu.set_segment(index, 0x40, 0xFFFF_8000_0000_0000, 0x67, kind)

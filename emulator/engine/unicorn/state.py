@@ -123,7 +123,7 @@ def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
 
 
 class UnicornRegisters:
-    """The register view of one engine (`emulator.engine.protocol.X86Registers`)."""
+    """The register view of one engine (`emulator.engine.x86.X86Registers`)."""
 
     __slots__ = ("_buffer", "_eflags", "_handle", "_read", "_reference", "gpr", "halves", "signed", "words")
 

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.protocol import Engine
+from emulator.engine.x86 import X86Engine
 from emulator.isa.sensitive import SensitiveInstruction
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.room import (
@@ -125,7 +125,7 @@ class Departure(NamedTuple):
 class Outcome:
     """What was seen after an instruction: an event and the state of the processor."""
 
-    def __init__(self, event: Event, cpu: Engine, memory: memoryview) -> None:
+    def __init__(self, event: Event, cpu: X86Engine, memory: memoryview) -> None:
         self.event = event
         seen = cpu.registers
         self._values = {name: seen.gpr[index] for index, name in enumerate(r.GPR_NAMES)}
@@ -163,7 +163,7 @@ def _word(memory: memoryview, address: int, size: int) -> int:
 class Bench:
     """A processor with a furnished room, on which cases are run one after the other."""
 
-    def __init__(self, cpu: Engine) -> None:
+    def __init__(self, cpu: X86Engine) -> None:
         self._cpu = cpu
         self._room = memoryview(mmap.mmap(-1, ROOM_SIZE))
         cpu.map_memory(0, self._room)
@@ -190,7 +190,7 @@ class Bench:
         return outcome[0]
 
 
-def _prepare(cpu: Engine, case: Case, mode: Mode) -> None:
+def _prepare(cpu: X86Engine, case: Case, mode: Mode) -> None:
     """Load the whole state that a case begins with."""
     state = cpu.registers
     cpu.set_root(ROOT)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.protocol import Engine
+from emulator.engine.x86 import X86Engine
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.room import (
     CODE,
@@ -52,7 +52,7 @@ class Seen:
 class BareGuest:
     """A guest of one engine. `exits` are all exits so far."""
 
-    def __init__(self, engine: Engine, code: str, level: int = 0) -> None:
+    def __init__(self, engine: X86Engine, code: str, level: int = 0) -> None:
         self.engine = engine
         self.memory = memoryview(mmap.mmap(-1, ROOM_SIZE))
         self.words = self.memory.cast("Q")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from emulator.engine.engines import ENGINES
+from emulator.engine.engines import X86_ENGINES
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.protocol import Engine
+from emulator.engine.x86 import X86Engine
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.room import CODE, DATA, KERNEL_CODE
 from tests.emulator.engine.bare_engine import BareGuest
@@ -19,15 +19,15 @@ HOLE = 0x1_0000
 """Behind the room: nothing is mapped there."""
 
 
-@pytest.fixture(params=list(ENGINES))
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    opened = ENGINES[request.param]()
+@pytest.fixture(params=list(X86_ENGINES))
+def engine(request: pytest.FixtureRequest) -> Iterator[X86Engine]:
+    opened = X86_ENGINES[request.param]()
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def user_ports(engine: Engine) -> Engine:
+def user_ports(engine: X86Engine) -> X86Engine:
     if not engine.capabilities.ports_exit_in_user_mode:
         pytest.skip("ports do not exit in user mode on this engine")
     return engine
@@ -48,7 +48,7 @@ def user_ports(engine: Engine) -> Engine:
     ids=["cli", "hlt", "mov cr3", "wrmsr", "selector", "ud2", "divide", "non-canonical"],
 )
 def test_a_fault_says_vector_and_error_with_rip_at_the_instruction(
-    engine: Engine, code: str, vector: int, error: int, at: int
+    engine: X86Engine, code: str, vector: int, error: int, at: int
 ) -> None:
     (seen,) = BareGuest(engine, code, level=3).run()
     assert (seen.kind, seen.vector, seen.rip) == (FAULT, vector, CODE + at)
@@ -69,7 +69,7 @@ def test_a_fault_says_vector_and_error_with_rip_at_the_instruction(
     ],
     ids=["read", "write", "write to read-only", "read of supervisor", "write of supervisor", "no execute", "fetch"],
 )
-def test_a_page_fault_says_error_code_and_address(engine: Engine, code: str, entry: int, error: int) -> None:
+def test_a_page_fault_says_error_code_and_address(engine: X86Engine, code: str, entry: int, error: int) -> None:
     guest = BareGuest(engine, code, level=3)
     guest.page(DATA >> 12, entry)
     (seen,) = guest.run()
@@ -79,7 +79,7 @@ def test_a_page_fault_says_error_code_and_address(engine: Engine, code: str, ent
     assert engine.registers.cr2 == DATA
 
 
-def test_a_single_step_arrives_behind_the_instruction_with_the_step_bit(engine: Engine) -> None:
+def test_a_single_step_arrives_behind_the_instruction_with_the_step_bit(engine: X86Engine) -> None:
     guest = BareGuest(engine, "90 90 90", level=3)
     engine.registers.rflags |= r.FLAG_TF
     steps = guest.run(lambda _exit: len(guest.exits) < 3)
@@ -87,7 +87,7 @@ def test_a_single_step_arrives_behind_the_instruction_with_the_step_bit(engine: 
     assert engine.registers.debug(6) & 1 << 14
 
 
-def test_the_same_fault_again_and_again_stays_that_fault(engine: Engine) -> None:
+def test_the_same_fault_again_and_again_stays_that_fault(engine: X86Engine) -> None:
     guest = BareGuest(engine, "66b81234 8ed8", level=3)
 
     def step_over(_exit: Exit) -> bool:
@@ -103,13 +103,13 @@ def test_the_same_fault_again_and_again_stays_that_fault(engine: Engine) -> None
 @pytest.mark.parametrize(("code", "vector", "length"), [("90 cd30", 0x30, 2), ("90 cc", 3, 1), ("90 cd03", 3, 2)])
 @pytest.mark.parametrize("level", [0, 3])
 def test_a_software_interrupt_arrives_at_the_instruction_whatever_its_gate(
-    engine: Engine, code: str, vector: int, length: int, level: int
+    engine: X86Engine, code: str, vector: int, length: int, level: int
 ) -> None:
     (seen,) = BareGuest(engine, code, level).run()
     assert (seen.kind, seen.vector, seen.length, seen.rip) == (SOFTWARE, vector, length, CODE + 1)
 
 
-def test_int3_on_code_that_cannot_be_read_has_its_length(engine: Engine) -> None:
+def test_int3_on_code_that_cannot_be_read_has_its_length(engine: X86Engine) -> None:
     if not engine.capabilities.execute_only:
         pytest.skip("no execute-only pages on this engine")
     guest = BareGuest(engine, "90 cc cd03", level=3)
@@ -123,7 +123,7 @@ def test_int3_on_code_that_cannot_be_read_has_its_length(engine: Engine) -> None
     assert [(seen.length, seen.rip) for seen in guest.run(behind)] == [(1, CODE + 1), (2, CODE + 2)]
 
 
-def test_a_system_call_arrives_at_the_instruction_and_goes_where_it_is_sent(engine: Engine) -> None:
+def test_a_system_call_arrives_at_the_instruction_and_goes_where_it_is_sent(engine: X86Engine) -> None:
     guest = BareGuest(engine, "90 0f05 0f0b", level=3)
 
     def redirect(exit_: Exit) -> bool:
@@ -138,7 +138,7 @@ def test_a_system_call_arrives_at_the_instruction_and_goes_where_it_is_sent(engi
 
 
 @pytest.mark.parametrize(("code", "size"), [("e460", 1), ("66e560", 2), ("e560", 4)])
-def test_a_port_read_gives_the_guest_the_value_that_the_handler_set(engine: Engine, code: str, size: int) -> None:
+def test_a_port_read_gives_the_guest_the_value_that_the_handler_set(engine: X86Engine, code: str, size: int) -> None:
     guest = BareGuest(engine, "90" + code + "f4")
     engine.registers.gpr[0] = 0x1111_2222_3333_4444
 
@@ -154,7 +154,7 @@ def test_a_port_read_gives_the_guest_the_value_that_the_handler_set(engine: Engi
 
 
 @pytest.mark.parametrize(("code", "size"), [("e660", 1), ("66e760", 2), ("e760", 4)])
-def test_a_port_write_says_port_size_and_value(engine: Engine, code: str, size: int) -> None:
+def test_a_port_write_says_port_size_and_value(engine: X86Engine, code: str, size: int) -> None:
     guest = BareGuest(engine, "90" + code + "f4")
     engine.registers.gpr[0] = 0x1111_2222_AABB_CCDD
     write, halt = guest.run(lambda exit_: exit_.kind is ExitKind.PORT_WRITE)
@@ -163,7 +163,7 @@ def test_a_port_write_says_port_size_and_value(engine: Engine, code: str, size: 
     assert halt.kind is ExitKind.HALT
 
 
-def test_string_ports_move_memory_an_element_an_exit(engine: Engine) -> None:
+def test_string_ports_move_memory_an_element_an_exit(engine: X86Engine) -> None:
     guest = BareGuest(engine, "f36c f4")
     engine.registers.gpr[r.RCX], engine.registers.gpr[r.RDI] = 3, DATA
 
@@ -176,7 +176,9 @@ def test_string_ports_move_memory_an_element_an_exit(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("code", ["e460", "e660", "ed", "ef", "f36e"], ids=["in", "out", "in dx", "out dx", "rep outs"])
-def test_a_refused_port_faults_at_the_instruction_and_nothing_behind_it_is_done(user_ports: Engine, code: str) -> None:
+def test_a_refused_port_faults_at_the_instruction_and_nothing_behind_it_is_done(
+    user_ports: X86Engine, code: str
+) -> None:
     engine = user_ports
     guest = BareGuest(engine, "90" + code + "48ffc3 c604250090000007 0f58c0 fec0 f4", level=3)
     state = engine.registers
@@ -198,7 +200,7 @@ def test_a_refused_port_faults_at_the_instruction_and_nothing_behind_it_is_done(
     assert (guest.memory[DATA], state.gpr[3]) == (7, 1)
 
 
-def test_cpuid_is_reported_with_rip_at_it_and_stepped_over(engine: Engine) -> None:
+def test_cpuid_is_reported_with_rip_at_it_and_stepped_over(engine: X86Engine) -> None:
     if not engine.capabilities.reports_identify:
         pytest.skip("CPUID does not exit on this engine")
     guest = BareGuest(engine, "90 0fa2 0f0b", level=3)
@@ -215,7 +217,7 @@ def test_cpuid_is_reported_with_rip_at_it_and_stepped_over(engine: Engine) -> No
     assert (engine.registers.gpr[0], engine.registers.gpr[3]) == (7, 8)
 
 
-def test_rdtsc_at_full_privilege_is_reported_and_rdtscp_is_undefined(engine: Engine) -> None:
+def test_rdtsc_at_full_privilege_is_reported_and_rdtscp_is_undefined(engine: X86Engine) -> None:
     if not engine.capabilities.full_privilege:
         pytest.skip("this engine runs no kernels")
     guest = BareGuest(engine, "0f31 48ffc3 0f01f9 48ffc3 f4")
@@ -232,26 +234,26 @@ def test_rdtsc_at_full_privilege_is_reported_and_rdtscp_is_undefined(engine: Eng
     assert (engine.registers.gpr[0], engine.registers.gpr[2], engine.registers.gpr[3]) == (0x55, 0x66, 1)
 
 
-def test_rdtsc_faults_in_user_mode_when_the_kernel_says_so(engine: Engine) -> None:
+def test_rdtsc_faults_in_user_mode_when_the_kernel_says_so(engine: X86Engine) -> None:
     guest = BareGuest(engine, "0f31", level=3)
     engine.set_control(engine.registers.control(0), engine.registers.control(4) | r.CR4_TSD, 0xD01)
     (seen,) = guest.run()
     assert (seen.kind, seen.vector, seen.rip) == (FAULT, 13, CODE)
 
 
-def test_a_halt_leaves_rip_behind_it(engine: Engine) -> None:
+def test_a_halt_leaves_rip_behind_it(engine: X86Engine) -> None:
     (seen,) = BareGuest(engine, "90 f4").run()
     assert (seen.kind, seen.rip) == (ExitKind.HALT, CODE + 2)
 
 
-def test_a_fetch_from_where_nothing_is_says_so(engine: Engine) -> None:
+def test_a_fetch_from_where_nothing_is_says_so(engine: X86Engine) -> None:
     guest = BareGuest(engine, "b800900000 ffe0", level=3)
     guest.page(DATA >> 12, 1 << 30 | 7)
     (seen,) = guest.run()
     assert (seen.kind, seen.rip) == (ExitKind.UNBACKED, DATA)
 
 
-def test_device_memory_is_reached_through_a_page_entry(engine: Engine) -> None:
+def test_device_memory_is_reached_through_a_page_entry(engine: X86Engine) -> None:
     written: list[tuple[int, int, int]] = []
     engine.map_mmio(1 << 30, 0x1000, lambda offset, size: offset | size << 8, lambda *access: written.append(access))
     guest = BareGuest(engine, "8b042510900000 6689042520900000 f4")  # mov eax, [DATA + 16]; mov [DATA + 32], ax; hlt
@@ -261,13 +263,13 @@ def test_device_memory_is_reached_through_a_page_entry(engine: Engine) -> None:
     assert written == [(0x20, 2, 0x410)]
 
 
-def test_an_address_that_no_entry_maps_is_a_page_fault_like_any_other(engine: Engine) -> None:
+def test_an_address_that_no_entry_maps_is_a_page_fault_like_any_other(engine: X86Engine) -> None:
     guest = BareGuest(engine, f"488b0425 {HOLE.to_bytes(4, 'little').hex()}", level=3)
     (seen,) = guest.run()
     assert (seen.vector, seen.error, seen.address) == (14, 4, HOLE)
 
 
-def test_execute_only_pages_are_fetched_and_not_read(engine: Engine) -> None:
+def test_execute_only_pages_are_fetched_and_not_read(engine: X86Engine) -> None:
     if not engine.capabilities.execute_only:
         pytest.skip("no execute-only pages on this engine")
     guest = BareGuest(engine, "90 488b0425 00800000", level=3)  # nop; mov rax, [CODE]
@@ -292,7 +294,7 @@ def test_execute_only_pages_are_fetched_and_not_read(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("code", ["0f01ee", "0f01ef"], ids=["rdpkru", "wrpkru"])
-def test_software_finds_no_protection_keys_while_code_is_not_guarded(engine: Engine, code: str) -> None:
+def test_software_finds_no_protection_keys_while_code_is_not_guarded(engine: X86Engine, code: str) -> None:
     guest = BareGuest(engine, code, level=3)
     if engine.capabilities.execute_only:
         engine.guard_code()
@@ -302,6 +304,6 @@ def test_software_finds_no_protection_keys_while_code_is_not_guarded(engine: Eng
     assert (seen.vector, seen.rip) == (6, CODE)
 
 
-def test_selectors_of_other_levels_fault_with_their_index(engine: Engine) -> None:
+def test_selectors_of_other_levels_fault_with_their_index(engine: X86Engine) -> None:
     (seen,) = BareGuest(engine, f"66b8{KERNEL_CODE.to_bytes(2, 'little').hex()} 8ed8", level=3).run()
     assert (seen.vector, seen.error, seen.rip) == (13, KERNEL_CODE, CODE + 4)

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from emulator.engine.engines import ENGINES
+from emulator.engine.engines import X86_ENGINES
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.protocol import Engine, X86Registers
+from emulator.engine.x86 import X86Engine, X86Registers
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.room import CODE, DATA, ROOM_SIZE, ROOT
 from tests.emulator.engine.bare_engine import BareGuest, Seen
@@ -17,19 +17,19 @@ LOOP = "48ffc3 ebfb"
 """inc rbx; jmp back: a block an iteration."""
 
 
-@pytest.fixture(params=list(ENGINES))
-def opened(request: pytest.FixtureRequest) -> Callable[[], Engine]:
-    return ENGINES[request.param]
+@pytest.fixture(params=list(X86_ENGINES))
+def opened(request: pytest.FixtureRequest) -> Callable[[], X86Engine]:
+    return X86_ENGINES[request.param]
 
 
 @pytest.fixture
-def engine(opened: Callable[[], Engine]) -> Iterator[Engine]:
+def engine(opened: Callable[[], X86Engine]) -> Iterator[X86Engine]:
     engine = opened()
     yield engine
     engine.close()
 
 
-def test_a_stop_ends_the_run_and_the_next_run_goes_on(engine: Engine) -> None:
+def test_a_stop_ends_the_run_and_the_next_run_goes_on(engine: X86Engine) -> None:
     guest = BareGuest(engine, "cc 48ffc3 cc 48ffc3 cc")
 
     def behind(exit_: Exit) -> bool:
@@ -41,7 +41,7 @@ def test_a_stop_ends_the_run_and_the_next_run_goes_on(engine: Engine) -> None:
         assert (seen.rip, engine.registers.gpr[3]) == (CODE + 4 * count, count)
 
 
-def test_a_budget_is_exact_and_may_be_set_again_from_its_exit(engine: Engine) -> None:
+def test_a_budget_is_exact_and_may_be_set_again_from_its_exit(engine: X86Engine) -> None:
     guest = BareGuest(engine, LOOP, level=3)
     begin = engine.progress
 
@@ -60,7 +60,7 @@ def test_a_budget_is_exact_and_may_be_set_again_from_its_exit(engine: Engine) ->
     assert engine.registers.gpr[3] > 1000
 
 
-def test_a_deadline_that_is_past_is_due_at_once(engine: Engine) -> None:
+def test_a_deadline_that_is_past_is_due_at_once(engine: X86Engine) -> None:
     guest = BareGuest(engine, LOOP, level=3)
     engine.set_deadline(engine.progress - 5)
     (seen,) = guest.run()
@@ -68,7 +68,7 @@ def test_a_deadline_that_is_past_is_due_at_once(engine: Engine) -> None:
     assert engine.registers.gpr[3] < 3
 
 
-def test_progress_never_goes_back(engine: Engine) -> None:
+def test_progress_never_goes_back(engine: X86Engine) -> None:
     guest = BareGuest(engine, "b964000000 cc ffc9 75fb 48ffc3 f4", level=0)  # 100 x int3
 
     def go_on(exit_: Exit) -> bool:
@@ -80,7 +80,7 @@ def test_progress_never_goes_back(engine: Engine) -> None:
     assert progress == sorted(progress)
 
 
-def busy(engine: Engine) -> list[Seen]:
+def busy(engine: X86Engine) -> list[Seen]:
     """A run with faults, ports, interrupts and budgets in it."""
     guest = BareGuest(engine, "b920030000 e660 cc ffc9 75f9 0f0b", level=3)
 
@@ -95,7 +95,7 @@ def busy(engine: Engine) -> list[Seen]:
     return guest.run(go_on)
 
 
-def test_two_runs_make_the_same_exits_at_the_same_progress(opened: Callable[[], Engine]) -> None:
+def test_two_runs_make_the_same_exits_at_the_same_progress(opened: Callable[[], X86Engine]) -> None:
     runs = []
     for _ in range(2):
         engine = opened()
@@ -108,7 +108,7 @@ def test_two_runs_make_the_same_exits_at_the_same_progress(opened: Callable[[], 
 
 
 @pytest.mark.parametrize("code", ["0f0b", "cc", "e460", "e660", "0f05", "0fa2", "f4"])
-def test_an_exception_of_the_handler_propagates_and_the_engine_goes_on(engine: Engine, code: str) -> None:
+def test_an_exception_of_the_handler_propagates_and_the_engine_goes_on(engine: X86Engine, code: str) -> None:
     guest = BareGuest(engine, code + "0f0b")
 
     def broken(_exit: Exit) -> bool:
@@ -121,7 +121,7 @@ def test_an_exception_of_the_handler_propagates_and_the_engine_goes_on(engine: E
     assert (seen.kind, seen.vector) == (ExitKind.FAULT, 6)
 
 
-def test_an_exception_of_a_device_propagates(engine: Engine) -> None:
+def test_an_exception_of_a_device_propagates(engine: X86Engine) -> None:
     def broken(*_access: int) -> int:
         raise KeyError("a mistake of the device's")
 
@@ -132,7 +132,7 @@ def test_an_exception_of_a_device_propagates(engine: Engine) -> None:
         guest.run()
 
 
-def test_registers_written_by_the_handler_are_the_guests(engine: Engine) -> None:
+def test_registers_written_by_the_handler_are_the_guests(engine: X86Engine) -> None:
     guest = BareGuest(engine, "cc 4c89f8 9c 415e f4", level=0)  # int3; mov rax, r15; pushf; pop r14; hlt
 
     def write(exit_: Exit) -> bool:
@@ -151,7 +151,7 @@ def test_registers_written_by_the_handler_are_the_guests(engine: Engine) -> None
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("extra", [0, r.FLAG_TF])
-def test_flags_outlive_a_budget_whoever_writes_them(engine: Engine, inside: bool, extra: int) -> None:
+def test_flags_outlive_a_budget_whoever_writes_them(engine: X86Engine, inside: bool, extra: int) -> None:
     guest = BareGuest(engine, "ebfe f4", level=0)
     state = engine.registers
     flags = r.FLAG_FIXED | r.FLAG_CF | r.FLAG_ZF | r.FLAG_DF
@@ -173,7 +173,7 @@ def test_flags_outlive_a_budget_whoever_writes_them(engine: Engine, inside: bool
 
 
 @pytest.mark.parametrize("flags", [0, r.FLAG_CF, r.FLAG_ZF | r.FLAG_SF, r.FLAG_OF | r.FLAG_DF, r.FLAG_AF | r.FLAG_PF])
-def test_flags_are_what_the_guest_computed(engine: Engine, flags: int) -> None:
+def test_flags_are_what_the_guest_computed(engine: X86Engine, flags: int) -> None:
     guest = BareGuest(engine, "9d cc", level=0)
     top = engine.registers.gpr[4] - 8
     engine.registers.gpr[4] = top
@@ -185,7 +185,7 @@ def test_flags_are_what_the_guest_computed(engine: Engine, flags: int) -> None:
     assert guest.run()[0].rflags & r.FLAGS_STATUS == r.FLAG_SF | r.FLAG_PF | r.FLAG_AF
 
 
-def test_segments_and_tables_are_read_back_as_written(engine: Engine) -> None:
+def test_segments_and_tables_are_read_back_as_written(engine: X86Engine) -> None:
     BareGuest(engine, "90")
     state: X86Registers = engine.registers
     for index in range(8):
@@ -199,7 +199,7 @@ def test_segments_and_tables_are_read_back_as_written(engine: Engine) -> None:
         assert state.table(which) == (0xFFFF_8000_0000_0000 + which, 0x7F)
 
 
-def test_a_segment_base_written_by_the_handler_is_used(engine: Engine) -> None:
+def test_a_segment_base_written_by_the_handler_is_used(engine: X86Engine) -> None:
     guest = BareGuest(engine, "65488b042508000000 cc", level=3)  # mov rax, gs:[8]
     engine.registers.set_segment_base(5, DATA)
     guest.words[(DATA >> 3) + 1] = 77
@@ -207,7 +207,7 @@ def test_a_segment_base_written_by_the_handler_is_used(engine: Engine) -> None:
     assert engine.registers.gpr[0] == 77
 
 
-def test_loading_cs_does_not_change_the_level_and_the_level_no_selector(engine: Engine) -> None:
+def test_loading_cs_does_not_change_the_level_and_the_level_no_selector(engine: X86Engine) -> None:
     guest = BareGuest(engine, "fa f4", level=0)
     state = engine.registers
     before = state.segment(1)
@@ -220,14 +220,14 @@ def test_loading_cs_does_not_change_the_level_and_the_level_no_selector(engine: 
     assert (seen.vector, seen.rip) == (13, CODE)
 
 
-def test_compatibility_code_is_32_bits_wide(engine: Engine) -> None:
+def test_compatibility_code_is_32_bits_wide(engine: X86Engine) -> None:
     guest = BareGuest(engine, "48 cc", level=3)  # dec eax; int3
     engine.registers.set_segment(1, 0x23, 0, 0xFFFF_FFFF, 0xC0FB00)
     guest.run()
     assert engine.registers.gpr[0] & 0xFFFF_FFFF == 0xFFFF_FFFF
 
 
-def test_sti_holds_interrupts_off_for_one_instruction(engine: Engine) -> None:
+def test_sti_holds_interrupts_off_for_one_instruction(engine: X86Engine) -> None:
     guest = BareGuest(engine, "fb cc", level=0)
     guest.run()
     assert engine.registers.interrupt_shadow
@@ -235,7 +235,7 @@ def test_sti_holds_interrupts_off_for_one_instruction(engine: Engine) -> None:
     assert not engine.registers.interrupt_shadow
 
 
-def test_a_root_that_is_set_is_the_one_that_is_walked(engine: Engine) -> None:
+def test_a_root_that_is_set_is_the_one_that_is_walked(engine: X86Engine) -> None:
     guest = BareGuest(engine, "488b042500900000 cc", level=3)
     other = memoryview(mmap.mmap(-1, 4 * 4096))
     base, words = ROOM_SIZE, other.cast("Q")
@@ -253,7 +253,7 @@ def test_a_root_that_is_set_is_the_one_that_is_walked(engine: Engine) -> None:
         assert engine.registers.gpr[0] == expected
 
 
-def test_an_entry_that_was_changed_is_seen_after_a_flush(engine: Engine) -> None:
+def test_an_entry_that_was_changed_is_seen_after_a_flush(engine: X86Engine) -> None:
     guest = BareGuest(engine, "488b042500900000 cc", level=3)
     guest.words[DATA >> 3] = 1
     guest.run()
@@ -268,7 +268,7 @@ def test_an_entry_that_was_changed_is_seen_after_a_flush(engine: Engine) -> None
     assert guest.run()[0].vector == 14
 
 
-def test_an_entry_that_became_present_needs_no_flush(engine: Engine) -> None:
+def test_an_entry_that_became_present_needs_no_flush(engine: X86Engine) -> None:
     guest = BareGuest(engine, "488b042500900000 cc", level=3)
     guest.page(DATA >> 12, 0)
     guest.words[DATA >> 3] = 5
@@ -282,7 +282,7 @@ def test_an_entry_that_became_present_needs_no_flush(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_code_that_the_host_changed_is_executed_as_it_is_now(engine: Engine, everything: bool) -> None:
+def test_code_that_the_host_changed_is_executed_as_it_is_now(engine: X86Engine, everything: bool) -> None:
     guest = BareGuest(engine, "b801000000 cc", level=3)
     for value in range(1, 6):
         guest.memory[CODE + 1] = value
@@ -295,7 +295,7 @@ def test_code_that_the_host_changed_is_executed_as_it_is_now(engine: Engine, eve
         assert engine.registers.gpr[0] == value
 
 
-def test_code_may_be_forgotten_within_a_block_and_what_follows_is_where_it_is(engine: Engine) -> None:
+def test_code_may_be_forgotten_within_a_block_and_what_follows_is_where_it_is(engine: X86Engine) -> None:
     if not engine.capabilities.reports_identify:
         pytest.skip("CPUID does not exit on this engine")
     guest = BareGuest(engine, "0fa2 48ffc3 e460 48ffc3 488b042500000100", level=0)
@@ -313,7 +313,7 @@ def test_code_may_be_forgotten_within_a_block_and_what_follows_is_where_it_is(en
 
 
 @pytest.mark.parametrize("ending", ["f4", "cc", "ebfe"], ids=["halt", "interrupt", "budget"])
-def test_code_forgotten_within_a_block_loses_no_exit(engine: Engine, ending: str) -> None:
+def test_code_forgotten_within_a_block_loses_no_exit(engine: X86Engine, ending: str) -> None:
     if not engine.capabilities.reports_identify:
         pytest.skip("CPUID does not exit on this engine")
     guest = BareGuest(engine, "0fa2" * 3 + ending, level=0)
@@ -328,7 +328,7 @@ def test_code_forgotten_within_a_block_loses_no_exit(engine: Engine, ending: str
     assert [seen.kind for seen in guest.run(forget)] == [ExitKind.IDENTIFY] * 3 + [expected]
 
 
-def test_code_forgotten_within_a_block_is_forgotten_before_the_next(engine: Engine) -> None:
+def test_code_forgotten_within_a_block_is_forgotten_before_the_next(engine: X86Engine) -> None:
     if not engine.capabilities.reports_identify:
         pytest.skip("CPUID does not exit on this engine")
     guest = BareGuest(engine, "e80b000000 0fa2 e804000000 cc 90909090", level=0)  # call f; cpuid; call f; int3
@@ -344,7 +344,7 @@ def test_code_forgotten_within_a_block_is_forgotten_before_the_next(engine: Engi
     assert engine.registers.gpr[0] == 2
 
 
-def test_code_that_the_guest_changed_is_executed_as_it_is_now(engine: Engine) -> None:
+def test_code_that_the_guest_changed_is_executed_as_it_is_now(engine: X86Engine) -> None:
     if not engine.capabilities.coherent_code:
         pytest.skip("this engine does not see stores to code by itself")
     guest = BareGuest(engine, "c6042509800000 02 b801000000 cc", level=3)  # mov byte [behind], 2; mov eax, 1
@@ -352,13 +352,13 @@ def test_code_that_the_guest_changed_is_executed_as_it_is_now(engine: Engine) ->
     assert engine.registers.gpr[0] == 2
 
 
-def test_msrs_are_read_back(engine: Engine) -> None:
+def test_msrs_are_read_back(engine: X86Engine) -> None:
     for number in (0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0102):
         engine.write_msr(number, 0x7FFF_0000 + (number & 0xFF))
         assert engine.registers.msr(number) == 0x7FFF_0000 + (number & 0xFF)
 
 
-def test_control_registers_are_read_back(engine: Engine) -> None:
+def test_control_registers_are_read_back(engine: X86Engine) -> None:
     BareGuest(engine, "90")
     state = engine.registers
     assert state.control(3) == ROOT
@@ -366,7 +366,7 @@ def test_control_registers_are_read_back(engine: Engine) -> None:
     assert state.msr(0xC000_0080) & r.EFER_LMA
 
 
-def test_several_engines_run_side_by_side(opened: Callable[[], Engine]) -> None:
+def test_several_engines_run_side_by_side(opened: Callable[[], X86Engine]) -> None:
     guests = [BareGuest(opened(), f"b8{number:02x}000000 cc 48ffc3 cc") for number in range(4)]
 
     def behind(exit_: Exit) -> bool:
@@ -381,7 +381,7 @@ def test_several_engines_run_side_by_side(opened: Callable[[], Engine]) -> None:
         guest.close()
 
 
-def test_an_engine_runs_another_within_its_handler(opened: Callable[[], Engine]) -> None:
+def test_an_engine_runs_another_within_its_handler(opened: Callable[[], X86Engine]) -> None:
     outer, inner = BareGuest(opened(), "cc f4"), BareGuest(opened(), "b807000000 cc")
 
     def nested(exit_: Exit) -> bool:
@@ -398,7 +398,7 @@ def test_an_engine_runs_another_within_its_handler(opened: Callable[[], Engine])
     inner.close()
 
 
-def test_close_may_be_called_twice_and_engines_opened_again_and_again(opened: Callable[[], Engine]) -> None:
+def test_close_may_be_called_twice_and_engines_opened_again_and_again(opened: Callable[[], X86Engine]) -> None:
     for _ in range(50):
         engine = opened()
         assert BareGuest(engine, "90 cc").run()[0].rip == CODE + 1
@@ -406,8 +406,8 @@ def test_close_may_be_called_twice_and_engines_opened_again_and_again(opened: Ca
         engine.close()
 
 
-def test_what_an_engine_can_do_is_said_in_its_capabilities(engine: Engine) -> None:
+def test_what_an_engine_can_do_is_said_in_its_capabilities(engine: X86Engine) -> None:
     found = engine.capabilities
-    assert found.name in ENGINES
+    assert found.name in X86_ENGINES
     assert found.exit_cost > 0
     assert all(0 <= slot < 512 for slot in found.reserved_root_slots)

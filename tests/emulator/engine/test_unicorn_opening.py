@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from emulator.engine.protocol import Engine, X86Registers
 from emulator.engine.unicorn import confirm as confirming
 from emulator.engine.unicorn import state
 from emulator.engine.unicorn.engine import UnicornEngine
+from emulator.engine.x86 import X86Engine, X86Registers
 from emulator.errors import EngineMissing
 
 
@@ -24,7 +24,7 @@ def one_sentence(open_engine: Callable[[], object]) -> str:
 
 
 def test_the_engine_and_its_registers_fulfil_the_protocols() -> None:
-    engine: Engine = UnicornEngine()
+    engine: X86Engine = UnicornEngine()
     registers: X86Registers = engine.registers
     assert engine.registers is registers
     engine.close()
