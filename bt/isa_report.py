@@ -10,39 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emulator.isa.sensitive import Codes, Route, SensitiveInstruction, Sensitivity
+from emulator.isa.sensitive import Route, SensitiveInstruction, Sensitivity
 
 if TYPE_CHECKING:
-    from emulator.isa.x86.proof import Proof
-
-ISAS = ("x86-64",)
-"""The instruction sets that have a table."""
+    from emulator.isa.isas import Isa
+    from emulator.isa.proof import Proof
 
 _KINDS = ((Sensitivity.CONTROL, "control"), (Sensitivity.BEHAVIOUR, "behaviour"))
 _ROUTES = {Route.INLINE: "inline", Route.HYPERCALL: "hypercall", Route.TRAP: "trap"}
 
 
-def rows() -> tuple[SensitiveInstruction, ...]:
-    """The table of x86-64."""
-    from emulator.isa.x86.table import ROWS
-
-    return ROWS
-
-
-def breaking_rows() -> list[SensitiveInstruction]:
+def breaking_rows(isa: Isa) -> list[SensitiveInstruction]:
     """The rows that are sensitive and not privileged: they break the condition."""
-    return [row for row in rows() if not row.privileged]
+    return [row for row in isa.rows if not row.privileged]
 
 
-def conditional_rows() -> list[SensitiveInstruction]:
+def conditional_rows(isa: Isa) -> list[SensitiveInstruction]:
     """The rows that are privileged under a condition only."""
-    return [row for row in rows() if row.privileged and row.condition]
+    return [row for row in isa.rows if row.privileged and row.condition]
 
 
-def verdict() -> str:
+def verdict(isa: Isa) -> str:
     """Popek and Goldberg's verdict in a few lines, the rows that break the condition named."""
-    breaking = breaking_rows()
-    total = len(rows())
+    breaking = breaking_rows(isa)
+    total = len(isa.rows)
     privileged = total - len(breaking)
     if not breaking:
         return f"All {total} sensitive instructions are privileged: Popek and Goldberg's condition holds.\n"
@@ -52,10 +43,10 @@ def verdict() -> str:
     lines = [
         f"{total} sensitive instructions: {privileged} are privileged, {len(breaking)} are not.",
         "Popek and Goldberg's condition (every sensitive instruction is privileged) does not hold: trap-and-emulate",
-        "alone cannot virtualise x86-64. These do not trap in user mode and must be rewritten, planted or caught:",
+        f"alone cannot virtualise {isa.title}. These do not trap in user mode; rewrite, plant or catch them:",
     ]
     lines += [f"  {behaviour}: {'; '.join(names)}" for behaviour, names in by_behaviour.items()]
-    conditional = len(conditional_rows())
+    conditional = len(conditional_rows(isa))
     lines.append(f"{conditional} of the privileged ones trap under a condition only, which the hypervisor must keep.")
     return "\n".join(lines) + "\n"
 
@@ -68,7 +59,7 @@ def _behaviour(row: SensitiveInstruction) -> str:
     return row.at_user_level.value + (f" ({row.condition})" if row.condition else "")
 
 
-def table_text() -> str:
+def table_text(isa: Isa) -> str:
     """The table in columns, a row a line, its condition and note on lines below."""
     head = ("INSTRUCTION", "USER MODE", "SENSITIVE", "OPERATION", "ROUTES", "EXAMPLE", "MANUAL")
     cells = [
@@ -81,11 +72,11 @@ def table_text() -> str:
             row.example,
             row.manual,
         )
-        for row in rows()
+        for row in isa.rows
     ]
     lines = list(_columns([head, *cells]))
     out = [lines[0]]
-    for row, line in zip(rows(), lines[1:], strict=True):
+    for row, line in zip(isa.rows, lines[1:], strict=True):
         out.append(line)
         out += [f"    when: {row.condition}"] if row.condition else []
         out += [f"    {row.note}"] if row.note else []
@@ -98,7 +89,7 @@ def _columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def table_markdown() -> str:
+def table_markdown(isa: Isa) -> str:
     """The table and the verdict for the documentation."""
     head = ("Instruction", "Example", "In user mode", "Sensitive", "Operation", "Routes", "Manual", "Note")
     body = (
@@ -112,9 +103,9 @@ def table_markdown() -> str:
             row.manual,
             row.note,
         )
-        for row in rows()
+        for row in isa.rows
     )
-    return _markdown(head, body) + "\n" + verdict().replace("\n  ", "\n- ")
+    return _markdown(head, body) + "\n" + verdict(isa).replace("\n  ", "\n- ")
 
 
 def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -122,30 +113,27 @@ def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-def table_json(proofs: Sequence[Proof] = ()) -> dict[str, Any]:
+def table_json(isa: Isa, proofs: Sequence[Proof] = ()) -> dict[str, Any]:
     """The table as plain data; with `proofs`, what each row did when it was run."""
     by_name = {proof.row.name: proof for proof in proofs}
     return {
-        "isa": "x86-64",
-        "rows": [_row_json(row, by_name.get(row.name)) for row in rows()],
-        "virtualisable": not breaking_rows(),
-        "breaking": [row.name for row in breaking_rows()],
+        "isa": isa.name,
+        "rows": [_row_json(isa, row, by_name.get(row.name)) for row in isa.rows],
+        "virtualisable": not breaking_rows(isa),
+        "breaking": [row.name for row in breaking_rows(isa)],
     }
 
 
-def _row_json(row: SensitiveInstruction, proof: Proof | None) -> dict[str, Any]:
-    from emulator.isa.x86.table import PLANTED
-
-    assert isinstance(row.match, Codes)
+def _row_json(isa: Isa, row: SensitiveInstruction, proof: Proof | None) -> dict[str, Any]:
     data: dict[str, Any] = {
         "name": row.name,
-        "encodings": _encodings(row.match),
+        "encodings": isa.encodings(row),
         "user_mode": row.at_user_level.value,
         "privileged": row.privileged,
         "sensitivity": _sensitivity(row),
         "operation": row.operation.name,
         "routes": [_ROUTES[route] for route in row.routes],
-        "planted": bool(row.match.codes & PLANTED),
+        "planted": isa.planted(row),
         "example": row.example,
         "manual": row.manual,
         "condition": row.condition,
@@ -161,35 +149,18 @@ def _row_json(row: SensitiveInstruction, proof: Proof | None) -> dict[str, Any]:
     return data
 
 
-def _encodings(match: Codes) -> list[str]:
-    """The manual's opcode columns of a row's encodings, sorted."""
-    from iced_x86 import OpCodeInfo
-
-    forms = (OpCodeInfo(code) for code in match.codes)  # type: ignore[arg-type]
-    return sorted(f"{form.op_code_string}: {form.instruction_string}" for form in forms)
-
-
-def prove_rows(names: Sequence[str] = ()) -> list[Proof]:
+def prove_rows(isa: Isa, names: Sequence[str] = ()) -> list[Proof]:
     """Run the rows (all, or those named) in kernel and in user mode on the embedded engine.
 
     Raises UsageError for a name that no row has, and EngineMissing when the engine does not open.
     """
-    from emulator.engine.unicorn.engine import UnicornEngine
     from emulator.errors import UsageError
-    from emulator.isa.x86.proof import Bench, prove
-    from emulator.isa.x86.proof_cases import CASES, DEPARTURES
-    from emulator.isa.x86.table import ROW_OF_NAME
 
+    known = {row.name for row in isa.rows}
     for name in names:
-        if name not in ROW_OF_NAME:
-            raise UsageError(f"no row of x86-64 is named {name!r}: `retrap isa x86-64` lists them")
-    chosen = [row for row in rows() if not names or row.name in names]
-    engine = UnicornEngine()
-    try:
-        bench = Bench(engine)
-        return [prove(row, CASES[row.name], DEPARTURES, bench) for row in chosen]
-    finally:
-        engine.close()
+        if name not in known:
+            raise UsageError(f"no row of {isa.title} is named {name!r}: `retrap isa {isa.name}` lists them")
+    return list(isa.prove([row for row in isa.rows if not names or row.name in names]))
 
 
 def proofs_text(proofs: Sequence[Proof]) -> str:

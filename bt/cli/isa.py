@@ -11,10 +11,11 @@ import json
 import click
 
 from bt import isa_report
+from emulator.isa.isas import ISAS
 
 
 @click.command()
-@click.argument("isa", type=click.Choice(isa_report.ISAS))
+@click.argument("isa", metavar="ISA", type=click.Choice(tuple(ISAS)))
 @click.option("--prove", is_flag=True, help="Run every row in kernel and in user mode and show what it did.")
 @click.option("--row", "names", multiple=True, metavar="NAME", help="With --prove: only this row; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -25,11 +26,12 @@ def command(isa: str, prove: bool, names: tuple[str, ...], as_json: bool) -> Non
     """
     if names and not prove:
         raise click.UsageError("--row chooses what to run: give --prove with it")
-    proofs = isa_report.prove_rows(names) if prove else []
+    chosen = ISAS[isa]
+    proofs = isa_report.prove_rows(chosen, names) if prove else []
     if as_json:
-        click.echo(json.dumps(isa_report.table_json(proofs), indent=1))
+        click.echo(json.dumps(isa_report.table_json(chosen, proofs), indent=1))
     elif prove:
         click.echo(isa_report.proofs_text(proofs), nl=False)
     else:
-        click.echo(f"{isa_report.table_text()}\n{isa_report.verdict()}", nl=False)
+        click.echo(f"{isa_report.table_text(chosen)}\n{isa_report.verdict(chosen)}", nl=False)
     isa_report.refuse_refuted(proofs)

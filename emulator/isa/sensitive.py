@@ -54,10 +54,27 @@ class Codes:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Recognition on a fixed-width ISA: a word matches when `word & mask == value`."""
+    """One encoding on a fixed-width ISA: a word matches when `word & mask == value` and no exception does."""
 
     mask: int
     value: int
+    unless: tuple[tuple[int, int], ...] = ()
+    """Exceptions as (mask, value): encodings inside this one that stand for something else."""
+    size: int = 4
+    """Bytes of the instruction. A 32-bit T32 instruction is the word (first halfword << 16 | second halfword)."""
+
+    def matches(self, word: int) -> bool:
+        """Whether `word`, of this pattern's size, is this encoding."""
+        return word & self.mask == self.value and not any(word & mask == value for mask, value in self.unless)
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """Recognition on a fixed-width ISA: any of some encodings."""
+
+    patterns: tuple[Pattern, ...]
+    state: str = ""
+    """The instruction-set state the encodings are of, where an ISA has several ("a32", "t32"); "" where it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +83,7 @@ class SensitiveInstruction:
 
     name: str
     """The vendor's mnemonic, with a distinguishing operand where one mnemonic has two rows."""
-    match: Codes | Pattern
+    match: Codes | Patterns
     """How to recognise the instruction."""
     at_user_level: UserBehaviour
     """What it does in user mode, by the manual."""
@@ -77,7 +94,8 @@ class SensitiveInstruction:
     routes: tuple[Route, ...]
     """The routes it may take, best first; `Route.TRAP` is always the last."""
     example: str
-    """One instance in Intel syntax, assembled by the tests."""
+    """One instance in the vendor's assembler syntax (x86: Intel), assembled by the tests. Where no assembler that is
+    installed knows it: the word, as ".inst 0x..." (32-bit T32: first halfword high)."""
     manual: str
     """Where the vendor's manual describes it."""
     condition: str = ""

@@ -6,13 +6,14 @@ says so, and a departure that is not needed refutes the row as a missing one doe
 """
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.x86 import X86Engine
+from emulator.isa.proof import Proof, Verdict
 from emulator.isa.sensitive import SensitiveInstruction
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.room import (
@@ -233,32 +234,6 @@ def _event(exit_: Exit, rip: int, at: int, behind: int) -> Event:
     return exits(kind)
 
 
-class Verdict(Enum):
-    """What running a row's cases showed."""
-
-    PROVEN = "proven"
-    """Both modes did what the manual says."""
-    DEPARTS = "departs"
-    """At least one run did what `DEPARTURES` says of this engine instead."""
-    ABSENT = "absent"
-    """The processor lacks the extension and answered as the manual says it must."""
-    REFUTED = "refuted"
-    """A run did neither, or did what the manual says although a departure is listed."""
-
-
-class Proof(NamedTuple):
-    """The result for one row."""
-
-    row: SensitiveInstruction
-    verdict: Verdict
-    kernel: str
-    """What the example did in kernel mode."""
-    user: str
-    """What it did in user mode."""
-    remarks: tuple[str, ...]
-    """Reasons of departures, or what refutes the row."""
-
-
 def prove(
     row: SensitiveInstruction,
     cases: Sequence[Case],
@@ -309,3 +284,17 @@ def _difference(outcome: Outcome, claim: Claim) -> str:
         if outcome.value(name) != expected:
             return f"{name} is {outcome.value(name):#x} instead of {expected:#x}"
     return ""
+
+
+def prove_rows(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:
+    """Run rows of the table on the embedded engine, in their order. Raises `EngineMissing`."""
+    from emulator.engine.engines import open_unicorn
+    from emulator.isa.x86.proof_cases import CASES, DEPARTURES
+
+    engine = open_unicorn()
+    try:
+        bench = Bench(engine)
+        for row in rows:
+            yield prove(row, CASES[row.name], DEPARTURES, bench)
+    finally:
+        engine.close()

@@ -8,7 +8,7 @@ The rows stand in `rows_unprivileged` (the ones that break Popek and Goldberg's 
 from collections.abc import Iterable
 from typing import Final
 
-from iced_x86 import Code
+from iced_x86 import Code, OpCodeInfo
 
 from emulator.isa.sensitive import Codes, Route, SensitiveInstruction, UserBehaviour
 from emulator.isa.x86.rows_extensions import EXTENSIONS
@@ -86,3 +86,16 @@ PLANTED: Final[frozenset[int]] = OVERTAKEN | (
 IN and OUT are not here: they trap by the manual (IOPL 0, empty I/O bitmap), and an engine on which
 they do not must make them exit. RDTSC, RDTSCP, UMWAIT and TPAUSE are not here: the hypervisor runs the
 guest with the real CR4.TSD set; RDPMC is not: it runs it with the real CR4.PCE clear."""
+
+
+def encodings(row: SensitiveInstruction) -> list[str]:
+    """The manual's opcode columns of a row's encodings, sorted."""
+    assert isinstance(row.match, Codes)
+    forms = (OpCodeInfo(code) for code in row.match.codes)  # type: ignore[arg-type]
+    return sorted(f"{form.op_code_string}: {form.instruction_string}" for form in forms)
+
+
+def planted(row: SensitiveInstruction) -> bool:
+    """Whether an encoding of the row needs a planted trap."""
+    assert isinstance(row.match, Codes)
+    return bool(row.match.codes & PLANTED)

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from emulator.engine.unicorn.engine import UnicornEngine
+from emulator.isa.proof import Verdict
 from emulator.isa.sensitive import Codes, SensitiveInstruction, UserBehaviour
-from emulator.isa.x86.proof import ARRIVES, COMPLETES, Bench, Case, Claim, Departure, Mode, Verdict, exception, prove
+from emulator.isa.x86.proof import ARRIVES, COMPLETES, Bench, Case, Claim, Departure, Mode, exception, prove
 from emulator.isa.x86.proof_cases import CASES, DEPARTURES
 from emulator.isa.x86.table import ENTERING, ROW_OF_NAME, ROWS
 
