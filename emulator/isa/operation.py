@@ -114,3 +114,43 @@ class Operation(Enum):
     """x86 SETSSBSY, CLRSSBSY and WRUSS."""
     CONTROL_PLATFORM = auto()
     """x86 GETSEC, ENCLS, PCONFIG and other instructions of extensions of the platform."""
+    READ_SYSTEM_REGISTER = auto()
+    """ARM MRC, MRRC and VMRS, AArch64 MRS: a register of the system by its name."""
+    WRITE_SYSTEM_REGISTER = auto()
+    """ARM MCR, MCRR and VMSR, AArch64 MSR."""
+    INVALIDATE_TRANSLATIONS = auto()
+    """ARM TLBI operations."""
+    TRANSLATE_ADDRESS = auto()
+    """ARM ATS operations, AArch64 AT."""
+    MAINTAIN_CACHES = auto()
+    """ARM cache and branch-predictor maintenance, AArch64 DC and IC."""
+    CHANGE_MODE = auto()
+    """ARM CPS with a mode alone."""
+    READ_SAVED_STATUS = auto()
+    """ARM MRS SPSR."""
+    WRITE_SAVED_STATUS = auto()
+    """ARM MSR SPSR."""
+    READ_BANKED_REGISTER = auto()
+    """ARM MRS of another mode's register."""
+    WRITE_BANKED_REGISTER = auto()
+    """ARM MSR of another mode's register."""
+    SAVE_EXCEPTION_STATE = auto()
+    """ARM SRS."""
+    LOAD_USER_REGISTERS = auto()
+    """ARM LDM with ^ and without PC."""
+    STORE_USER_REGISTERS = auto()
+    """ARM STM with ^."""
+    ACCESS_AS_USER = auto()
+    """ARM LDRT and STRT, AArch64 LDTR and STTR: a load or store with user code's rights."""
+    SET_ENDIANNESS = auto()
+    """ARM SETEND."""
+    WAIT_FOR_EVENT = auto()
+    """ARM and AArch64 WFE."""
+    BREAKPOINT = auto()
+    """ARM BKPT, AArch64 BRK."""
+    RAISE_UNDEFINED = auto()
+    """ARM UDF: undefined for ever."""
+    CALL_SECURE_MONITOR = auto()
+    """ARM and AArch64 SMC."""
+    ACCESS_DEBUG_CHANNEL = auto()
+    """ARM LDC and STC of the debug data-transfer registers."""
