@@ -1,0 +1,60 @@
+"""The sensitive-instruction table of ARMv7-A: every sensitive and privileged instruction of A32 and of T32.
+
+Room: `emulator/isa/arm`, data about the instruction set; knows of no engine and no hypervisor. A table a state,
+since a word means one thing in A32 and another in T32; `ROWS` has both, as they are printed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from emulator.isa.arm.row import A32, T32
+from emulator.isa.arm.rows_a32 import A32_ROWS
+from emulator.isa.arm.rows_coprocessor import coprocessor_rows
+from emulator.isa.arm.rows_t32 import T32_ROWS
+from emulator.isa.operation import Operation
+from emulator.isa.patterns import PatternTable
+from emulator.isa.sensitive import Patterns, SensitiveInstruction, UserBehaviour
+
+A32_TABLE: Final = PatternTable(A32_ROWS + coprocessor_rows(A32))
+"""The rows that A32 words match."""
+T32_TABLE: Final = PatternTable(T32_ROWS + coprocessor_rows(T32))
+"""The rows that T32 instructions match, of 2 and of 4 bytes."""
+TABLES: Final = {A32: A32_TABLE, T32: T32_TABLE}
+
+ROWS: Final[tuple[SensitiveInstruction, ...]] = A32_TABLE.rows + T32_TABLE.rows
+"""Both, in the order in which they are printed."""
+
+ROW_OF_NAME: Final[dict[str, SensitiveInstruction]] = {row.name: row for row in ROWS}
+"""The row of a name; names of T32 rows end in "(T32)"."""
+
+NATIVE: Final = frozenset({Operation.SET_ENDIANNESS})
+"""What may run natively although it does not trap: the virtual processor takes CPSR.E from the real one."""
+
+
+def encodings(row: SensitiveInstruction) -> list[str]:
+    """The encodings of a row for people: mask and value, exceptions counted."""
+    assert isinstance(row.match, Patterns)
+    lines = []
+    for pattern in row.match.patterns:
+        width = 2 * pattern.size
+        text = f"{row.match.state}: word & {pattern.mask:0{width}x} = {pattern.value:0{width}x}"
+        exceptions = [pair for pair in pattern.unless if pair != (0xF000_0000, 0xF000_0000)]
+        if len(exceptions) < len(pattern.unless):
+            text += ", condition not 1111"
+        if exceptions:
+            text += f", {len(exceptions)} exceptions"
+        lines.append(text)
+    return lines
+
+
+def planted(row: SensitiveInstruction) -> bool:
+    """Whether a row needs a planted trap, because it does not trap by itself in user mode by the manual."""
+    return row.at_user_level is not UserBehaviour.TRAPS and row.operation not in NATIVE
+
+
+def instruction(halfword: int, second: int) -> tuple[int, int]:
+    """A T32 instruction from its first halfword and the one behind it: its word and its size in bytes (ARM A6.1)."""
+    if halfword >> 11 in (0b11101, 0b11110, 0b11111):
+        return halfword << 16 | second, 4
+    return halfword, 2
