@@ -38,13 +38,14 @@ def exit_statuses() -> str:
     return "# Exit statuses\n\n" + _table(("Status", "Meaning"), rows)
 
 
-def sensitive_instructions() -> str:
-    """The x86-64 table of sensitive instructions, a row each."""
-    from emulator.isa.sensitive import Sensitivity
-    from emulator.isa.x86.table import ROWS
+def sensitive_instructions(name: str) -> str:
+    """An instruction set's table of sensitive instructions, a row each."""
+    from emulator.isa.isas import ISAS
+    from emulator.isa.sensitive import Sensitivity, SensitiveInstruction
 
-    def cells(number: int) -> Sequence[str]:
-        row = ROWS[number]
+    isa = ISAS[name]
+
+    def cells(row: SensitiveInstruction) -> Sequence[str]:
         kinds = [kind.name or "" for kind in Sensitivity if kind in row.sensitivity]
         return (
             row.name,
@@ -59,10 +60,10 @@ def sensitive_instructions() -> str:
 
     head = ("Instruction", "Example", "At user level", "Sensitive", "Operation", "Routes", "Manual", "Note")
     return (
-        "# Sensitive instructions of x86-64\n\n"
-        f"{len(ROWS)} rows. *At user level* is what the instruction does in user mode: it traps, it is ignored, it "
+        f"# Sensitive instructions of {isa.title}\n\n"
+        f"{len(isa.rows)} rows. *At user level* is what the instruction does in user mode: it traps, it is ignored, it "
         "leaks privileged state, or its effect differs. *Routes* are the ways to its handler, the cheapest first. "
-        "Every row is run in kernel and in user mode by the tests.\n\n" + _table(head, map(cells, range(len(ROWS))))
+        "Every row is run in kernel and in user mode by the tests.\n\n" + _table(head, map(cells, isa.rows))
     )
 
 
@@ -197,7 +198,8 @@ def _first_line(file: Path) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "exit-statuses.md": exit_statuses,
-    "x86-64.md": sensitive_instructions,
+    "x86-64.md": lambda: sensitive_instructions("x86-64"),
+    "i386.md": lambda: sensitive_instructions("i386"),
     "engine-quirks.md": engine_quirks,
     "interface.md": guest_interface,
     "guests.md": guests,

@@ -9,6 +9,9 @@ from enum import IntEnum
 
 _PAGE_FAULT = 14
 
+SYSCALL, SYSENTER = 0x05, 0x34
+"""What `vector` of a SYSTEM_CALL says on x86: the instruction's second byte."""
+
 
 class ExitKind(IntEnum):
     """Why the CPU stopped executing guest instructions."""
@@ -20,7 +23,8 @@ class ExitKind(IntEnum):
     """INT n, INT3 or INTO: `vector`. RIP is at the instruction, `length` is its length. The gate's privilege is not
     looked at."""
     SYSTEM_CALL = 2
-    """SYSCALL. RIP is at the instruction, `length` is its length."""
+    """x86 SYSCALL, and SYSENTER outside 64-bit mode; `vector` says which. RIP is at the instruction, `length` is its
+    length."""
     PORT_READ = 3
     """IN or INS: `port`, `size` (bytes); the handler sets `value`, or `refused` to have the
     instruction raise #GP (a FAULT exit follows). It leaves the registers as they are."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from emulator.isa.proof import Proof
-    from emulator.isa.sensitive import SensitiveInstruction
+    from emulator.isa.sensitive import ContextSensitive, SensitiveInstruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class Isa:
     """Whether a row needs a planted trap, because it does not exit by itself in user mode."""
     prove: Callable[[Sequence[SensitiveInstruction]], Iterator[Proof]]
     """Runs rows live in kernel and in user mode, in their order. Raises `EngineMissing`."""
+    load_contexts: Callable[[], tuple[ContextSensitive, ...]] = tuple
+    """Gives what is sensitive by its context only."""
 
     @property
     def rows(self) -> tuple[SensitiveInstruction, ...]:
@@ -70,5 +72,64 @@ def _x86_64_prove(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:
 
 X86_64 = Isa("x86-64", "x86-64", 64, ("little",), 62, _x86_64_rows, _x86_64_encodings, _x86_64_planted, _x86_64_prove)
 
-ISAS: dict[str, Isa] = {isa.name: isa for isa in (X86_64,)}
+
+def _i386_rows() -> tuple[SensitiveInstruction, ...]:
+    from emulator.isa.x86.table import ROWS_32
+
+    return ROWS_32
+
+
+def _i386_prove(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:
+    from emulator.isa.x86.proof import prove_rows
+
+    return prove_rows(rows, 32)
+
+
+I386 = Isa("i386", "IA-32", 32, ("little",), 3, _i386_rows, _x86_64_encodings, _x86_64_planted, _i386_prove)
+
+
+def _aarch64_rows() -> tuple[SensitiveInstruction, ...]:
+    from emulator.isa.aarch64.table import ROWS
+
+    return ROWS
+
+
+def _aarch64_encodings(row: SensitiveInstruction) -> list[str]:
+    from emulator.isa.aarch64.table import encodings
+
+    return encodings(row)
+
+
+def _aarch64_planted(row: SensitiveInstruction) -> bool:
+    from emulator.isa.aarch64.table import planted
+
+    return planted(row)
+
+
+def _aarch64_prove(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:
+    from emulator.isa.aarch64.proof import prove_rows
+
+    return prove_rows(rows)
+
+
+def _aarch64_contexts() -> tuple[ContextSensitive, ...]:
+    from emulator.isa.aarch64.table import CONTEXTS
+
+    return CONTEXTS
+
+
+AARCH64 = Isa(
+    "aarch64",
+    "AArch64",
+    64,
+    ("little",),
+    183,
+    _aarch64_rows,
+    _aarch64_encodings,
+    _aarch64_planted,
+    _aarch64_prove,
+    _aarch64_contexts,
+)
+
+ISAS: dict[str, Isa] = {isa.name: isa for isa in (X86_64, I386, AARCH64)}
 """Every instruction set by its name."""

@@ -35,7 +35,7 @@ def test_every_row_is_a_line_of_the_text_and_of_the_markdown() -> None:
 
 def test_json_says_of_a_row_what_the_row_says() -> None:
     by_name = {row["name"]: row for row in isa_report.table_json(X86_64)["rows"]}
-    assert set(by_name) == set(ROW_OF_NAME)
+    assert set(by_name) == {row.name for row in ROWS}
     assert by_name["POPF"]["user_mode"] == "ignored"
     assert by_name["POPF"]["planted"] is True
     assert by_name["CLI"]["planted"] is False

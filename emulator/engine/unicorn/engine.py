@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.exit import SYSCALL, SYSENTER, Exit, ExitKind
 from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn import state
@@ -28,8 +28,10 @@ _NO_CODE = frozenset({8, 14})
 _FOREVER = 1 << 62
 _NO_MEMORY = 1 << 51
 """Physical address of a page table of the engine's own that maps nothing: no entry of a table can point to it."""
-_BREAKPOINT = 3
+_BREAKPOINT, _OVERFLOW = 3, 4
+_CS = 1
 _GP, _UD = 13, 6
+_LME = 1 << 8
 
 CAPABILITIES = Capabilities(
     name="unicorn",
@@ -182,8 +184,12 @@ class UnicornEngine:
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 
     def set_control(self, cr0: int, cr4: int, efer: int) -> None:
-        """Load the real control registers; paging must already have a root when CR0.PG is set."""
+        """Load the real control registers; paging must already have a root when CR0.PG is set.
+
+        EFER.LME chooses between long mode and 32-bit protected mode; segments are loaded afterwards.
+        """
         self.write_msr(0xC000_0080, efer)
+        self.registers.long_mode = efer & _LME != 0
         for register, value in ((lib.REG_CR4, cr4), (lib.REG_CR0, cr0)):
             self.library.uc_reg_write(self.handle, register, ctypes.byref(ctypes.c_uint64(value)))
 
@@ -289,11 +295,12 @@ class UnicornEngine:
         return on_fault
 
     def _interrupt_length(self, vector: int) -> int:
-        """Length of the INT that was just executed: INT3 has an opcode of one byte. RIP is behind it already, and
-        prefixes in front of it are not to be told from other instructions."""
-        if vector != _BREAKPOINT:
+        """Length of the INT that was just executed: INT3 and INTO have an opcode of one byte. RIP is behind it
+        already, and prefixes in front of it are not to be told from other instructions."""
+        if vector not in (_BREAKPOINT, _OVERFLOW):
             return 2
-        last = (self.registers.next_rip - 1) & 0xFFFF_FFFF_FFFF_FFFF
+        registers = self.registers
+        last = (registers.segment_base(_CS) + registers.next_rip - 1) & 0xFFFF_FFFF_FFFF_FFFF
         status = self.library.uc_vmem_read(self.handle, last, lib.PROT_EXEC, self._byte, 1)
         return 2 if status == 0 and self._byte[0] == vector else 1
 
@@ -351,18 +358,21 @@ class UnicornEngine:
         registers = self.registers
         try:
             exit_ = self._exit
-            exit_.kind, exit_.length = ExitKind.SYSTEM_CALL, 2
+            exit_.kind, exit_.length, exit_.vector = ExitKind.SYSTEM_CALL, 2, SYSCALL
             self._handler(exit_)
         except BaseException as error:
             self._fail(error)
         registers.rip = (registers.rip - 2) & 0xFFFF_FFFF_FFFF_FFFF
 
     def _on_system_enter(self, _engine: int, _user: int) -> None:
-        """SYSENTER is no instruction of the processor shown to guests: #UD."""
+        """In 64-bit mode SYSENTER is no instruction of the processor shown to guests: #UD."""
         registers = self.registers
         try:
             exit_ = self._exit
-            exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _UD, 0
+            if registers.in_64_bit_mode:
+                exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _UD, 0
+            else:
+                exit_.kind, exit_.length, exit_.vector = ExitKind.SYSTEM_CALL, 2, SYSENTER
             self._handler(exit_)
         except BaseException as error:
             self._fail(error)

@@ -39,6 +39,8 @@ _MSRS = {
     0xC000_0102: 0x1300,
 }
 
+_EFER_WORD = _MSRS[0xC000_0080] // 8
+_LMA = 1 << 10
 W_RIP = 0x80 // 8
 W_CR2 = _CR // 8 + 2
 _W_EFLAGS = _EFLAGS // 8
@@ -243,6 +245,23 @@ class UnicornRegisters:
     @mode.setter
     def mode(self, value: int) -> None:
         self.halves[_H_FLAGS] = value
+
+    @property
+    def long_mode(self) -> bool:
+        """Whether long mode is active (EFER.LMA): 64-bit and compatibility mode, with four-level tables."""
+        return self.halves[_H_FLAGS] & _H_LMA != 0
+
+    @long_mode.setter
+    def long_mode(self, active: bool) -> None:
+        efer, mode = self.words[_EFER_WORD], self.halves[_H_FLAGS]
+        self.words[_EFER_WORD] = efer | _LMA if active else efer & ~_LMA
+        self.halves[_H_FLAGS] = mode | _H_LMA if active else mode & ~(_H_LMA | _H_CS64)
+        self._summarise()
+
+    @property
+    def in_64_bit_mode(self) -> bool:
+        """Whether the code segment is a 64-bit one."""
+        return self.halves[_H_FLAGS] & _H_CS64 != 0
 
     def segment(self, index: int) -> tuple[int, int, int, int]:
         """Selector, base, limit and attributes of ES CS SS DS FS GS LDTR TR (0..7)."""

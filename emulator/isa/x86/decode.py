@@ -1,4 +1,4 @@
-"""Finds sensitive instructions in x86-64 machine code: one linear sweep with iced-x86.
+"""Finds sensitive instructions in x86 machine code: one linear sweep with iced-x86.
 
 Room: `emulator/isa/x86`. Beside the table the only place that imports iced-x86 here, since an
 import costs 35 ms. Knows bytes and addresses, nothing of images, pages' rights or patches. A linear sweep
@@ -51,22 +51,24 @@ class Sweep(NamedTuple):
     the length of the code, when no instruction begins there."""
 
 
-def sensitive_in(code: bytes, address: int, start: int = 0) -> list[Found]:
+def sensitive_in(code: bytes, address: int, start: int = 0, bits: int = 64) -> list[Found]:
     """The sensitive instructions of `code`, which lies at `address`, swept from offset `start` on.
 
-    Raises ValueError when the code does not fit below 2**64 or `start` is outside it.
+    `bits` is the mode's, 64 or 32. Raises ValueError when the code does not fit the mode's address space or `start` is
+    outside it.
     """
-    return sweep(code, address, start).found
+    return sweep(code, address, start, bits).found
 
 
-def sweep(code: bytes, address: int, start: int = 0) -> Sweep:
+def sweep(code: bytes, address: int, start: int = 0, bits: int = 64) -> Sweep:
     """Sweep `code`, which lies at `address`, from offset `start` on; bytes that are no instruction are stepped over.
 
-    Raises ValueError when the code does not fit below 2**64 or `start` is outside it.
+    `bits` is the mode's, 64 or 32. Raises ValueError when the code does not fit the mode's address space or `start` is
+    outside it.
     """
     size = len(code)
-    if not 0 <= address <= (1 << 64) - size:
-        raise ValueError(f"code of {size} bytes at {address:#x} does not fit a 64-bit address space")
+    if not 0 <= address <= (1 << bits) - size:
+        raise ValueError(f"code of {size} bytes at {address:#x} does not fit a {bits}-bit address space")
     if not 0 <= start <= size:
         raise ValueError(f"start {start:#x} is outside the {size} bytes of code")
     found: list[Found] = []
@@ -79,19 +81,19 @@ def sweep(code: bytes, address: int, start: int = 0) -> Sweep:
             continue
         page_starts.append(position)
         if position < end and not FILL.startswith(code[position:end]):
-            position = _sweep_window(code, address, position, end, found)
+            position = _sweep_window(code, address, position, end, found, bits)
         else:
             position = max(position, end)
     return Sweep(found, position, page_starts)
 
 
-def _sweep_window(code: bytes, address: int, position: int, end: int, found: list[Found]) -> int:
+def _sweep_window(code: bytes, address: int, position: int, end: int, found: list[Found], bits: int) -> int:
     """Sweep the instructions that begin in [position, end); return the boundary behind the last one.
 
     The boundary is below `end` only when the end of the code cuts the last instruction.
     """
     reported = REPORTED
-    decoder = Decoder(64, code[position:end], ip=address + position)
+    decoder = Decoder(bits, code[position:end], ip=address + position)
     instruction = None
     for instruction in decoder:
         if instruction.code in reported:
@@ -99,7 +101,7 @@ def _sweep_window(code: bytes, address: int, position: int, end: int, found: lis
     if instruction is None or decoder.last_error != DecoderError.NO_MORE_BYTES:
         return end
     cut = instruction.ip - address
-    decoder = Decoder(64, code[cut : cut + LONGEST], ip=address + cut)
+    decoder = Decoder(bits, code[cut : cut + LONGEST], ip=address + cut)
     instruction = decoder.decode()
     if decoder.last_error == DecoderError.NO_MORE_BYTES:
         return cut
@@ -108,9 +110,9 @@ def _sweep_window(code: bytes, address: int, position: int, end: int, found: lis
     return cut + instruction.len
 
 
-def instruction_at(code: bytes, address: int) -> Instruction | None:
+def instruction_at(code: bytes, address: int, bits: int = 64) -> Instruction | None:
     """The instruction that `code` begins with, decoded for `address`; None when there is none."""
-    instruction = Decoder(64, code[:LONGEST], ip=address).decode()
+    instruction = Decoder(bits, code[:LONGEST], ip=address).decode()
     return None if instruction.code == Code.INVALID else instruction
 
 

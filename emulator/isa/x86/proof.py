@@ -1,4 +1,4 @@
-"""Proof by running: executes the examples of the x86-64 table in kernel and in user mode and compares.
+"""Proof by running: executes the examples of an x86 table in kernel and in user mode and compares.
 
 Room: `emulator/isa/x86`. Uses any engine that runs at full privilege. What must be seen is
 data (`proof_cases`), by the manual; where the engine departs from the manual, `DEPARTURES` there
@@ -16,22 +16,9 @@ from emulator.engine.x86 import X86Engine
 from emulator.isa.proof import Proof, Verdict
 from emulator.isa.sensitive import SensitiveInstruction
 from emulator.isa.x86 import registers as r
-from emulator.isa.x86.room import (
-    CODE,
-    DATA,
-    GDT,
-    GDT_LIMIT,
-    IDT,
-    IDT_LIMIT,
-    LAND,
-    ROOM_SIZE,
-    ROOT,
-    SELECTORS,
-    STACK,
-    SYSTEM_DESCRIPTORS,
-    attributes_of,
-    furnish,
-)
+from emulator.isa.x86 import room as room64
+from emulator.isa.x86 import room32
+from emulator.isa.x86.room import CODE, DATA, GDT, IDT, LAND, ROOM_SIZE, ROOT, STACK
 
 
 class Mode(Enum):
@@ -101,7 +88,7 @@ class Case:
     data: bytes = b""
     """At `room.DATA`."""
     kernel_stack: Sequence[int] = ()
-    """64-bit words from RSP upwards, in kernel mode."""
+    """Words of the mode's width from RSP upwards, in kernel mode."""
     user_stack: Sequence[int] = ()
     """The same in user mode."""
     rflags: int = r.FLAG_FIXED | r.FLAG_IF
@@ -126,7 +113,7 @@ class Departure(NamedTuple):
 class Outcome:
     """What was seen after an instruction: an event and the state of the processor."""
 
-    def __init__(self, event: Event, cpu: X86Engine, memory: memoryview) -> None:
+    def __init__(self, event: Event, cpu: X86Engine, memory: memoryview, bits: int = 64) -> None:
         self.event = event
         seen = cpu.registers
         self._values = {name: seen.gpr[index] for index, name in enumerate(r.GPR_NAMES)}
@@ -139,15 +126,16 @@ class Outcome:
         for which, name in enumerate(("GDTR", "IDTR")):
             self._values[name + ".base"], self._values[name + ".limit"] = seen.table(which)
         flags = seen.rflags
-        for name, bits in (("CF", r.FLAG_CF), ("ZF", r.FLAG_ZF), ("IF", r.FLAG_IF), ("AC", r.FLAG_AC)):
-            self._values[name] = int(flags & bits != 0)
+        for name, flag in (("CF", r.FLAG_CF), ("ZF", r.FLAG_ZF), ("IF", r.FLAG_IF), ("AC", r.FLAG_AC)):
+            self._values[name] = int(flags & flag != 0)
         self._values["IOPL"] = (flags & r.FLAG_IOPL) >> r.FLAG_IOPL_SHIFT
         self._values["CPL"] = seen.privilege
         stack = seen.gpr[r.RSP]
-        self._values["TOP"] = _word(memory, stack, 8) if 0 <= stack <= ROOM_SIZE - 8 else 0
+        self._values["TOP"] = _word(memory, stack, bits // 8) if 0 <= stack <= ROOM_SIZE - 8 else 0
         for size in (2, 4, 8):
             self._values[f"DATA:{size}"] = _word(memory, DATA, size)
-        self._values["DATA+2:8"] = _word(memory, DATA + 2, 8)
+        for size in (4, 8):
+            self._values[f"DATA+2:{size}"] = _word(memory, DATA + 2, size)
 
     def value(self, name: str) -> int:
         """A register by its name, a flag, "CPL", "GDTR.base", "TOP" (of the stack) or "DATA:8".
@@ -162,10 +150,12 @@ def _word(memory: memoryview, address: int, size: int) -> int:
 
 
 class Bench:
-    """A processor with a furnished room, on which cases are run one after the other."""
+    """A processor with a furnished room, on which cases are run one after the other, in 64- or in 32-bit mode."""
 
-    def __init__(self, cpu: X86Engine) -> None:
+    def __init__(self, cpu: X86Engine, bits: int = 64) -> None:
         self._cpu = cpu
+        self.bits = bits
+        """Of the mode in which the next case is run: 64 or 32."""
         self._room = memoryview(mmap.mmap(-1, ROOM_SIZE))
         cpu.map_memory(0, self._room)
 
@@ -175,8 +165,9 @@ class Bench:
         prelude = case.kernel_prelude if mode is Mode.KERNEL else b""
         stack = case.kernel_stack if mode is Mode.KERNEL else case.user_stack
         room[:] = bytes(ROOM_SIZE)
+        furnish = room64.furnish if self.bits == 64 else room32.furnish
         furnish(room, prelude + case.code, case.data, stack)
-        _prepare(cpu, case, mode)
+        _prepare(cpu, case, mode, self.bits)
         cpu.code_changed(CODE, 0x1000)
         at = CODE + len(prelude)
         behind = at + len(case.code)
@@ -184,28 +175,31 @@ class Bench:
 
         def handler(exit_: Exit) -> None:
             if not outcome:
-                outcome.append(Outcome(_event(exit_, cpu.registers.rip, at, behind), cpu, room))
+                outcome.append(Outcome(_event(exit_, cpu.registers.rip, at, behind), cpu, room, self.bits))
             cpu.stop()
 
         cpu.run(handler)
         return outcome[0]
 
 
-def _prepare(cpu: X86Engine, case: Case, mode: Mode) -> None:
+def _prepare(cpu: X86Engine, case: Case, mode: Mode, bits: int) -> None:
     """Load the whole state that a case begins with."""
     state = cpu.registers
     cpu.set_root(ROOT)
-    cpu.set_control(case.cr0, case.cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
-    code, data = SELECTORS[mode.value]
+    long_mode = r.EFER_LME | r.EFER_LMA if bits == 64 else 0
+    cpu.set_control(case.cr0, case.cr4, long_mode | r.EFER_NXE | r.EFER_SCE)
+    place = room64 if bits == 64 else room32
+    attributes_of = place.attributes_of
+    code, data = place.SELECTORS[mode.value]
     for index in (r.ES, r.SS, r.DS):
         state.set_segment(index, data, 0, 0xFFFF_FFFF, attributes_of(data))
     for index in (r.FS, r.GS):
         state.set_segment(index, data, case.base, 0xFFFF_FFFF, attributes_of(data))
     state.set_segment(r.CS, code, 0, 0xFFFF_FFFF, attributes_of(code))
-    for index, (selector, base, limit) in SYSTEM_DESCRIPTORS.items():
+    for index, (selector, base, limit) in place.SYSTEM_DESCRIPTORS.items():
         state.set_segment(index, selector, base, limit, attributes_of(selector) | (0x200 if index == r.TR else 0))
-    state.set_table(0, GDT, GDT_LIMIT)
-    state.set_table(1, IDT, IDT_LIMIT)
+    state.set_table(0, GDT, place.GDT_LIMIT)
+    state.set_table(1, IDT, place.IDT_LIMIT)
     for index in range(16):
         state.gpr[index] = 0
     state.gpr[r.RAX] = DATA
@@ -286,14 +280,17 @@ def _difference(outcome: Outcome, claim: Claim) -> str:
     return ""
 
 
-def prove_rows(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:
-    """Run rows of the table on the embedded engine, in their order. Raises `EngineMissing`."""
+def prove_rows(rows: Sequence[SensitiveInstruction], bits: int = 64) -> Iterator[Proof]:
+    """Run rows of a mode's table on the embedded engine, in their order. Raises `EngineMissing`."""
     from emulator.engine.engines import open_unicorn
-    from emulator.isa.x86.proof_cases import CASES, DEPARTURES
 
+    if bits == 64:
+        from emulator.isa.x86.proof_cases import CASES, DEPARTURES
+    else:
+        from emulator.isa.x86.proof_cases32 import CASES, DEPARTURES
     engine = open_unicorn()
     try:
-        bench = Bench(engine)
+        bench = Bench(engine, bits)
         for row in rows:
             yield prove(row, CASES[row.name], DEPARTURES, bench)
     finally:

@@ -1,4 +1,4 @@
-"""Rows of x86-64 for virtualisation, shadow stacks, enclaves and other platform extensions.
+"""Rows of x86 for virtualisation, shadow stacks, enclaves and other platform extensions.
 
 Room: `emulator/isa/x86`, data. All of them are privileged or end in the hypervisor; a virtual
 processor that does not offer the extension answers #UD, as a real one without it does. "SDM" is
@@ -10,8 +10,7 @@ from typing import Final
 from iced_x86 import Code
 
 from emulator.isa.operation import Operation
-from emulator.isa.sensitive import SensitiveInstruction
-from emulator.isa.x86.row import BEHAVIOUR, CONTROL, TRAP, TRAPS, row
+from emulator.isa.x86.row import BEHAVIOUR, CONTROL, TRAP, TRAPS, Family, row
 
 _OUTSIDE_VMX: Final = "Outside VMX operation it raises #UD at every level."
 _OUTSIDE_SVM: Final = "With EFER.SVME = 0 it raises #UD at every level."
@@ -25,9 +24,10 @@ def _privileged(
     manual: str,
     condition: str = "",
     note: str = "",
-) -> SensitiveInstruction:
+    example32: str = "",
+) -> Family:
     """A row of a privileged, control-sensitive instruction that only traps."""
-    return row(name, codes, TRAPS, CONTROL, operation, TRAP, example, manual, condition, note)
+    return row(name, codes, TRAPS, CONTROL, operation, TRAP, example, manual, condition, note, example32)
 
 
 _VIRTUALISATION: Final = (
@@ -94,7 +94,10 @@ _VIRTUALISATION: Final = (
     ),
     _privileged(
         "VMREAD",
-        (Code.VMREAD_RM64_R64,),
+        (
+            Code.VMREAD_RM32_R32,
+            Code.VMREAD_RM64_R64,
+        ),
         Operation.ENTER_HYPERVISOR,
         "vmread rax, rcx",
         "SDM 3C VMREAD",
@@ -102,7 +105,10 @@ _VIRTUALISATION: Final = (
     ),
     _privileged(
         "VMWRITE",
-        (Code.VMWRITE_R64_RM64,),
+        (
+            Code.VMWRITE_R32_RM32,
+            Code.VMWRITE_R64_RM64,
+        ),
         Operation.ENTER_HYPERVISOR,
         "vmwrite rax, rcx",
         "SDM 3C VMWRITE",
@@ -110,7 +116,10 @@ _VIRTUALISATION: Final = (
     ),
     _privileged(
         "INVEPT",
-        (Code.INVEPT_R64_M128,),
+        (
+            Code.INVEPT_R32_M128,
+            Code.INVEPT_R64_M128,
+        ),
         Operation.ENTER_HYPERVISOR,
         "invept rcx, [rax]",
         "SDM 3C INVEPT",
@@ -118,27 +127,45 @@ _VIRTUALISATION: Final = (
     ),
     _privileged(
         "INVVPID",
-        (Code.INVVPID_R64_M128,),
+        (
+            Code.INVVPID_R32_M128,
+            Code.INVVPID_R64_M128,
+        ),
         Operation.ENTER_HYPERVISOR,
         "invvpid rcx, [rax]",
         "SDM 3C INVVPID",
         note=_OUTSIDE_VMX,
     ),
     _privileged(
-        "VMRUN", (Code.VMRUND, Code.VMRUNQ), Operation.ENTER_HYPERVISOR, "vmrun", "APM VMRUN", note=_OUTSIDE_SVM
+        "VMRUN",
+        (Code.VMRUNW, Code.VMRUND, Code.VMRUNQ),
+        Operation.ENTER_HYPERVISOR,
+        "vmrun",
+        "APM VMRUN",
+        note=_OUTSIDE_SVM,
     ),
     _privileged(
-        "VMLOAD", (Code.VMLOADD, Code.VMLOADQ), Operation.ENTER_HYPERVISOR, "vmload", "APM VMLOAD", note=_OUTSIDE_SVM
+        "VMLOAD",
+        (Code.VMLOADW, Code.VMLOADD, Code.VMLOADQ),
+        Operation.ENTER_HYPERVISOR,
+        "vmload",
+        "APM VMLOAD",
+        note=_OUTSIDE_SVM,
     ),
     _privileged(
-        "VMSAVE", (Code.VMSAVED, Code.VMSAVEQ), Operation.ENTER_HYPERVISOR, "vmsave", "APM VMSAVE", note=_OUTSIDE_SVM
+        "VMSAVE",
+        (Code.VMSAVEW, Code.VMSAVED, Code.VMSAVEQ),
+        Operation.ENTER_HYPERVISOR,
+        "vmsave",
+        "APM VMSAVE",
+        note=_OUTSIDE_SVM,
     ),
     _privileged("STGI", (Code.STGI,), Operation.ENTER_HYPERVISOR, "stgi", "APM STGI", note=_OUTSIDE_SVM),
     _privileged("CLGI", (Code.CLGI,), Operation.ENTER_HYPERVISOR, "clgi", "APM CLGI", note=_OUTSIDE_SVM),
     _privileged("SKINIT", (Code.SKINIT,), Operation.ENTER_HYPERVISOR, "skinit", "APM SKINIT", note=_OUTSIDE_SVM),
     _privileged(
         "INVLPGA",
-        (Code.INVLPGAD, Code.INVLPGAQ),
+        (Code.INVLPGAW, Code.INVLPGAD, Code.INVLPGAQ),
         Operation.ENTER_HYPERVISOR,
         "invlpga",
         "APM INVLPGA",
@@ -151,7 +178,7 @@ _VIRTUALISATION: Final = (
     _privileged("PSMASH", (Code.PSMASH,), Operation.ENTER_HYPERVISOR, "psmash", "APM PSMASH"),
     _privileged(
         "PVALIDATE",
-        (Code.PVALIDATED, Code.PVALIDATEQ),
+        (Code.PVALIDATEW, Code.PVALIDATED, Code.PVALIDATEQ),
         Operation.ENTER_HYPERVISOR,
         "pvalidate",
         "APM PVALIDATE",
@@ -171,7 +198,9 @@ _VIRTUALISATION: Final = (
 )
 
 _TRANSLATIONS: Final = (
-    _privileged("INVLPGB", (Code.INVLPGBD, Code.INVLPGBQ), Operation.INVALIDATE_PAGE, "invlpgb", "APM INVLPGB"),
+    _privileged(
+        "INVLPGB", (Code.INVLPGBW, Code.INVLPGBD, Code.INVLPGBQ), Operation.INVALIDATE_PAGE, "invlpgb", "APM INVLPGB"
+    ),
     _privileged("TLBSYNC", (Code.TLBSYNC,), Operation.INVALIDATE_CONTEXT, "tlbsync", "APM TLBSYNC"),
 )
 
@@ -198,6 +227,7 @@ _SHADOW_STACKS: Final = (
         Operation.MANAGE_SHADOW_STACK,
         "wrussq [rax], rcx",
         "SDM WRUSSD/WRUSSQ",
+        example32="wrussd [eax], ecx",
         note="With CR4.CET = 0 it raises #UD at every level.",
     ),
 )
@@ -221,12 +251,12 @@ _PLATFORM: Final = (
     _privileged("HRESET", (Code.HRESET_IMM8,), Operation.CONTROL_PLATFORM, "hreset 0", "SDM HRESET"),
     _privileged(
         "ENQCMDS",
-        (Code.ENQCMDS_R32_M512, Code.ENQCMDS_R64_M512),
+        (Code.ENQCMDS_R16_M512, Code.ENQCMDS_R32_M512, Code.ENQCMDS_R64_M512),
         Operation.CONTROL_PLATFORM,
         "enqcmds rcx, [rax]",
         "SDM ENQCMDS",
     ),
 )
 
-EXTENSIONS: Final[tuple[SensitiveInstruction, ...]] = _VIRTUALISATION + _TRANSLATIONS + _SHADOW_STACKS + _PLATFORM
-"""Every privileged instruction of an extension that iced-x86 decodes in 64-bit mode by default."""
+EXTENSIONS: Final[tuple[Family, ...]] = _VIRTUALISATION + _TRANSLATIONS + _SHADOW_STACKS + _PLATFORM
+"""Every privileged instruction of an extension that iced-x86 decodes by default."""

@@ -1,4 +1,4 @@
-"""Rows of x86-64 that are privileged: in user mode they raise an exception.
+"""Rows of x86 that are privileged: in user mode they raise an exception.
 
 Room: `emulator/isa/x86`, data. The instructions of the base architecture; virtualisation and
 other extensions stand in `rows_extensions`. "SDM" is Intel's manual, volume 2 unless it says 3;
@@ -10,14 +10,13 @@ from typing import Final
 from iced_x86 import Code
 
 from emulator.isa.operation import Operation
-from emulator.isa.sensitive import SensitiveInstruction
-from emulator.isa.x86.row import BEHAVIOUR, BOTH, CALL, CONTROL, INLINE, TRAP, TRAPS, row
+from emulator.isa.x86.row import BEHAVIOUR, BOTH, CALL, CONTROL, INLINE, TRAP, TRAPS, Family, row
 
 _IOPL: Final = "CPL > IOPL"
 _PORT: Final = "CPL > IOPL and the task-state segment's I/O bitmap does not permit the port"
 _TSD: Final = "CR4.TSD = 1 and CPL > 0; the hypervisor sets CR4.TSD"
 
-PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
+PRIVILEGED: Final[tuple[Family, ...]] = (
     # The interrupt flag and waiting.
     row(
         "CLI",
@@ -46,7 +45,7 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     row("HLT", (Code.HLT,), TRAPS, CONTROL, Operation.HALT, CALL, "hlt", "SDM HLT"),
     row(
         "MONITOR",
-        (Code.MONITORD, Code.MONITORQ),
+        (Code.MONITORW, Code.MONITORD, Code.MONITORQ),
         TRAPS,
         CONTROL,
         Operation.MONITOR_WAIT,
@@ -93,7 +92,7 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     # Control, debug and model-specific registers.
     row(
         "MOV r, CR",
-        (Code.MOV_R64_CR,),
+        (Code.MOV_R32_CR, Code.MOV_R64_CR),
         TRAPS,
         BEHAVIOUR,
         Operation.READ_CONTROL_REGISTER,
@@ -103,7 +102,7 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     ),
     row(
         "MOV CR, r",
-        (Code.MOV_CR_R64,),
+        (Code.MOV_CR_R32, Code.MOV_CR_R64),
         TRAPS,
         CONTROL,
         Operation.WRITE_CONTROL_REGISTER,
@@ -124,7 +123,7 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     row("CLTS", (Code.CLTS,), TRAPS, CONTROL, Operation.CLEAR_TASK_SWITCHED, CALL, "clts", "SDM CLTS"),
     row(
         "MOV r, DR",
-        (Code.MOV_R64_DR,),
+        (Code.MOV_R32_DR, Code.MOV_R64_DR),
         TRAPS,
         BEHAVIOUR,
         Operation.READ_DEBUG_REGISTER,
@@ -134,7 +133,7 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     ),
     row(
         "MOV DR, r",
-        (Code.MOV_DR_R64,),
+        (Code.MOV_DR_R32, Code.MOV_DR_R64),
         TRAPS,
         CONTROL,
         Operation.WRITE_DEBUG_REGISTER,
@@ -275,8 +274,26 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         "Raises #UD, not #GP.",
     ),
     # Descriptor tables and segments.
-    row("LGDT", (Code.LGDT_M1664,), TRAPS, CONTROL, Operation.WRITE_DESCRIPTOR_TABLE, CALL, "lgdt [rax]", "SDM LGDT"),
-    row("LIDT", (Code.LIDT_M1664,), TRAPS, CONTROL, Operation.WRITE_DESCRIPTOR_TABLE, CALL, "lidt [rax]", "SDM LIDT"),
+    row(
+        "LGDT",
+        (Code.LGDT_M1632_16, Code.LGDT_M1632, Code.LGDT_M1664),
+        TRAPS,
+        CONTROL,
+        Operation.WRITE_DESCRIPTOR_TABLE,
+        CALL,
+        "lgdt [rax]",
+        "SDM LGDT",
+    ),
+    row(
+        "LIDT",
+        (Code.LIDT_M1632_16, Code.LIDT_M1632, Code.LIDT_M1664),
+        TRAPS,
+        CONTROL,
+        Operation.WRITE_DESCRIPTOR_TABLE,
+        CALL,
+        "lidt [rax]",
+        "SDM LIDT",
+    ),
     row(
         "LLDT",
         (Code.LLDT_RM16, Code.LLDT_R32M16, Code.LLDT_R64M16),
@@ -327,6 +344,8 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         TRAP,
         "sysretq",
         "SDM SYSRET",
+        note="Outside 64-bit mode AMD's processors only have it; Intel's raise #UD at every level.",
+        example32="sysret",
     ),
     row(
         "SYSEXIT",
@@ -337,6 +356,7 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         TRAP,
         "sysexitq",
         "SDM SYSEXIT",
+        example32="sysexit",
     ),
     row(
         "ERETS",
@@ -364,7 +384,7 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     row("INVLPG", (Code.INVLPG_M,), TRAPS, CONTROL, Operation.INVALIDATE_PAGE, CALL, "invlpg [rax]", "SDM INVLPG"),
     row(
         "INVPCID",
-        (Code.INVPCID_R64_M128,),
+        (Code.INVPCID_R32_M128, Code.INVPCID_R64_M128),
         TRAPS,
         CONTROL,
         Operation.INVALIDATE_CONTEXT,
@@ -456,4 +476,4 @@ PRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         "Raises #UD, not #GP.",
     ),
 )
-"""Every privileged instruction of the base architecture that is valid in 64-bit mode."""
+"""Every privileged instruction of the base architecture."""

@@ -1,8 +1,8 @@
-"""Rows of x86-64 that are sensitive and *not* privileged: they do not trap in user mode.
+"""Rows of x86 that are sensitive and *not* privileged: they do not trap in user mode.
 
 Room: `emulator/isa/x86`, data. These are the instructions that break Popek and Goldberg's
-condition: the ones Robin and Irvine found (USENIX Security 2000, section 3) as far as they exist
-in 64-bit mode, and what 64-bit processors added. "SDM" is Intel's manual, volume 2 unless it
+condition: the ones Robin and Irvine found (USENIX Security 2000, section 3), and what later and
+64-bit processors added. A row's encodings say in which modes it exists. "SDM" is Intel's manual, volume 2 unless it
 says 3; "APM" is AMD's, volume 3.
 """
 
@@ -11,28 +11,28 @@ from typing import Final
 from iced_x86 import Code
 
 from emulator.isa.operation import Operation
-from emulator.isa.sensitive import SensitiveInstruction
-from emulator.isa.x86.row import BEHAVIOUR, BOTH, CALL, CONTROL, DIFFERS, IGNORED, INLINE, LEAKS, TRAP, row
+from emulator.isa.x86.row import BEHAVIOUR, BOTH, CALL, CONTROL, DIFFERS, IGNORED, INLINE, LEAKS, TRAP, Family, row
 
 _UMIP: Final = "CR4.UMIP = 0; with CR4.UMIP = 1 it raises #GP"
 _TABLES: Final = "Without UMIP the address of the real descriptor table is shown to anyone who asks."
 
-UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
+UNPRIVILEGED: Final[tuple[Family, ...]] = (
     # The processor status word.
     row(
         "PUSHF",
-        (Code.PUSHFW, Code.PUSHFQ),
+        (Code.PUSHFW, Code.PUSHFD, Code.PUSHFQ),
         LEAKS,
         BEHAVIOUR,
         Operation.READ_FLAGS,
         INLINE,
         "pushfq",
         "SDM PUSHF/PUSHFD/PUSHFQ",
+        example32="pushfd",
         note="Shows the real interrupt flag and IOPL; VM and RF are cleared in the image.",
     ),
     row(
         "POPF",
-        (Code.POPFW, Code.POPFQ),
+        (Code.POPFW, Code.POPFD, Code.POPFQ),
         IGNORED,
         CONTROL,
         Operation.WRITE_FLAGS,
@@ -41,6 +41,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         "SDM POPF/POPFD/POPFQ",
         "CPL > IOPL for IF, CPL > 0 for IOPL",
         "IF and IOPL silently keep their value; all other flags are written.",
+        example32="popfd",
     ),
     row(
         "IRET",
@@ -53,11 +54,12 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         "SDM IRET/IRETD/IRETQ",
         "return to the same privilege level; to an inner one it raises #GP",
         "As POPF for IF and IOPL, and as far RET for the selectors.",
+        example32="iretd",
     ),
     # System registers that any level may read.
     row(
         "SGDT",
-        (Code.SGDT_M1664,),
+        (Code.SGDT_M1632_16, Code.SGDT_M1632, Code.SGDT_M1664),
         LEAKS,
         BEHAVIOUR,
         Operation.READ_DESCRIPTOR_TABLE,
@@ -69,7 +71,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     ),
     row(
         "SIDT",
-        (Code.SIDT_M1664,),
+        (Code.SIDT_M1632_16, Code.SIDT_M1632, Code.SIDT_M1664),
         LEAKS,
         BEHAVIOUR,
         Operation.READ_DESCRIPTOR_TABLE,
@@ -112,6 +114,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         "SDM SMSW",
         _UMIP,
         "The low half of CR0, readable without privilege.",
+        example32="smsw ax",
     ),
     # Segments: selectors carry a privilege level, descriptors an access right.
     row(
@@ -138,7 +141,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     ),
     row(
         "PUSH FS, PUSH GS",
-        (Code.PUSHW_FS, Code.PUSHQ_FS, Code.PUSHW_GS, Code.PUSHQ_GS),
+        (Code.PUSHW_FS, Code.PUSHD_FS, Code.PUSHQ_FS, Code.PUSHW_GS, Code.PUSHD_GS, Code.PUSHQ_GS),
         LEAKS,
         BEHAVIOUR,
         Operation.READ_SEGMENT_SELECTOR,
@@ -148,13 +151,89 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     ),
     row(
         "POP FS, POP GS",
-        (Code.POPW_FS, Code.POPQ_FS, Code.POPW_GS, Code.POPQ_GS),
+        (Code.POPW_FS, Code.POPD_FS, Code.POPQ_FS, Code.POPW_GS, Code.POPD_GS, Code.POPQ_GS),
         DIFFERS,
         BOTH,
         Operation.WRITE_SEGMENT_SELECTOR,
         CALL,
         "pop fs",
         "SDM POP",
+        note="As MOV Sreg, r.",
+    ),
+    row(
+        "PUSH CS",
+        (Code.PUSHW_CS, Code.PUSHD_CS),
+        LEAKS,
+        BEHAVIOUR,
+        Operation.READ_SEGMENT_SELECTOR,
+        INLINE,
+        "push cs",
+        "SDM PUSH",
+        note="The selector's low two bits are the real privilege level.",
+    ),
+    row(
+        "PUSH SS",
+        (Code.PUSHW_SS, Code.PUSHD_SS),
+        LEAKS,
+        BEHAVIOUR,
+        Operation.READ_SEGMENT_SELECTOR,
+        CALL,
+        "push ss",
+        "SDM PUSH",
+        note="As PUSH CS.",
+    ),
+    row(
+        "PUSH DS, PUSH ES",
+        (Code.PUSHW_DS, Code.PUSHD_DS, Code.PUSHW_ES, Code.PUSHD_ES),
+        LEAKS,
+        BEHAVIOUR,
+        Operation.READ_SEGMENT_SELECTOR,
+        CALL,
+        "push ds",
+        "SDM PUSH",
+    ),
+    row(
+        "POP SS",
+        (Code.POPW_SS, Code.POPD_SS),
+        DIFFERS,
+        BOTH,
+        Operation.WRITE_SEGMENT_SELECTOR,
+        CALL,
+        "pop ss",
+        "SDM POP",
+        note="As MOV Sreg, r; at user level only a selector of privilege level 3 is accepted.",
+    ),
+    row(
+        "POP DS, POP ES",
+        (Code.POPW_DS, Code.POPD_DS, Code.POPW_ES, Code.POPD_ES),
+        DIFFERS,
+        BOTH,
+        Operation.WRITE_SEGMENT_SELECTOR,
+        CALL,
+        "pop ds",
+        "SDM POP",
+        note="As MOV Sreg, r.",
+    ),
+    row(
+        "LDS",
+        (Code.LDS_R16_M1616, Code.LDS_R32_M1632),
+        DIFFERS,
+        BOTH,
+        Operation.WRITE_SEGMENT_SELECTOR,
+        CALL,
+        "lds ecx, [eax]",
+        "SDM LDS/LES/LFS/LGS/LSS",
+        note="As MOV Sreg, r.",
+    ),
+    row(
+        "LES",
+        (Code.LES_R16_M1616, Code.LES_R32_M1632),
+        DIFFERS,
+        BOTH,
+        Operation.WRITE_SEGMENT_SELECTOR,
+        CALL,
+        "les ecx, [eax]",
+        "SDM LDS/LES/LFS/LGS/LSS",
         note="As MOV Sreg, r.",
     ),
     row(
@@ -237,7 +316,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     # Far transfers and gates.
     row(
         "far CALL",
-        (Code.CALL_M1616, Code.CALL_M1632, Code.CALL_M1664),
+        (Code.CALL_M1616, Code.CALL_M1632, Code.CALL_M1664, Code.CALL_PTR1616, Code.CALL_PTR1632),
         DIFFERS,
         BOTH,
         Operation.FAR_CALL,
@@ -248,7 +327,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     ),
     row(
         "far JMP",
-        (Code.JMP_M1616, Code.JMP_M1632, Code.JMP_M1664),
+        (Code.JMP_M1616, Code.JMP_M1632, Code.JMP_M1664, Code.JMP_PTR1616, Code.JMP_PTR1632),
         DIFFERS,
         BOTH,
         Operation.FAR_JUMP,
@@ -274,6 +353,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         "retfq",
         "SDM RET",
         note="A selector of an inner privilege level raises #GP.",
+        example32="retf",
     ),
     row(
         "INT n",
@@ -300,6 +380,18 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         "As INT n.",
     ),
     row(
+        "INTO",
+        (Code.INTO,),
+        DIFFERS,
+        BOTH,
+        Operation.SOFTWARE_INTERRUPT,
+        TRAP,
+        "into",
+        "SDM INT n/INTO/INT3/INT1",
+        "RFLAGS.OF = 1 and a gate of privilege level 3; any other gate raises #GP at user level",
+        "As INT n.",
+    ),
+    row(
         "INT1",
         (Code.INT1,),
         DIFFERS,
@@ -319,7 +411,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         TRAP,
         "syscall",
         "SDM SYSCALL",
-        "EFER.SCE = 1; else #UD at every level",
+        "EFER.SCE = 1, and for Intel's processors 64-bit mode; else #UD at every level",
         "Raises the privilege level to 0 at the host's entry point: it reaches the hypervisor by itself.",
     ),
     row(
@@ -348,7 +440,7 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
     ),
     row(
         "RDPID",
-        (Code.RDPID_R64,),
+        (Code.RDPID_R32, Code.RDPID_R64),
         LEAKS,
         BEHAVIOUR,
         Operation.READ_PROCESSOR_ID,
@@ -451,4 +543,29 @@ UNPRIVILEGED: Final[tuple[SensitiveInstruction, ...]] = (
         note="The one instruction that needs level 3: in kernel mode it raises #UD, in user mode it enters an enclave.",
     ),
 )
-"""Every sensitive instruction of 64-bit mode that completes in user mode."""
+"""Every sensitive instruction that completes in user mode."""
+
+ROBIN_AND_IRVINE: Final[dict[str, tuple[str, ...]]] = {
+    "SGDT": ("SGDT",),
+    "SIDT": ("SIDT",),
+    "SLDT": ("SLDT",),
+    "SMSW": ("SMSW",),
+    "PUSHF": ("PUSHF",),
+    "POPF": ("POPF",),
+    "LAR": ("LAR",),
+    "LSL": ("LSL",),
+    "VERR": ("VERR",),
+    "VERW": ("VERW",),
+    "POP and PUSH": (
+        *("POP FS, POP GS", "POP SS", "POP DS, POP ES"),
+        *("PUSH CS", "PUSH SS", "PUSH DS, PUSH ES", "PUSH FS, PUSH GS"),
+    ),
+    "CALL": ("far CALL",),
+    "JMP": ("far JMP",),
+    "INT n": ("INT n", "INT3", "INTO"),
+    "RET": ("far RET",),
+    "STR": ("STR",),
+    "MOV": ("MOV r, Sreg", "MOV Sreg, r"),
+}
+"""The seventeen that Robin and Irvine found in IA-32 (USENIX Security 2000, section 3), POP and PUSH of a segment
+register counted as one, each with the names of its rows."""

@@ -1,8 +1,9 @@
-"""The sensitive-instruction table of x86-64: every sensitive and privileged instruction of 64-bit mode.
+"""The sensitive-instruction tables of x86: every sensitive and privileged instruction of 64-bit and of 32-bit mode.
 
 Room: `emulator/isa/x86`, data about the instruction set; knows of no engine and no hypervisor.
 The rows stand in `rows_unprivileged` (the ones that break Popek and Goldberg's condition),
-`rows_privileged` and `rows_extensions`; here they are joined, checked and indexed.
+`rows_privileged` and `rows_extensions`; here they are joined, parted by mode, checked and indexed. What the two
+modes have in common is one row with two sets of encodings, so a row's name means the same in both.
 """
 
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Final
 from iced_x86 import Code, OpCodeInfo
 
 from emulator.isa.sensitive import Codes, Route, SensitiveInstruction, UserBehaviour
+from emulator.isa.x86.row import MODES
 from emulator.isa.x86.rows_extensions import EXTENSIONS
 from emulator.isa.x86.rows_privileged import PRIVILEGED
 from emulator.isa.x86.rows_unprivileged import UNPRIVILEGED
@@ -54,20 +56,38 @@ def _check_row(row: SensitiveInstruction) -> None:
         raise ValueError(f"row {row.name!r} lacks its example or its place in the manual; add both")
 
 
-ROWS: Final[tuple[SensitiveInstruction, ...]] = UNPRIVILEGED + PRIVILEGED + EXTENSIONS
-"""The table, in the order in which it is printed."""
+_FAMILIES: Final = UNPRIVILEGED + PRIVILEGED + EXTENSIONS
 
-ROW_OF_CODE: Final[dict[int, SensitiveInstruction]] = index_codes(ROWS)
-"""The row of an encoding; an encoding that is not here is innocuous."""
 
-ROW_OF_NAME: Final[dict[str, SensitiveInstruction]] = {row.name: row for row in ROWS}
-"""The row of a name, as the reports and the command line use it."""
+def rows_of(bits: int) -> tuple[SensitiveInstruction, ...]:
+    """The table of 64-bit mode (64) or of 32-bit protected mode (32), in the order in which it is printed."""
+    if bits not in MODES:
+        raise ValueError(f"there is no table of {bits}-bit mode; take one of {MODES}")
+    rows = (family.of(bits) for family in _FAMILIES)
+    return tuple(row for row in rows if row is not None)
+
+
+ROWS: Final[tuple[SensitiveInstruction, ...]] = rows_of(64)
+"""The table of 64-bit mode."""
+
+ROWS_32: Final[tuple[SensitiveInstruction, ...]] = rows_of(32)
+"""The table of 32-bit protected mode."""
+
+ROW_OF_CODE_32: Final[dict[int, SensitiveInstruction]] = index_codes(ROWS_32)
+"""The row of an encoding in 32-bit mode."""
+
+ROW_OF_CODE: Final[dict[int, SensitiveInstruction]] = ROW_OF_CODE_32 | index_codes(ROWS)
+"""The row of an encoding of either mode; an encoding that is not here is innocuous. Of an encoding that both modes
+have, the row of 64-bit mode: it differs in its example and its other encodings only."""
+
+ROW_OF_NAME: Final[dict[str, SensitiveInstruction]] = {row.name: row for row in (*ROWS_32, *ROWS)}
+"""The row of a name, as the reports and the command line use it; where both modes have one, that of 64-bit mode."""
 
 SENSITIVE: Final[frozenset[int]] = frozenset(ROW_OF_CODE)
-"""Every encoding of the table: what a scan looks for."""
+"""Every encoding of the tables: what a scan looks for. A decoder gives only those of its mode."""
 
 ENTERING: Final[frozenset[int]] = frozenset(
-    int(code) for code in (Code.INT_IMM8, Code.INT3, Code.INT1, Code.SYSCALL, Code.SYSENTER)
+    int(code) for code in (Code.INT_IMM8, Code.INT3, Code.INTO, Code.INT1, Code.SYSCALL, Code.SYSENTER)
 )
 """Encodings that do not trap by the manual, and yet need no planted trap: they leave user mode
 through a gate or an entry point that the hypervisor owns."""
