@@ -8,6 +8,7 @@ the sensitive instructions are a subset of the privileged ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from emulator.isa.sensitive import Route, SensitiveInstruction, Sensitivity
@@ -48,7 +49,17 @@ def verdict(isa: Isa) -> str:
     lines += [f"  {behaviour}: {'; '.join(names)}" for behaviour, names in by_behaviour.items()]
     conditional = len(conditional_rows(isa))
     lines.append(f"{conditional} of the privileged ones trap under a condition only, which the hypervisor must keep.")
+    lines += _context_lines(isa)
     return "\n".join(lines) + "\n"
+
+
+def _context_lines(isa: Isa) -> list[str]:
+    """What is sensitive by its context only, and how that is caught."""
+    contexts = isa.load_contexts()
+    if not contexts:
+        return []
+    head = "These are innocuous by their encoding, and sensitive where the context makes them so; no scan can find them:"
+    return [head, *(f"  {one.name} ({one.instructions}), if {one.context}: {one.handled}" for one in contexts)]
 
 
 def _sensitivity(row: SensitiveInstruction) -> list[str]:
@@ -119,6 +130,7 @@ def table_json(isa: Isa, proofs: Sequence[Proof] = ()) -> dict[str, Any]:
     return {
         "isa": isa.name,
         "rows": [_row_json(isa, row, by_name.get(row.name)) for row in isa.rows],
+        "contexts": [asdict(context) for context in isa.load_contexts()],
         "virtualisable": not breaking_rows(isa),
         "breaking": [row.name for row in breaking_rows(isa)],
     }

@@ -154,3 +154,7 @@ class Operation(Enum):
     """ARM and AArch64 SMC."""
     ACCESS_DEBUG_CHANNEL = auto()
     """ARM LDC and STC of the debug data-transfer registers."""
+    WRITE_PAGE_TABLE_BASE = auto()
+    """AArch64 MSR to TTBR0_EL1 and TTBR1_EL1."""
+    SELECT_STACK = auto()
+    """AArch64 MSR to SPSel: which stack pointer SP is."""

@@ -1,12 +1,14 @@
 """Sensitive-instruction tables of fixed-width instruction sets: checked, indexed, and matched against whole images.
 
 Room: `emulator/isa`. Rows are recognised by mask and value; here a table is refused whose rows overlap or are dead,
-and words are found by numpy, a distinct mask at a time. Knows no instruction set by name.
+and words are found by numpy: a look at the upper halfword first, which few words of a kernel pass, then a distinct
+mask at a time. Knows no instruction set by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from emulator.isa.sensitive import Pattern, Patterns, Route, SensitiveInstruction
@@ -14,6 +16,9 @@ from emulator.isa.sensitive import Pattern, Patterns, Route, SensitiveInstructio
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_CHUNK = 1 << 18
+"""Words looked at at a time, so that what is made of them stays in the processor's cache."""
 
 
 class PatternTable:
@@ -31,11 +36,12 @@ class PatternTable:
             names.add(row.name)
             assert isinstance(row.match, Patterns)
             self._patterns += [(pattern, index) for pattern in row.match.patterns]
-        _refuse_overlaps(self._patterns, self.rows)
         self._by_mask: dict[tuple[int, int], dict[int, list[tuple[Pattern, int]]]] = {}
         for pattern, index in self._patterns:
             by_value = self._by_mask.setdefault((pattern.size, pattern.mask), {})
             by_value.setdefault(pattern.value, []).append((pattern, index))
+        _refuse_dead(self._patterns, self.rows)
+        _refuse_overlaps(self._by_mask, self.rows)
 
     def index_of(self, word: int, size: int = 4) -> int:
         """Index of the row that matches `word` of `size` bytes, or -1: the instruction is innocuous."""
@@ -52,28 +58,104 @@ class PatternTable:
         return self.rows[index] if index >= 0 else None
 
     def find(self, words: NDArray[np.uint32], size: int = 4) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Where in `words` rows match: ascending positions, and the index of the row at each."""
+        """Where in `words` rows match: ascending positions, and the index of the row at each.
+
+        `words` are unsigned numbers of 32 bits, or of 16 for a `size` of 2.
+        """
         import numpy as np
 
+        finder = self._finders[size]
+        words = np.ascontiguousarray(words)
         where: list[NDArray[np.int64]] = []
         which: list[NDArray[np.int32]] = []
-        for (length, mask), by_value in self._by_mask.items():
-            if length != size:
-                continue
-            values = np.array(sorted(by_value), dtype=np.uint32)
-            masked = words & np.uint32(mask)
-            hit = masked == values[0] if len(values) == 1 else np.isin(masked, values)
-            for position in np.nonzero(hit)[0].tolist():
-                word = int(words[position])
-                index = next((i for p, i in by_value[word & mask] if p.matches(word)), -1)
-                if index >= 0:
-                    where.append(np.array([position], dtype=np.int64))
-                    which.append(np.array([index], dtype=np.int32))
+        for start in range(0, len(words), _CHUNK):
+            positions, indices = finder.find(words[start : start + _CHUNK])
+            if len(positions):
+                where.append(positions + start)
+                which.append(indices)
         if not where:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
-        positions, indices = np.concatenate(where), np.concatenate(which)
-        order = np.argsort(positions, kind="stable")
-        return positions[order], indices[order]
+        return np.concatenate(where), np.concatenate(which)
+
+    @cached_property
+    def _finders(self) -> dict[int, _Finder]:
+        return {
+            size: _Finder(size, {mask: values for (length, mask), values in self._by_mask.items() if length == size})
+            for size in (2, 4)
+        }
+
+
+class _Finder:
+    """The patterns of one size as arrays."""
+
+    def __init__(self, size: int, by_mask: dict[int, dict[int, list[tuple[Pattern, int]]]]) -> None:
+        import numpy as np
+
+        self._shift = 8 * size - 16
+        may = np.zeros(1 << 16, dtype=bool)
+        every = np.arange(1 << 16, dtype=np.uint32)
+        self._groups: list[tuple[int, NDArray[np.uint32], NDArray[np.int32], dict[int, list[_Exceptions]]]] = []
+        for mask, by_value in by_mask.items():
+            upper = np.uint32(mask >> self._shift & 0xFFFF)
+            values = np.array(sorted(by_value), dtype=np.uint32)
+            may |= np.isin(every & upper, np.unique(values >> np.uint32(self._shift) & np.uint32(0xFFFF)))
+            plain = [next((i for p, i in by_value[int(v)] if not p.unless), -1) for v in values]
+            excepted = {
+                at: [_Exceptions(p, i) for p, i in by_value[int(value)] if p.unless]
+                for at, value in enumerate(values.tolist())
+                if any(p.unless for p, _ in by_value[value])
+            }
+            self._groups.append((mask, values, np.array(plain, dtype=np.int32), excepted))
+        self._may = may
+
+    def find(self, words: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Ascending positions of the words that rows match, and the rows."""
+        import numpy as np
+
+        upper = words.view(np.uint16)[1::2] if self._shift else words.astype(np.uint16, copy=False)
+        positions = np.flatnonzero(self._may[upper])
+        few = words[positions].astype(np.uint32, copy=False)
+        found = np.full(len(few), -1, dtype=np.int32)
+        for mask, values, rows, excepted in self._groups:
+            masked = few & np.uint32(mask)
+            at = np.searchsorted(values, masked)
+            at[at == len(values)] = 0
+            hit = np.flatnonzero(values[at] == masked)
+            if not len(hit):
+                continue
+            at = at[hit]
+            row = rows[at]
+            sure = row >= 0
+            found[hit[sure]] = row[sure]
+            for number, several in excepted.items():
+                here = hit[at == number]
+                for exceptions in several:
+                    stays = here[~exceptions.cover(few[here])] if len(here) else here
+                    found[stays] = exceptions.row
+        some = found >= 0
+        return positions[some].astype(np.int64, copy=False), found[some]
+
+
+class _Exceptions:
+    """The exceptions of one pattern, a distinct mask at a time."""
+
+    def __init__(self, pattern: Pattern, row: int) -> None:
+        import numpy as np
+
+        self.row = row
+        by_mask: dict[int, list[int]] = {}
+        for mask, value in pattern.unless:
+            by_mask.setdefault(mask, []).append(value)
+        self._by_mask = [(np.uint32(mask), np.array(values, dtype=np.uint32)) for mask, values in by_mask.items()]
+
+    def cover(self, words: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Which of the words are exceptions."""
+        import numpy as np
+
+        covered = np.zeros(len(words), dtype=bool)
+        for mask, values in self._by_mask:
+            covered |= np.isin(words & mask, values)
+        return covered
 
 
 def _check(row: SensitiveInstruction) -> None:
@@ -91,16 +173,41 @@ def _check(row: SensitiveInstruction) -> None:
         raise ValueError(f"row {row.name!r} lacks its example or its place in the manual; add both")
 
 
-def _refuse_overlaps(patterns: Sequence[tuple[Pattern, int]], rows: Sequence[SensitiveInstruction]) -> None:
-    """Raise ValueError when a word could match two patterns, or none can match one of them."""
-    for at, (one, index) in enumerate(patterns):
-        if any(one.mask & mask == mask and one.value & mask == value for mask, value in one.unless):
+def _refuse_dead(patterns: Sequence[tuple[Pattern, int]], rows: Sequence[SensitiveInstruction]) -> None:
+    """Raise ValueError when no word can match a pattern."""
+    for pattern, index in patterns:
+        if any(pattern.mask & mask == mask and pattern.value & mask == value for mask, value in pattern.unless):
             raise ValueError(f"row {rows[index].name!r} is dead: its exceptions cover it")
-        for other, second in patterns[at + 1 :]:
-            if one.size == other.size and not (one.value ^ other.value) & one.mask & other.mask:
-                if _excepted(one, other) or _excepted(other, one):
-                    continue
-                raise ValueError(f"rows {rows[index].name!r} and {rows[second].name!r} overlap; a word belongs to one")
+
+
+def _refuse_overlaps(
+    by_mask: dict[tuple[int, int], dict[int, list[tuple[Pattern, int]]]], rows: Sequence[SensitiveInstruction]
+) -> None:
+    """Raise ValueError when a word could match two patterns.
+
+    Two patterns have a word in common when their values agree in the bits that both look at: patterns of two masks
+    are compared by these bits alone.
+    """
+    groups = list(by_mask.items())
+    for at, ((size, mask), by_value) in enumerate(groups):
+        for (other_size, other_mask), others in groups[at:]:
+            if size != other_size:
+                continue
+            common = mask & other_mask
+            same: dict[int, list[tuple[Pattern, int]]] = {}
+            for value, several in others.items():
+                same.setdefault(value & common, []).extend(several)
+            for value, several in by_value.items():
+                for one in several:
+                    for other in same.get(value & common, ()):
+                        _refuse_overlap(one, other, rows)
+
+
+def _refuse_overlap(one: tuple[Pattern, int], other: tuple[Pattern, int], rows: Sequence[SensitiveInstruction]) -> None:
+    """Raise ValueError for two patterns that have a word in common, unless an exception of one is the other."""
+    if one is other or _excepted(one[0], other[0]) or _excepted(other[0], one[0]):
+        return
+    raise ValueError(f"rows {rows[one[1]].name!r} and {rows[other[1]].name!r} overlap; a word belongs to one")
 
 
 def _excepted(wide: Pattern, narrow: Pattern) -> bool:

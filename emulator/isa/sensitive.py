@@ -107,3 +107,19 @@ class SensitiveInstruction:
     def privileged(self) -> bool:
         """Whether it traps in user mode (unconditionally or under `condition`)."""
         return self.at_user_level is UserBehaviour.TRAPS
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSensitive:
+    """Sensitivity that no encoding shows: an innocuous instruction whose operand makes it sensitive."""
+
+    name: str
+    """What is done ("a store to a translation table")."""
+    instructions: str
+    """Which instructions may do it."""
+    context: str
+    """What makes it sensitive."""
+    handled: str
+    """How it is caught, since no scan can find it."""
+    manual: str
+    """Where the vendor's manual describes it."""

@@ -1,0 +1,1 @@
+"""AArch64: the sensitive-instruction table, system registers, translation tables, exceptions."""
