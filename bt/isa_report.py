@@ -58,7 +58,7 @@ def _context_lines(isa: Isa) -> list[str]:
     contexts = isa.load_contexts()
     if not contexts:
         return []
-    head = "These are innocuous by their encoding, and sensitive where the context makes them so; no scan can find them:"
+    head = "These are innocuous by encoding and sensitive where the context makes them so; no scan can find them:"
     return [head, *(f"  {one.name} ({one.instructions}), if {one.context}: {one.handled}" for one in contexts)]
 
 

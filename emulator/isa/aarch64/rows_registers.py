@@ -30,7 +30,8 @@ _WRITES: Final = {
     "SPSel": Operation.SELECT_STACK,
 }
 _INLINE: Final = frozenset(
-    "SP_EL0 TPIDR_EL1 TPIDR_EL0 TPIDRRO_EL0 DAIF CNTVCT_EL0 CurrentEL ELR_EL1 SPSR_EL1 ESR_EL1 FAR_EL1".split()
+    {"SP_EL0", "TPIDR_EL1", "TPIDR_EL0", "TPIDRRO_EL0", "DAIF", "CNTVCT_EL0", "CurrentEL"}
+    | {"ELR_EL1", "SPSR_EL1", "ESR_EL1", "FAR_EL1"}
 )
 """Registers whose reads, at least, can be made to need no exit."""
 

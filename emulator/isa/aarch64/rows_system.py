@@ -26,7 +26,7 @@ from emulator.isa.aarch64.encoding import (
     register,
 )
 from emulator.isa.operation import Operation as O
-from emulator.isa.sensitive import Pattern, SensitiveInstruction, Sensitivity, UserBehaviour
+from emulator.isa.sensitive import Pattern, Route, SensitiveInstruction, Sensitivity, UserBehaviour
 
 
 def _sys(op1: int, crn: int, crm: int, op2: int) -> Pattern:
