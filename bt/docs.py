@@ -41,7 +41,7 @@ def exit_statuses() -> str:
 def sensitive_instructions(name: str) -> str:
     """An instruction set's table of sensitive instructions, a row each."""
     from emulator.isa.isas import ISAS
-    from emulator.isa.sensitive import Sensitivity, SensitiveInstruction
+    from emulator.isa.sensitive import SensitiveInstruction, Sensitivity
 
     isa = ISAS[name]
 

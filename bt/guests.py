@@ -90,6 +90,22 @@ RECIPES: dict[str, Recipe] = {
             _KERNEL + r"-cloud-amd64(-unsigned)?",
             COMMAND_LINE,
         ),
+        Recipe(
+            "debian-i386",
+            "Debian's kernel for 32-bit PCs without PAE",
+            "i386",
+            "linux-image-686",
+            _KERNEL + r"-686(-unsigned)?",
+            COMMAND_LINE,
+        ),
+        Recipe(
+            "debian-i386-pae",
+            "Debian's kernel for 32-bit PCs with PAE",
+            "i386",
+            "linux-image-686-pae",
+            _KERNEL + r"-686-pae(-unsigned)?",
+            COMMAND_LINE,
+        ),
     )
 }
 """Every guest that can be fetched, by name."""
