@@ -11,26 +11,23 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bt import assemble as asm
-from bt.knowledge import linux_x86
 from bt.pagecache import KEY_SIZE
-from bt.pagescan import LONGEST, PAGE, Found, PageScan, decode, rescan_page, scan_page, with_entry
+from bt.pagescan import PAGE, Found, PageScan
 from bt.pristine import Pristine
-from bt.tactics.choose import Choice, Tactic
-from bt.tactics.layout import Arena, assemble_fixup, size_of
-from bt.tactics.page import PatchedPage, patch_page, survey
+from bt.tactics.page import PatchedPage, patch_page
+from bt.tactics.registry import tactics_of
+from bt.tactics.tactics import STRATEGIES, Arena, Choice, CodePage, ImagePatch, OutOfReach, Patch, Placing, Tactic
 from emulator.errors import UsageError
-from emulator.isa.x86.table import PLANTED
 from paravirt.translator import Fixup, Translation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bt.image import Image
-    from bt.knowledge.linux_x86 import ImagePatch
     from bt.pagecache import PageCache
     from bt.plan import Plan, PlannedSite
     from bt.textmap import PristinePage
 
-MODES: Final = ("trap", "inline")
 UNKNOWN_KEPT: Final = 1024
 """Pages without an image that one run keeps on disk: a guest may make code of data without end."""
 REMEMBERED: Final = 8192
@@ -51,8 +48,8 @@ class LoadTimeTranslator:
     """Translates pages of guest kernel code; see `paravirt.translator.Translator.translate`.
 
     `image` gives the pristine boundaries, for a guest whose code lies `delta` bytes above where it is linked.
-    In inline mode the loader applies `image_patches` to the guest's memory before the guest runs. A `plan` (of a
-    rewritten file) fixes where the fixups of unchanged sites lie, and which sites have none.
+    The loader applies `image_patches` to the guest's memory before the guest runs. A `plan` (of a rewritten file) fixes
+    where the fixups of unchanged sites lie, and which sites have none. `isa` counts where there is no image.
     Raises `UsageError` for an unknown mode, and for a plan of another image or mode.
     """
 
@@ -63,35 +60,32 @@ class LoadTimeTranslator:
         delta: int = 0,
         cache: PageCache | None = None,
         plan: Plan | None = None,
+        isa: str = "x86-64",
     ) -> None:
-        if mode not in MODES:
-            raise UsageError(f"there is no translator mode {mode!r}; take one of {', '.join(MODES)}")
+        if mode not in STRATEGIES:
+            raise UsageError(f"there is no translator mode {mode!r}; take one of {', '.join(STRATEGIES)}")
         began = time.perf_counter()
         self.mode = mode
         self.scanned = 0
         """Pages decoded, wholly or in part; the image's sweep counts as one where it was not cached."""
         self.cached = 0
         """Pages whose findings came from the pristine image, from memory or from disk."""
-        self.image_patches: list[ImagePatch] = []
-        """What the loader must change in the loaded image."""
+        self._tactics = tactics_of(image.isa.name, image.byte_order) if image is not None else tactics_of(isa)
+        self._longest = self._tactics.longest
         self._unknown = 0
-        self._inline = mode == "inline"
         self._cache = cache
-        self._arena = Arena()
         self._pristine: Pristine | None = None
-        self._padded = False
-        self._waiting: tuple[Fixup, ...] = ()
-        self._fixups: dict[tuple[int, bytes], int | None] = {}
+        self._ladder = self._tactics.ladder(mode, image, delta, cache)
+        self._arena = Arena(self._ladder.region, self._ladder.alignment)
+        self._waiting = self._ladder.prepare(self._arena.take)
+        self.image_patches: Sequence[ImagePatch] = self._ladder.patches
+        """What the loader must change in the loaded image."""
+        self._fixups: dict[tuple[int, bytes], tuple[int, tuple[Patch, ...]] | None] = {}
         self._planned: dict[int, PlannedSite] = {}
         self._reserved: dict[int, int] = {}
         self._known: dict[tuple[int, bytes, int], _Known] = {}
         self._last: dict[int, tuple[bytes, PageScan]] = {}
         if image is not None:
-            if self._inline:
-                known = linux_x86.known(image, cache)
-                self._waiting = linux_x86.stubs(known, delta, self._arena)
-                self._padded = bool(self._waiting)
-                self.image_patches = linux_x86.image_patches(known, delta)
             self._pristine = Pristine(image, delta, self.image_patches, cache)
             self.scanned += not self._pristine.map.cached
         if plan is not None:
@@ -108,8 +102,8 @@ class LoadTimeTranslator:
             raise ValueError(f"a page of {len(code)} bytes at {address:#x} entered at {entry:#x} cannot be translated")
         began = time.perf_counter()
         try:
-            whole = bytes(code) + bytes(after[:LONGEST])
-            return self._translate(address, whole, bytes(before[-LONGEST:]), entry - address)
+            whole = bytes(code) + bytes(after[: self._longest])
+            return self._translate(address, whole, bytes(before[-self._longest :]), entry - address)
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -132,7 +126,7 @@ class LoadTimeTranslator:
         self._last[address] = (whole, scan)
         natural = bool(scan.boundaries >> entry & 1)
         if not natural:
-            scan = with_entry(scan, whole[:PAGE], whole[PAGE:], entry)
+            scan = self._tactics.with_entry(scan, whole[:PAGE], whole[PAGE:], entry)
         fresh = list(self._waiting)
         self._waiting = ()
         patched = self._rewrite(address, whole, scan, page, -1, fresh)
@@ -161,7 +155,7 @@ class LoadTimeTranslator:
                 last = contents, pristine
         if page is None and last is not None:
             # No image speaks for the page, but it was entered before: what did not change keeps its boundaries.
-            scan = rescan_page(last[0], last[1], whole)
+            scan = self._tactics.rescan_page(last[0], last[1], whole)
             if scan.boundaries >> entry & 1:
                 self.scanned += 1
                 return scan
@@ -182,9 +176,9 @@ class LoadTimeTranslator:
             return kept
         self.scanned += 1
         if last is not None and last[1].start == start:
-            scan = rescan_page(last[0], last[1], whole, boundaries)
+            scan = self._tactics.rescan_page(last[0], last[1], whole, boundaries)
         else:
-            scan = scan_page(whole[:PAGE], whole[PAGE:], start, boundaries)
+            scan = self._tactics.scan_page(whole[:PAGE], whole[PAGE:], start, boundaries)
         if self._cache is not None and (boundaries or self._unknown < UNKNOWN_KEPT):
             self._unknown += not boundaries
             self._cache.put(key, scan)
@@ -197,9 +191,9 @@ class LoadTimeTranslator:
         which linear decoding meets `entry`; else `entry`.
         """
         last = self._last.get(address - PAGE)
-        head = whole[: entry + LONGEST].ljust(PAGE, b"\xcc")[:PAGE]
-        for start in ([last[1].overflow] if last is not None else []) + _likely_starts(before, whole):
-            if start <= entry and scan_page(head, b"", start).boundaries >> entry & 1:
+        head = (whole[: entry + self._longest] + bytes(PAGE))[:PAGE]
+        for start in (*([last[1].overflow] if last is not None else []), *self._tactics.starts(before, whole)):
+            if start <= entry and self._tactics.scan_page(head, b"", start).boundaries >> entry & 1:
                 return start
         return entry
 
@@ -207,61 +201,49 @@ class LoadTimeTranslator:
         self, address: int, whole: bytes, scan: PageScan, page: PristinePage | None, entry: int, fresh: list[Fixup]
     ) -> PatchedPage:
         """The translated page; new fixups are appended to `fresh`."""
-        code = whole[:PAGE]
-        ground = survey(address, whole, scan, page, entry, self._padded) if self._inline else None
         linked = self._pristine.linked(address) if self._pristine is not None else None
+        code = CodePage(address, -1 if linked is None else linked, whole[:PAGE], whole[PAGE:], scan, page, entry)
 
-        def fixed(site: Found) -> bool:
+        def strategy(site: Found) -> str:
             planned = self._planned.get((linked or 0) + site.offset)
-            window = code[site.offset : site.offset + len(planned.old)] if planned is not None else b""
-            if planned is None or window != planned.old:
-                return False
-            return planned.tactic is Tactic.TRAP or (planned.tactic is Tactic.NATIVE and site.code not in PLANTED)
+            if planned is None or planned.tactic is not Tactic.TRAP:
+                return self.mode
+            at = planned.start - (linked or 0)
+            return "trap" if whole[at : at + len(planned.old)] == planned.old else self.mode
 
-        def place(choice: Choice) -> int | None:
+        def place(choice: Choice) -> tuple[int, tuple[Patch, ...]] | None:
             planned = self._planned.get((linked or 0) + choice.site.offset)
-            reserved = planned.fixup if planned is not None and len(planned.old) == len(choice) else 0
-            return self._fixup(address, code, choice, fresh, reserved)
+            same = planned is not None and len(planned.old) == choice.end - choice.start
+            reserved = planned.fixup if planned is not None and same else 0
+            return self._fixup(code, choice, fresh, reserved)
 
-        return patch_page(address, code, scan.sites, self._inline, ground, place, fixed)
+        return patch_page(code, scan.sites, self._ladder.survey(code), strategy, place)
 
-    def _fixup(self, address: int, code: bytes, choice: Choice, fresh: list[Fixup], reserved: int) -> int | None:
-        """Address of the fixup for a choice, made at its first use; None where there is no room or no reach.
+    def _fixup(
+        self, page: CodePage, choice: Choice, fresh: list[Fixup], reserved: int
+    ) -> tuple[int, tuple[Patch, ...]] | None:
+        """Address of the fixup for a choice, made at its first use, and the patches; None where there is no room.
 
         `reserved` is the place that the plan has for it, or 0.
         """
-        at = choice.site.offset
-        key = (address + at, code[at : choice.end])
-        if key in self._fixups:
+        draft = choice.draft
+        assert draft is not None
+        key = (page.address + choice.start, page.code[choice.start : choice.end])
+        if choice.placing is not Placing.PADDING and key in self._fixups:
             return self._fixups[key]
-        assert choice.window is not None
-        size = size_of(choice.window)
+        size = draft.size
         place = reserved if reserved and self._reserved.pop(reserved, -1) == size else self._arena.next
         try:
-            asm.relative(address + at + asm.JUMP_LENGTH, place)
-            fixup = assemble_fixup(place, address, choice.window)
-        except asm.OutOfReach:
-            fixup = None
-        if fixup is None or (place == self._arena.next and self._arena.take(size) is None):
+            fixup, patches = draft.place(place, page.address)
+        except OutOfReach:
             self._fixups[key] = None
             return None
-        self._fixups[key] = place
+        if place == self._arena.next and self._arena.take(size) is None:
+            self._fixups[key] = None
+            return None
+        self._fixups[key] = place, patches
         fresh.append(fixup)
-        return place
-
-
-def _likely_starts(before: bytes, whole: bytes) -> list[int]:
-    """Offsets from 0 to LONGEST - 1, those first at which decoding from within `before` most likely enters the page.
-
-    Decoding that began early has had more time to fall into step, so it counts for more.
-    """
-    votes = [0] * (LONGEST + 1)
-    data = before + whole[: 2 * LONGEST]
-    for begin in range(len(before)):
-        found: list[tuple[int, int, int]] = []
-        start = decode(data, begin, len(before), 0, found) - len(before)
-        votes[min(start, LONGEST)] += len(before) - begin
-    return sorted(range(LONGEST), key=lambda start: (-votes[start], start))
+        return place, patches
 
 
 def _key(whole: bytes, start: int, boundaries: int) -> bytes:

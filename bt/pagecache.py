@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from bt.pagescan import LONGEST, PAGE, Found, PageScan
-from emulator.isa.x86.table import ROW_OF_CODE
+from bt.pagescan import PAGE, Found, PageScan
+from bt.tactics.registry import tactics_of
 
 if TYPE_CHECKING:
     from bt.textmap import Stretch
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Raised at every change of a record's layout or of what a scan means."""
 KEY_SIZE: Final = 16
 _RECORD: Final = struct.Struct("<II")
@@ -39,16 +39,9 @@ _MAXIMUM_FILE: Final = 16 << 20
 """Size at which a page file is begun anew, bytes."""
 
 
-def table_version() -> str:
-    """Changes with the sensitive-instruction table and with the decoder's numbering of encodings."""
-    import iced_x86
-
-    # The distribution's version stands in a name beside the package; asking importlib.metadata costs 30 ms.
-    installed = sorted(path.name for path in Path(iced_x86.__file__).parent.parent.glob("iced_x86-*.dist-info"))
-    text = f"{FORMAT} {' '.join(installed)} " + " ".join(
-        f"{code}:{row.name}" for code, row in sorted(ROW_OF_CODE.items())
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def table_version(isa: str = "x86-64") -> str:
+    """Changes with an instruction set's table and decoder. Raises `UsageError` for one without tactics."""
+    return hashlib.sha256(f"{FORMAT} {isa} {tactics_of(isa).version()}".encode()).hexdigest()[:16]
 
 
 def default_directory() -> Path:
@@ -59,11 +52,16 @@ def default_directory() -> Path:
 
 
 class PageCache:
-    """Scans by key, and swept images by digest. A directory that cannot be used costs nothing but the scans."""
+    """Scans by key, and swept images by digest, of one instruction set.
 
-    def __init__(self, directory: Path | None = None) -> None:
+    A directory that cannot be used costs nothing but the scans.
+    """
+
+    def __init__(self, directory: Path | None = None, isa: str = "x86-64") -> None:
         self._directory = directory if directory is not None else default_directory()
-        self._version = table_version()
+        self._isa = isa
+        self._version = f"{isa}-{table_version(isa)}"
+        self._tactics = tactics_of(isa)
         self._path = self._directory / f"{self._version}.pages"
         self._known = dict(self._read())
         self._new: list[bytes] = []
@@ -74,7 +72,25 @@ class PageCache:
     def get(self, key: bytes) -> PageScan | None:
         """The scan kept under `key` (KEY_SIZE bytes), or None."""
         record = self._known.get(key)
-        return _unpack(record) if record is not None and _sound(record) else None
+        return _unpack(record) if record is not None and self._sound(record) else None
+
+    def _sound(self, record: bytes) -> bool:
+        """Whether a record can be unpacked into something that makes sense."""
+        sites = len(record) - PAGE // 8 - 1
+        longest = self._tactics.longest
+        if sites < 0 or sites % _SITE.size or record[PAGE // 8] > longest:
+            return False
+        return all(
+            offset < PAGE and 0 < length <= longest and self._is_code(code)
+            for offset, length, code in _SITE.iter_unpack(record[PAGE // 8 + 1 :])
+        )
+
+    def _is_code(self, code: int) -> bool:
+        try:
+            self._tactics.row_of(code)
+        except (KeyError, IndexError):
+            return False
+        return True
 
     def put(self, key: bytes, scan: PageScan) -> None:
         """Keep a scan; it reaches the disk with `flush`."""
@@ -105,7 +121,8 @@ class PageCache:
     def _forget_other_versions(self) -> None:
         """Remove what nobody will read again. Raises OSError."""
         for path in self._directory.iterdir():
-            if path.suffix in (".pages", ".text", ".notes") and not path.name.startswith(self._version):
+            other = path.name.startswith(f"{self._isa}-") and not path.name.startswith(self._version)
+            if path.suffix in (".pages", ".text", ".notes") and other:
                 path.unlink(missing_ok=True)
 
     def load_text(self, digest: bytes) -> tuple[Stretch, ...] | None:
@@ -195,17 +212,6 @@ def _attempt(action: Callable[[], None]) -> None:
 def _pack(scan: PageScan) -> bytes:
     sites = b"".join(_SITE.pack(*site) for site in scan.sites)
     return scan.boundaries.to_bytes(PAGE // 8, "little") + bytes((scan.overflow,)) + sites
-
-
-def _sound(record: bytes) -> bool:
-    """Whether a record can be unpacked into something that makes sense."""
-    sites = len(record) - PAGE // 8 - 1
-    if sites < 0 or sites % _SITE.size or record[PAGE // 8] > LONGEST:
-        return False
-    return all(
-        offset < PAGE and 0 < length <= LONGEST and code in ROW_OF_CODE
-        for offset, length, code in _SITE.iter_unpack(record[PAGE // 8 + 1 :])
-    )
 
 
 def _unpack(record: bytes) -> PageScan:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt import textmap
-from bt.pagescan import LONGEST, PAGE, PageScan
+from bt.pagescan import PAGE, PageScan
+from bt.tactics.registry import tactics_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bt.image import Image
-    from bt.knowledge.linux_x86 import ImagePatch
     from bt.pagecache import PageCache
+    from bt.tactics.tactics import ImagePatch
     from bt.textmap import PristinePage
 
 _MASK = (1 << 64) - 1
@@ -28,6 +29,7 @@ class Pristine:
     def __init__(self, image: Image, delta: int, patches: Sequence[ImagePatch], cache: PageCache | None) -> None:
         """`patches`: what the loader applies, at addresses moved by `delta`."""
         self.map = textmap.sweep(image, cache)
+        self._longest = tactics_of(image.isa.name, image.byte_order).longest
         self._delta = delta
         self._segments: list[tuple[int, int, int, bytes | memoryview]] = []
         for segment in image.segments:
@@ -62,11 +64,11 @@ class Pristine:
         return self.map.page(linked)
 
     def contents(self, linked: int) -> bytes:
-        """The bytes of a page and up to LONGEST that follow it, as loaded. May be short at the image's end."""
+        """The bytes of a page and up to `longest` that follow it, as loaded. May be short at the image's end."""
         for vaddr, _, size, data in self._segments:
             if vaddr <= linked < vaddr + size:
                 at = linked - vaddr
-                found = bytearray(data[at : at + PAGE + LONGEST])
+                found = bytearray(data[at : at + PAGE + self._longest])
                 for page in (linked, linked + PAGE):
                     for address, new in self._changes.get(page, ()):
                         if 0 <= address - linked < len(found):
@@ -80,5 +82,5 @@ class Pristine:
         if page is None:
             return None
         following = self.map.page(linked + PAGE)
-        overflow = following.start if following is not None and following.start < LONGEST else 0
+        overflow = following.start if following is not None and following.start < self._longest else 0
         return PageScan(page.sites, page.boundaries, overflow)

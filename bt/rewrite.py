@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 from bt import manifest as manifests
 from bt.manifest import Manifest
 from emulator.errors import BadImage, UsageError
-from paravirt.abi import FIXUP_BASE
 
 if TYPE_CHECKING:
     from bt.image import Image
@@ -46,7 +45,7 @@ def rewrite(image: Image, plan: Plan) -> bytes:
     body = _Body(output, names, sections)
     body.add(manifests.RELOCATIONS, appended, at=len(output)) if appended else None
     if plan.fixups:
-        body.add(manifests.FIXUPS, _region(plan), address=FIXUP_BASE, flags=_EXECUTABLE)
+        body.add(manifests.FIXUPS, _region(plan), address=plan.region.start, flags=_EXECUTABLE)
     patched = bytearray(output[: len(original)])
     body.add(
         manifests.MANIFEST,
@@ -70,9 +69,16 @@ def _changed(plan: Plan) -> list[PlannedSite | PlannedChange]:
     return [item for item in items if item.old != item.new]
 
 
+def _offset(item: PlannedSite | PlannedChange) -> int:
+    """Where in the image it begins."""
+    from bt.plan import PlannedSite
+
+    return item.patch_offset if isinstance(item, PlannedSite) else item.file_offset
+
+
 def _apply(output: bytearray, item: PlannedSite | PlannedChange, path: str) -> None:
     """Replace the old bytes by the new; patches that overlap are found out by their old bytes."""
-    at = item.file_offset
+    at = _offset(item)
     found = bytes(output[at : at + len(item.old)])
     if found != item.old:
         raise BadImage(
@@ -82,10 +88,10 @@ def _apply(output: bytearray, item: PlannedSite | PlannedChange, path: str) -> N
 
 
 def _region(plan: Plan) -> bytes:
-    """The fixups as they lie in memory, from FIXUP_BASE on; what is between them is INT3."""
-    region = bytearray(b"\xcc" * (plan.end - FIXUP_BASE))
+    """The fixups as they lie in memory, from the region's start on."""
+    region = bytearray(plan.end - plan.region.start)
     for fixup in plan.fixups:
-        at = fixup.address - FIXUP_BASE
+        at = fixup.address - plan.region.start
         region[at : at + len(fixup.code)] = fixup.code
     return bytes(region)
 
@@ -172,7 +178,7 @@ def revert(data: bytes, path: str = "the image", appended: bool | None = None) -
     end = found.original_size
     output = bytearray(found.header + data[_HEADER_SIZE:end])
     for item in reversed(_changed(found.plan)):
-        at = item.file_offset
+        at = _offset(item)
         if output[at : at + len(item.new)] != item.new:
             raise BadImage(
                 f"{path}: at {item.address:#x} does not stand what its manifest says; start from the original"

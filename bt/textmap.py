@@ -1,36 +1,28 @@
 """The pristine image's code as a map: where instructions begin, where branches lead, what is sensitive.
 
-Room: `bt`, between the image and everything that patches it. One linear sweep of all executable ranges makes it; it
-is the authority on instruction boundaries for as long as the guest runs, and is kept on disk by the code's hash.
-Addresses are those at which the image is linked, guest-virtual.
+Room: `bt`, between the image and everything that patches it. One sweep of all executable ranges makes it, by the
+instruction set's `Tactics`; it is the authority on instruction boundaries for as long as the guest runs, and is kept
+on disk by the code's hash. Addresses are those at which the image is linked, guest-virtual.
 """
 
 from __future__ import annotations
 
 import hashlib
-import operator
-import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
-from iced_x86 import Code, Decoder
 
-from bt.pagescan import LONGEST, PAGE, Found, branch_targets
-from emulator.isa.x86.decode import REPORTED
+from bt.pagescan import PAGE, Found
+from bt.tactics.registry import tactics_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bt.image import Image
     from bt.pagecache import PageCache
-
-_CODE: Final = operator.attrgetter("code")
-_FILL: Final = re.compile(rb"\xcc{16,}")
-_CHUNK: Final = 1 << 16
-_IS_REPORTED: Final = np.zeros(1 << 13, bool)
-_IS_REPORTED[[*REPORTED, int(Code.INVALID)]] = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +38,7 @@ class Stretch:
     taken: NDArray[np.uint8]
     """Packed bits: a place that the kernel looks at or patches itself begins here."""
     sites: NDArray[np.int64]
-    """Rows of (offset from `start`, length, iced-x86 `Code`), ascending."""
+    """Rows of (offset from `start`, length, `Found.code`), ascending."""
     invalid: NDArray[np.int64]
     """Offsets of bytes that are no instruction, ascending: there is data near."""
 
@@ -105,25 +97,31 @@ class TextMap:
 
 
 def sweep(image: Image, cache: PageCache | None = None) -> TextMap:
-    """Sweep an image's code, or take the result from `cache`."""
+    """Sweep an image's code, or take the result from `cache`. Raises `UsageError` where nothing can sweep it."""
     began = time.perf_counter()
-    pieces = _pieces(image)
-    digest = _digest(image, pieces)
+    tactics = tactics_of(image.isa.name, image.byte_order)
+    digest = _digest(image, tactics.version())
     if cache is not None:
         stretches = cache.load_text(digest)
         if stretches is not None:
             return TextMap(stretches, digest, time.perf_counter() - began, True)
-    stretches = tuple(_sweep_stretch(start, end, parts) for start, end, parts in pieces)
-    if stretches:
-        _add_leads(image, stretches)
-        _add_taken(image, stretches)
+    stretches = tactics.sweep(image)
     if cache is not None:
         cache.store_text(digest, stretches)
     return TextMap(stretches, digest, time.perf_counter() - began, False)
 
 
-def _pieces(image: Image) -> list[tuple[int, int, list[tuple[int, bytes]]]]:
-    """Whole-page stretches with the code ranges inside each."""
+def _digest(image: Image, version: str) -> bytes:
+    """Of all that the map is made from: the file's own hash stands for what leads into the code."""
+    text = f"{image.isa.name} {image.byte_order} {version} {image.sha256} "
+    return hashlib.blake2b((text + " ".join(map(str, image.text_ranges))).encode(), digest_size=32).digest()
+
+
+# -- what the sweeps of all instruction sets share ------------------------------------------------
+
+
+def pieces(image: Image) -> list[tuple[int, int, list[tuple[int, bytes]]]]:
+    """Whole-page stretches (start, end) with the code ranges (address, bytes) inside each."""
     result: list[tuple[int, int, list[tuple[int, bytes]]]] = []
     for start, end in image.text_ranges:
         data = bytes(image.view(start, end - start))
@@ -136,77 +134,9 @@ def _pieces(image: Image) -> list[tuple[int, int, list[tuple[int, bytes]]]]:
     return result
 
 
-def _digest(image: Image, pieces: list[tuple[int, int, list[tuple[int, bytes]]]]) -> bytes:
-    """Of all that the map is made from. The file's own hash stands for what leads into the code."""
-    digest = hashlib.blake2b(digest_size=32)
-    digest.update(image.sha256.encode())
-    for start, end, parts in pieces:
-        digest.update(start.to_bytes(8, "little") + end.to_bytes(8, "little"))
-        for at, data in parts:
-            digest.update(at.to_bytes(8, "little") + len(data).to_bytes(8, "little"))
-    return digest.digest()
-
-
-def _sweep_stretch(start: int, end: int, parts: list[tuple[int, bytes]]) -> Stretch:
-    begins = np.zeros(end - start, bool)
-    targets = np.zeros(end - start, bool)
-    sites: list[tuple[int, int, int]] = []
-    invalid: list[int] = []
-    for address, data in parts:
-        base = address - start
-        part = begins[base : base + len(data)]
-        position = 0
-        for run in [*_FILL.finditer(data), None]:
-            limit = run.start() if run else len(data)
-            for at, length, code in _sweep_part(data, position, limit, part):
-                if code == Code.INVALID:
-                    invalid.append(base + at)
-                else:
-                    sites.append((base + at, length, code))
-            if run:
-                part[run.start() : run.end()] = True
-                position = run.end()
-        places = np.append(np.flatnonzero(part), len(data))
-        leads = branch_targets(np.frombuffer(data, np.uint8), places) + base
-        targets[leads[(leads >= 0) & (leads < end - start)]] = True
-    return Stretch(
-        start,
-        _pack(begins),
-        _pack(targets),
-        _pack(np.zeros_like(begins)),
-        np.array(sites, np.int64).reshape(-1, 3),
-        np.array(invalid, np.int64),
-    )
-
-
-def _pack(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return np.packbits(flags, bitorder="little")
-
-
-def _sweep_part(data: bytes, start: int, end: int, begins: NDArray[np.bool_]) -> list[Found]:
-    """Sweep [start, end) of `data`, mark where instructions begin, return the sensitive and invalid ones."""
-    sites: list[Found] = []
-    while start < end:
-        chunk = data[start : min(start + _CHUNK, end)]
-        instructions = list(Decoder(64, chunk, ip=0))
-        lengths = np.fromiter(map(len, instructions), np.int64, len(instructions))
-        codes = np.fromiter(map(_CODE, instructions), np.int64, len(instructions))
-        count = len(instructions)
-        if start + len(chunk) < end:  # the last ones may have been cut
-            while count > 1 and int(lengths[:count].sum()) > len(chunk) - LONGEST:
-                count -= 1
-        offsets = np.cumsum(lengths[:count]) - lengths[:count] + start
-        begins[offsets] = True
-        sites += [
-            Found(int(offsets[i]), int(lengths[i]), int(codes[i])) for i in np.flatnonzero(_IS_REPORTED[codes[:count]])
-        ]
-        start = int(offsets[-1] + lengths[count - 1])
-    return sites
-
-
-def _mark(stretches: tuple[Stretch, ...], addresses: list[NDArray[np.uint64]], taken: bool) -> None:
-    """Set the bits of those addresses that lie in a stretch."""
-    every = np.concatenate(addresses)
+def mark(stretches: Sequence[Stretch], addresses: Sequence[NDArray[np.uint64]], taken: bool) -> None:
+    """Set the bits of those guest-virtual addresses that lie in a stretch: in `taken`, or else in `targets`."""
+    every = np.concatenate(addresses) if addresses else np.empty(0, np.uint64)
     for stretch in stretches:
         inside = every[(every >= np.uint64(stretch.start)) & (every <= np.uint64(stretch.end - 1))]
         places = (inside - np.uint64(stretch.start)).astype(np.intp)
@@ -214,55 +144,24 @@ def _mark(stretches: tuple[Stretch, ...], addresses: list[NDArray[np.uint64]], t
         np.bitwise_or.at(bits, places >> 3, np.left_shift(1, places & 7).astype(np.uint8))
 
 
-def _add_leads(image: Image, stretches: tuple[Stretch, ...]) -> None:
-    """Mark what leads into the code without being a branch in it: symbols, pointers, exception fixups, jump labels."""
+def mark_common(image: Image, stretches: Sequence[Stretch]) -> None:
+    """Mark what any image tells: symbols, aligned words that point into code, the kernel's own tables."""
+    if not stretches:
+        return
     leads = [np.fromiter((symbol.address for symbol in image.symbols), np.uint64)]
     lowest = np.uint64(min(stretch.start for stretch in stretches))
+    size = image.isa.bits // 8
+    word = np.dtype(f"{'>' if image.byte_order == 'big' else '<'}u{size}")
     for segment in image.segments:
-        words = np.frombuffer(segment.data[: len(segment.data) & -8], "<u8")
-        leads.append(words[words >= lowest])
-    for start, end in image.text_ranges:
-        leads += _constants(start, bytes(image.view(start, end - start)), stretches)
-    if image.linux is not None:
-        leads += [image.linux.exceptions.fixups, image.linux.jump_labels.targets]
-    _mark(stretches, leads, taken=False)
-
-
-def _constants(
-    start: int, code: bytes, stretches: tuple[Stretch, ...]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Addresses that instructions of `code` may hold: as 32-bit constants, or as LEA of a RIP-relative operand.
-
-    Every four bytes count as a constant, every 8D as an LEA: a lead too many costs a fixup, one too few a guest.
-    """
-    if len(code) < 8:
-        return np.empty(0, np.uint64), np.empty(0, np.uint64)
-    words = np.ndarray((len(code) - 3,), "<u4", code, strides=(1,))
-    low, high = min(stretch.start for stretch in stretches), max(stretch.end for stretch in stretches)
-    upper = low & ~0xFFFF_FFFF
-    found = words[(words >= np.uint32(low - upper)) & (words < np.uint32(min(high - upper, 0xFFFF_FFFF)))]
-    octets = np.frombuffer(code, np.uint8)
-    at = np.flatnonzero(octets[:-5] == 0x8D)
-    at = at[octets[at + 1] & 0xC7 == 0x05]
-    far = words[at + 2].view(np.int32).astype(np.int64).view(np.uint64)
-    ends = np.uint64(start) + at.astype(np.uint64) + np.uint64(6)
-    return found.astype(np.uint64) + np.uint64(upper), ends + far
-
-
-def _add_taken(image: Image, stretches: tuple[Stretch, ...]) -> None:
-    """Mark the places of the kernel's own patch tables."""
+        words = np.frombuffer(segment.data[: len(segment.data) & -size], word)
+        leads.append(words[words >= lowest].astype(np.uint64))
     tables = image.linux
-    if tables is None:
-        return
-    places = [
-        tables.alternatives.sites,
-        tables.paravirt.sites,
-        tables.smp_locks,
-        tables.jump_labels.sites,
-        tables.retpolines,
-        tables.returns,
-        tables.static_calls.sites,
-        tables.mcount,
-        tables.exceptions.instructions,
-    ]
-    _mark(stretches, places, taken=True)
+    if tables is not None:
+        leads += tables.leads()
+        mark(stretches, tables.places(), taken=True)
+    mark(stretches, leads, taken=False)
+
+
+def packed(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A stretch's flags as `Stretch` keeps them."""
+    return np.packbits(flags, bitorder="little")

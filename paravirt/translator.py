@@ -23,6 +23,8 @@ class Hypercall:
     """What the hypervisor is asked to do."""
     resume: int
     """Guest-virtual address at which the guest goes on (in the fixup or behind the site)."""
+    instruction: bytes = b""
+    """The guest's instruction that is to be done as if it had trapped at `site`; b"": what is left of `operation`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ def command(image: str, output: str | None, mode: str, manifest_path: str | None
     from bt import rewrite
     from bt.image import load
     from bt.pagecache import PageCache
-    from bt.plan import plan
+    from bt.planner import plan
     from bt.report import json as json_report
     from bt.report import text
     from bt.scan import scan

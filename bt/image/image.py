@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from bt.image import bzimage, elf, notes, payload
 from bt.image.elf import MAXIMUM_SIZE, SHF_ALLOC, SHF_EXECINSTR, Section, Segment
 from emulator.errors import BadImage, UsageError
+from emulator.isa.isas import X86_64, Isa
 
 if TYPE_CHECKING:
     from bt.image.linux_tables import LinuxTables
@@ -67,7 +68,9 @@ class Image:
     """e_entry as the ELF has it: for vmlinux a *physical* address."""
     header: bzimage.BzImage | None = None
     """The bzImage's setup header, decoded."""
-    isa: str = "x86-64"
+    isa: Isa = X86_64
+    byte_order: str = "little"
+    """"little" or "big"."""
     _note_tables: tuple[memoryview, ...] = ()
     _lazy: dict[str, object] = field(default_factory=dict, repr=False)
 

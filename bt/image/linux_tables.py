@@ -146,6 +146,24 @@ class LinuxTables:
         """Entries of each table, by field."""
         return {name: len(getattr(self, name)) for name in PLACES}
 
+    def leads(self) -> list[Addresses]:
+        """Places to which the kernel may go on by a table, without a branch that says so."""
+        return [self.exceptions.fixups, self.jump_labels.targets]
+
+    def places(self) -> list[Addresses]:
+        """Places that the kernel looks at or patches itself."""
+        return [
+            self.alternatives.sites,
+            self.paravirt.sites,
+            self.smp_locks,
+            self.jump_labels.sites,
+            self.retpolines,
+            self.returns,
+            self.static_calls.sites,
+            self.mcount,
+            self.exceptions.instructions,
+        ]
+
 
 def read(image: Image) -> LinuxTables | None:
     """The tables of a Linux kernel, or None for another. Raises `BadImage` for a damaged table."""

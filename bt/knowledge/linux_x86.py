@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from bt import assemble as asm
-from bt.tactics import interrupt_flag
-from bt.tactics.layout import Arena, assemble_stub
-from bt.tactics.template import Template
+from bt.tactics.tactics import ImagePatch
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86 import interrupt_flag
+from bt.tactics.x86.layout import assemble_stub
+from bt.tactics.x86.template import Template
 from emulator.errors import BadImage
 
 if TYPE_CHECKING:
@@ -30,17 +32,6 @@ DS_PREFIX: Final = b"\x3e"
 _MASK: Final = (1 << 64) - 1
 _KNOWN_FORMAT: Final = 1
 """Raised when what is known, or how it is kept, changes."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePatch:
-    """Bytes of the loaded image that are changed before the guest runs; the guest can see these."""
-
-    address: int
-    """Guest-virtual, where the guest is loaded."""
-    old: bytes
-    new: bytes
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,28 +127,28 @@ def known(image: Image, cache: PageCache | None = None) -> Known:
     return found
 
 
-def stubs(known: Known, delta: int, arena: Arena) -> tuple[Fixup, ...]:
-    """One fixup a slot, at the arena's next addresses: called instead of the function, it returns to the caller."""
+def stubs(known: Known, delta: int, take: Callable[[int], int | None]) -> tuple[Fixup, ...]:
+    """One fixup a slot, at addresses from `take`: called instead of the function, it returns to the caller."""
     made = []
     for slot in known.slots:
         pieces = [slot.template.code, *([slot.template.finish.code] if slot.template.finish else [])]
-        address = arena.take(sum(map(len, pieces)) + len(asm.RET))
+        address = take(sum(map(len, pieces)) + len(asm.RET))
         if address is None:
             break
         made.append(assemble_stub(address, slot.function + delta, slot.template))
     return tuple(made)
 
 
-def image_patches(known: Known, delta: int = 0) -> list[ImagePatch]:
-    """What to change in the loaded image of a guest with one CPU, moved by `delta`; for a translator in inline mode.
+def image_patches(known: Known, fixups: Sequence[Fixup], delta: int = 0) -> list[ImagePatch]:
+    """What to change in the loaded image of a guest with one CPU, moved by `delta`; for strategies with fixups.
 
-    The three words of pv_ops go to stubs, which `LoadTimeTranslator` gives out with its first page. Each LOCK prefix
+    The three words of pv_ops go to `fixups`, which `stubs` made. Each LOCK prefix
     that the kernel would replace by a DS prefix when it finds one CPU is replaced beforehand
     (arch/x86/kernel/alternative.c, alternatives_smp_unlock: it changes only those that still are LOCK, and only in
     .text), which gives the same text and saves it a change of address space for each of some thousands.
     """
     patches = []
-    for slot, stub in zip(known.slots, stubs(known, delta, Arena()), strict=False):
+    for slot, stub in zip(known.slots, fixups, strict=False):
         old, new = (slot.function + delta).to_bytes(8, "little"), stub.address.to_bytes(8, "little")
         patches.append(ImagePatch(slot.address + delta, old, new, f"pv_ops.irq.{slot.name} is called without an exit"))
     return patches + [

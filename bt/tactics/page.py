@@ -1,21 +1,16 @@
 """Patching one page: a tactic for each of its sites, and the page's bytes with them.
 
 Room: `bt/tactics`, the step that a file being rewritten and a page about to run have in common; that they get the
-same bytes follows from its being one function.
+same bytes follows from its being one function. Knows no instruction set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from bt.pagescan import PAGE, Found, PageScan, branch_targets, mask_of, offsets_of
-from bt.tactics.choose import INLINE_CODES, Choice, Tactic, choose
-from bt.tactics.layout import apply
-from bt.tactics.window import Ground
-from bt.textmap import PristinePage
+from bt.pagescan import PAGE, Found
+from bt.tactics.tactics import Choice, CodePage, Ground, Patch, Tactic
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +18,10 @@ class Placed:
     """What was done at a site."""
 
     choice: Choice
-    fixup: int | None
-    """Guest-virtual address of the fixup, for `Tactic.INLINE`."""
+    fixup: int | None = None
+    """Guest-virtual address of the fixup, where there is one."""
+    patches: tuple[Patch, ...] = ()
+    """What changed; the first is the site's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,69 +35,68 @@ class PatchedPage:
     """Mask of the offsets inside patches, which cannot be entered."""
 
 
+Place = Callable[[Choice], "tuple[int, tuple[Patch, ...]] | None"]
+"""Gives a fixup its address: that and the patches that lead to it, or None where it cannot be had."""
+
+
 def patch_page(
-    address: int,
-    code: bytes,
+    page: CodePage,
     sites: Sequence[Found],
-    inline: bool,
-    ground: Ground | None,
-    place: Callable[[Choice], int | None],
-    fixed: Callable[[Found], bool] = lambda _: False,
+    ground: Ground,
+    strategy: Callable[[Found], str],
+    place: Place,
 ) -> PatchedPage:
-    """Patch the page `code` at guest-virtual `address`.
-
-    Without `inline` there are no fixups; `ground` is what `survey` gives. `place` gives a fixup's address, or None when
-    it cannot be had; `fixed` says that a site is not to have one.
-    """
-    result = bytearray(code)
+    """Patch a page. `strategy` says for each site what is allowed ("" leaves it alone)."""
+    code = bytearray(page.code)
     placed: list[Placed] = []
-    inside, covered, owner, owning = 0, 0, 0, 0
+    inside = used = covered = 0
+    owner, owning = 0, 0
     for site in sites:
+        allowed = strategy(site)
         if site.offset < covered:
-            choice = Choice(site, Tactic.COVERED, f"done by the fixup of the site at {owner:#x}")
-            placed.append(Placed(choice, owning))
+            reason = f"done by the fixup of the site at {page.address + owner:#x}"
+            placed.append(Placed(Choice(site, Tactic.COVERED, reason), owning))
             continue
-        choice = choose(ground, site, inline and not fixed(site))
-        fixup = place(choice) if choice.tactic is Tactic.INLINE else None
-        if choice.tactic is Tactic.INLINE and fixup is None:
-            rest = choose(None, site, False)
-            choice = Choice(site, rest.tactic, rest.reason, "no room within a jump's reach is left for its fixup")
-        apply(result, address, choice, fixup)
-        if choice.tactic is Tactic.INLINE and fixup is not None:
-            covered, owner, owning = choice.end, address + site.offset, fixup
-            inside |= (1 << choice.end) - (1 << site.offset + 1)
-        placed.append(Placed(choice, fixup))
-    return PatchedPage(bytes(result), tuple(placed), inside)
+        if not allowed:
+            placed.append(Placed(Choice(site, Tactic.LEAVE, "it was not chosen")))
+            continue
+        one = _decide(site, allowed, ground, used, place)
+        apply(code, one)
+        for patch in one.patches:
+            used |= _span(patch.offset, patch.offset + len(patch.code))
+        used |= _span(site.offset, site.offset + site.length)
+        for patch in one.patches[1:]:
+            inside |= _span(patch.offset, patch.offset + len(patch.code))
+        if one.fixup is not None or one.choice.tactic is Tactic.REPLACED:
+            inside |= _span(one.choice.start + 1, one.choice.end) & _natural(page, one.choice)
+            covered, owner, owning = one.choice.end, site.offset, one.fixup or 0
+        placed.append(one)
+    return PatchedPage(bytes(code[:PAGE]), tuple(placed), inside)
 
 
-def survey(
-    address: int,
-    whole: bytes,
-    scan: PageScan,
-    page: PristinePage | None,
-    entry: int = -1,
-    padded: bool = False,
-) -> Ground | None:
-    """The page (with what follows it) around its sites, or None where no site could have a fixup."""
-    if all(site.code not in INLINE_CODES for site in scan.sites):
-        return None
-    return Ground(
-        address=address,
-        code=whole[:PAGE],
-        after=whole[PAGE:],
-        boundaries=scan.boundaries,
-        targets=own_targets(whole, scan) | (page.targets if page is not None else 0),
-        taken=page.taken if page is not None else 0,
-        entry=entry,
-        known=page is not None,
-        padded=padded,
-    )
+def apply(code: bytearray, one: Placed) -> None:
+    """Make a site's changes in its page's bytes."""
+    for patch in one.patches:
+        code[patch.offset : patch.offset + len(patch.code)] = patch.code
 
 
-def own_targets(whole: bytes, scan: PageScan) -> int:
-    """Mask of the page's offsets to which its own direct branches lead."""
-    begins = np.append(offsets_of(scan.boundaries), PAGE + scan.overflow)
-    leads = branch_targets(np.frombuffer(whole, np.uint8), begins[begins <= len(whole)])
-    flags = np.zeros(PAGE, bool)
-    flags[leads[(leads >= 0) & (leads < PAGE)]] = True
-    return mask_of(flags)
+def _decide(site: Found, allowed: str, ground: Ground, used: int, place: Place) -> Placed:
+    """The best tactic that finds a place."""
+    choice = ground.choose(site, allowed, used)
+    if choice.draft is None:
+        return Placed(choice, None, (Patch(choice.start, choice.code),) if choice.code else ())
+    found = place(choice)
+    if found is not None:
+        return Placed(choice, *found)
+    choice = ground.choose(site, "trap", used)
+    choice = replace(choice, refused="no room within a branch's reach is left for its fixup")
+    return Placed(choice, None, (Patch(choice.start, choice.code),) if choice.code else ())
+
+
+def _span(start: int, end: int) -> int:
+    return (1 << end) - (1 << start) if end > start else 0
+
+
+def _natural(page: CodePage, choice: Choice) -> int:
+    """All offsets, or for code that was replaced in place none: it can be entered wherever it could before."""
+    return 0 if choice.tactic is Tactic.REPLACED else -1

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bt.plan import Plan, PlannedSite, plan
+from bt.plan import Plan, PlannedSite
+from bt.planner import plan
 from bt.scan import scan
-from bt.tactics.choose import Tactic
+from bt.tactics.tactics import Tactic
 from bt.verify import run_and_compare
 from bt.verify.show import disassemble
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from bt import assemble as asm
 from bt import guests
 from bt.session import Options, read_initrd
-from bt.tactics import interrupt_flag
-from bt.tactics.template import DELTA, Template
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86 import interrupt_flag
+from bt.tactics.x86.template import DELTA, Template
 from bt.verify import Verification, run_and_compare, verify
 from bt.verify.guest import find
 from bt.verify.report import text

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bt import assemble as asm
 from bt.image import from_bytes, load
 from bt.session import Options
-from bt.tactics import control_registers, interrupt_flag, layout, page
-from bt.tactics.choose import Choice, Tactic
-from bt.tactics.template import DELTA, Template, control_register, joined, scratch
+from bt.tactics import page
+from bt.tactics.tactics import Tactic
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86 import control_registers, interrupt_flag
+from bt.tactics.x86.template import DELTA, Template, control_register, joined, scratch
 from bt.verify import Verification, run_and_compare, verify
 from bt.verify.blame import blame
 from bt.verify.guest import Guest, of
@@ -182,9 +183,12 @@ def leave(codes: set[str]) -> Callable[[Patch], None]:
     from emulator.isa.x86.table import ROW_OF_CODE
 
     def damage(patch: Patch) -> None:
-        def apply(code: bytearray, address: int, choice: Choice, fixup: int | None) -> None:
+        as_it_is = page.apply
+
+        def apply(code: bytearray, one: page.Placed) -> None:
+            choice = one.choice
             if choice.tactic is not Tactic.TRAP or ROW_OF_CODE[choice.site.code].name not in codes:
-                layout.apply(code, address, choice, fixup)
+                as_it_is(code, one)
 
         patch.setattr(page, "apply", apply)
 
@@ -194,11 +198,13 @@ def leave(codes: set[str]) -> Callable[[Patch], None]:
 def one_byte_off(patch: Patch) -> None:
     """Every trap stands on the second byte of its instruction, where there is one."""
 
-    def apply(code: bytearray, address: int, choice: Choice, fixup: int | None) -> None:
-        if choice.tactic is Tactic.TRAP and choice.site.length > 1:
-            code[choice.site.offset + 1] = asm.HLT[0]
+    as_it_is = page.apply
+
+    def apply(code: bytearray, one: page.Placed) -> None:
+        if one.choice.tactic is Tactic.TRAP and one.choice.site.length > 1:
+            code[one.choice.site.offset + 1] = asm.HLT[0]
         else:
-            layout.apply(code, address, choice, fixup)
+            as_it_is(code, one)
 
     patch.setattr(page, "apply", apply)
 

@@ -9,13 +9,13 @@ from iced_x86 import Code, Decoder
 
 from bt import manifest
 from bt.image import Image, from_bytes
-from bt.knowledge.linux_x86 import image_patches, known
 from bt.loadtime import LoadTimeTranslator
 from bt.pagecache import PageCache
 from bt.pagescan import PAGE
-from bt.plan import plan
+from bt.planner import plan
 from bt.rewrite import original, rewrite
 from bt.scan import scan
+from bt.tactics.tactics import Region
 from emulator.errors import UsageError
 from emulator.isa.operation import Operation
 from paravirt.abi import FIXUP_BASE, SHARED_PAGE
@@ -188,7 +188,8 @@ def test_what_is_out_of_a_jumps_reach_traps() -> None:
 
 def test_a_full_region_means_traps_and_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     translator = LoadTimeTranslator("inline")
-    monkeypatch.setattr(translator._arena, "end", translator._arena.start + 40)
+    start = translator._arena.region.start
+    monkeypatch.setattr(translator._arena, "region", Region(start, start + 40))
     result = other(translator, b"\x9c\x58\x0f\x1f\x40\x00\xfa\x0f\x1f\x40\x00\x66\x90")
     assert [fixup.site for fixup in result.fixups] == [MODULE + 6], "the small fixup fits, the large one does not"
     assert result.code[0] == 0xF4
@@ -217,7 +218,7 @@ def test_what_is_no_page_is_refused(code: bytes, address: int, entry: int) -> No
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(UsageError, match="trap, inline"):
+    with pytest.raises(UsageError, match="trap, hypercall, inline, auto"):
         LoadTimeTranslator("none")
 
 
@@ -256,7 +257,7 @@ def loaded_text(debian: Image, delta: int = 0, patched: bool = True) -> tuple[in
     if delta:
         assert debian.relocations is not None
         debian.relocations.apply(segment.paddr, data, delta)
-    for patch in image_patches(known(debian), delta) if patched else ():
+    for patch in LoadTimeTranslator("inline", debian, delta).image_patches if patched else ():
         at = patch.address - delta - segment.vaddr
         if 0 <= at < len(data):
             assert data[at : at + len(patch.old)] == patch.old

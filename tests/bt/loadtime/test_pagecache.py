@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bt import pagecache
 from bt.pagecache import KEY_SIZE, PageCache, default_directory
-from bt.pagescan import PAGE, PageScan, scan_page
+from bt.pagescan import PAGE, PageScan
+from bt.tactics.x86.pagescan import scan_page
 
 
 def key(number: int) -> bytes:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from iced_x86 import Decoder, FlowControl
 
-from bt.pagescan import PAGE, branch_targets, offsets_of, rescan_page, scan_page, with_entry
+from bt.pagescan import PAGE, offsets_of
+from bt.tactics.x86.pagescan import branch_targets, rescan_page, scan_page, with_entry
 
 COMMON = [
     b"\x90", b"\x55", b"\xfa", b"\xfb", b"\x9c", b"\x9d", b"\xc3", b"\xcc", b"\x48\x89\xe5", b"\x0f\x1f\x44\x00\x00",

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from bt.image import Image
-from bt.plan import Plan, plan, read_plan
+from bt.plan import Plan, read_plan
+from bt.planner import plan
 from bt.scan import scan
-from bt.tactics.choose import Tactic
+from bt.tactics.tactics import Tactic
 from emulator.errors import BadImage, UsageError
 from paravirt.abi import FIXUP_BASE
 from tests.bt.rewrite.small_kernel import addresses, image

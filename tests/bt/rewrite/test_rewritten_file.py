@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from bt import manifest
 from bt.image import Image, from_bytes
-from bt.plan import Plan, plan
+from bt.plan import Plan
+from bt.planner import plan
 from bt.rewrite import original, revert, rewrite, verify, write
 from bt.scan import scan
 from emulator.errors import BadImage, RetrapError, UsageError

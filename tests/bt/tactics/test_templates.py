@@ -15,11 +15,12 @@ from dataclasses import replace
 import pytest
 from iced_x86 import Code
 
-from bt.pagescan import PAGE, scan_page
-from bt.tactics import interrupt_flag
-from bt.tactics.choose import INLINE_CODES, Choice, Tactic, choose
-from bt.tactics.layout import assemble_fixup, patch, size_of
-from bt.tactics.window import Ground
+from bt.pagescan import PAGE
+from bt.tactics.tactics import Choice, Tactic
+from bt.tactics.x86 import interrupt_flag
+from bt.tactics.x86.choose import INLINE_CODES, WindowDraft, choose
+from bt.tactics.x86.pagescan import scan_page
+from bt.tactics.x86.window import Ground
 from emulator.isa.operation import Operation
 from paravirt.abi import FIXUP_BASE
 from paravirt.translator import Fixup
@@ -41,11 +42,18 @@ def build(code: bytes) -> tuple[Fixup, bytes, int]:
     page = code.ljust(PAGE, b"\xcc")
     scan = scan_page(page, b"", 0)
     ground = Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0, known=True)
-    choice = choose(ground, scan.sites[0])
-    assert choice.window is not None, choice.refused
-    fixup = assemble_fixup(FIXUP_BASE + 0x40, SITE_PAGE, choice.window)
-    assert len(fixup.code) == size_of(choice.window)
-    return fixup, patch(SITE_PAGE, choice, fixup.address), SITE_PAGE + choice.end
+    choice = choose(ground, scan.sites[0], "inline")
+    fixup, window = placed(choice, FIXUP_BASE + 0x40)
+    return fixup, window, SITE_PAGE + choice.end
+
+
+def placed(choice: Choice, address: int = FIXUP_BASE) -> tuple[Fixup, bytes]:
+    """The fixup of a choice, and the bytes that lead to it."""
+    assert isinstance(choice.draft, WindowDraft), choice.refused
+    fixup, ((offset, window),) = choice.draft.place(address, SITE_PAGE)
+    assert len(fixup.code) == choice.draft.size
+    assert (offset, offset + len(window)) == (choice.start, choice.end)
+    return fixup, window
 
 
 def states(seed: str) -> list[State]:
@@ -365,7 +373,7 @@ def test_reads_of_data_segment_registers_are_left_alone(code: bytes) -> None:
     """mov eax, ds; mov ax, fs; mov [rbx], es; push fs; mov ecx, gs: the real selectors are the guest's own."""
     page = code.ljust(PAGE, b"\xcc")
     scan = scan_page(page, b"", 0)
-    choice = choose(Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0), scan.sites[0])
+    choice = choose(Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0), scan.sites[0], "inline")
     assert (choice.tactic, choice.refused) == (Tactic.NATIVE, "")
 
 
@@ -374,10 +382,7 @@ def test_a_function_that_ends_in_a_return_is_one_fixup(cpu: BareCpu) -> None:
     code = b"\x9d\xb0\x01\xc3\xcc".ljust(PAGE, b"\xcc")
     scan = scan_page(code, b"", 0)
     ground = Ground(SITE_PAGE, code, b"", scan.boundaries, 0, 1 << 3, known=True)
-    choice = choose(ground, scan.sites[0])
-    assert choice.window is not None, choice.refused
-    fixup = assemble_fixup(FIXUP_BASE, SITE_PAGE, choice.window)
-    assert len(fixup.code) == size_of(choice.window)
+    fixup, window = placed(choose(ground, scan.sites[0], "inline"))
     goal = SITE_PAGE + 0x100
     for state in states("return"):
         state.privilege = 0
@@ -387,7 +392,7 @@ def test_a_function_that_ends_in_a_return_is_one_fixup(cpu: BareCpu) -> None:
         expected = copy.deepcopy(state)
         popf_later(expected)
         set_low(0, 1)(expected)
-        place = {SITE_PAGE: patch(SITE_PAGE, choice, fixup.address), goal: b"\xf4", fixup.address: fixup.code}
+        place = {SITE_PAGE: window, goal: b"\xf4", fixup.address: fixup.code}
         result = cpu.run(state, place, SITE_PAGE, goal)
         expected.registers[4] = top + 16
         if look_if_enabled(expected):
@@ -443,7 +448,7 @@ def refusal(code: bytes, targets: int = 0, taken: int = 0, known: bool = True) -
     page = code.ljust(PAGE, b"\xcc")
     scan = scan_page(page, b"", 0)
     ground = Ground(SITE_PAGE, page, b"", scan.boundaries, targets, taken, known=known)
-    return choose(ground, scan.sites[0]).refused
+    return choose(ground, scan.sites[0], "inline").refused
 
 
 @pytest.mark.parametrize(
@@ -478,7 +483,7 @@ def test_branches_tables_and_page_ends_are_refused() -> None:
     page = b"\x90" * (PAGE - 3) + b"\xfa\x90\x90"
     scan = scan_page(page, b"\x90" * 15, 0)
     ground = Ground(SITE_PAGE, page, b"\x90" * 15, scan.boundaries, 0, 0, known=True)
-    assert "crosses the end of its page" in choose(ground, scan.sites[0]).refused
+    assert "crosses the end of its page" in choose(ground, scan.sites[0], "inline").refused
 
 
 @pytest.mark.parametrize(("counter", "taken"), [(5, True), (1, False)])
@@ -487,11 +492,7 @@ def test_a_loop_of_enables_leaves_by_both_ways_of_its_branch(cpu: BareCpu, count
     code = b"\x90\xfa\xfb\xff\xc9\x75\xf9".ljust(PAGE, b"\xcc")
     scan = scan_page(code, b"", 0)
     ground = Ground(SITE_PAGE, code, b"", scan.boundaries, 1, 0, known=True)
-    choice = choose(ground, scan.sites[0])
-    assert choice.window is not None, choice.refused
-    fixup = assemble_fixup(FIXUP_BASE, SITE_PAGE, choice.window)
-    assert len(fixup.code) == size_of(choice.window)
-    window = patch(SITE_PAGE + 1, choice, fixup.address)
+    fixup, window = placed(choose(ground, scan.sites[0], "inline"))
     goal = SITE_PAGE if taken else SITE_PAGE + 7
     for state in states("loop"):
         state.registers[1] = counter
@@ -510,5 +511,5 @@ def test_choice_is_a_plain_value() -> None:
     page = b"\xfa".ljust(PAGE, b"\x90")
     scan = scan_page(page, b"", 0)
     ground = Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0, known=True)
-    assert choose(ground, scan.sites[0]) == choose(ground, scan.sites[0])
-    assert isinstance(choose(ground, scan.sites[0]), Choice)
+    assert choose(ground, scan.sites[0], "inline") == choose(ground, scan.sites[0], "inline")
+    assert isinstance(choose(ground, scan.sites[0], "inline"), Choice)

@@ -25,12 +25,9 @@ from iced_x86 import (
     RegisterExt,
 )
 
-from bt import assemble as asm
-from bt.tactics.template import Template, scratch
-
-
-class Refused(Exception):
-    """A fixup is not sound here; the text is the reason."""
+from bt.tactics.tactics import Refused
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86.template import Template, scratch
 
 
 def displaced(code: bytes, instruction: Instruction, before: list[Template], trials: list[Template]) -> Template:

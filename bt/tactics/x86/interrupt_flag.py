@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from bt import assemble as asm
-from bt.tactics.template import DELTA, PENDING, PRIVILEGE, Call, Template, joined, scratch
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86.template import DELTA, PENDING, PRIVILEGE, Call, Template, joined, scratch
 from emulator.isa.operation import Operation
 from paravirt.abi import INTERRUPTS_DISABLED, INTERRUPTS_ENABLED
 

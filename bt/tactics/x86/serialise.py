@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from bt import assemble as asm
-from bt.tactics.interrupt_flag import corrected
-from bt.tactics.template import Template, joined, scratch
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86.interrupt_flag import corrected
+from bt.tactics.x86.template import Template, joined, scratch
 from paravirt.abi import RING_OF_SELECTORS
 
 CS: Final = 1

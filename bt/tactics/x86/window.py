@@ -12,11 +12,12 @@ from typing import Final
 
 from iced_x86 import Code, Decoder, Instruction, OpKind, Register
 
-from bt import assemble as asm
-from bt.pagescan import LONGEST, PAGE
-from bt.tactics import control_registers, displace, interrupt_flag, serialise
-from bt.tactics.displace import Refused
-from bt.tactics.template import Template
+from bt.pagescan import PAGE
+from bt.tactics.tactics import Refused
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86 import control_registers, displace, interrupt_flag, serialise
+from bt.tactics.x86.pagescan import LONGEST
+from bt.tactics.x86.template import Template
 from emulator.isa.x86.table import ROW_OF_CODE
 
 __all__ = ["Branch", "Ground", "Refused", "Window", "compose"]
@@ -69,8 +70,8 @@ class Window:
     """How it leaves, if not only to `end`."""
 
 
-def compose(ground: Ground, start: int) -> Window:
-    """The window of the site at offset `start`. Raises `Refused`."""
+def compose(ground: Ground, start: int, used: int = 0) -> Window:
+    """The window of the site at offset `start`; `used` is the mask of what other patches hold. Raises `Refused`."""
     pieces: list[tuple[int, Template]] = []
     trials: list[Template] = []
     finish: tuple[int, Template] | None = None
@@ -80,6 +81,8 @@ def compose(ground: Ground, start: int) -> Window:
     while end - start < asm.JUMP_LENGTH:
         instruction = _decode(ground, end)
         _check_place(ground, start, end, instruction)
+        if used >> end & (1 << instruction.len) - 1:
+            raise Refused("another patch holds what follows it")
         if branch is not None:
             if branch.condition is not None or not _is_filling(instruction):
                 raise Refused("a branch follows it before there is room for a jump")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from bt import assemble as asm
-from bt.tactics.template import Template, control_register
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86.template import Template, control_register
 
 COPIED: Final = frozenset({0, 2, 3, 4})
 """Numbers of the control registers that have a copy."""

@@ -1,22 +1,17 @@
-"""From a choice to machine code: the fixup at its address, and the patch that jumps to it.
+"""From a window to machine code: the fixup at its address, and the patch that jumps to it.
 
-Room: `bt/tactics`. `Arena` gives addresses in order of request, so that the layout is deterministic, and refuses when
-the region is full; nothing is ever freed, since a guest may be inside a fixup at any time.
+Room: `bt/tactics/x86`.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from bt import assemble as asm
-from bt.tactics.choose import Choice, Tactic
-from bt.tactics.template import Template
-from bt.tactics.window import Window
-from paravirt.abi import FIXUP_BASE, FIXUP_SIZE
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86.template import Template
+from bt.tactics.x86.window import Window
 from paravirt.translator import Fixup, Hypercall
 
-ALIGNMENT: Final = 16
-"""Of a fixup's address, bytes."""
 INT3: Final = b"\xcc"
 _MASK: Final = (1 << 64) - 1
 
@@ -102,32 +97,6 @@ def assemble_stub(address: int, site: int, template: Template) -> Fixup:
     return Fixup(address, bytes(body.code), site, body.calls)
 
 
-def patch(address: int, choice: Choice, fixup: int) -> bytes:
-    """The bytes of the window at guest-virtual `address` once it jumps to `fixup`; what is left over is INT3."""
-    return asm.jump(address, fixup).ljust(len(choice), INT3)
-
-
-def apply(code: bytearray, page: int, choice: Choice, fixup: int | None) -> None:
-    """Patch a site into a page's bytes."""
-    at = choice.site.offset
-    if choice.tactic is Tactic.TRAP:
-        code[at : at + 1] = asm.HLT
-    elif choice.tactic is Tactic.INLINE and fixup is not None:
-        code[at : choice.end] = patch(page + at, choice, fixup)
-
-
-class Arena:
-    """The fixup region, handed out from its start."""
-
-    def __init__(self, start: int = FIXUP_BASE, end: int = FIXUP_BASE + FIXUP_SIZE) -> None:
-        self.start = start
-        self.end = end
-        self.next = start
-
-    def take(self, size: int) -> int | None:
-        """The address of `size` bytes, or None when the region is full."""
-        address = self.next
-        if address + size > self.end:
-            return None
-        self.next = (address + size + ALIGNMENT - 1) & -ALIGNMENT
-        return address
+def patch(address: int, length: int, fixup: int) -> bytes:
+    """The `length` bytes at guest-virtual `address` once they jump to `fixup`; what is left over is INT3."""
+    return asm.jump(address, fixup).ljust(length, INT3)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from bt.tactics.tactics import OutOfReach
+
 RAX: Final = 0
 RCX: Final = 1
 RSP: Final = 4
@@ -25,10 +27,6 @@ SHORT_BRANCH_LENGTH: Final = 2
 """Bytes of `branch`."""
 
 _MASK: Final = (1 << 64) - 1
-
-
-class OutOfReach(ValueError):
-    """An address is too far away for a 32-bit displacement."""
 
 
 def displacement(address: int) -> bytes:

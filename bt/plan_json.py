@@ -1,0 +1,199 @@
+"""Plans as plain values and as JSON text, both ways; nothing is accepted that makes no sound plan.
+
+Room: `bt`. Fields by their names, bytes in hexadecimal, addresses as numbers; what differs in its place only is
+written together. A reader refuses a format that it does not know by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, TypeVar
+
+from bt.plan import FORMAT, Plan, PlannedCall, PlannedChange, PlannedFixup, PlannedSite
+from bt.scan import Confidence
+from bt.tactics.tactics import Placing, Region, Tactic
+from emulator.errors import BadImage
+from emulator.isa.isas import ISAS
+from emulator.isa.operation import Operation
+from paravirt.abi import ABI_VERSION
+
+E = TypeVar("E", bound=Enum)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Plain values for `json.dumps`."""
+    return {
+        "format": FORMAT,
+        "abi": plan.abi,
+        "mode": plan.mode,
+        "isa": plan.isa,
+        "byte_order": plan.byte_order,
+        "sha256": plan.sha256,
+        "region": list(plan.region),
+        "end": plan.end,
+        "chosen": plan.chosen,
+        "sites": [_plain(site, _SITE) for site in plan.sites],
+        "fixups": [
+            {**_plain(fixup, _FIXUP), "calls": [_plain(call, _CALL) for call in fixup.calls]} for fixup in plan.fixups
+        ],
+        "changes": _grouped(plan.changes),
+    }
+
+
+def from_json(value: object) -> Plan:
+    """The plan of plain values. Raises `BadImage` for values that make none."""
+    try:
+        if not isinstance(value, dict):
+            raise TypeError("no object")
+        if value["format"] != FORMAT or value["abi"] != ABI_VERSION:
+            raise BadImage(
+                f"the plan has format {value['format']} and ABI {value['abi']}; this retrap reads format {FORMAT} "
+                f"and ABI {ABI_VERSION}: revert it with the version that wrote it, and rewrite the image again"
+            )
+        made = Plan(
+            mode=_text(value["mode"]),
+            isa=_member(value["isa"], ISAS),
+            byte_order=_member(value["byte_order"], ("little", "big")),
+            sha256=_text(value["sha256"]),
+            sites=tuple(PlannedSite(**_read(row, _SITE)) for row in value["sites"]),
+            fixups=tuple(_fixup(row) for row in value["fixups"]),
+            changes=tuple(sorted((c for group in value["changes"] for c in _changes(group)), key=lambda c: c.address)),
+            region=Region(*(_number(end) for end in value["region"])),
+            end=_number(value["end"]),
+            chosen=_text(value["chosen"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadImage(f"the plan is damaged ({error!r}); revert and rewrite the image again") from None
+    made.validate()
+    return made
+
+
+def read_plan(text: str) -> Plan:
+    """A plan from JSON text. Raises `BadImage`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadImage(f"the plan is no JSON ({error}); give the file that `retrap rewrite --manifest` wrote") from None
+    return from_json(value)
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is no address")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{value!r} is no list")
+    return tuple(_text(one) for one in value)
+
+
+def _member(value: object, known: Any) -> str:
+    text = _text(value)
+    if text not in known:
+        raise ValueError(f"{text!r} is none of {', '.join(known)}")
+    return text
+
+
+def _bytes(value: object) -> bytes:
+    return bytes.fromhex(_text(value))
+
+
+def _operation(value: object) -> str:
+    return Operation[_text(value)].name
+
+
+def _enum(kind: type[E]) -> Callable[[object], E]:
+    return lambda value: kind(_text(value))
+
+
+_SITE: dict[str, Callable[[object], Any]] = {
+    "address": _number,
+    "instruction": _text,
+    "behaviour": _text,
+    "operation": _operation,
+    "symbol": _text,
+    "section": _text,
+    "file_offset": _number,
+    "start": _number,
+    "old": _bytes,
+    "new": _bytes,
+    "tactic": _enum(Tactic),
+    "placing": _enum(Placing),
+    "reason": _text,
+    "refused": _text,
+    "fixup": _number,
+    "confidence": _enum(Confidence),
+    "confidence_reason": _text,
+    "state": _text,
+    "home": _number,
+}
+_FIXUP: dict[str, Callable[[object], Any]] = {
+    "address": _number,
+    "site": _number,
+    "code": _bytes,
+    "clobbers": _texts,
+    "window": _bytes,
+}
+_CALL: dict[str, Callable[[object], Any]] = {
+    "address": _number,
+    "site": _number,
+    "operation": _operation,
+    "resume": _number,
+    "instruction": _bytes,
+}
+
+
+def _plain(item: object, form: dict[str, Callable[[object], Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name in form:
+        value = getattr(item, name)
+        if isinstance(value, bytes):
+            value = value.hex()
+        elif isinstance(value, Enum):
+            value = value.value
+        elif isinstance(value, tuple):
+            value = list(value)
+        row[name] = value
+    return row
+
+
+def _read(row: dict[str, Any], form: dict[str, Callable[[object], Any]]) -> dict[str, Any]:
+    return {name: read(row[name]) for name, read in form.items()}
+
+
+def _fixup(row: dict[str, Any]) -> PlannedFixup:
+    calls = tuple(PlannedCall(**_read(call, _CALL)) for call in row["calls"])
+    return PlannedFixup(**_read(row, _FIXUP), calls=calls)
+
+
+def _grouped(changes: tuple[PlannedChange, ...]) -> list[dict[str, Any]]:
+    """Changes that differ in their place only, together: there are thousands."""
+    groups: dict[tuple[str, bytes, bytes], list[PlannedChange]] = {}
+    for change in changes:
+        groups.setdefault((change.reason, change.old, change.new), []).append(change)
+    return [
+        {
+            "reason": reason,
+            "old": old.hex(),
+            "new": new.hex(),
+            "addresses": [change.address for change in group],
+            "file_offsets": [change.file_offset for change in group],
+        }
+        for (reason, old, new), group in groups.items()
+    ]
+
+
+def _changes(group: dict[str, Any]) -> list[PlannedChange]:
+    old, new, reason = _bytes(group["old"]), _bytes(group["new"]), _text(group["reason"])
+    places = zip(group["addresses"], group["file_offsets"], strict=True)
+    return [PlannedChange(_number(address), _number(offset), old, new, reason) for address, offset in places]

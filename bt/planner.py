@@ -1,0 +1,211 @@
+"""`plan`: decides for every site of an image which tactic it gets, and where its fixup lies.
+
+Room: `bt`, the third stage of the house. Decisions are the instruction set's (`bt.tactics`), page by page in ascending
+order; here they are put together into a `Plan`. The same image, sites and strategy give the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from bt.pagescan import PAGE, Found
+from bt.plan import Plan, PlannedCall, PlannedChange, PlannedFixup, PlannedSite, elf_digest
+from bt.pristine import Pristine
+from bt.tactics.page import Placed, patch_page
+from bt.tactics.registry import tactics_of
+from bt.tactics.tactics import STRATEGIES, Arena, Choice, CodePage, ImagePatch, Ladder, OutOfReach, Patch, Tactic
+from emulator.errors import UsageError
+from paravirt.translator import Fixup
+
+if TYPE_CHECKING:
+    from bt.image import Image
+    from bt.pagecache import PageCache
+    from bt.scan import Site
+
+Chosen = Callable[["Site"], bool]
+
+
+def plan(
+    image: Image,
+    sites: Sequence[Site],
+    mode: str,
+    cache: PageCache | None = None,
+    chosen: Chosen | None = None,
+    chosen_text: str = "",
+) -> Plan:
+    """Plan an image by the strategy `mode`; `chosen` says which sites are asked for (all where it is None).
+
+    Raises `UsageError` for an unknown strategy.
+    """
+    if mode not in STRATEGIES:
+        raise UsageError(f"there is no strategy {mode!r}; take one of {', '.join(STRATEGIES)}")
+    return _Planner(image, mode, cache, chosen).plan(sites, chosen_text)
+
+
+class _Planner:
+    """A plan while it is made."""
+
+    def __init__(self, image: Image, mode: str, cache: PageCache | None, chosen: Chosen | None) -> None:
+        self._image = image
+        self._mode = mode
+        self._chosen = chosen
+        self._ladder: Ladder = tactics_of(image.isa.name, image.byte_order).ladder(mode, image, 0, cache)
+        self._arena = Arena(self._ladder.region, self._ladder.alignment)
+        self._fixups = [_planned_fixup(fixup, (), b"") for fixup in self._ladder.prepare(self._arena.take)]
+        self._patches: Sequence[ImagePatch] = self._ladder.patches if chosen is None else ()
+        self._pristine = Pristine(image, 0, self._patches, cache)
+        self._changes: list[PlannedChange] = []
+        self._sites: list[PlannedSite] = []
+
+    def plan(self, sites: Sequence[Site], chosen_text: str) -> Plan:
+        """Decide all sites, ascending."""
+        never_run = self._ladder.never_run(self._image)
+        pages: dict[int, list[Site]] = {}
+        left: list[Site] = []
+        for site in sorted(sites, key=lambda site: site.address):
+            if any(start <= site.address < end for start, end in never_run):
+                left.append(site)
+            else:
+                pages.setdefault(site.address & -PAGE, []).append(site)
+        for address, here in pages.items():
+            self._plan_page(address, here)
+        self._plan_homes(left)
+        return Plan(
+            mode=self._mode,
+            isa=self._image.isa.name,
+            byte_order=self._image.byte_order,
+            sha256=elf_digest(self._image),
+            sites=tuple(sorted(self._sites, key=lambda site: site.address)),
+            fixups=tuple(self._fixups),
+            changes=_in_order([*self._changes, *self._kernel_changes()]),
+            region=self._ladder.region,
+            end=self._arena.next,
+            chosen=chosen_text,
+        )
+
+    def _plan_page(self, address: int, sites: list[Site]) -> None:
+        scan = self._pristine.scan(address)
+        assert scan is not None
+        whole = self._pristine.contents(address)
+        padded = whole.ljust(PAGE, b"\0")
+        page = CodePage(address, address, padded[:PAGE], padded[PAGE:], scan, self._pristine.page(address))
+        allowed = {
+            site.address - address: "" if self._chosen and not self._chosen(site) else self._mode for site in sites
+        }
+        found = [Found(site.address - address, site.length, site.code) for site in sites]
+        patched = patch_page(
+            page,
+            found,
+            self._ladder.survey(page),
+            lambda one: allowed[one.offset],
+            lambda choice: self._place(page, choice),
+        )
+        for site, placed in zip(sites, patched.placed, strict=True):
+            self._sites.append(_planned(site, placed, address, padded))
+            self._changes += _steps(site, placed, address, padded)
+
+    def _place(self, page: CodePage, choice: Choice) -> tuple[int, tuple[Patch, ...]] | None:
+        draft = choice.draft
+        assert draft is not None
+        at = self._arena.next
+        try:
+            fixup, patches = draft.place(at, page.address)
+        except OutOfReach:
+            return None
+        if self._arena.take(draft.size) is None:
+            return None
+        window = (page.code + page.after)[choice.start : choice.end]
+        self._fixups.append(_planned_fixup(fixup, draft.clobbers, window))
+        return at, patches
+
+    def _plan_homes(self, left: list[Site]) -> None:
+        """Sites in code that the kernel copies elsewhere: what they get where they run."""
+        for site in left:
+            self._sites.append(_left(site))
+
+    def _kernel_changes(self) -> Iterable[PlannedChange]:
+        for patch in self._patches:
+            segment = self._image.segment_at(patch.address)
+            if segment is not None:
+                offset = segment.file_offset + patch.address - segment.vaddr
+                yield PlannedChange(patch.address, offset, patch.old, patch.new, patch.reason)
+
+
+def _planned_fixup(fixup: Fixup, clobbers: tuple[str, ...], window: bytes) -> PlannedFixup:
+    calls = tuple(
+        PlannedCall(address, call.site, call.operation.name, call.resume, call.instruction)
+        for address, call in sorted(fixup.hypercalls.items())
+    )
+    return PlannedFixup(fixup.address, fixup.site, fixup.code, clobbers, calls, window)
+
+
+def _planned(site: Site, placed: Placed, page: int, whole: bytes) -> PlannedSite:
+    choice = placed.choice
+    old = whole[choice.start : choice.end]
+    new = old
+    if placed.patches:
+        code = placed.patches[0].code
+        new = code + old[len(code) :]
+    return PlannedSite(
+        address=site.address,
+        instruction=site.row.name,
+        behaviour=site.row.at_user_level.value,
+        operation=site.row.operation.name,
+        symbol=site.symbol,
+        section=site.section,
+        file_offset=site.file_offset,
+        start=page + choice.start,
+        old=old,
+        new=new,
+        tactic=choice.tactic,
+        placing=choice.placing,
+        reason=choice.reason,
+        refused=choice.refused,
+        fixup=placed.fixup or 0,
+        confidence=site.confidence,
+        confidence_reason=site.reason,
+        state=site.state,
+    )
+
+
+def _steps(site: Site, placed: Placed, page: int, whole: bytes) -> list[PlannedChange]:
+    """What changes on the way to a fixup, besides the site itself."""
+    return [
+        PlannedChange(
+            page + offset,
+            site.file_offset + page + offset - site.address,
+            whole[offset : offset + len(code)],
+            code,
+            f"on the way from {site.address:#x} to its fixup",
+        )
+        for offset, code in placed.patches[1:]
+    ]
+
+
+def _left(site: Site) -> PlannedSite:
+    """A site in code that the kernel copies elsewhere."""
+    return PlannedSite(
+        address=site.address,
+        instruction=site.row.name,
+        behaviour=site.row.at_user_level.value,
+        operation=site.row.operation.name,
+        symbol=site.symbol,
+        section=site.section,
+        file_offset=site.file_offset,
+        start=site.address,
+        old=site.bytes,
+        new=site.bytes,
+        tactic=Tactic.LEAVE,
+        placing=Choice(Found(0, 0, 0), Tactic.LEAVE, "").placing,
+        reason="the kernel copies it over other code, and it is patched there when that runs",
+        refused="",
+        fixup=0,
+        confidence=site.confidence,
+        confidence_reason=site.reason,
+        state=site.state,
+    )
+
+
+def _in_order(changes: Iterable[PlannedChange]) -> tuple[PlannedChange, ...]:
+    return tuple(sorted(changes, key=lambda change: change.address))

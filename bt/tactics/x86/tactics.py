@@ -1,0 +1,164 @@
+"""`X86Tactics`: x86's part of scanning and rewriting, in 64-bit mode (and, for scanning, in 32-bit mode).
+
+Room: `bt/tactics/x86`; fulfils `bt.tactics.tactics.Tactics`. It joins the rooms beside it and decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bt.pagescan import Found, PageScan
+from bt.tactics.tactics import Choice, CodePage, Home, ImagePatch, Region
+from bt.tactics.x86 import pagescan
+from bt.tactics.x86.choose import INLINE_CODES, choose
+from bt.tactics.x86.pagescan import LONGEST
+from bt.tactics.x86.window import Ground
+from emulator.isa.sensitive import SensitiveInstruction
+from emulator.isa.x86.table import ROW_OF_CODE
+from paravirt.abi import FIXUP_BASE, FIXUP_SIZE
+
+if TYPE_CHECKING:
+    from bt.image import Image
+    from bt.pagecache import PageCache
+    from bt.tactics.tactics import Ladder
+    from bt.textmap import Stretch
+    from emulator.isa.isas import Isa
+    from paravirt.translator import Fixup
+
+ALIGNMENT: Final = 16
+"""Of a fixup's address, bytes."""
+
+
+class X86Tactics:
+    """See `bt.tactics.tactics.Tactics`."""
+
+    def __init__(self, isa: Isa, byte_order: str) -> None:
+        self.isa = isa
+        self.byte_order = byte_order
+        self.longest = LONGEST
+
+    @cached_property
+    def _version(self) -> str:
+        import iced_x86
+
+        # The distribution's version stands in a name beside the package; asking importlib.metadata costs 30 ms.
+        installed = sorted(path.name for path in Path(iced_x86.__file__).parent.parent.glob("iced_x86-*.dist-info"))
+        rows = " ".join(f"{code}:{row.name}" for code, row in sorted(ROW_OF_CODE.items()))
+        return hashlib.sha256(f"{' '.join(installed)} {rows}".encode()).hexdigest()[:16]
+
+    def version(self) -> str:
+        """Changes with the table and with the decoder's numbering of encodings."""
+        return self._version
+
+    def row_of(self, code: int) -> SensitiveInstruction:
+        """The row of an iced-x86 `Code`."""
+        return ROW_OF_CODE[code]
+
+    def sweep(self, image: Image) -> tuple[Stretch, ...]:
+        """One linear sweep."""
+        from bt.tactics.x86 import sweep
+
+        return sweep.sweep(image, self.isa.bits)
+
+    def scan_page(self, code: bytes, after: bytes, start: int, pristine: int = 0) -> PageScan:
+        """Linear decoding."""
+        return pagescan.scan_page(code, after, start, pristine, self.isa.bits)
+
+    def rescan_page(self, old: bytes, scan: PageScan, new: bytes, pristine: int = 0) -> PageScan:
+        """Linear decoding of what changed."""
+        return pagescan.rescan_page(old, scan, new, pristine, self.isa.bits)
+
+    def with_entry(self, scan: PageScan, code: bytes, after: bytes, entry: int) -> PageScan:
+        """Decoding from the entry until both streams meet."""
+        return pagescan.with_entry(scan, code, after, entry, self.isa.bits)
+
+    def starts(self, before: bytes, whole: bytes) -> Sequence[int]:
+        """What decoding the bytes before the page says most often."""
+        return pagescan.likely_starts(before, whole, self.isa.bits)
+
+    def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> Ladder:
+        """With what is known of a Linux, where fixups are allowed."""
+        return X86Ladder(strategy, image, delta, cache)
+
+    def disassemble(self, code: bytes, address: int) -> list[tuple[int, int, str]]:
+        """Intel syntax, as iced-x86 prints it."""
+        from iced_x86 import Decoder, Formatter, FormatterSyntax
+
+        formatter = Formatter(FormatterSyntax.INTEL)
+        mask = (1 << self.isa.bits) - 1
+        return [
+            ((one.ip - address) & mask, one.len, formatter.format(one))
+            for one in Decoder(self.isa.bits, code, ip=address)
+        ]
+
+
+class X86Ladder:
+    """Tactics for one 64-bit guest."""
+
+    def __init__(self, strategy: str, image: Image | None, delta: int, cache: PageCache | None) -> None:
+        from bt.knowledge import linux_x86
+
+        self.region = Region(FIXUP_BASE, FIXUP_BASE + FIXUP_SIZE)
+        self.alignment = ALIGNMENT
+        self.patches: Sequence[ImagePatch] = ()
+        self._delta = delta
+        self._padded = False
+        self._known = linux_x86.Known((), ())
+        if image is not None and strategy in ("inline", "auto"):
+            self._known = linux_x86.known(image, cache)
+
+    def prepare(self, take: Callable[[int], int | None]) -> tuple[Fixup, ...]:
+        """The functions that pv_ops leads to, and with them the patches of the image."""
+        from bt.knowledge import linux_x86
+
+        fixups = linux_x86.stubs(self._known, self._delta, take)
+        self._padded = bool(fixups)
+        self.patches = linux_x86.image_patches(self._known, fixups, self._delta)
+        return fixups
+
+    def survey(self, page: CodePage) -> PageGround:
+        """The page; what it needs is found when it is asked for."""
+        return PageGround(page, self._padded)
+
+    def never_run(self, image: Image) -> Sequence[Region]:
+        """Linux's section of alternatives' replacements."""
+        section = image.section(".altinstr_replacement")
+        return (Region(section.vaddr, section.vaddr + section.size),) if section is not None else ()
+
+    def homes(self) -> Sequence[Home]:
+        """None."""
+        return ()
+
+
+class PageGround:
+    """One page; see `bt.tactics.tactics.Ground`."""
+
+    def __init__(self, page: CodePage, padded: bool) -> None:
+        self._page = page
+        self._padded = padded
+
+    @cached_property
+    def _ground(self) -> Ground | None:
+        page = self._page
+        if all(site.code not in INLINE_CODES for site in page.scan.sites):
+            return None
+        known = page.pristine
+        return Ground(
+            address=page.address,
+            code=page.code,
+            after=page.after,
+            boundaries=page.scan.boundaries,
+            targets=pagescan.own_targets(page.code + page.after, page.scan) | (known.targets if known else 0),
+            taken=known.taken if known is not None else 0,
+            entry=page.entry,
+            known=known is not None,
+            padded=self._padded,
+        )
+
+    def choose(self, site: Found, strategy: str, used: int = 0) -> Choice:
+        """Climb."""
+        return choose(self._ground if strategy != "trap" else None, site, strategy, used)
