@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt.image import Image, to_boot
+from emulator.engine.engines import NAMES, open_engine
 from emulator.errors import BadImage, UsageError
 from emulator.machine import Limits, Machine, Outcome
-from emulator.native import NativeCpu
-from paravirt.hypervisor import Hypervisor
+from emulator.native import NativeCpu, native_for
+from emulator.platforms import platform_of
+from paravirt.modes import hypervisor_for
 from paravirt.translator import Translator, Untouched
 
 if TYPE_CHECKING:
     from bt.loadtime import LoadTimeTranslator
     from bt.plan import Plan
+    from emulator.engine.protocol import Capabilities
+    from paravirt.hypervisor import Hypervisor
 
 MANIFEST = ".retrap.manifest"
 """The section by which a rewritten file is known (`bt.manifest`)."""
@@ -39,6 +43,8 @@ class Options:
     """How to run a guest."""
 
     mode: str = "inline"
+    engine: str = "unicorn"
+    """The CPU: "unicorn", "kvm", or "auto" for the fastest that can run the guest here."""
     memory: int = MEMORY
     """Bytes of guest memory."""
     initrd: bytes = b""
@@ -55,10 +61,18 @@ class Options:
     plan: Plan | None = None
     """A plan of the same mode to follow; a rewritten file brings its own."""
 
+    def lacks(self, capabilities: Capabilities) -> str:
+        """What an engine with such capabilities cannot do of this, in one clause; nothing where it can do all."""
+        if self.mode == "native" and not capabilities.full_privilege:
+            return "it cannot run a kernel at full privilege"
+        return ""
+
     def check(self) -> None:
         """Raise `UsageError` for options that make no sense."""
         if self.mode not in MODES:
             raise UsageError(f"there is no way to run a guest called {self.mode!r}; take one of {', '.join(MODES)}")
+        if self.engine not in NAMES:
+            raise UsageError(f"there is no engine called {self.engine!r}; take one of {', '.join(NAMES)}")
         if self.memory % 4096 or not 4 << 20 <= self.memory <= MOST_MEMORY:
             raise UsageError(
                 f"{self.memory} bytes of guest memory: give whole pages, from 4 MiB to {MOST_MEMORY >> 20} MiB"
@@ -78,6 +92,12 @@ def read_initrd(path: Path) -> bytes:
     return data
 
 
+def _isa(image: Image) -> str:
+    """Name of an image's instruction set."""
+    isa = image.isa
+    return isa if isinstance(isa, str) else isa.name
+
+
 class Session:
     """One run of one guest. `console` gets what the guest prints."""
 
@@ -94,7 +114,14 @@ class Session:
         self.image = image
         self.options = options
         self.translator: LoadTimeTranslator | None = None
-        self.machine = Machine(options.memory, console, limits=options.limits)
+        platform = platform_of(_isa(image))
+        self.machine = Machine(
+            options.memory,
+            console,
+            platform=platform,
+            engine=lambda: open_engine(platform.isa, options.engine, options.lacks),
+            limits=options.limits,
+        )
         try:
             self._build()
         except BaseException:
@@ -113,9 +140,9 @@ class Session:
         state = self.machine.place(boot)
         self.driver: NativeCpu | Hypervisor
         if options.mode == "native":
-            self.driver = NativeCpu(self.machine)
+            self.driver = native_for(self.machine)
         else:
-            self.driver = Hypervisor(self.machine, self._make_translator(), timed=options.timed)
+            self.driver = hypervisor_for(self.machine, self._make_translator(), timed=options.timed)
             self._prepare_memory(self.driver)
         self.driver.enter(state)
 
@@ -133,7 +160,7 @@ class Session:
     def _prepare_memory(self, hypervisor: Hypervisor) -> None:
         """Mark what may be code, and apply what is known of this kernel."""
         for text in self.image.text_ranges:
-            first = self.physical(text.start + self.options.delta)
+            first = self.physical(text.start + self.options.delta) - self.machine.memory.base
             hypervisor.shadow.mark_code(first >> 12, first + (text.end - text.start) - 1 >> 12)
         if self.translator is None:
             return

@@ -5,9 +5,16 @@ handle an exit. A driver knows its machine and no guest.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+from emulator.board.board import Board
 from emulator.engine.exit import Exit, describe
+from emulator.engine.protocol import Engine
 from emulator.machine import EndKind, Machine, Outcome
+
+Observe = Callable[[str, int, int, int, int], None]
+"""Told of an event that the guest can see: what it is, vector or number, error, address of the instruction, and the
+address that a memory fault is about (0 for others)."""
 
 
 class Driver:
@@ -15,14 +22,29 @@ class Driver:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.engine = machine.engine
-        self.board = machine.board
+        self.engine: Engine = machine.engine
+        self.board: Board = machine.board
         self.outcome: Outcome | None = None
-        self.observe: Callable[[str, int, int, int], None] | None = None
-        """Called with (event, vector or number, error, RIP) for every event that the guest can see."""
+        self.observe: Observe | None = None
+        """Called with every event that the guest can see."""
         self.trace: Callable[[str], None] | None = None
         """Called with a line for every exit, before it is handled."""
         self._unlooked = 0
+        machine.after_device_write = self._device_written
+
+    @property
+    def pc(self) -> int:
+        """Guest-virtual address of the instruction that the guest is at."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """Everything the guest can see of its processor, as a plain value."""
+        raise NotImplementedError
+
+    def enter(self, state: Any) -> None:
+        """Set the guest's processor up as the boot protocol says: what `Machine.place` gave."""
+        raise NotImplementedError
 
     def _handle(self, exit_: Exit) -> None:
         raise NotImplementedError
@@ -57,8 +79,20 @@ class Driver:
         if outcome is not None:
             self.end(outcome)
 
+    def _device_written(self) -> None:
+        """A device took a value: the run may be over, and the clock's next event another."""
+        if self.board.shutdown is not None:
+            self._end_if_over()
+        self.machine.arm()
+
+    def _budget(self, _exit: Exit) -> None:
+        """The engine came back at a deadline: run what is due."""
+        self.machine.tick()
+        self._end_if_over()
+        self.machine.arm()
+
     def _wait_for_interrupt(self) -> None:
-        """HLT with interrupts enabled: time passes to the next one; the run ends when none can come."""
+        """The CPU waits with interrupts enabled: time passes to the next one; the run ends when none can come."""
         while not self.board.intr:
             outcome = self.machine.over()
             if outcome is None and not self.machine.idle():
@@ -68,10 +102,10 @@ class Driver:
                 return
         self.machine.arm()
 
-    def _event(self, name: str, number: int, error: int, rip: int) -> None:
+    def _event(self, name: str, number: int, error: int, pc: int, address: int = 0) -> None:
         if self.observe is not None:
-            self.observe(name, number, error, rip)
+            self.observe(name, number, error, pc, address)
 
-    def _trace_exit(self, exit_: Exit, level: int, rip: int) -> None:
+    def _trace_exit(self, exit_: Exit, level: int, pc: int) -> None:
         if self.trace is not None:
-            self.trace(f"{self.engine.progress} cpl {level} rip {rip:#x} {describe(exit_)}")
+            self.trace(f"{self.engine.progress} cpl {level} rip {pc:#x} {describe(exit_)}")

@@ -8,23 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from emulator.board.board import Board, ShutdownKind
 from emulator.board.boot import BootImage
-from emulator.board.linux_boot import EntryState, place
-from emulator.board.pc import Pc, ShutdownKind
 from emulator.clock import Clock
-from emulator.engine.engines import X86_ENGINES
-from emulator.engine.x86 import X86Engine
-from emulator.isa.x86.walk import PHYSICAL_BITS
+from emulator.engine.engines import open_engine
+from emulator.engine.protocol import Engine
 from emulator.memory import GuestMemory
-
-BLOCKS_PER_SECOND = 100_000_000
-"""Basic blocks that are one second of virtual time: about a 500 MHz processor."""
-
-SEED = bytes(range(32))
-"""What the boot protocol hands to the guest's random number generator: the same in every run."""
-
-_DEVICE_SPACE_END = 1 << PHYSICAL_BITS
+from emulator.platforms import PLATFORMS, Platform
 
 
 class EndKind(Enum):
@@ -67,11 +59,18 @@ class Limits:
     """Wall-clock time of this process."""
 
 
+_ENDS = {
+    ShutdownKind.POWER_OFF: EndKind.POWER_OFF,
+    ShutdownKind.RESET: EndKind.RESET,
+    ShutdownKind.DEBUG_EXIT: EndKind.DEBUG_EXIT,
+}
+
+
 class Machine:
     """One machine of `memory_size` bytes (a multiple of 4 KiB)."""
 
-    SLICE = 2_000_000
-    """Most blocks between two looks at the limits and at the console's input."""
+    SLICES = 50
+    """Looks at the limits and at the console's input in a second of virtual time, at least."""
     EXITS = 10_000
     """Most exits between two looks at the limits."""
 
@@ -80,38 +79,53 @@ class Machine:
         memory_size: int,
         console: Callable[[bytes], None],
         *,
-        blocks_per_second: int = BLOCKS_PER_SECOND,
+        platform: Platform = PLATFORMS["x86-64"],
+        engine: Callable[[], Engine] | None = None,
         limits: Limits | None = None,
-        engine: Callable[[], X86Engine] = X86_ENGINES["unicorn"],
+        units_per_second: int | None = None,
     ) -> None:
-        self.memory = GuestMemory(memory_size)
-        self.engine = engine()
-        self.engine.map_memory(0, self.memory.view)
-        self.clock = Clock(lambda: self.engine.progress, blocks_per_second)
-        self.board = Pc(self.memory, self.clock, console=console)
+        """`engine` opens the CPU (its instruction set's default without); `units_per_second` of its progress are a
+        second of virtual time (as its capabilities say without)."""
+        self.platform = platform
+        self.engine: Any = open_engine(platform.isa) if engine is None else engine()
+        """The CPU: an engine of the platform's instruction set, which its drivers know by its own protocol."""
+        self.memory = GuestMemory(memory_size, platform.memory_base)
+        self.engine.map_memory(platform.memory_base, self.memory.view)
+        units = units_per_second or self.engine.capabilities.progress_per_second
+        self.clock = Clock(lambda: int(self.engine.progress), units)
+        self._slice = max(1, units // self.SLICES)
+        self.board: Any = platform.make_board(self.memory, self.clock, console)
+        """The board, which its platform's drivers know by its own type."""
+        self.after_device_write: Callable[[], None] = lambda: None
+        """Called when a device has taken a value by the memory bus: its next event may be another now."""
         self.limits = limits or Limits()
         self.poll_input: Callable[[float], bytes | None] | None = None
         """Gives console input, waiting at most so many seconds; None at its end."""
         self.stop_when: Callable[[], bool] | None = None
         """Asked at every slice: whether to end the run."""
         self._host_deadline: float | None = None
-        self._map_device_space(memory_size)
+        self._map_device_space(self.board)
 
-    def _map_device_space(self, memory_size: int) -> None:
-        """Everything that is not memory, as far as the processor's addresses go, is the memory bus."""
-        mmio, size = self.board.mmio, _DEVICE_SPACE_END - memory_size
+    def _map_device_space(self, board: Board) -> None:
+        """Route what the board says to its memory bus."""
+        for start, size in board.device_space:
+            self._map_devices(board, start, size)
+
+    def _map_devices(self, board: Board, start: int, size: int) -> None:
+        mmio = board.mmio
 
         def read(offset: int, width: int) -> int:
-            return mmio.read(memory_size + offset, width)
+            return mmio.read(start + offset, width)
 
         def write(offset: int, width: int, value: int) -> None:
-            mmio.write(memory_size + offset, width, value)
+            mmio.write(start + offset, width, value)
+            self.after_device_write()
 
-        self.engine.map_mmio(memory_size, size, read, write)
+        self.engine.map_mmio(start, size, read, write)
 
-    def place(self, image: BootImage) -> EntryState:
-        """Put a kernel into memory; says how to enter it. Raises `BootError`."""
-        return place(self.memory, image, mp_table=True, seed=SEED)
+    def place(self, image: BootImage) -> Any:
+        """Put a kernel into memory; says how to enter it, in the platform's own terms. Raises `BootError`."""
+        return self.platform.place(self.board, self.memory, image)
 
     def begin(self) -> None:
         """A run begins: its host time counts from now."""
@@ -121,7 +135,7 @@ class Machine:
     def arm(self) -> None:
         """Have the engine come back at the clock's next event, the guest's time limit, or the end of a slice."""
         engine, clock = self.engine, self.clock
-        slice_end = engine.progress + self.SLICE
+        slice_end = engine.progress + self._slice
         event = clock.next_event()
         if event is not None:
             slice_end = min(slice_end, clock.progress_at(event))
@@ -133,12 +147,7 @@ class Machine:
         """Whether the run ends here: the guest shut down, or a limit is reached."""
         shutdown = self.board.shutdown
         if shutdown is not None:
-            kind = {
-                ShutdownKind.POWER_OFF: EndKind.POWER_OFF,
-                ShutdownKind.RESET: EndKind.RESET,
-                ShutdownKind.DEBUG_EXIT: EndKind.DEBUG_EXIT,
-            }[shutdown.kind]
-            return Outcome(kind, shutdown.status)
+            return Outcome(_ENDS[shutdown.kind], shutdown.status)
         limits = self.limits
         if limits.guest_seconds is not None and self.clock.now() >= limits.guest_seconds * 1e9:
             return Outcome(EndKind.GUEST_TIMEOUT, detail=f"{limits.guest_seconds:g} s of guest time")
@@ -161,7 +170,7 @@ class Machine:
     def idle(self) -> bool:
         """The CPU waits for an interrupt: let time pass to the next interrupt. False when none can come."""
         if self.poll_input is None:
-            return self.board.idle()
+            return bool(self.board.idle())
         wake = self.board.next_wake()
         wait = 0.05 if wake is None else min(0.05, max(0.0, (wake - self.clock.now()) / 1e9))
         data = self.poll_input(wait)

@@ -1,4 +1,4 @@
-"""Guest-physical memory: one contiguous run of bytes from address 0.
+"""Guest-physical memory: one contiguous run of bytes.
 
 Room: `emulator`. Memory knows nothing of CPUs, page tables or devices; an address outside it is
 an `UnbackedAddress`, which the caller turns into whatever the guest would see. The bytes live in
@@ -36,63 +36,66 @@ class UnbackedAddress(LookupError):
 
 
 class GuestMemory:
-    """Guest-physical memory from address 0 to `size`, all of it zero at first."""
+    """Guest-physical memory from address `base` on, all of it zero at first."""
 
-    def __init__(self, size: int) -> None:
-        """`size` in bytes, a positive multiple of 4096. Raises ValueError otherwise."""
+    def __init__(self, size: int, base: int = 0) -> None:
+        """`size` in bytes, a positive multiple of 4096; `base` a multiple of 4096. Raises ValueError otherwise."""
         if size <= 0 or size % PAGE_SIZE:
             raise ValueError(f"guest memory of {size} bytes: give a positive multiple of {PAGE_SIZE}")
+        if base < 0 or base % PAGE_SIZE:
+            raise ValueError(f"guest memory from {base:#x} on: give a multiple of {PAGE_SIZE}")
         self.size = size
-        """Bytes of memory; the first address behind it."""
+        """Bytes of memory."""
+        self.base = base
+        """Guest-physical address of the first byte."""
+        self.end = base + size
+        """The first guest-physical address behind it."""
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_HUGEPAGE)  # fewer faults and fewer TLB misses of the host
         self.view = memoryview(self._map)
-        """All of memory as bytes, writable, page-aligned on the host."""
+        """All of memory as bytes, writable, page-aligned on the host; index 0 is the byte at `base`."""
         self.words = self.view.cast("Q")
-        """All of memory as 64-bit words in host order (index = address / 8)."""
+        """All of memory as 64-bit words in host order (index = (address - base) / 8)."""
+
+    def _span(self, physical: int, size: int) -> tuple[int, int]:
+        """First index and the one behind the last of `size` bytes at `physical`. Raises UnbackedAddress."""
+        start = physical - self.base
+        if start < 0 or size < 0 or start + size > self.size:
+            raise UnbackedAddress(physical, size, self.end)
+        return start, start + size
 
     def read(self, physical: int, size: int) -> int:
         """The little-endian number of `size` bytes at `physical`. Raises UnbackedAddress."""
-        end = physical + size
-        if physical < 0 or size < 0 or end > self.size:
-            raise UnbackedAddress(physical, size, self.size)
-        return int.from_bytes(self.view[physical:end], "little")
+        start, end = self._span(physical, size)
+        return int.from_bytes(self.view[start:end], "little")
 
     def write(self, physical: int, size: int, value: int) -> None:
         """Store the low `size` bytes of `value` at `physical`, little-endian. Raises UnbackedAddress."""
-        end = physical + size
-        if physical < 0 or size < 0 or end > self.size:
-            raise UnbackedAddress(physical, size, self.size)
-        self.view[physical:end] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        start, end = self._span(physical, size)
+        self.view[start:end] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
 
     def read_bytes(self, physical: int, size: int) -> bytes:
         """A copy of `size` bytes at `physical`. Raises UnbackedAddress."""
-        end = physical + size
-        if physical < 0 or size < 0 or end > self.size:
-            raise UnbackedAddress(physical, size, self.size)
-        return bytes(self.view[physical:end])
+        start, end = self._span(physical, size)
+        return bytes(self.view[start:end])
 
     def write_bytes(self, physical: int, data: bytes | bytearray | memoryview) -> None:
         """Store `data` at `physical`; nothing is stored when part of it does not fit. Raises UnbackedAddress."""
         if isinstance(data, memoryview):
             data = data.cast("B")
         size = len(data)
-        end = physical + size
-        if physical < 0 or end > self.size:
-            raise UnbackedAddress(physical, size, self.size)
-        self.view[physical:end] = data
+        start, end = self._span(physical, size)
+        self.view[start:end] = data
 
     def clear(self, physical: int, size: int) -> None:
         """Store `size` zero bytes at `physical`, giving whole pages back to the host. Raises UnbackedAddress."""
-        end = physical + size
-        if physical < 0 or size < 0 or end > self.size:
-            raise UnbackedAddress(physical, size, self.size)
-        first = -(-physical // PAGE_SIZE) * PAGE_SIZE
+        start, end = self._span(physical, size)
+        first = -(-start // PAGE_SIZE) * PAGE_SIZE
         last = end // PAGE_SIZE * PAGE_SIZE
         if first >= last:
-            self.view[physical:end] = bytes(size)
+            self.view[start:end] = bytes(size)
             return
-        self.view[physical:first] = bytes(first - physical)
+        self.view[start:first] = bytes(first - start)
         self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
         self.view[last:end] = bytes(end - last)
 
@@ -132,7 +135,7 @@ class GuestMemory:
         """The ranges cut at page boundaries: page number to [low, high) offsets within the page."""
         holes: dict[int, list[tuple[int, int]]] = {}
         for physical, size in ranges:
-            start, end = max(physical, 0), min(physical + size, self.size)
+            start, end = max(physical - self.base, 0), min(physical - self.base + size, self.size)
             while start < end:
                 page, low = divmod(start, PAGE_SIZE)
                 high = min(end - page * PAGE_SIZE, PAGE_SIZE)

@@ -1,11 +1,14 @@
 """The interface between guest-side code and the hypervisor: addresses and the shared page.
 
-Room: `paravirt`. Fixups (made by `bt`) and the hypervisor agree through this file only. The
+Room: `paravirt`. Fixups (made by `bt`) and the hypervisor agree through this file only. The constants are x86-64's;
+every instruction set has a `Window` with the same fields at addresses of its own. On x86-64 the
 fixups and the shared page are mapped by the hypervisor, in the guest-kernel view only, in the
 last 2 MiB of the address space: reachable by a 32-bit displacement both from kernels in the top
 2 GiB and, wrapping around, from kernels in the low 2 GiB, and unused by Linux ("unused hole" in
 Documentation/arch/x86/x86_64/mm.rst). Nothing the guest writes to the shared page is trusted.
 """
+
+from dataclasses import dataclass
 
 ABI_VERSION = 1
 """Raised at every change of an address, an offset or a meaning below."""
@@ -49,3 +52,68 @@ selectors. So reads of selectors need no exit."""
 CONTROL_REGISTERS = 0x80
 """Offset: 64-bit copies of the virtual CR0, CR2, CR3, CR4 at +0x00, +0x10, +0x18, +0x20,
 written by the hypervisor, so that reads of them can be inline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The hypervisor's window in the guest kernel's view, for one instruction set: the same fields where they mean the
+    same. Offsets are into the shared page."""
+
+    isa: str
+    """Name of the instruction set."""
+    base: int
+    """Guest-virtual address of the window and of the fixups in it."""
+    fixup_size: int
+    """Bytes reserved for fixups, in whole pages; the shared page is behind them."""
+    size: int
+    """Bytes of the whole window."""
+    word: int
+    """Bytes of a word of the shared page, and of a guest-virtual address: 4 or 8."""
+    interrupt_state: int
+    """Offset of the word that holds the virtual interrupt flag."""
+    enabled: int
+    """Its value when interrupts are enabled."""
+    disabled: int
+    """Its value when they are not."""
+    pending: int
+    """Offset of the word that is not 0 while an interrupt waits for the flag; written by the hypervisor."""
+    scratch: int
+    """Offset of the words that a fixup may use between its first and last instruction."""
+    scratch_words: int
+    """How many."""
+    registers: int
+    """Offset of copies of virtual registers, written by the hypervisor, for reads without an exit."""
+
+    @property
+    def shared_page(self) -> int:
+        """Guest-virtual address of the page of virtual CPU state shared with the guest kernel."""
+        return self.base + self.fixup_size
+
+    @property
+    def last_address(self) -> int:
+        """The last guest-virtual address there is."""
+        return (1 << 8 * self.word) - 1
+
+    @property
+    def end(self) -> int:
+        """The first guest-virtual address behind the shared page."""
+        return self.base + self.fixup_size + 4096
+
+
+X86_64 = Window(
+    isa="x86-64",
+    base=HYPERVISOR_BASE,
+    fixup_size=FIXUP_SIZE,
+    size=0x20_0000,
+    word=8,
+    interrupt_state=INTERRUPT_DELTA,
+    enabled=INTERRUPTS_ENABLED,
+    disabled=INTERRUPTS_DISABLED,
+    pending=INTERRUPT_PENDING,
+    scratch=SCRATCH,
+    scratch_words=SCRATCH_WORDS,
+    registers=CONTROL_REGISTERS,
+)
+
+WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64,)}
+"""The window of each instruction set whose guests are rewritten."""

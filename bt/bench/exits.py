@@ -82,13 +82,13 @@ def _run(loop: Loop, times: int) -> tuple[float, int]:
     """CPU seconds and exits of one run. Raises RuntimeError when the guest does not end by itself."""
     from bt.loadtime import LoadTimeTranslator
     from emulator.machine import EndKind, Limits, Machine
-    from paravirt.hypervisor import Hypervisor
+    from paravirt.modes.x86.hypervisor import X86Hypervisor
 
     code = program(loop, times)
     image = BootImage((LoadSegment(LOAD_ADDRESS, code, 4096),), LOAD_ADDRESS)
     machine = Machine(MEMORY, lambda _: None, limits=Limits(host_seconds=HOST_SECONDS))
     try:
-        hypervisor = Hypervisor(machine, LoadTimeTranslator("trap"))
+        hypervisor = X86Hypervisor(machine, LoadTimeTranslator("trap"))
         hypervisor.enter(machine.place(image))
         started = time.process_time()
         outcome = hypervisor.run()

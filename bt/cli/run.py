@@ -259,10 +259,8 @@ class Run:
     def _place(self) -> str:
         """Where the guest is: address and symbol."""
         from emulator.errors import BadImage
-        from emulator.native import NativeCpu
 
-        driver = self._session.driver
-        address = driver.rip if isinstance(driver, NativeCpu) else driver.vcpu.rip
+        address = self._session.driver.pc
         try:
             name = self._session.symbol(address)
         except BadImage:

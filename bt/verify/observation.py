@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from bt.session import Options, Session
 from emulator.native import NativeCpu
+from emulator.native.x86 import X86NativeCpu
+from paravirt.modes.x86.hypervisor import X86Hypervisor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,6 +65,8 @@ class Event(NamedTuple):
     """Of the code it came from: 64 or 32."""
     code: bytes
     """The guest's own bytes at `rip`, as far as they were mapped."""
+    address: int = 0
+    """What CR2 holds for a page fault; 0 for anything else."""
 
 
 class Write(NamedTuple):
@@ -164,7 +168,8 @@ class _Watch:
         self.events: list[Event] = []
         self.writes: list[Write] = []
         driver = session.driver
-        self.cpu = driver if isinstance(driver, NativeCpu) else driver.vcpu
+        assert isinstance(driver, X86NativeCpu | X86Hypervisor)
+        self.cpu = driver if isinstance(driver, X86NativeCpu) else driver.vcpu
         self._engine = session.machine.engine
         self._words = session.machine.memory.words
         self._bytes = session.machine.memory.view
@@ -175,15 +180,16 @@ class _Watch:
     def root(self) -> int:
         """Guest-physical address of the page-table root."""
         cpu = self.cpu
-        cr3 = int(cpu.registers.control(3)) if isinstance(cpu, NativeCpu) else cpu.cr3
+        cr3 = int(cpu.registers.control(3)) if isinstance(cpu, X86NativeCpu) else cpu.cr3
         return cr3 & _FRAME
 
-    def _event(self, kind: str, number: int, error: int, rip: int) -> None:
+    def _event(self, kind: str, number: int, error: int, rip: int, address: int) -> None:
         cpu, root = self.cpu, self.root()
         registers = (*map(int, cpu.gpr), cpu.rflags)
         bits = 64 if cpu.segment(1)[3] & _LONG_CODE else 32
         code = peek(self._words, self._bytes, root, rip)
-        self.events.append(Event(kind, number, error, rip, cpu.cpl, root, self._engine.progress, registers, bits, code))
+        progress = self._engine.progress
+        self.events.append(Event(kind, number, error, rip, cpu.cpl, root, progress, registers, bits, code, address))
 
     def _write(self, _kind: str, device: str, offset: int, size: int, value: int) -> None:
         self.writes.append(Write(device, offset, size, value, self.cpu.rip, self._engine.progress))
@@ -267,7 +273,7 @@ def _exits(session: Session) -> Iterator[tuple[str, int]]:
 def _processor(session: Session) -> Iterator[tuple[str, int]]:
     """What both drivers have, from their `state`."""
     driver = session.driver
-    state: tuple[Any, ...] = driver.state if isinstance(driver, NativeCpu) else driver.vcpu.state
+    state = driver.state
     gpr, rip, rflags, level, controls, syscall, tables, segments = state[:8]
     yield from zip(GENERAL, gpr, strict=True)
     yield from (("RIP", rip), ("RFLAGS", rflags), ("CPL", level))

@@ -8,8 +8,8 @@ business. It offers a CPU, real or virtual, an interrupt request and an acknowle
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
+from emulator.board.board import Shutdown, ShutdownKind
 from emulator.bus import MemoryBus, PortBus
 from emulator.clock import Clock, ClockState
 from emulator.devices.cmos_rtc import CmosRtc, RtcState
@@ -40,30 +40,11 @@ SYSTEM_CONTROL_A, RESET_CONTROL = 0x92, 0xCF9
 DEBUG_EXIT = 0xF4
 POWER_CONTROL = 0x604
 
+ADDRESS_BITS = 36
+"""Of a physical address, as the processor shown to guests has them."""
+
 START_DATE = 1_704_067_200
 """The date at virtual time 0: 2024-01-01 00:00:00 UTC, in seconds since 1970."""
-
-
-class ShutdownKind(Enum):
-    """How a guest ended its run."""
-
-    POWER_OFF = "power-off"
-    RESET = "reset"
-    DEBUG_EXIT = "debug-exit"
-
-
-@dataclass(frozen=True, slots=True)
-class Shutdown:
-    """The end of a run, as the guest asked for it."""
-
-    kind: ShutdownKind
-    status: int = 0
-    """What the guest wrote to the debug exit register; 0 for the other kinds."""
-
-    @property
-    def exit_status(self) -> int:
-        """The exit status of a process that ends so: 0, or as QEMU makes it of a debug exit, (status << 1 | 1)."""
-        return (self.status << 1 | 1) & 0xFF if self.kind is ShutdownKind.DEBUG_EXIT else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +162,11 @@ class Pc:
         self.pit.write(0, 1, 0)
         self.pit.write(0, 1, 0)
 
+    @property
+    def device_space(self) -> tuple[tuple[int, int], ...]:
+        """Everything that is not memory, as far as the processor's addresses go."""
+        return ((self.memory.size, (1 << ADDRESS_BITS) - self.memory.size),)
+
     # Towards the CPU
 
     def _set_intr(self, level: bool) -> None:
@@ -270,3 +256,6 @@ class Pc:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of `state`."""
         return hashlib.sha256(repr(self.state).encode()).hexdigest()
+
+
+__all__ = ["START_DATE", "Pc", "PcState", "Shutdown", "ShutdownKind"]

@@ -4,9 +4,17 @@ Room: `emulator/engine`. An engine is imported when it is opened, so that a comm
 Callers take a way to open an engine, and see the protocol of its instruction set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from emulator.engine.protocol import Capabilities, Engine
 from emulator.engine.x86 import X86Engine
+from emulator.errors import EngineMissing, UsageError
+
+AUTO = "auto"
+"""Stands for the fastest engine that can run the guest."""
+FASTEST_FIRST = ("kvm", "unicorn")
+"""The order in which `auto` tries those that an instruction set has."""
 
 
 def open_unicorn() -> X86Engine:
@@ -18,3 +26,55 @@ def open_unicorn() -> X86Engine:
 
 X86_ENGINES: dict[str, Callable[[], X86Engine]] = {"unicorn": open_unicorn}
 """How to open each x86-64 engine; the first is the default."""
+
+ENGINES: dict[str, Mapping[str, Callable[[], Engine]]] = {"x86-64": X86_ENGINES}
+"""How to open each engine of each instruction set; an instruction set's first is its default."""
+
+NAMES = (AUTO, *FASTEST_FIRST)
+"""What can be asked for."""
+
+
+def _anything(_capabilities: Capabilities) -> str:
+    return ""
+
+
+def open_engine(isa: str, name: str | None = None, lacks: Callable[[Capabilities], str] = _anything) -> Any:
+    """Open an engine of an instruction set by name: its default without one, with "auto" the fastest that will do.
+
+    `lacks` says what is missing of an opened engine's capabilities for what it is wanted for, or nothing. Raises
+    `EngineMissing` where the engine cannot be had here or lacks something, `UsageError` for a name that is none.
+    """
+    openers = ENGINES.get(isa)
+    if not openers:
+        raise EngineMissing(f"no engine runs {isa} guests yet; those of {', '.join(ENGINES)} can be run")
+    if name is None:
+        name = next(iter(openers))
+    if name == AUTO:
+        return _open_fastest(isa, openers, lacks)
+    if name not in NAMES:
+        raise UsageError(f"there is no engine called {name!r}; take one of {', '.join(NAMES)}")
+    if name not in openers:
+        raise EngineMissing(f"the {name} engine runs no {isa} guests; take one of {', '.join(openers)}")
+    return _open(name, openers[name], lacks)
+
+
+def _open(name: str, opener: Callable[[], Engine], lacks: Callable[[Capabilities], str]) -> Engine:
+    engine = opener()
+    missing = lacks(engine.capabilities)
+    if missing:
+        engine.close()
+        raise EngineMissing(f"the {name} engine cannot run this guest so: {missing}")
+    return engine
+
+
+def _open_fastest(
+    isa: str, openers: Mapping[str, Callable[[], Engine]], lacks: Callable[[Capabilities], str]
+) -> Engine:
+    reasons = []
+    for name in FASTEST_FIRST:
+        if name in openers:
+            try:
+                return _open(name, openers[name], lacks)
+            except EngineMissing as error:
+                reasons.append(str(error))
+    raise EngineMissing(f"no engine can run this {isa} guest here: {'; '.join(reasons)}")

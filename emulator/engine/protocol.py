@@ -7,7 +7,7 @@ by name. The caller's handler is invoked for every exit *while the engine's run 
 an engine that can resume without leaving its run loop does so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +40,17 @@ class Capabilities:
     """Microseconds an exit costs, order of magnitude: chooses prefill width and the like."""
     reserved_root_slots: tuple[int, ...] = ()
     """Entries of a top-level page table that the guest's mappings must not use."""
+    progress_per_second: int = 100_000_000
+    """Units of progress that are one second of virtual time. The default is for basic blocks: about a 500 MHz CPU."""
+    single_step: bool = True
+    """Comes back after one instruction when the trap flag (or what the architecture has for it) is set."""
+    tables_reusable: bool = True
+    """A frame that was a page table may become another one after a flush; otherwise it must never be used again."""
+    stale_frames: bool = False
+    """A flush that does not name the frames that were mapped by changed entries does not reach them: `flush_tlb` must
+    be given them."""
+    shared_memory: bool = False
+    """Memory mapped into it must be a file's (`memfd`), mapped shared."""
 
 
 Handler = Callable[[Exit], None]
@@ -89,10 +100,11 @@ class Engine(Protocol):
         """Ask for a BUDGET exit when `progress` is reached (as soon as possible if it is past)."""
         ...
 
-    def flush_tlb(self) -> None:
+    def flush_tlb(self, frames: Sequence[int] = ()) -> None:
         """Entries of page tables in use were changed or removed: what was cached of them is not used any more.
 
-        An entry that becomes present needs no flush.
+        `frames` are the engine-physical page numbers that the entries mapped; an engine whose capabilities do not say
+        `stale_frames` needs none. An entry that becomes present needs no flush.
         """
         ...
 

@@ -8,13 +8,13 @@ copy's frame: the engine may keep what it translated from it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-from paravirt import abi, layout
-from paravirt.mmu.shadow import ShadowPaging
+from paravirt.abi import Window
+from paravirt.layout import Layout
+from paravirt.mmu.views import ACTIVE_CODE, MAY_BE_CODE, MemoryViews
 from paravirt.translator import Hypercall, Translator
 
-_ACTIVE = 2
-_MAY_BE_CODE = 1
 _EDGE = 15
 """An instruction is at most 15 bytes long."""
 
@@ -28,8 +28,8 @@ class _Copy:
         self.source = source
         """The guest's bytes."""
         self.physical = physical
-        self.entries: list[int] = []
-        """Shadow entries (pool word indices) that map the copy now."""
+        self.entries: list[Any] = []
+        """What maps the copy now, as the views name it."""
         self.entered: set[int] = set()
         """Addresses at which the translator agreed that this copy may be entered."""
 
@@ -45,14 +45,19 @@ class CodePages:
         translator: Translator,
         peek: Callable[[int], bytes],
         entry_of: Callable[[int], int],
+        layout: Layout,
+        abi: Window,
     ) -> None:
+        """`peek` gives the page that holds a guest-virtual address, or nothing; `entry_of` where a page is entered."""
+        self._layout = layout
+        self._abi = abi
         self._guest = guest
         self._code = code
         self._window = window
         self._translator = translator
         self._peek = peek
         self._entry_of = entry_of
-        self._shadow: ShadowPaging
+        self._shadow: MemoryViews
         self._copies: dict[tuple[int, int], _Copy] = {}
         self._by_frame: dict[int, list[_Copy]] = {}
         self._known: dict[tuple[int, bytes], int] = {}
@@ -74,15 +79,15 @@ class CodePages:
         self.on_store: Callable[[int], None] = lambda _frame: None
         """Called with a frame whose code is about to be written."""
 
-    def attach(self, shadow: ShadowPaging) -> None:
-        """Connect to the page tables that map the copies."""
+    def attach(self, shadow: MemoryViews) -> None:
+        """Connect to the views that map the copies."""
         self._shadow = shadow
-        shadow.code = self
+        shadow.attach(self)
 
-    def activate(self, address: int, frame: int, at: int) -> int:
+    def activate(self, address: int, frame: int, at: Any) -> int:
         """Physical address of the copy to execute for the page at `address` in guest `frame`.
 
-        `at` is the shadow entry that will map the copy.
+        `at` is what will map the copy.
         """
         entry = self._entry_of(address)
         source = bytes(self._guest[frame << 12 : (frame + 1) << 12])
@@ -93,7 +98,7 @@ class CodePages:
         else:
             self.reused += 1
         self._shadow.revoke_writers(frame)
-        self._shadow.kind[frame] = _ACTIVE
+        self._shadow.set_kind(frame, ACTIVE_CODE)
         self.on_activate()
         copy.entries.append(at)
         return copy.physical
@@ -118,12 +123,12 @@ class CodePages:
         return copy
 
     def _translate(self, address: int, source: bytes, entry: int) -> int:
-        before = self._peek((address - 1) & 0xFFFF_FFFF_FFFF_FFFF)[-_EDGE:]
-        after = self._peek((address + 4096) & 0xFFFF_FFFF_FFFF_FFFF)[:_EDGE]
+        before = self._peek((address - 1) & self._abi.last_address)[-_EDGE:]
+        after = self._peek((address + 4096) & self._abi.last_address)[:_EDGE]
         translation = self._translator.translate(address, source, before, after, entry)
         for fixup in translation.fixups:
-            offset = fixup.address - abi.FIXUP_BASE
-            if not 0 <= offset <= abi.FIXUP_SIZE - len(fixup.code):
+            offset = fixup.address - self._abi.base
+            if not 0 <= offset <= self._abi.fixup_size - len(fixup.code):
                 raise ValueError(f"a fixup at {fixup.address:#x} lies outside the fixup region")
             self._window[offset : offset + len(fixup.code)] = fixup.code
             self.hypercalls.update(fixup.hypercalls)
@@ -132,14 +137,14 @@ class CodePages:
         physical = self._known.get((address, translation.code))
         if physical is not None:
             return physical
-        if self._used == layout.CODE_COUNT:
+        if self._used == self._layout.code_count:
             self._start_over()
         number = self._used
         self._used += 1
         self._code[number << 12 : (number + 1) << 12] = translation.code
         self.translations += 1
         self.sites += translation.sites
-        physical = layout.CODE_BASE + (number << 12)
+        physical = self._layout.code + (number << 12)
         self._known[address, translation.code] = physical
         return physical
 
@@ -163,7 +168,7 @@ class CodePages:
             for at in copy.entries:
                 self._shadow.drop(at)
             copy.entries.clear()
-        self._shadow.kind[frame] = _MAY_BE_CODE
+        self._shadow.set_kind(frame, MAY_BE_CODE)
         self._shadow.flush_tlb()
 
     def window_bytes(self) -> memoryview:
@@ -173,11 +178,11 @@ class CodePages:
     def intact(self) -> bool:
         """Whether every fixup and every copy in use still holds what was put there."""
         fixups = all(
-            self._window[start - abi.FIXUP_BASE : start - abi.FIXUP_BASE + len(code)] == code
+            self._window[start - self._abi.base : start - self._abi.base + len(code)] == code
             for start, code in self._fixups.items()
         )
         copies = all(
-            self._code[physical - layout.CODE_BASE : physical - layout.CODE_BASE + 4096] == code
+            self._code[physical - self._layout.code : physical - self._layout.code + 4096] == code
             for (_address, code), physical in self._known.items()
         )
         return fixups and copies

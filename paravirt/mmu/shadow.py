@@ -20,8 +20,16 @@ from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.walk import GuestContext, Walk, Walker
 from paravirt import abi, layout
+from paravirt.mmu.views import (
+    ACTIVE_CODE,
+    KERNEL_VIEW,
+    MAY_BE_CODE,
+    PLAIN,
+    USER_CODE,
+    USER_VIEW,
+    CodeSource,
+)
 
-KERNEL_VIEW, USER_VIEW = 0, 1
 _KEEP_WRITABLE = 2
 """Role bit: CR0.WP is clear, so the guest kernel writes read-only pages."""
 _PROBE = 8
@@ -33,7 +41,8 @@ _LEAF = w.PRESENT | w.USER | w.ACCESSED | w.DIRTY
 _NX = w.NO_EXECUTE
 _ALL = 0xFFFF_FFFF_FFFF_FFFF
 _ROLES = (KERNEL_VIEW, USER_VIEW, KERNEL_VIEW | _KEEP_WRITABLE)
-_PLAIN, _MAY_BE_CODE, _ACTIVE_CODE, _USER_CODE = 0, 1, 2, 3
+_PLAIN, _MAY_BE_CODE, _ACTIVE_CODE, _USER_CODE = PLAIN, MAY_BE_CODE, ACTIVE_CODE, USER_CODE
+_KEY_1 = 1 << 59
 _LARGE_SPAN = 0x20_0000
 _UNDEFINED = 6
 _Found = TypeVar("_Found")
@@ -47,16 +56,6 @@ class MappingEngine(Protocol):
     def flush_tlb(self) -> None: ...
 
     def code_changed(self, address: int, size: int) -> None: ...
-
-
-class CodeSource(Protocol):
-    """What shadow paging asks of the code pages."""
-
-    def activate(self, address: int, frame: int, at: int) -> int: ...
-
-    def deactivate(self, frame: int) -> None: ...
-
-    def forget_mappings(self) -> None: ...
 
 
 class Root:
@@ -73,7 +72,10 @@ class ShadowPaging:
 
     code: CodeSource
 
-    def __init__(self, engine: MappingEngine, memory: memoryview, context: GuestContext) -> None:
+    def __init__(
+        self, engine: MappingEngine, memory: memoryview, context: GuestContext, places: layout.Layout = layout.X86_64
+    ) -> None:
+        self._table_count = places.tables_size >> 12
         self._engine = engine
         self._size = memory.nbytes
         self._frames = memory.nbytes >> 12
@@ -81,10 +83,10 @@ class ShadowPaging:
         self._guest_address = self._guest.ctypes.data
         self.context = context
         self.walker = Walker(memory.cast("Q"), memory.nbytes, context)
-        self.pool = mmap.mmap(-1, layout.TABLE_COUNT * 4096)
+        self.pool = mmap.mmap(-1, self._table_count * 4096)
         self._words = memoryview(self.pool).cast("Q")
         self._shadow = np.frombuffer(self.pool, dtype=np.uint64).reshape(-1, 512)
-        snapshots = mmap.mmap(-1, layout.TABLE_COUNT * 4096)
+        snapshots = mmap.mmap(-1, self._table_count * 4096)
         self._seen_words = memoryview(snapshots).cast("Q")
         self._seen = np.frombuffer(snapshots, dtype=np.uint64).reshape(-1, 512)
         self._seen_address = self._seen.ctypes.data
@@ -98,7 +100,6 @@ class ShadowPaging:
         """Writable shadow entries (pool word indices) of frames that may be code."""
         self.view = KERNEL_VIEW
         self.code_guard = 0
-        """Entry bits of translated code: protection key 1 where the engine can make it execute-only."""
         self.fills = 0
         self.prefilled = 0
         self.refills = 0
@@ -117,6 +118,23 @@ class ShadowPaging:
         self._current = Root(0)
         self._offsets = np.arange(512, dtype=np.uint64) << np.uint64(12)
         self._make_probe()
+
+    def attach(self, code: CodeSource) -> None:
+        """Connect to the code pages."""
+        self.code = code
+
+    @property
+    def execute_only(self) -> bool:
+        """Translated code is mapped with protection key 1, which the engine can make execute-only."""
+        return self.code_guard != 0
+
+    @execute_only.setter
+    def execute_only(self, value: bool) -> None:
+        self.code_guard = _KEY_1 if value else 0
+
+    def set_kind(self, number: int, kind: int) -> None:
+        """Note what a frame is."""
+        self.kind[number] = kind
 
     # -- address spaces -------------------------------------------------------------------------
 
@@ -182,7 +200,7 @@ class ShadowPaging:
             if entry & w.LARGE or entry & _FRAME < layout.TABLES_BASE:
                 return False
             table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
-            if table >= layout.TABLE_COUNT:
+            if table >= self._table_count:
                 return False
         return False
 
@@ -200,7 +218,7 @@ class ShadowPaging:
             # that frees and allocates its tables in order builds the same tree again, of the same frames.
             self._revalidate_from(table)
             return table
-        if self._used == layout.TABLE_COUNT:
+        if self._used == self._table_count:
             raise ShadowPoolExhausted
         table = self._used
         self._used += 1
@@ -443,7 +461,7 @@ class ShadowPaging:
         table = self._tables.get(key)
         if table is not None:
             return table
-        if self._used == layout.TABLE_COUNT:
+        if self._used == self._table_count:
             raise ShadowPoolExhausted
         table = self._used
         self._used += 1
@@ -554,7 +572,7 @@ class ShadowPaging:
             return -1
         return frame >> 12 if frame < self._size else -1
 
-    def expose(self, address: int, frame: int, rights: int) -> int:
+    def expose(self, address: int, frame: int, writable: bool) -> int:
         """Overwrite the leaf entry of a page of kernel code; returns the pool word index.
 
         Raises the guest's `Fault` when the page is not mapped any more and may not be.
@@ -563,7 +581,7 @@ class ShadowPaging:
         if at < 0:
             self.fill(address, False, True)
             at = self._leaf_of(address)
-        self._words[at] = frame << 12 | _LEAF | rights
+        self._words[at] = frame << 12 | _LEAF | (w.WRITABLE if writable else 0)
         self._engine.flush_tlb()
         return at
 

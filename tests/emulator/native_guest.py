@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from emulator.isa.x86 import descriptors as d
 from emulator.machine import Limits, Machine, Outcome
-from emulator.native import NativeCpu
+from emulator.native.x86 import X86NativeCpu
 from tests.emulator.guest_image import ENTRY, IDT, MEMORY, STUBS, TASK, TSS, GuestImage
 
 
@@ -18,9 +18,9 @@ class NativeGuest(GuestImage):
     def __init__(self, kernel: str, program: str = "", guest_seconds: float = 0.01) -> None:
         self.machine = Machine(MEMORY, lambda _: None, limits=Limits(guest_seconds=guest_seconds, host_seconds=20))
         super().__init__(self.machine.memory.view, kernel, program)
-        self.cpu = NativeCpu(self.machine)
+        self.cpu = X86NativeCpu(self.machine)
         self.events: list[tuple[str, int, int, int]] = []
-        self.cpu.observe = lambda *event: self.events.append(event)
+        self.cpu.observe = lambda *event: self.events.append(event[:4])
         self.cpu.enter(ENTRY)
         self.machine.engine.set_control(ENTRY.cr0 | 0x1_0000, ENTRY.cr4, 0xD01)
         registers = self.machine.engine.registers

@@ -18,7 +18,7 @@ from emulator.board.linux_boot import EntryState
 from emulator.engine.exit import Exit
 from emulator.machine import Limits, Machine, Outcome
 from paravirt import abi
-from paravirt.hypervisor import Hypervisor
+from paravirt.modes.x86.hypervisor import X86Hypervisor
 
 MEMORY = 4 << 20
 TABLES, CODE, GDT, IDT, STACK, TSS = 0x10000, 0x40000, 0x60000, 0x61000, 0x80000, 0x90000
@@ -86,7 +86,7 @@ def build(seed: int, memory: memoryview) -> EntryState:
     )
 
 
-class Watched(Hypervisor):
+class Watched(X86Hypervisor):
     """Looks at the real privilege level at every exit, before and after it is handled."""
 
     levels: set[int]

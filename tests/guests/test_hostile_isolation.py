@@ -14,8 +14,8 @@ from bt.session import Options, Session
 from emulator.engine.exit import Exit
 from emulator.machine import Limits
 from paravirt import abi, layout
-from paravirt.hypervisor import Hypervisor
-from paravirt.mmu.shadow import KERNEL_VIEW
+from paravirt.mmu.views import KERNEL_VIEW
+from paravirt.modes.x86.hypervisor import X86Hypervisor
 from paravirt.translator import Fixup, Translation
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -49,7 +49,7 @@ class Watched:
         options = Options(mode=mode, memory=guest["memory"] << 20, limits=limits, cache=False)
         self.session = Session(load(SAMPLES / guest["file"]), options, self.console.extend)
         driver = self.session.driver
-        assert isinstance(driver, Hypervisor)
+        assert isinstance(driver, X86Hypervisor)
         self.hypervisor = driver
         self.levels: set[tuple[int, int]] = set()
         """Real CPL, and the privilege that the real CS selector asks for, at every exit."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.walk import FRAME_MASK, GuestContext, Walker
-from paravirt import layout
+from paravirt import abi, layout
 from paravirt.mmu.code import CodePages
-from paravirt.mmu.shadow import KERNEL_VIEW, USER_VIEW, ShadowPaging
+from paravirt.mmu.shadow import ShadowPaging
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.translator import Translator, Untouched
 from tests.emulator.guest_image import GuestTables
 
@@ -37,7 +38,10 @@ class Translation:
 class ModelMmu:
     """An address space of one guest behind shadow tables."""
 
-    def __init__(self, translator: Translator | None = None, guard: bool = False) -> None:
+    def __init__(
+        self, translator: Translator | None = None, guard: bool = False, places: layout.Layout = layout.X86_64
+    ) -> None:
+        self.places = places
         self.memory = memoryview(mmap.mmap(-1, MEMORY))
         self.context = GuestContext(write_protect=True, no_execute=True)
         self.tables = GuestTables(self.memory)
@@ -48,15 +52,22 @@ class ModelMmu:
         self.flushes = 0
         self.forgotten: list[int] = []
         self.tlb: dict[int, Translation] = {}
-        self.copies = memoryview(mmap.mmap(-1, layout.CODE_COUNT << 12))
+        self.copies = memoryview(mmap.mmap(-1, places.code_count << 12))
         self.window = memoryview(mmap.mmap(-1, layout.WINDOW_SIZE))
         self.entry = 0
-        self.shadow = ShadowPaging(self, self.memory, self.context)
+        self.shadow = ShadowPaging(self, self.memory, self.context, places)
         self.code = CodePages(
-            self.memory, self.copies, self.window, translator or Untouched(), lambda _page: b"", lambda page: page
+            self.memory,
+            self.copies,
+            self.window,
+            translator or Untouched(),
+            lambda _page: b"",
+            lambda page: page,
+            places,
+            abi.X86_64,
         )
         self.code.attach(self.shadow)
-        self.shadow.code_guard = _KEY if guard else 0
+        self.shadow.execute_only = guard
         self.guard = guard
         self.shadow.use(KERNEL_VIEW)
 
@@ -86,7 +97,7 @@ class ModelMmu:
         table, writable, executable = self.root, True, True
         for level in range(4, 0, -1):
             index = table - layout.TABLES_BASE
-            assert 0 <= index < layout.TABLE_COUNT << 12, "the engine walks shadow tables only"
+            assert 0 <= index < self.places.tables_size, "the engine walks shadow tables only"
             entry = words[(index >> 3) + (address >> (level * 9 + 3) & 511)]
             if entry & (w.PRESENT | w.USER) != w.PRESENT | w.USER:
                 return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from paravirt import abi, layout
-from paravirt.mmu.shadow import KERNEL_VIEW
+from paravirt.mmu.views import KERNEL_VIEW
 from paravirt.translator import Fixup, Translation
 from tests.paravirt.model_mmu import NX, ModelMmu
 
@@ -27,8 +29,8 @@ class Marking:
         return Translation(bytes([code[0] ^ 0xFF]) + code[1:], self.fixups, 1)
 
 
-def guest(translator: Marking, pages: int = 1) -> ModelMmu:
-    mmu = ModelMmu(translator)
+def guest(translator: Marking, pages: int = 1, copies: int = layout.CODE_COUNT) -> ModelMmu:
+    mmu = ModelMmu(translator, places=replace(layout.X86_64, code_count=copies))
     for number in range(pages):
         mmu.tables.map(PAGE + number * 4096, FRAME + number * 4096 | RIGHTS)
     return mmu
@@ -107,9 +109,8 @@ def test_every_address_at_which_a_page_is_entered_is_asked_once() -> None:
     assert [entry for _, _, entry in translator.asked] == [PAGE, PAGE + 8]
 
 
-def test_a_full_pool_of_copies_starts_over_and_the_engine_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "CODE_COUNT", 4)
-    mmu = guest(Marking(), pages=10)
+def test_a_full_pool_of_copies_starts_over_and_the_engine_forgets() -> None:
+    mmu = guest(Marking(), pages=10, copies=4)
     forgotten: list[int] = []
     mmu.code.forget_code = lambda: forgotten.append(mmu.flushes)
     for _ in range(2):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from paravirt.descriptors import _sanitise
+from paravirt.modes.x86.descriptors import _sanitise
 from tests.emulator.guest_image import (
     DATA,
     GDT,

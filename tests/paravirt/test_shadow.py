@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import Fault
 from paravirt import layout
-from paravirt.mmu.shadow import KERNEL_VIEW, USER_VIEW
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from tests.emulator.guest_image import USER_TABLE
 from tests.paravirt.model_mmu import MEMORY, NX, ModelMmu
 
@@ -25,6 +26,11 @@ def mapped(entry: int, level: int = 1, **options: Any) -> ModelMmu:
     mmu = ModelMmu(**options)
     mmu.tables.map(PAGE, entry, level)
     return mmu
+
+
+def tables(count: int) -> layout.Layout:
+    """A hypervisor that has room for so many shadow tables."""
+    return replace(layout.X86_64, tables_size=count << 12)
 
 
 def faults(mmu: ModelMmu, address: int, **access: bool) -> int:
@@ -304,9 +310,8 @@ def test_the_dirty_bit_of_a_large_page_is_set_before_it_is_written() -> None:
 # -- the pool -----------------------------------------------------------------------------------------
 
 
-def test_a_full_pool_starts_anew_and_everything_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "TABLE_COUNT", 12)
-    mmu = ModelMmu()
+def test_a_full_pool_starts_anew_and_everything_still_works() -> None:
+    mmu = ModelMmu(places=tables(12))
     places = [PAGE + (index << 21) for index in range(40)] + [index << 39 for index in range(2, 20)]
     for index, place in enumerate(places):
         mmu.tables.map(place, FRAME + (index << 12) | P | W | U)
@@ -316,9 +321,8 @@ def test_a_full_pool_starts_anew_and_everything_still_works(monkeypatch: pytest.
             mmu.check()
 
 
-def test_a_guest_that_loads_more_roots_than_the_pool_holds_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "TABLE_COUNT", 12)
-    mmu = mapped(FRAME | P | W | U)
+def test_a_guest_that_loads_more_roots_than_the_pool_holds_goes_on() -> None:
+    mmu = mapped(FRAME | P | W | U, places=tables(12))
     directory = mmu.tables.words[mmu.tables.root >> 3]
     for number in range(30):
         root = mmu.tables.root if number % 5 == 4 else mmu.tables.table()
@@ -331,9 +335,8 @@ def test_a_guest_that_loads_more_roots_than_the_pool_holds_goes_on(monkeypatch: 
 
 
 @pytest.mark.parametrize("used", range(12))
-def test_the_hypervisors_own_mappings_find_room_in_a_full_pool(monkeypatch: pytest.MonkeyPatch, used: int) -> None:
-    monkeypatch.setattr(layout, "TABLE_COUNT", 16)
-    mmu = mapped(FRAME | P | W | U)
+def test_the_hypervisors_own_mappings_find_room_in_a_full_pool(used: int) -> None:
+    mmu = mapped(FRAME | P | W | U, places=tables(16))
     for index in range(used):
         place = PAGE + (index + 1 << 21)
         mmu.tables.map(place, FRAME | P | W | U)
@@ -489,13 +492,10 @@ STEPS = st.lists(
 def test_whatever_a_guest_does_its_accesses_are_right_and_its_code_is_not_writable(
     steps: list[Any], guard: bool, count: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "TABLE_COUNT", count)
-        patch.setattr(layout, "CODE_COUNT", 8)
-        mmu = ModelMmu(guard=guard)
-        mmu.tables.map(PAGE, 0x18_0000 | USER_TABLE, 2)
-        for number, place in enumerate(PLACES):
-            mmu.tables.map(place, FRAME + (number & 3) * 4096 | P | W | U)
-        for step in steps:
-            perform(mmu, step)
-            mmu.check()
+    mmu = ModelMmu(guard=guard, places=replace(tables(count), code_count=8))
+    mmu.tables.map(PAGE, 0x18_0000 | USER_TABLE, 2)
+    for number, place in enumerate(PLACES):
+        mmu.tables.map(place, FRAME + (number & 3) * 4096 | P | W | U)
+    for step in steps:
+        perform(mmu, step)
+        mmu.check()

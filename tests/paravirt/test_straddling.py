@@ -7,7 +7,7 @@ import pytest
 from bt.loadtime import LoadTimeTranslator
 from emulator.board.linux_boot import EntryState
 from emulator.machine import EndKind, Limits, Machine
-from paravirt.hypervisor import Hypervisor
+from paravirt.modes.x86.hypervisor import X86Hypervisor
 
 TABLES, NEXT = 0x10000, 0x41000
 START = NEXT - 3
@@ -25,7 +25,7 @@ def test_an_instruction_across_a_page_border_reaches_the_page_it_ends_in(mode: s
     code = opcode + (DATA - START - 6).to_bytes(4, "little") + b"\xf4"
     memory[START : START + len(code)] = code
     memory[DATA] = 0x5A
-    hypervisor = Hypervisor(machine, LoadTimeTranslator(mode))
+    hypervisor = X86Hypervisor(machine, LoadTimeTranslator(mode))
     try:
         hypervisor.enter(EntryState(rip=START, rsi=0, rsp=0x8000, cr3=TABLES, gdt_base=0, gdt_limit=0))
         hypervisor.vcpu.gpr[0] = 0xA5

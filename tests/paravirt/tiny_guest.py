@@ -9,7 +9,7 @@ from __future__ import annotations
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.x86 import descriptors as d
 from emulator.machine import Limits, Machine, Outcome
-from paravirt.hypervisor import Hypervisor
+from paravirt.modes.x86.hypervisor import X86Hypervisor
 from paravirt.translator import Translator, Untouched
 from tests.emulator.guest_image import ENTRY, IDT, MEMORY, STUBS, TASK, TSS, GuestImage
 
@@ -22,12 +22,12 @@ class TinyGuest(GuestImage):
     ) -> None:
         self.machine = Machine(MEMORY, lambda _: None, limits=Limits(guest_seconds=guest_seconds, host_seconds=20))
         super().__init__(self.machine.memory.view, kernel, program)
-        self.hypervisor = Hypervisor(self.machine, translator or Untouched())
+        self.hypervisor = X86Hypervisor(self.machine, translator or Untouched())
         self.vcpu = self.hypervisor.vcpu
         self.kinds: list[ExitKind] = []
         self.levels: set[int] = set()
         self.events: list[tuple[str, int, int, int]] = []
-        self.hypervisor.observe = lambda *event: self.events.append(event)
+        self.hypervisor.observe = lambda *event: self.events.append(event[:4])
         self.hypervisor.enter(ENTRY)
         vcpu = self.vcpu
         vcpu.efer |= 0x801

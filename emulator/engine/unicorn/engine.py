@@ -7,7 +7,7 @@ a kernel at full privilege. Every departure of Unicorn from the architecture is 
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -174,7 +174,7 @@ class UnicornEngine:
 
     # -- translation state ----------------------------------------------------------------------
 
-    def flush_tlb(self) -> None:
+    def flush_tlb(self, _frames: Sequence[int] = ()) -> None:
         """Forget all cached translations of addresses."""
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 

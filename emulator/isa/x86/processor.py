@@ -7,6 +7,8 @@ the reference machine's CPU and the hypervisor's virtual CPU both are one. The s
 
 from typing import Protocol
 
+from emulator.isa.exceptions import ArchitecturalException, ProcessorShutdown
+
 MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 """All bits of a 64-bit register."""
 
@@ -31,21 +33,18 @@ VIRTUAL_8086 = 1 << 17
 
 EFER_SYSTEM_CALL = 1
 """EFER.SCE."""
+LONG_MODE = 1 << 10
+"""EFER.LMA."""
 
 
-class Fault(Exception):
+class Fault(ArchitecturalException):
     """An architectural exception raised while an operation is executed.
 
     `vector` is 0..31; `error` is the error code, None where the vector pushes none; `address` is
     the linear address of a page fault (what CR2 shall hold).
     """
 
-    __slots__ = ("address", "error", "vector")
-
-    def __init__(self, vector: int, error: int | None = None, address: int = 0) -> None:
-        self.vector = vector
-        self.error = error
-        self.address = address
+    __slots__ = ()
 
     def __str__(self) -> str:
         error = "" if self.error is None else f", error code {self.error:#x}"
@@ -53,12 +52,12 @@ class Fault(Exception):
         return f"exception {self.vector}{error}{where}"
 
 
-class TripleFault(Exception):
+class TripleFault(ProcessorShutdown):
     """The delivery of a double fault failed: the processor shuts down."""
 
 
 class Processor(Protocol):
-    """An x86-64 processor in long mode (EFER.LMA = 1), as its own software sees it."""
+    """An x86 processor as its own software sees it: in long mode (EFER.LMA = 1) or in 32-bit protected mode."""
 
     rip: int
     """Address of the instruction under way; the semantics set it to the next one to execute."""

@@ -13,7 +13,7 @@ from iced_x86 import Instruction, OpKind, RegisterExt
 
 from emulator.isa.operation import Operation
 from emulator.isa.x86.processor import Fault
-from paravirt.vcpu import VirtualCpu
+from paravirt.modes.x86.vcpu import X86VirtualCpu
 
 Action = Callable[[], None]
 MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -24,7 +24,7 @@ GENERAL_PROTECTION, INVALID_OPCODE = 13, 6
 class Context(Protocol):
     """What the operations need of the hypervisor."""
 
-    vcpu: VirtualCpu
+    vcpu: X86VirtualCpu
 
     def shadow_begins(self) -> None:
         """STI: the next instruction still runs before an interrupt may come."""
@@ -78,7 +78,7 @@ def handles(operation: Operation) -> Callable[[Prepare], Prepare]:
     return register
 
 
-def kernel_only(vcpu: VirtualCpu) -> None:
+def kernel_only(vcpu: X86VirtualCpu) -> None:
     if vcpu.level:
         raise Fault(GENERAL_PROTECTION, 0)
 

@@ -9,12 +9,6 @@ from iced_x86 import Instruction, RegisterExt
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.processor import Fault
-from paravirt.operations.operands import (
-    operand_reader,
-    operand_writer,
-    register_reader,
-    register_writer,
-)
 from paravirt.operations.x86.context import (
     GENERAL_PROTECTION,
     Action,
@@ -22,6 +16,12 @@ from paravirt.operations.x86.context import (
     handles,
     kernel_only,
     undefined,
+)
+from paravirt.operations.x86.operands import (
+    operand_reader,
+    operand_writer,
+    register_reader,
+    register_writer,
 )
 
 _CR0_KEPT = r.CR0_PE | r.CR0_MP | r.CR0_EM | r.CR0_TS | r.CR0_ET | r.CR0_NE | r.CR0_WP | r.CR0_AM | r.CR0_NW

@@ -8,15 +8,15 @@ from iced_x86 import Code, Instruction
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.delivery import software_interrupt
-from paravirt.operations.operands import (
-    address_reader,
-)
 from paravirt.operations.x86.context import (
     MASK,
     Action,
     Context,
     handles,
     kernel_only,
+)
+from paravirt.operations.x86.operands import (
+    address_reader,
 )
 
 

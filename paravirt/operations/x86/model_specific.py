@@ -10,6 +10,7 @@ from emulator.isa.x86 import msr as m
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.identity import identify
 from emulator.isa.x86.processor import Fault
+from paravirt.modes.x86.vcpu import X86VirtualCpu
 from paravirt.operations.x86.context import (
     GENERAL_PROTECTION,
     HOLE,
@@ -19,7 +20,6 @@ from paravirt.operations.x86.context import (
     kernel_only,
     undefined,
 )
-from paravirt.vcpu import VirtualCpu
 
 _FS_BASE, _GS_BASE, _KERNEL_GS = 0xC000_0100, 0xC000_0101, 0xC000_0102
 _STAR, _LSTAR, _CSTAR, _FMASK, _EFER = 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0080
@@ -38,7 +38,7 @@ _PLAIN_MSRS = {
 _CANONICAL = frozenset({_LSTAR, _CSTAR, _FS_BASE, _GS_BASE, _KERNEL_GS, m.IA32_SYSENTER_ESP, m.IA32_SYSENTER_EIP})
 
 
-def read_msr(vcpu: VirtualCpu, number: int) -> int:
+def read_msr(vcpu: X86VirtualCpu, number: int) -> int:
     """The value of an MSR; #GP for one this processor does not have."""
     if number in _NAMED:
         return int(getattr(vcpu, _NAMED[number]))
@@ -125,7 +125,7 @@ def _rdtsc(context: Context, instruction: Instruction) -> Action:
     return action
 
 
-def perform_identify(vcpu: VirtualCpu) -> None:
+def perform_identify(vcpu: X86VirtualCpu) -> None:
     """CPUID: RAX, RBX, RCX, RDX from the identity table."""
     gpr = vcpu.gpr
     gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)

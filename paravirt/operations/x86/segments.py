@@ -10,12 +10,6 @@ from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.segments import lar, load_ldt, load_segment, load_task_register, lsl, verr, verw
-from paravirt.operations.operands import (
-    address_reader,
-    operand_reader,
-    operand_writer,
-    register_writer,
-)
 from paravirt.operations.x86.context import (
     GENERAL_PROTECTION,
     HOLE,
@@ -26,6 +20,12 @@ from paravirt.operations.x86.context import (
     kernel_only,
     operand_size,
     undefined,
+)
+from paravirt.operations.x86.operands import (
+    address_reader,
+    operand_reader,
+    operand_writer,
+    register_writer,
 )
 
 

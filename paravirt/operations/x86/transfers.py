@@ -10,9 +10,6 @@ from iced_x86 import Code, Instruction, OpKind
 
 from emulator.isa.operation import Operation
 from emulator.isa.x86.transfer import far_call, far_jump, far_return, iret, sysret
-from paravirt.operations.operands import (
-    address_reader,
-)
 from paravirt.operations.x86.context import (
     MASK,
     Action,
@@ -20,6 +17,9 @@ from paravirt.operations.x86.context import (
     handles,
     kernel_only,
     undefined,
+)
+from paravirt.operations.x86.operands import (
+    address_reader,
 )
 
 

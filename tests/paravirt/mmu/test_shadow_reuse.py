@@ -5,7 +5,8 @@ from __future__ import annotations
 from emulator.isa.x86.walk import GuestContext
 from emulator.memory import GuestMemory
 from paravirt import layout
-from paravirt.mmu.shadow import KERNEL_VIEW, USER_VIEW, ShadowPaging
+from paravirt.mmu.shadow import ShadowPaging
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 
 PRESENT_WRITABLE_USER_ACCESSED_DIRTY = 0x67
 FRAME = 0x000F_FFFF_FFFF_F000

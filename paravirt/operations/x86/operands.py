@@ -1,6 +1,6 @@
 """Operands of a decoded x86 instruction as closures over a virtual CPU.
 
-Room: `paravirt/operations`. A sensitive instruction is decoded once, at its first trap; its operands
+Room: `paravirt/operations/x86`. A sensitive instruction is decoded once, at its first trap; its operands
 become small functions, so that the next trap at the same site does no decoding.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from iced_x86 import Instruction, OpKind, Register, RegisterExt
 
-from paravirt.vcpu import VirtualCpu
+from paravirt.modes.x86.vcpu import X86VirtualCpu
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber
@@ -26,7 +26,7 @@ def general_register(register: RegisterNumber) -> tuple[int, int]:
     return RegisterExt.number(register), RegisterExt.size(register)
 
 
-def register_reader(vcpu: VirtualCpu, register: RegisterNumber) -> Reader:
+def register_reader(vcpu: X86VirtualCpu, register: RegisterNumber) -> Reader:
     """Reads a general register of any size."""
     number, size = general_register(register)
     gpr = vcpu.gpr
@@ -38,7 +38,7 @@ def register_reader(vcpu: VirtualCpu, register: RegisterNumber) -> Reader:
     return lambda: gpr[number] & mask
 
 
-def register_writer(vcpu: VirtualCpu, register: RegisterNumber) -> Writer:
+def register_writer(vcpu: X86VirtualCpu, register: RegisterNumber) -> Writer:
     """Writes a general register; 32-bit writes clear the upper half."""
     number, size = general_register(register)
     gpr = vcpu.gpr
@@ -55,7 +55,7 @@ def register_writer(vcpu: VirtualCpu, register: RegisterNumber) -> Writer:
     return {8: write64, 4: write32}.get(size, write16)
 
 
-def address_reader(vcpu: VirtualCpu, instruction: Instruction) -> Reader:
+def address_reader(vcpu: X86VirtualCpu, instruction: Instruction) -> Reader:
     """Computes the linear address of the instruction's memory operand."""
     gpr = vcpu.gpr
     displacement = instruction.memory_displacement
@@ -85,7 +85,7 @@ def address_reader(vcpu: VirtualCpu, instruction: Instruction) -> Reader:
     return address
 
 
-def operand_reader(vcpu: VirtualCpu, instruction: Instruction, operand: int, size: int) -> Reader:
+def operand_reader(vcpu: X86VirtualCpu, instruction: Instruction, operand: int, size: int) -> Reader:
     """Reads a register or memory operand; memory operands are `size` bytes."""
     if instruction.op_kind(operand) == OpKind.REGISTER:
         return register_reader(vcpu, instruction.op_register(operand))
@@ -93,7 +93,7 @@ def operand_reader(vcpu: VirtualCpu, instruction: Instruction, operand: int, siz
     return lambda: vcpu.read(address(), size, vcpu.level == 3)
 
 
-def operand_writer(vcpu: VirtualCpu, instruction: Instruction, operand: int, size: int) -> Writer:
+def operand_writer(vcpu: X86VirtualCpu, instruction: Instruction, operand: int, size: int) -> Writer:
     """Writes a register or memory operand; memory operands are `size` bytes."""
     if instruction.op_kind(operand) == OpKind.REGISTER:
         return register_writer(vcpu, instruction.op_register(operand))

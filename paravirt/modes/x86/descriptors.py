@@ -1,6 +1,6 @@
 """The descriptor tables the real processor uses for a deprivileged guest.
 
-Room: `paravirt`. In the kernel view the real GDT is empty: every load but of a null selector traps
+Room: `paravirt/modes/x86`. In the kernel view the real GDT is empty: every load but of a null selector traps
 and is done from the guest's own table. In the user view the real GDTR shows the guest's base and
 limit, as SGDT in user mode must, and at that address the processor alone (not user code) sees a copy
 of the guest's table reduced to what ring 3 may load. Gates and system descriptors never reach it: where user code
@@ -10,7 +10,7 @@ can reach the page itself, the processor is shown no table.
 from emulator.isa.x86.processor import Fault
 from paravirt import layout
 from paravirt.mmu.shadow import ShadowPaging
-from paravirt.vcpu import VirtualCpu
+from paravirt.modes.x86.vcpu import X86VirtualCpu
 
 _SEGMENT = 1 << 44
 _RING3 = 3 << 45
@@ -21,7 +21,7 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 class DescriptorCopy:
     """The sanitised copy of one guest's GDT."""
 
-    def __init__(self, vcpu: VirtualCpu, memory: memoryview, shadow: ShadowPaging) -> None:
+    def __init__(self, vcpu: X86VirtualCpu, memory: memoryview, shadow: ShadowPaging) -> None:
         self._vcpu = vcpu
         self._memory = memory
         self._shadow = shadow

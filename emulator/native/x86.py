@@ -1,24 +1,23 @@
-"""The reference: the guest at full privilege on the same machine, unmodified.
+"""The x86-64 reference: the guest at full privilege on the same machine, unmodified.
 
-Room: `emulator`. Privileged instructions execute in the engine itself; events that the engine hands
-up (exceptions, software interrupts, SYSCALL) are delivered by the architectural semantics on the real
-registers. It knows nothing of a hypervisor: what runs here is what a rewritten guest is compared with.
+Room: `emulator/native`. Privileged instructions execute in the engine itself; events that the engine hands
+up (exceptions, software interrupts, SYSCALL) are delivered by the architectural semantics on the real registers.
 """
 
-from collections.abc import Callable
-
 from emulator.board.linux_boot import EntryState
-from emulator.driver import Driver
+from emulator.board.pc import Pc
 from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.x86 import X86Engine
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
 from emulator.isa.x86.identity import identify
 from emulator.isa.x86.msr import IA32_MISC_ENABLE
-from emulator.isa.x86.processor import Fault, TripleFault
+from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.segments import port_permitted
 from emulator.isa.x86.transfer import syscall
 from emulator.isa.x86.walk import FRAME_MASK, GuestContext, LinearMemory
 from emulator.machine import EndKind, Machine, Outcome
+from emulator.native.cpu import Handlers, NativeCpu
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _EFER, _STAR, _LSTAR, _CSTAR, _FMASK = 0xC000_0080, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
@@ -30,18 +29,23 @@ _LOOK_AGAIN = 2
 _WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17})
 
 
-class NativeCpu(Driver, LinearMemory):
+class X86NativeCpu(NativeCpu, LinearMemory):
     """The real processor as a `Processor` of the semantics, and the driver of a reference run."""
+
+    WITHIN_AN_INSTRUCTION = frozenset({ExitKind.PORT_READ, ExitKind.PORT_WRITE})
+    engine: X86Engine
+    board: Pc
 
     def __init__(self, machine: Machine) -> None:
         self.context = GuestContext()
         LinearMemory.__init__(self, machine.memory.view, self.context)
-        Driver.__init__(self, machine)
-        self.registers = machine.engine.registers
+        NativeCpu.__init__(self, machine)
+        self.registers = self.engine.registers
         self.gpr = self.registers.gpr
-        self.exits: dict[str, int] = {}
         self._stepping = False
-        self._dispatch: dict[int, Callable[[Exit], None]] = {
+
+    def _handlers(self) -> Handlers:
+        return {
             ExitKind.FAULT: self._fault,
             ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
             ExitKind.SYSTEM_CALL: self._system_call,
@@ -49,7 +53,6 @@ class NativeCpu(Driver, LinearMemory):
             ExitKind.PORT_WRITE: self._port_write,
             ExitKind.IDENTIFY: self._identify,
             ExitKind.TIME_STAMP: self._time_stamp,
-            ExitKind.BUDGET: self._budget,
             ExitKind.HALT: self._halt,
             ExitKind.UNBACKED: self._unbacked,
         }
@@ -64,6 +67,16 @@ class NativeCpu(Driver, LinearMemory):
     @rip.setter
     def rip(self, value: int) -> None:
         self.registers.rip = value & _MASK
+
+    @property
+    def pc(self) -> int:
+        """RIP."""
+        return self.registers.rip
+
+    @property
+    def level(self) -> int:
+        """The real privilege level."""
+        return self.registers.privilege
 
     @property
     def rflags(self) -> int:
@@ -178,26 +191,12 @@ class NativeCpu(Driver, LinearMemory):
         registers.rflags = state.rflags
         registers.rip = state.rip
 
-    def _handle(self, exit_: Exit) -> None:
+    def _look(self) -> None:
+        """Take up what the tables are and what a walk depends on."""
         self.context.root = self.registers.control(3) & FRAME_MASK
         self.context.write_protect = self.registers.control(0) & r.CR0_WP != 0
         self.context.no_execute = self.registers.msr(_EFER) & r.EFER_NXE != 0
         self.forget_translations()
-        if self.trace is not None:
-            self._trace_exit(exit_, self.cpl, self.rip)
-        self._unlooked += 1
-        if self._unlooked == Machine.EXITS:
-            self._end_if_over()
-        kind = ExitKind(exit_.kind).name
-        self.exits[kind] = self.exits.get(kind, 0) + 1
-        try:
-            self._dispatch[exit_.kind](exit_)
-            if self.board.intr and exit_.kind not in (ExitKind.PORT_READ, ExitKind.PORT_WRITE):
-                self._offer_interrupt()
-            elif self.board.intr:
-                self.engine.set_deadline(self.engine.progress + 1)
-        except TripleFault as fault:
-            self.end(Outcome(EndKind.TRIPLE_FAULT, detail=str(fault)))
 
     def _offer_interrupt(self) -> None:
         """An interrupt waits: take it if the flag allows, otherwise look again at the next block."""
@@ -214,7 +213,7 @@ class NativeCpu(Driver, LinearMemory):
             interrupt(self, vector)
 
     def _raise(self, fault: Fault) -> None:
-        self._event("exception", fault.vector, fault.error or 0, self.rip)
+        self._event("exception", fault.vector, fault.error or 0, self.rip, fault.address)
         raise_exception(self, fault)
 
     # -- exits ----------------------------------------------------------------------------------
@@ -255,9 +254,7 @@ class NativeCpu(Driver, LinearMemory):
             exit_.refused = True
             return
         self.board.ports.write(exit_.port, exit_.size, exit_.value)
-        if self.board.shutdown is not None:
-            self._end_if_over()
-        self.machine.arm()
+        self._device_written()
 
     def _port_refused(self, exit_: Exit) -> bool:
         """IOPL, then the I/O permission bitmap of the TSS (SDM 1, 19.5.2)."""
@@ -275,11 +272,6 @@ class NativeCpu(Driver, LinearMemory):
     def _time_stamp(self, _exit: Exit) -> None:
         value = self.machine.clock.now() & _MASK
         self.gpr[0], self.gpr[2] = value & 0xFFFF_FFFF, value >> 32
-
-    def _budget(self, _exit: Exit) -> None:
-        self.machine.tick()
-        self._end_if_over()
-        self.machine.arm()
 
     def _unbacked(self, _exit: Exit) -> None:
         """The processor fetched from a bus without a device: all ones, which is no instruction."""

@@ -1,0 +1,37 @@
+"""The modes of virtual CPU there are, by instruction set: what each adds to the one event loop.
+
+Room: `paravirt`. A mode is a `paravirt.hypervisor.Hypervisor` of its own: its virtual CPU, the decoding and doing of an
+operation at a site, delivery and return, and how its memory is shadowed. It is imported when a guest needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from emulator.errors import BadImage
+
+if TYPE_CHECKING:
+    from emulator.machine import Machine
+    from paravirt.hypervisor import Hypervisor
+    from paravirt.translator import Translator
+
+
+def _x86_64() -> type[Hypervisor]:
+    from paravirt.modes.x86.hypervisor import X86Hypervisor
+
+    return X86Hypervisor
+
+
+MODES: dict[str, Callable[[], type[Hypervisor]]] = {"x86-64": _x86_64}
+"""How to load the hypervisor of each instruction set."""
+
+
+def hypervisor_for(machine: Machine, translator: Translator, *, timed: bool = False) -> Hypervisor:
+    """The hypervisor of a machine's instruction set. Raises `BadImage` where there is none yet."""
+    load = MODES.get(machine.platform.isa)
+    if load is None:
+        raise BadImage(
+            f"{machine.platform.isa} guests cannot be run deprivileged yet; those of {', '.join(MODES)} can be"
+        )
+    return load()(machine, translator, timed=timed)

@@ -1,0 +1,387 @@
+"""The hypervisor of x86-64 guests: which of its faults is an operation, a fill or the guest's own, and the real state.
+
+Room: `paravirt/modes/x86`. The guest runs at real CPL 3 in four-level shadow tables. One instruction runs alone by the
+real trap flag: behind STI, and from the guest's own frame. It is the `Context` of `paravirt.operations.x86`.
+"""
+
+import mmap
+from collections.abc import Callable, Mapping
+
+from emulator.board.linux_boot import EntryState
+from emulator.board.pc import Pc
+from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.x86 import X86Engine
+from emulator.isa.exceptions import ArchitecturalException
+from emulator.isa.operation import Operation
+from emulator.isa.x86 import registers as r
+from emulator.isa.x86.decode import instruction_at, row_of
+from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
+from emulator.isa.x86.processor import Fault
+from emulator.isa.x86.segments import port_permitted
+from emulator.isa.x86.transfer import syscall
+from emulator.machine import EndKind, Outcome
+from paravirt import abi, layout
+from paravirt.hypervisor import Action, Handlers, Hypervisor, Prepared
+from paravirt.mmu.shadow import ShadowPaging
+from paravirt.mmu.views import USER_VIEW
+from paravirt.modes.x86.descriptors import DescriptorCopy
+from paravirt.modes.x86.vcpu import X86VirtualCpu
+from paravirt.operations.x86 import PREPARE, perform_identify, pop_flags
+from paravirt.translator import Hypercall
+
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_DB, _UD, _GP, _PF = 1, 6, 13, 14
+_TF = r.FLAG_TF
+_BS = 1 << 14
+_ERROR_PRESENT, _ERROR_WRITE, _ERROR_USER, _ERROR_FETCH, _ERROR_KEY = 1, 2, 4, 0x10, 0x20
+_CODE64, _DATA = 0xA09B00, 0xC09300
+_FLAT = 0xFFFF_FFFF
+
+
+class X86Hypervisor(Hypervisor):
+    """Runs one x86-64 guest. `Context` of the operations, and handler of the engine's exits."""
+
+    WINDOW = abi.X86_64
+    LAYOUT = layout.X86_64
+    USER_LEVEL = 3
+    LONGEST = 15
+    WITHIN_AN_INSTRUCTION = frozenset({ExitKind.PORT_READ, ExitKind.PORT_WRITE, ExitKind.IDENTIFY, ExitKind.TIME_STAMP})
+
+    engine: X86Engine
+    board: Pc
+    vcpu: X86VirtualCpu
+    shadow: ShadowPaging
+
+    def _make(self) -> None:
+        guest = self.machine.memory.view
+        self._registers = self.engine.registers
+        # The shadow needs the guest's context and the vCPU the shadow's frame kinds: context first.
+        self.vcpu = X86VirtualCpu(self._registers, guest, self.shared)
+        self.shadow = ShadowPaging(self.engine, guest, self.vcpu.context)
+        self.shadow.execute_only = self.engine.capabilities.execute_only
+        self._descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
+        self.descriptors = DescriptorCopy(self.vcpu, self._descriptors, self.shadow)
+        self._in_shadow = False
+        """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
+        self._faults: dict[int, Callable[[Exit], None]] = {
+            _GP: self._general_protection,
+            _PF: self._page_fault,
+            _DB: self._debug,
+        }
+
+    def _own_memory(self) -> Mapping[int, memoryview]:
+        return {layout.TABLES_BASE: memoryview(self.shadow.pool), layout.DESCRIPTORS_BASE: self._descriptors}
+
+    def _handlers(self) -> Handlers:
+        return {
+            ExitKind.FAULT: self._fault,
+            ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
+            ExitKind.SYSTEM_CALL: self._system_call,
+            ExitKind.PORT_READ: self._port_read,
+            ExitKind.PORT_WRITE: self._port_write,
+            ExitKind.IDENTIFY: self._identify,
+            ExitKind.TIME_STAMP: self._time_stamp,
+        }
+
+    def enter(self, state: EntryState) -> None:
+        """Set the virtual CPU up as the boot protocol says."""
+        vcpu = self.vcpu
+        for number in range(16):
+            vcpu.gpr[number] = 0
+        vcpu.gpr[6], vcpu.gpr[4] = state.rsi, state.rsp
+        vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cr3 = state.cr0, state.cr4, state.efer, state.cr3
+        vcpu.gdt_base, vcpu.gdt_limit = state.gdt_base, state.gdt_limit
+        vcpu.idt_base, vcpu.idt_limit = 0, 0
+        vcpu.set_segment(1, state.cs, 0, _FLAT, _CODE64)
+        for index in (0, 2, 3):
+            vcpu.set_segment(index, state.ds, 0, _FLAT, _DATA)
+        for index in (4, 5, 6, 7):
+            vcpu.set_segment(index, 0, 0, 0, 0)
+        vcpu.rflags = state.rflags
+        vcpu.rip = state.rip
+        self._view_level = vcpu.level
+        self.shadow.use(0)
+        self.real_controls_changed()
+        self.descriptors_changed()
+        self._registers.privilege = 3
+
+    # -- delivery -------------------------------------------------------------------------------
+
+    def _may_deliver(self) -> bool:
+        return self._stepping is None and not self._in_shadow and self.vcpu.interrupts_enabled
+
+    def _cannot_deliver(self) -> None:
+        if self.vcpu.level == 3:
+            # User code with IOPL 3 may open its flag without an exit: look again at the next block.
+            self.engine.set_deadline(self.engine.progress + 2)
+
+    def _take_interrupt(self) -> None:
+        vector = self.board.acknowledge()
+        self._event("interrupt", vector, 0, self.vcpu.rip)
+        interrupt(self.vcpu, vector)
+
+    def _inject(self, fault: ArchitecturalException) -> None:
+        assert isinstance(fault, Fault)
+        raise_exception(self.vcpu, fault)
+
+    def _raise(self, fault: ArchitecturalException) -> None:
+        if self._in_shadow:
+            self._end_shadow()
+        super()._raise(fault)
+
+    def _switch(self, view: int) -> None:
+        if self.shadow.execute_only:  # user code finds no protection keys, and what it might do to them is undone
+            self.engine.guard_code(view != USER_VIEW)
+        if view == USER_VIEW:
+            self.descriptors.enter_user()
+            self.shadow.use(view)
+            self.descriptors.withhold()
+        else:
+            self.descriptors.enter_kernel()
+            self.shadow.use(view)
+
+    # -- operations at a site -------------------------------------------------------------------
+
+    def _fetch(self, pc: int) -> bytes:
+        return self.vcpu.fetch(pc)
+
+    def _prepare_instruction(self, pc: int, code: bytes) -> Prepared | None:
+        instruction = instruction_at(code, pc)
+        row = row_of(instruction) if instruction is not None else None
+        if instruction is None or row is None:
+            return None
+        return Prepared(row.operation, len(instruction), PREPARE[row.operation](self, instruction))
+
+    def _finish_hypercall(self, call: Hypercall) -> Action:
+        """STI's shadow is over when its fixup calls; POPF's fixup leaves the flags on the stack."""
+        vcpu, resume = self.vcpu, call.resume
+        if call.operation is Operation.ENABLE_INTERRUPTS:
+
+            def deliver() -> None:
+                vcpu.rip = resume
+
+            return deliver
+        if call.operation is Operation.WRITE_FLAGS:
+
+            def write_flags() -> None:
+                pop_flags(self, 8)
+                vcpu.rip = resume
+
+            return write_flags
+        return super()._finish_hypercall(call)
+
+    def _entry_of(self, page: int) -> int:
+        """Where the page at `page` is entered: at RIP, or behind the instruction that reaches into it.
+
+        An engine may fetch ahead, so RIP may be at an earlier instruction of the same straight-line code.
+        """
+        rip = self.vcpu.rip
+        if rip >> 12 == page >> 12:
+            return rip
+        while page - 4096 <= rip < page:
+            instruction = instruction_at(self.vcpu.fetch(rip), rip)
+            if instruction is None:
+                return page
+            rip += len(instruction)
+        return rip if rip >> 12 == page >> 12 else page
+
+    # -- faults ---------------------------------------------------------------------------------
+
+    def _fault(self, exit_: Exit) -> None:
+        handler = self._faults.get(exit_.vector)
+        if handler is not None:
+            handler(exit_)
+            return
+        if exit_.vector == _UD and self._emulate_undefined():
+            return
+        self.exits.count("exception to the guest", "fault")
+        error = exit_.error if exit_.vector in (8, 10, 11, 12, 17) else None
+        if exit_.vector in (10, 11, 12) and self._perform_for_user(self.vcpu.rip):
+            return
+        self._raise(Fault(exit_.vector, error))
+
+    def _general_protection(self, exit_: Exit) -> None:
+        rip = self._registers.rip
+        if self._in_shadow:
+            self._end_shadow()
+        if self.vcpu.level == 0:
+            # `_perform`, in place, since it is the hottest path of a run; and a guest may step over the instruction.
+            known = self._actions.get(rip) or self._prepare(rip)
+            if known is not None:
+                action, cell = known
+                cell[0] += 1
+                self.exits.last = cell
+                stepped = self._registers.trap_flag
+                try:
+                    action()
+                except Fault as fault:
+                    self._raise(fault)
+                    return
+                if stepped:
+                    self._single_stepped()
+                return
+        elif self._perform_for_user(rip):
+            return
+        self._refuse(Fault(_GP, exit_.error))
+
+    def _emulate_undefined(self) -> bool:
+        """ICEBP and RDPMC arrive as invalid opcodes; whatever else is undefined is the guest's."""
+        fault = undefined_or(self.vcpu, self.vcpu.fetch(self.vcpu.rip, 2))
+        if fault is None:
+            return False
+        self._raise(fault)
+        return True
+
+    def _page_fault(self, exit_: Exit) -> None:
+        address, error = exit_.address, exit_.error
+        write, fetch = error & _ERROR_WRITE != 0, error & _ERROR_FETCH != 0
+        if self._view_level == 0:
+            if address >= self.WINDOW.base:
+                if error & _ERROR_PRESENT or not self._fill_window(address):
+                    self._refuse(Fault(_PF, error & ~_ERROR_USER, address), "page fault to the guest")
+                return
+        elif not error & _ERROR_USER and self.shadow.install_descriptors(address):
+            self.exits.count("descriptor table", "fill")
+            return
+        if error & _ERROR_KEY and not write and self._read_code(address):
+            return
+        if self._fill(address, write, fetch) and self._view_level == 3:
+            self.descriptors.withhold()
+
+    # -- one instruction at a time --------------------------------------------------------------
+
+    def _debug(self, _exit: Exit) -> None:
+        if self._stepping is not None:
+            self._end_own_store()
+            return
+        in_fixup = self._in_fixup(self.vcpu.rip)
+        if self._in_shadow and not in_fixup:
+            self._end_shadow()
+            return
+        if in_fixup:
+            return  # the guest steps: a fixup is one instruction to it
+        self.exits.count("exception to the guest", "fault")
+        self._single_stepped()
+
+    def shadow_begins(self) -> None:
+        """STI: one more instruction runs before an interrupt that waits is delivered."""
+        if self.board.intr and not self._registers.trap_flag:
+            self._in_shadow = True
+            self._registers.rflags |= _TF
+
+    def _end_shadow(self) -> None:
+        self._in_shadow = False
+        self._registers.rflags &= ~_TF
+
+    def _single_stepped(self) -> None:
+        """An instruction that began with TF set is done: the guest's debug exception follows."""
+        self.vcpu.debug[6] |= _BS
+        self._event("exception", _DB, 0, self.vcpu.rip)
+        raise_exception(self.vcpu, Fault(_DB))
+
+    def _begin_step(self) -> int:
+        guest = self._registers.rflags & _TF
+        self._registers.rflags |= _TF
+        return guest
+
+    def _end_step(self) -> None:
+        self._registers.rflags &= ~_TF
+
+    def _guest_step(self) -> None:
+        self._raise(Fault(_DB))
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def _software_interrupt(self, exit_: Exit) -> None:
+        vcpu = self.vcpu
+        if self._in_shadow:
+            self._end_shadow()
+        vector = exit_.vector
+        self.exits.count("software interrupt", "fault")
+        self._event("software interrupt", vector, 0, vcpu.rip)
+        software_interrupt(vcpu, vector, exit_.length)
+
+    def _system_call(self, exit_: Exit) -> None:
+        vcpu = self.vcpu
+        if self._in_shadow:
+            self._end_shadow()
+        self.exits.count("SYSTEM_CALL", "fault")
+        self._event("system call", vcpu.gpr[0], 0, vcpu.rip)
+        try:
+            syscall(vcpu, exit_.length)
+        except Fault as fault:
+            self._raise(fault)
+
+    def _port_read(self, exit_: Exit) -> None:
+        if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
+            exit_.refused = True
+            return
+        self.exits.count("READ_PORT", "exit")
+        exit_.value = self.board.ports.read(exit_.port, exit_.size)
+
+    def _port_write(self, exit_: Exit) -> None:
+        if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
+            exit_.refused = True
+            return
+        self.exits.count("WRITE_PORT", "exit")
+        self.write_port(exit_.port, exit_.size, exit_.value)
+
+    def _identify(self, _exit: Exit) -> None:
+        self.exits.count("IDENTIFY_PROCESSOR", "exit")
+        perform_identify(self.vcpu)
+
+    def _time_stamp(self, _exit: Exit) -> None:
+        self.exits.count("READ_TIME_STAMP", "exit")
+        value, gpr = self.time_stamp(), self.vcpu.gpr
+        gpr[0], gpr[2] = value & 0xFFFF_FFFF, value >> 32
+
+    # -- what the operations ask for (`operations.x86.Context`) ---------------------------------
+
+    def halted(self) -> None:
+        """HLT: time passes to the next interrupt."""
+        if not self.vcpu.interrupts_enabled:
+            self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
+            return
+        self._wait_for_interrupt()
+
+    def root_loaded(self) -> None:
+        """CR3 was written."""
+        self.shadow.load_root()
+
+    def translations_changed(self) -> None:
+        """Every translation goes."""
+        self.vcpu.forget_translations()
+        self.shadow.flush_all()
+
+    def real_controls_changed(self) -> None:
+        """Carry the guest's floating-point bits into the real control registers."""
+        vcpu = self.vcpu
+        kept = r.CR0_MP | r.CR0_EM | r.CR0_TS | r.CR0_NE
+        cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (vcpu.cr0 & kept)
+        cr4 = r.CR4_PAE | r.CR4_TSD | (vcpu.cr4 & (r.CR4_OSFXSR | r.CR4_OSXMMEXCPT))
+        self.engine.set_control(cr0, cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
+        if self.shadow.execute_only:
+            self.engine.guard_code()
+
+    def descriptors_changed(self) -> None:
+        """A descriptor-table register was loaded."""
+        self.descriptors.reload(self._view_level)
+
+    def invalidate(self, address: int) -> None:
+        """INVLPG."""
+        self.vcpu.forget_translations()
+        if not (address + 0x8000_0000_0000) >> 48 & 0xFFFF:
+            self.shadow.invalidate(address)
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN by a planted trap."""
+        return self.board.ports.read(port, size)
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT, however it arrived."""
+        self.board.ports.write(port, size, value)
+        self._device_written()
+
+    def time_stamp(self) -> int:
+        """Virtual nanoseconds."""
+        return self.machine.clock.now() & _MASK
