@@ -1,10 +1,12 @@
-"""Delivery of interrupts and exceptions in long mode, by the software's own IDT and TSS.
+"""Delivery of interrupts and exceptions, by the software's own IDT and TSS; `deliver` is long mode's.
 
 Room: `emulator/isa/x86`. What a processor does between an event and the first instruction of its
 handler: Intel SDM vol. 3A 6.14 and vol. 2 INT n, AMD APM vol. 2 8.9; double faults by SDM table 6-5.
-It knows a `Processor` and nothing of who asks: `deliver` is in the path of every interrupt.
+It knows a `Processor` and nothing of who asks: `deliver` is in the path of every interrupt. Protected mode's is
+`delivery32.deliver`; the functions for callers choose by EFER.LMA.
 """
 
+from emulator.isa.x86.delivery32 import deliver as deliver32
 from emulator.isa.x86.descriptors import (
     ACCESSED,
     CODE,
@@ -25,6 +27,7 @@ from emulator.isa.x86.processor import (
     GENERAL_PROTECTION,
     INTERRUPT_FLAG,
     INVALID_TSS,
+    LONG_MODE,
     MASK64,
     NESTED_TASK,
     PAGE_FAULT,
@@ -61,7 +64,7 @@ _HOLE = 0x8000_0000_0000
 def interrupt(cpu: Processor, vector: int) -> None:
     """An external interrupt: deliver it, and what its delivery raises. May raise `TripleFault`."""
     try:
-        deliver(cpu, vector, None)
+        (deliver if cpu.efer & LONG_MODE else deliver32)(cpu, vector, None)
     except Fault as fault:
         raise_exception(cpu, fault)
 
@@ -69,7 +72,7 @@ def interrupt(cpu: Processor, vector: int) -> None:
 def software_interrupt(cpu: Processor, vector: int, length: int) -> None:
     """INT n, INT3 or INTO of `length` bytes at RIP, and what it raises. May raise `TripleFault`."""
     try:
-        deliver(cpu, vector, None, software=True, length=length)
+        (deliver if cpu.efer & LONG_MODE else deliver32)(cpu, vector, None, software=True, length=length)
     except Fault as fault:
         raise_exception(cpu, fault)
 
@@ -92,6 +95,7 @@ def raise_exception(cpu: Processor, fault: Fault) -> None:
 
     Sets CR2 for every page fault met. Raises `TripleFault` when a double fault cannot be delivered.
     """
+    enter = deliver if cpu.efer & LONG_MODE else deliver32
     while True:
         vector, error = fault.vector, fault.error
         if vector == PAGE_FAULT:
@@ -99,7 +103,7 @@ def raise_exception(cpu: Processor, fault: Fault) -> None:
         if error is None and vector in _WITH_ERROR:
             error = 0
         try:
-            deliver(cpu, vector, error, resume=vector in _FAULT_CLASS)
+            enter(cpu, vector, error, resume=vector in _FAULT_CLASS)
             return
         except Fault as second:
             if vector == DOUBLE_FAULT:

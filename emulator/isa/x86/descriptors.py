@@ -25,7 +25,11 @@ GRANULARITY = 0x80_0000
 ATTRIBUTES = 0xF0_FF00
 """The bits of a descriptor's second word that are attributes."""
 
+TYPE_TSS_16 = 0x1
 TYPE_LDT = 0x2
+TYPE_TSS_16_BUSY = 0x3
+TYPE_CALL_GATE_16 = 0x4
+TYPE_TASK_GATE = 0x5
 TYPE_TSS = 0x9
 TYPE_TSS_BUSY = 0xB
 TYPE_CALL_GATE = 0xC
@@ -40,6 +44,11 @@ FLAT_DATA = 0xC0_9300
 USER_CODE = KERNEL_CODE | 3 << DPL_SHIFT
 USER_CODE_32 = 0xC0_9B00 | 3 << DPL_SHIFT
 USER_DATA = FLAT_DATA | 3 << DPL_SHIFT
+KERNEL_CODE_32 = 0xC0_9B00
+"""Attributes of a flat 32-bit code segment of DPL 0, accessed."""
+VIRTUAL_8086 = 0xF300
+"""Attributes of every segment in virtual-8086 mode: writable data of DPL 3, 16 bits."""
+VIRTUAL_8086_LIMIT = 0xFFFF
 
 
 @lru_cache(maxsize=1024)
@@ -62,6 +71,13 @@ def gate_parts(low: int, high: int) -> tuple[int, int, int, int]:
     """Target selector, offset (64 bits), stack table index (0 = none), attributes of a 16-byte gate."""
     offset = low & 0xFFFF | low >> 32 & 0xFFFF_0000 | (high & 0xFFFF_FFFF) << 32
     return low >> 16 & 0xFFFF, offset, low >> 32 & 7, low >> 32 & 0xFF00
+
+
+def legacy_gate_parts(gate: int) -> tuple[int, int, int, int]:
+    """Target selector, offset (32 bits), number of parameters, attributes of an 8-byte gate; of a 16-bit one the
+    offset's upper half is 0."""
+    offset = gate & 0xFFFF | (gate >> 32 & 0xFFFF_0000 if gate >> 43 & 1 else 0)
+    return gate >> 16 & 0xFFFF, offset, gate >> 32 & 31, gate >> 32 & 0xFF00
 
 
 def segment_descriptor(base: int, limit: int, attributes: int) -> int:

@@ -130,6 +130,10 @@ class Processor(Protocol):
         """Current privilege level, 0..3."""
         ...
 
+    def task_switched(self, cr3: int) -> None:
+        """A task switch, in 32-bit protected mode: set CR0.TS, and with paging load CR3."""
+        ...
+
     def set_privilege(self, cpl: int) -> None:
         """Called with the new level after each CS load that changes the CPL."""
         ...

@@ -1,4 +1,4 @@
-"""Segment-register loads and descriptor inspection in long mode.
+"""Segment-register loads and descriptor inspection, in long mode and in 32-bit protected mode.
 
 Room: `emulator/isa/x86`. MOV and POP to a segment register, LLDT, LTR, LAR, LSL, VERR and VERW on any
 `Processor`, with every check of Intel SDM vol. 2 (MOV, LLDT, LTR, LAR, LSL, VERR) and vol. 3A 5.
@@ -18,30 +18,40 @@ from emulator.isa.x86.descriptors import (
     READABLE,
     SEGMENT,
     TYPE_CALL_GATE,
+    TYPE_CALL_GATE_16,
     TYPE_LDT,
+    TYPE_TASK_GATE,
     TYPE_TSS,
+    TYPE_TSS_16,
+    TYPE_TSS_16_BUSY,
     TYPE_TSS_BUSY,
+    VIRTUAL_8086_LIMIT,
     WRITABLE,
     segment_parts,
     system_parts,
 )
+from emulator.isa.x86.descriptors import VIRTUAL_8086 as VIRTUAL_8086_SEGMENT
 from emulator.isa.x86.processor import (
     CS,
     GENERAL_PROTECTION,
     GS,
     INVALID_OPCODE,
     LDTR,
+    LONG_MODE,
     MASK64,
     SEGMENT_NOT_PRESENT,
     SS,
     STACK_FAULT,
     TR,
+    VIRTUAL_8086,
     Fault,
     Processor,
 )
 
-_LAR_TYPES = frozenset({TYPE_LDT, TYPE_TSS, TYPE_TSS_BUSY, TYPE_CALL_GATE})
 _LSL_TYPES = frozenset({TYPE_LDT, TYPE_TSS, TYPE_TSS_BUSY})
+_LAR_TYPES = _LSL_TYPES | {TYPE_CALL_GATE}
+_LSL_TYPES_32 = _LSL_TYPES | {TYPE_TSS_16, TYPE_TSS_16_BUSY}
+_LAR_TYPES_32 = _LAR_TYPES | {TYPE_TSS_16, TYPE_TSS_16_BUSY, TYPE_CALL_GATE_16, TYPE_TASK_GATE}
 
 
 def canonical(address: int) -> bool:
@@ -94,6 +104,9 @@ def load_segment(cpu: Processor, index: int, selector: int) -> None:
     """
     if index == CS or not 0 <= index <= GS:
         raise Fault(INVALID_OPCODE)
+    if not cpu.efer & LONG_MODE and cpu.rflags & VIRTUAL_8086:
+        load_virtual_8086(cpu, index, selector)
+        return
     if not selector & 0xFFFC:
         _load_null(cpu, index, selector)
         return
@@ -110,6 +123,12 @@ def load_segment(cpu: Processor, index: int, selector: int) -> None:
     if not attributes & ACCESSED:
         attributes = mark_accessed(cpu, selector, attributes)
     cpu.set_segment(index, selector, base, limit, attributes)
+
+
+def load_virtual_8086(cpu: Processor, index: int, selector: int) -> None:
+    """Load a segment register as in virtual-8086 mode: no table is looked at."""
+    selector &= 0xFFFF
+    cpu.set_segment(index, selector, selector << 4, VIRTUAL_8086_LIMIT, VIRTUAL_8086_SEGMENT)
 
 
 def check_stack_segment(selector: int, attributes: int, cpl: int) -> None:
@@ -158,23 +177,29 @@ def load_task_register(cpu: Processor, selector: int) -> None:
     """LTR: load TR and mark the TSS busy in the GDT. Raises #GP(0) above CPL 0."""
     if cpu.cpl or not selector & 0xFFFC:
         raise Fault(GENERAL_PROTECTION, 0)
-    base, limit, attributes = _system_segment(cpu, selector, TYPE_TSS)
+    base, limit, attributes = _system_segment(cpu, selector, TYPE_TSS, TYPE_TSS_16)
     attributes |= BUSY
     address = cpu.gdt_base + (selector & 0xFFF8) + 5 & MASK64
     cpu.write(address, 1, attributes >> 8 & 0xFF)
     cpu.set_segment(TR, selector, base, limit, attributes)
 
 
-def _system_segment(cpu: Processor, selector: int, kind: int) -> tuple[int, int, int]:
+def _system_segment(cpu: Processor, selector: int, kind: int, narrow: int = -1) -> tuple[int, int, int]:
+    """Base, limit, attributes of an LDT or available TSS; `narrow` is the type that only protected mode allows besides.
+
+    In long mode its descriptor has 16 bytes, else 8.
+    """
     error = selector & 0xFFFC
-    address = None if selector & 4 else descriptor_address(cpu, selector, 16)
+    wide = cpu.efer & LONG_MODE
+    address = None if selector & 4 else descriptor_address(cpu, selector, 16 if wide else 8)
     if address is None:
         raise Fault(GENERAL_PROTECTION, error)
     low = cpu.read(address, 8)
-    high = cpu.read(address + 8 & MASK64, 8)
+    high = cpu.read(address + 8 & MASK64, 8) if wide else 0
     base, limit, attributes = system_parts(low, high)
+    found = attributes >> 8 & (0xF | SEGMENT >> 8)
     # Bits 8-12 of the last word must be zero, so that it can never pass for a descriptor of its own.
-    if attributes & (SEGMENT | 0xF00) != kind << 8 or high >> 40 & 0x1F:
+    if (found != kind and (wide or found != narrow)) or high >> 40 & 0x1F:
         raise Fault(GENERAL_PROTECTION, error)
     if not attributes & PRESENT:
         raise Fault(SEGMENT_NOT_PRESENT, error)
@@ -185,13 +210,13 @@ def _system_segment(cpu: Processor, selector: int, kind: int) -> tuple[int, int,
 
 def lar(cpu: Processor, selector: int) -> int | None:
     """LAR: the access rights (second word & 0xF0FF00), or None when ZF is to be cleared."""
-    parts = _visible(cpu, selector, _LAR_TYPES)
+    parts = _visible(cpu, selector, _LAR_TYPES if cpu.efer & LONG_MODE else _LAR_TYPES_32)
     return None if parts is None else parts[2] & ATTRIBUTES
 
 
 def lsl(cpu: Processor, selector: int) -> int | None:
     """LSL: the limit in bytes, or None when ZF is to be cleared."""
-    parts = _visible(cpu, selector, _LSL_TYPES)
+    parts = _visible(cpu, selector, _LSL_TYPES if cpu.efer & LONG_MODE else _LSL_TYPES_32)
     return None if parts is None else parts[1]
 
 

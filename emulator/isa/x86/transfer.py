@@ -1,4 +1,4 @@
-"""Control transfers between segments and privilege levels in long mode.
+"""Control transfers between segments and privilege levels: long mode's, and by EFER.LMA those of `transfer32`.
 
 Room: `emulator/isa/x86`. IRET, far RET, far JMP, far CALL (call gates included), SYSCALL and SYSRET on any
 `Processor`, by Intel SDM vol. 2. Operand sizes are in bytes. Every function leaves the registers
@@ -6,6 +6,7 @@ unchanged when it raises `Fault`. Where Intel and AMD differ, Intel's behaviour 
 #UD in compatibility mode, SYSRET checks RCX at CPL 0 and loads all of SS.
 """
 
+from emulator.isa.x86 import transfer32
 from emulator.isa.x86.delivery import task_stack
 from emulator.isa.x86.descriptors import (
     ACCESSED,
@@ -33,6 +34,7 @@ from emulator.isa.x86.processor import (
     INTERRUPT_FLAG,
     INVALID_OPCODE,
     IO_PRIVILEGE,
+    LONG_MODE,
     MASK64,
     NESTED_TASK,
     RESUME_FLAG,
@@ -79,6 +81,9 @@ _IRET_MASKS = _iret_masks()
 
 def iret(cpu: Processor, operand_size: int) -> None:
     """IRET, IRETD or IRETQ (2, 4, 8), from 64-bit or compatibility mode, to the same or an outer level."""
+    if not cpu.efer & LONG_MODE:
+        transfer32.iret(cpu, operand_size)
+        return
     rflags = cpu.rflags
     if rflags & NESTED_TASK:
         raise Fault(GENERAL_PROTECTION, 0)
@@ -100,6 +105,9 @@ def iret(cpu: Processor, operand_size: int) -> None:
 
 def far_return(cpu: Processor, operand_size: int, pop_bytes: int = 0) -> None:
     """Far RET of operand size 2, 4 or 8 that releases `pop_bytes` more, to the same or an outer level."""
+    if not cpu.efer & LONG_MODE:
+        transfer32.far_return(cpu, operand_size, pop_bytes)
+        return
     level = cpu.cpl
     rip, second = _peek(cpu, 2, operand_size)
     selector = second & 0xFFFF
@@ -246,6 +254,9 @@ def _drop_data_segments(cpu: Processor, level: int) -> None:
 
 def far_jump(cpu: Processor, selector: int, offset: int) -> None:
     """Far JMP, directly or by a call gate; task gates and TSSs are #GP in long mode."""
+    if not cpu.efer & LONG_MODE:
+        transfer32.far_jump(cpu, selector, offset)
+        return
     level = cpu.cpl
     selector, code, offset, _ = _destination(cpu, selector, offset, level, call=False)
     rip = _target(code, offset)
@@ -258,6 +269,9 @@ def far_call(cpu: Processor, selector: int, offset: int, operand_size: int, leng
 
     The return address pushed is RIP + `length`.
     """
+    if not cpu.efer & LONG_MODE:
+        transfer32.far_call(cpu, selector, offset, operand_size, length)
+        return
     level = cpu.cpl
     selector, code, offset, by_gate = _destination(cpu, selector, offset, level, call=True)
     rip = _target(code, offset)
