@@ -41,6 +41,10 @@ class ExitKind(IntEnum):
     """HLT at full privilege. RIP is behind it."""
     UNBACKED = 9
     """A fetch from physical memory that nothing backs, or from a device. RIP is at the instruction."""
+    MISS = 10
+    """No translation, on an engine whose translations its caller gives: the page `address`, and what was tried as
+    `error` (0 load, 1 store, 2 fetch). The handler maps the page, or sets `refused` with `vector` and `error` of the
+    exception that the instruction then raises (a FAULT exit follows)."""
 
 
 class Exit:

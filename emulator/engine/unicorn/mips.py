@@ -1,0 +1,476 @@
+"""The Unicorn engine for MIPS32r2, of either byte order, behind the `MipsEngine` protocol.
+
+Room: `emulator/engine/unicorn`. Translations come from flat tables that native code looks up; what is not there is
+asked of the handler. Exceptions arrive with an exact PC, since a function of ours sits where Unicorn asks whether an
+event is an invalid instruction. Every departure of Unicorn from the architecture is mended here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import unicorn
+
+from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.mips import EXECUTE, FETCH
+from emulator.engine.protocol import Capabilities, Handler
+from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn import mips_state as state
+from emulator.engine.unicorn.counter import BlockCounter
+from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
+from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
+from emulator.errors import EngineMissing, GuestFault
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ARCH_MIPS, _MODE_32, _BIG_ENDIAN = 3, 4, 1 << 30
+_GPR_0 = 2
+_CPU_MODEL = 7
+_24KF = 8
+_TLB_TYPE = 12
+_FOREVER = 1 << 62
+_NOWHERE = 0xFFFF_F001
+"""The `until` that no guest reaches: odd. Unicorn looks up its page when a run ends."""
+_LAST_PAGE = 0xFFFF_F000
+_NO_MEMORY = frozenset({6, 7, 8, 12, 13, 14})
+"""UC_ERR_READ_UNMAPPED and its like: physical memory that nothing backs."""
+LONGEST_BLOCK = 300
+"""Instructions without a branch from which Unicorn is kept from translating them as one block; it dies at 375."""
+
+EXCEPTIONS = {12: 4, 13: 5, 15: 6, 16: 0x20, 17: 8, 18: 9, 19: 11, 20: 10, 21: 12, 22: 13, 23: 15, 24: 23} | {
+    25: 1,
+    26: 2,
+    27: 3,
+    28: 7,
+    30: 22,
+    31: 18,
+    33: 26,
+    34: 21,
+    36: 20,
+    37: 19,
+}
+"""QEMU's number of an exception -> its code in Cause (PRA, table 9.52)."""
+_NUMBERS = {code: number for number, code in EXCEPTIONS.items()}
+_WITH_ADDRESS = frozenset({1, 2, 3, 4, 5})
+_COPROCESSOR = 11
+
+FillCallback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
+)
+
+CAPABILITIES = Capabilities(
+    name="unicorn",
+    deterministic=True,
+    full_privilege=True,
+    coherent_code=False,
+    fast_store_needs_no_execute=True,
+    reports_identify=False,
+    ports_exit_in_user_mode=False,
+    real_interrupt_flag=True,
+    execute_only=True,
+    exit_cost=1.5,
+)
+
+
+class UnicornMipsEngine:
+    """One emulated MIPS32 CPU. Use `registers` only while no guest code runs or inside the handler."""
+
+    capabilities = CAPABILITIES
+
+    def __init__(self, byte_order: str = "little") -> None:
+        self.byte_order = byte_order
+        self.order: Literal["little", "big"] = "big" if byte_order == "big" else "little"
+        """`byte_order` for `int.from_bytes`."""
+        self.library = lib.load()
+        handle = ctypes.c_void_p()
+        mode = _MODE_32 | (_BIG_ENDIAN if byte_order == "big" else 0)
+        status = self.library.uc_open(_ARCH_MIPS, mode, ctypes.byref(handle))
+        if status or handle.value is None:
+            raise EngineMissing(f"the unicorn engine does not open for MIPS: {self._message(status)}")
+        self.handle: int | None = handle.value
+        self.library.uc_ctl(self.handle, lib.control_write(_CPU_MODEL, 1), ctypes.c_int(_24KF))
+        cpu = self._find_cpu()
+        self.registers = UnicornMipsRegisters(cpu + state.STATE)
+        self._exception = memoryview((ctypes.c_char * 4).from_address(cpu + state.EXCEPTION_INDEX)).cast("B").cast("i")
+        self._exit = Exit()
+        self._handler: Handler = _no_handler
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._running = False
+        """Unicorn looks up pages on its own account when it does not run; nothing is there."""
+        self._callbacks: list[Any] = []
+        self._memories: list[tuple[int, memoryview, Any, int]] = []
+        self._harmless: set[int] = set()
+        """Frames without a long block, as far as is known."""
+        self._guarded: set[tuple[int, int]] = set()
+        self._counter = BlockCounter(self.library)
+        self._remaining = self._counter.remaining
+        self._deadline = _FOREVER
+        self._remaining[0] = _FOREVER
+        self._native = NativeCode()
+        self._cpu = ctypes.c_void_p(cpu)
+        suffix = "mips" if byte_order == "big" else "mipsel"
+        self._flush_page = self._function(f"tlb_flush_page_{suffix}", ctypes.c_void_p, ctypes.c_uint32)
+        self._invalidate = self._function(
+            f"tb_invalidate_phys_range_{suffix}", ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64
+        )
+        self._ram_address = self._function(f"qemu_ram_addr_from_host_{suffix}", ctypes.c_void_p, ctypes.c_void_p)
+        self._ram_address.restype = ctypes.c_uint64
+        loop_exit = self._function(f"cpu_loop_exit_{suffix}", ctypes.c_void_p)
+        self._install_hooks(cpu, ctypes.cast(loop_exit, ctypes.c_void_p).value or 0)
+        from emulator.engine.unicorn.mips_confirm import confirm
+
+        confirm(self)
+
+    def _find_cpu(self) -> int:
+        """The CPU's address, found by what the public interface wrote into its registers."""
+        values = [0] + [0x5E77_1A90 + number * 0x0103_0307 & 0xFFFF_FFFF for number in range(1, 32)]
+        for number, value in enumerate(values):
+            self.library.uc_reg_write(self.handle, _GPR_0 + number, ctypes.byref(ctypes.c_uint64(value)))
+        return find_cpu(self.handle or 0, values)
+
+    def _function(self, name: str, *arguments: Any) -> Any:
+        function = getattr(self.library, name, None)
+        if function is None:
+            raise EngineMissing(f"the unicorn engine has no function {name}: install unicorn==2.1.4")
+        function.argtypes = arguments
+        function.restype = None
+        return function
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def map_memory(self, physical: int, memory: memoryview) -> None:
+        """Back physical addresses from `physical` on by `memory` (page-aligned, writable)."""
+        pinned = (ctypes.c_char * memory.nbytes).from_buffer(memory)
+        host = ctypes.addressof(pinned)
+        status = self.library.uc_mem_map_ptr(self.handle, physical, memory.nbytes, lib.PROT_ALL, host)
+        self._check(status, f"cannot map {memory.nbytes} bytes of memory at {physical:#x}")
+        self._memories.append((physical, memory.cast("B"), pinned, self._ram_address(self.handle, host)))
+
+    def map_mmio(
+        self, physical: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
+        """Route accesses to `size` bytes at `physical` to `read(offset, size)` and `write(offset, size, value)`."""
+
+        def on_read(_engine: int, offset: int, width: int, _user: int) -> int:
+            try:
+                return read(offset, width) & ((1 << (8 * width)) - 1)
+            except BaseException as error:
+                self._fail(error)
+                return 0
+
+        def on_write(_engine: int, offset: int, width: int, value: int, _user: int) -> None:
+            try:
+                write(offset, width, value)
+            except BaseException as error:
+                self._fail(error)
+
+        reader, writer = lib.DeviceReadCallback(on_read), lib.DeviceWriteCallback(on_write)
+        self._callbacks += (reader, writer)
+        status = self.library.uc_mmio_map(self.handle, physical, size, reader, None, writer, None)
+        self._check(status, f"cannot map {size} bytes of device memory at {physical:#x}")
+
+    def unmap_memory(self, physical: int, memory: memoryview) -> None:
+        """Take back a `map_memory`."""
+        status = self.library.uc_mem_unmap(self.handle, physical, memory.nbytes)
+        self._check(status, f"cannot unmap {memory.nbytes} bytes of memory at {physical:#x}")
+        self._memories = [known for known in self._memories if known[0] != physical]
+
+    def frame_at(self, physical: int) -> memoryview:
+        """The 4096 bytes of memory around a physical address. Raises ValueError where there is none."""
+        frame = self._frame(physical)
+        if frame is None:
+            raise ValueError(f"there is no memory at {physical:#x}")
+        return frame
+
+    def _frame(self, physical: int) -> memoryview | None:
+        """The 4096 bytes of memory around a physical address."""
+        for start, memory, _pinned, _ram in self._memories:
+            offset = (physical & ~0xFFF) - start
+            if 0 <= offset < memory.nbytes:
+                return memory[offset : offset + 4096]
+        return None
+
+    # -- views ----------------------------------------------------------------------------------
+
+    def use_views(self, enabled: bool) -> None:
+        """Translate by the views, or by the processor's own segments and TLB."""
+        self.library.uc_ctl(self.handle, lib.control_write(_TLB_TYPE, 1), ctypes.c_int(int(enabled)))
+        # LL asks the processor's own segments for its address, whatever translates it: none of them is mapped now.
+        for name, own in (("SegCtl0", 0x0020_0010), ("SegCtl1", 0x0003_0002), ("SegCtl2", 0x003A_043A)):
+            self.registers.set_cp0(name, 0x0070_0070 if enabled else own)
+        self.flush_tlb()
+
+    def map_page(self, view: int, address: int, physical: int, rights: int) -> None:
+        """Enter the page at `address` into a view."""
+        if rights & EXECUTE and physical not in self._harmless:
+            self._guard_blocks(address, physical)
+        self._native.tables[view][address >> 12] = physical | rights
+
+    def unmap_page(self, view: int, address: int) -> None:
+        """Take a page out of a view."""
+        table = self._native.tables[view]
+        if table[address >> 12]:
+            table[address >> 12] = 0
+            self._flush_page(self._cpu, address & ~0xFFF)
+
+    def mapped(self, view: int, address: int) -> int:
+        """Physical address and rights of a page, or 0."""
+        return self._native.tables[view][address >> 12]
+
+    def clear_view(self, view: int, first: int = 0, end: int = 1 << 32) -> None:
+        """Take all pages from `first` up to `end` out of a view."""
+        self._native.clear(view, first >> 12, end >> 12)
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+
+    @property
+    def fills(self) -> int:
+        """Misses of the emulated TLB that the tables answered, since the engine was opened."""
+        return self._native.words[FILLS]
+
+    def _guard_blocks(self, address: int, physical: int) -> None:
+        """Keep Unicorn from translating a run of instructions as one block that would overrun its tables.
+
+        It loses a temporary for each instruction without a hook; so what is long gets a hook, which does nothing.
+        """
+        frame = self._frame(physical)
+        runs = long_runs(frame, self.byte_order) if frame is not None else []
+        if not runs:
+            self._harmless.add(physical & ~0xFFF)
+        for first, last in runs:
+            begin, end = (address & ~0xFFF) + first, (address & ~0xFFF) + last
+            if (begin, end) not in self._guarded:
+                self._guarded.add((begin, end))
+                self._hook(unicorn.UC_HOOK_CODE, ctypes.c_void_p(self._native.nothing), 0, begin, end)
+
+    # -- running --------------------------------------------------------------------------------
+
+    def run(self, handler: Handler) -> None:
+        """Run until the handler calls `stop`. An exception raised by the handler propagates."""
+        self._handler = handler
+        self._stopped = False
+        exit_, registers = self._exit, self.registers
+        start, handle = self.library.uc_emu_start, self.handle
+        while not self._stopped:
+            self._running = True
+            status = start(handle, registers.pc, _NOWHERE, 0, 0)
+            self._running = False
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            if self._stopped:
+                return
+            if self._remaining[0] <= 0:
+                if registers.in_delay_slot:
+                    registers.jump(registers.restart_address)
+                exit_.kind = ExitKind.BUDGET
+            elif status in _NO_MEMORY:
+                exit_.kind, exit_.address = ExitKind.UNBACKED, registers.pc
+            elif status:
+                raise GuestFault(f"the engine lost the guest at {registers.pc:#x}: {self._message(status)}")
+            else:
+                exit_.kind = ExitKind.HALT
+            handler(exit_)
+
+    def stop(self) -> None:
+        """End `run` after the handler returns."""
+        self._stopped = True
+        self.library.uc_emu_stop(self.handle)
+
+    @property
+    def progress(self) -> int:
+        """Basic blocks begun since the engine was opened."""
+        return self._deadline - self._remaining[0]
+
+    def set_deadline(self, progress: int) -> None:
+        """Ask for a BUDGET exit when `progress` blocks are reached; the past means: at the next block."""
+        now = self._deadline - self._remaining[0]
+        if progress <= now:
+            progress = now + 1
+        self._remaining[0] = progress - now
+        self._deadline = progress
+
+    def flush_tlb(self, frames: Sequence[int] = ()) -> None:
+        """Forget what the emulated TLB holds; there are no page tables to tell the `frames` of."""
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+
+    def frame_changed(self, physical: int, size: int) -> None:
+        """Forget code made of `size` bytes at a physical address."""
+        for start, memory, _pinned, ram in self._memories:
+            offset = physical - start
+            if 0 <= offset < memory.nbytes:
+                self._invalidate(self.handle, ram + offset, ram + offset + size)
+        self._harmless.difference_update(range(physical & ~0xFFF, physical + size, 4096))
+
+    def code_changed(self, address: int, size: int) -> None:
+        """The host changed bytes that may have been executed at an address mapped in the view under way."""
+        view = self.registers.mode
+        for page in range(address & ~0xFFF, address + size, 4096):
+            entry = self.mapped(view, page)
+            if entry:
+                self.frame_changed(entry & ~0xFFF, 4096)
+
+    def flush_code(self) -> None:
+        """Forget all translated code. Not within a block."""
+        self._harmless.clear()
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
+
+    def close(self) -> None:
+        """Release the CPU. Idempotent."""
+        if self.handle is not None:
+            self.library.uc_close(self.handle)
+            self.handle = None
+
+    # -- hooks ----------------------------------------------------------------------------------
+
+    def _install_hooks(self, cpu: int, loop_exit: int) -> None:
+        """Native code for translation, preemption and exceptions, and the two callbacks behind it."""
+        fill = FillCallback(self._make_fill_callback())
+        self._callbacks.append(fill)
+        words = self._native.words
+        words[HFLAGS] = self.registers.hflags_address
+        words[CALLBACK] = ctypes.cast(fill, ctypes.c_void_p).value or 0
+        words[CPU], words[LOOP_EXIT] = cpu, loop_exit
+        slot = ctypes.c_uint64.from_address((self.handle or 0) + state.STOP_INTERRUPT)
+        slot.value = self._native.stop_interrupt
+        self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._make_fault_callback()))
+        self._hook(unicorn.UC_HOOK_TLB_FILL, ctypes.c_void_p(self._native.fill), self._native.argument)
+        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), self._counter.argument)
+
+    def _hook(self, kind: int, callback: Any, user: int = 0, begin: int = 1, end: int = 0) -> None:
+        """Call `uc_hook_add` and keep the callback alive."""
+        number = ctypes.c_size_t()
+        status = self.library.uc_hook_add(
+            ctypes.c_void_p(self.handle),
+            ctypes.byref(number),
+            ctypes.c_int(kind),
+            callback,
+            ctypes.c_void_p(user),
+            ctypes.c_uint64(begin),
+            ctypes.c_uint64(end),
+        )
+        self._check(status, f"cannot install hook {kind:#x}")
+        self._callbacks.append(callback)
+
+    def _make_fault_callback(self) -> Callable[[int, int], int]:
+        """The hot path: a closure over everything it touches."""
+        exit_, registers, number, words = self._exit, self.registers, self._exception, self.registers.words
+        error_at, bad_address = state._ERROR_CODE, state.CP0["BadVAddr"] // 4
+        fault, codes, with_address = ExitKind.FAULT, EXCEPTIONS, _WITH_ADDRESS
+
+        def on_fault(_engine: int, _user: int) -> int:
+            try:
+                code = codes.get(number[0])
+                if code is None or self._failure is not None:
+                    return 0
+                exit_.kind = fault
+                exit_.vector = code
+                exit_.error = words[error_at]
+                if code in with_address:
+                    exit_.error &= 1
+                    exit_.address = words[bad_address]
+                self._handler(exit_)
+            except BaseException as failure:
+                self._fail(failure)
+                return 0
+            return 1
+
+        del registers
+        return on_fault
+
+    def _make_fill_callback(self) -> Callable[[int, int, int, int, int], int]:
+        """A page that the view under way does not have, or not with this right."""
+        exit_, registers, words, tables = self._exit, self.registers, self.registers.words, self._native.tables
+        bad_address, error_at = state.CP0["BadVAddr"] // 4, state._ERROR_CODE
+        miss = ExitKind.MISS
+
+        def on_fill(_engine: int, address: int, kind: int, result: int, _user: int) -> int:
+            try:
+                address &= 0xFFFF_FFFF
+                access = kind - 16
+                if not self._running or (address == _LAST_PAGE and access == FETCH):
+                    exit_.vector, exit_.error, exit_.refused = 4, 0, True
+                else:
+                    exit_.kind, exit_.address, exit_.error, exit_.refused = miss, address, access, False
+                    self._handler(exit_)
+                entry = tables[registers.mode][address >> 12]
+                if not exit_.refused and entry >> access & 1:
+                    target = ctypes.cast(result, ctypes.POINTER(ctypes.c_uint64))
+                    target[0] = entry & ~0xFFF
+                    ctypes.cast(result + 8, ctypes.POINTER(ctypes.c_uint32))[0] = entry & 7
+                    if access != FETCH:
+                        registers.words[_FLAGS] &= _NO_BRANCH
+                    return 1
+                if not exit_.refused:
+                    raise GuestFault(f"the page at {address:#x} was neither mapped nor refused")
+                words[bad_address] = self._exact(address, access)
+                words[error_at] = exit_.error
+                self._exception[0] = _NUMBERS[exit_.vector]
+            except BaseException as failure:
+                self._fail(failure)
+                self._exception[0] = _NUMBERS[4]
+            return 0
+
+        return on_fill
+
+    def _exact(self, page: int, access: int) -> int:
+        """The address within `page` that the instruction at PC accesses; Unicorn tells only the page."""
+        registers = self.registers
+        pc = registers.pc
+        if access == FETCH:
+            return pc
+        entry = self._native.tables[registers.mode][pc >> 12]
+        frame = self._frame(entry & ~0xFFF) if entry else None
+        if frame is None:
+            return page
+        word = int.from_bytes(frame[pc & 0xFFC : (pc & 0xFFC) + 4], self.order)
+        base = registers.gpr[word >> 21 & 31]
+        indexed = word >> 26 == _COP1X
+        offset = registers.gpr[word >> 16 & 31] if indexed else (word & 0xFFFF) - ((word & 0x8000) << 1)
+        exact = base + offset & 0xFFFF_FFFF
+        return exact if exact & ~0xFFF == page else page
+
+    # -- failures -------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException) -> None:
+        """An exception must not cross the C frames: keep it for `run`, and stop."""
+        if self._failure is None:
+            self._failure = error
+        self.library.uc_emu_stop(self.handle)
+
+    def _message(self, status: int) -> str:
+        return str(self.library.uc_strerror(status).decode())
+
+    def _check(self, status: int, what: str) -> None:
+        if status:
+            raise EngineMissing(f"the unicorn engine {what}: {self._message(status)}")
+
+
+_COP1X = 0x13
+_FLAGS = 0x2B94 // 4
+_NO_BRANCH = ~state.BRANCH & 0xFFFF_FFFF
+
+
+def long_runs(frame: memoryview, byte_order: str) -> list[tuple[int, int]]:
+    """What of a page is to be guarded: of each run without a branch the part behind its first `LONGEST_BLOCK`
+    instructions, as first and last byte offset. (The instruction behind a branch is its delay slot.)"""
+    import numpy as np
+
+    words: NDArray[np.uint32] = np.frombuffer(frame, dtype="<u4" if byte_order == "little" else ">u4")
+    major = words >> np.uint32(26)
+    ends = ((major >= 2) & (major <= 7)) | ((major >= 0x14) & (major <= 0x17))
+    ends |= (major == 1) & ((words >> np.uint32(16) & np.uint32(0xC)) == 0)
+    function = words & np.uint32(0x3F)
+    ends |= (major == 0) & ((function == 8) | (function == 9) | (function == 0xC) | (function == 0xD))
+    places = [-1, *np.nonzero(ends)[0].tolist(), len(words)]
+    runs = ((a + 2 + LONGEST_BLOCK, min(b, len(words) - 1)) for a, b in pairwise(places))
+    return [(4 * first, 4 * last) for first, last in runs if first <= last]
+
+
+def _no_handler(_exit: Exit) -> None:
+    raise RuntimeError("the engine runs without a handler")
