@@ -7,6 +7,9 @@ Callers take a way to open an engine, and see the protocol of its instruction se
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from emulator.engine.aarch64 import AArch64Engine
+from emulator.engine.arm import ArmEngine
+from emulator.engine.mips import MipsEngine
 from emulator.engine.protocol import Capabilities, Engine
 from emulator.engine.x86 import X86Engine
 from emulator.errors import EngineMissing, UsageError
@@ -27,7 +30,45 @@ def open_unicorn() -> X86Engine:
 X86_ENGINES: dict[str, Callable[[], X86Engine]] = {"unicorn": open_unicorn}
 """How to open each x86-64 engine; the first is the default."""
 
-ENGINES: dict[str, Mapping[str, Callable[[], Engine]]] = {"x86-64": X86_ENGINES}
+
+def open_unicorn_arm() -> ArmEngine:
+    """The embedded ARMv7-A CPU. Raises `EngineMissing` when the installed Unicorn is not the one known."""
+    from emulator.engine.unicorn.arm import UnicornArmEngine
+
+    return UnicornArmEngine()
+
+
+ARM_ENGINES: dict[str, Callable[[], ArmEngine]] = {"unicorn": open_unicorn_arm}
+"""How to open each ARMv7-A engine; the first is the default."""
+
+
+def open_unicorn_aarch64() -> AArch64Engine:
+    """The embedded AArch64 CPU. Raises `EngineMissing` when the installed Unicorn is not the one known."""
+    from emulator.engine.unicorn.aarch64 import UnicornAArch64Engine
+
+    return UnicornAArch64Engine()
+
+
+AARCH64_ENGINES: dict[str, Callable[[], AArch64Engine]] = {"unicorn": open_unicorn_aarch64}
+"""How to open each AArch64 engine; the first is the default."""
+
+
+def open_unicorn_mips(byte_order: str = "little") -> MipsEngine:
+    """The embedded CPU as a MIPS32 of a byte order. Raises `EngineMissing`, as `open_unicorn`."""
+    from emulator.engine.unicorn.mips import UnicornMipsEngine
+
+    return UnicornMipsEngine(byte_order)
+
+
+MIPS_ENGINES: dict[str, Callable[..., MipsEngine]] = {"unicorn": open_unicorn_mips}
+"""How to open each MIPS32 engine, given "little" or "big"; the first is the default."""
+
+ENGINES: dict[str, Mapping[str, Callable[[], Engine]]] = {
+    "x86-64": X86_ENGINES,
+    "armv7": ARM_ENGINES,
+    "aarch64": AARCH64_ENGINES,
+    "mips32": MIPS_ENGINES,
+}
 """How to open each engine of each instruction set; an instruction set's first is its default."""
 
 NAMES = (AUTO, *FASTEST_FIRST)

@@ -131,5 +131,49 @@ AARCH64 = Isa(
     _aarch64_contexts,
 )
 
-ISAS: dict[str, Isa] = {isa.name: isa for isa in (X86_64, I386, AARCH64)}
+
+def _arm_rows() -> tuple[SensitiveInstruction, ...]:
+    from emulator.isa.arm.table import ROWS
+
+    return ROWS
+
+
+def _arm_encodings(row: SensitiveInstruction) -> list[str]:
+    from emulator.isa.arm.table import encodings
+
+    return encodings(row)
+
+
+def _arm_planted(row: SensitiveInstruction) -> bool:
+    from emulator.isa.arm.table import planted
+
+    return planted(row)
+
+
+def _arm_prove(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:
+    from emulator.isa.arm.proof import prove_rows
+
+    return prove_rows(rows)
+
+
+def _arm_contexts() -> tuple[ContextSensitive, ...]:
+    from emulator.isa.arm.table import CONTEXTS
+
+    return CONTEXTS
+
+
+ARMV7 = Isa(
+    "armv7",
+    "ARMv7-A",
+    32,
+    ("little",),
+    40,
+    _arm_rows,
+    _arm_encodings,
+    _arm_planted,
+    _arm_prove,
+    _arm_contexts,
+)
+
+ISAS: dict[str, Isa] = {isa.name: isa for isa in (X86_64, I386, AARCH64, ARMV7)}
 """Every instruction set by its name."""

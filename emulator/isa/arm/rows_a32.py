@@ -181,7 +181,7 @@ def _status() -> tuple[SensitiveInstruction, ...]:
             BEHAVIOUR,
             Operation.READ_BANKED_REGISTER,
             CALL,
-            ".inst 0xe10b0200",
+            ".inst 0xe1050200",
             "B9.3.9",
             note=f"Reads {banked}; with the virtualisation extensions. {UNPREDICTABLE}",
         ),
@@ -193,7 +193,7 @@ def _status() -> tuple[SensitiveInstruction, ...]:
             CONTROL,
             Operation.WRITE_BANKED_REGISTER,
             CALL,
-            ".inst 0xe12bf200",
+            ".inst 0xe125f200",
             "B9.3.10",
             note=f"Writes {banked}; with the virtualisation extensions. {UNPREDICTABLE}",
         ),
@@ -301,7 +301,7 @@ def _unprivileged_accesses() -> tuple[SensitiveInstruction, ...]:
                 A32,
                 DIFFERS,
                 BEHAVIOUR,
-                Operation.ACCESSAS_USER,
+                Operation.ACCESS_AS_USER,
                 CALL,
                 f"{name.lower()} r0, [r1], #4" if plain else f"{name.lower()} r0, [r1], #2",
                 MANUAL_OF_ACCESS[name],
@@ -310,6 +310,12 @@ def _unprivileged_accesses() -> tuple[SensitiveInstruction, ...]:
             )
         )
     return tuple(rows)
+
+
+def _example_into_pc(name: str, has_base: bool) -> str:
+    if name == "SUBS":
+        return "subs pc, lr, #4"
+    return f"{name.lower()} pc, r2, r3" if has_base else f"{name.lower()} pc, lr"
 
 
 def _into_pc() -> tuple[SensitiveInstruction, ...]:
@@ -329,7 +335,7 @@ def _into_pc() -> tuple[SensitiveInstruction, ...]:
                 CONTROL,
                 Operation.RETURN_FROM_EXCEPTION,
                 CALL,
-                f"{name.lower()} pc, lr, #4" if has_base else f"{name.lower()} pc, lr",
+                _example_into_pc(name, has_base),
                 "B9.3.20",
                 note=UNPREDICTABLE,
             )

@@ -14,7 +14,7 @@ from emulator.isa.arm.rows_coprocessor import coprocessor_rows
 from emulator.isa.arm.rows_t32 import T32_ROWS
 from emulator.isa.operation import Operation
 from emulator.isa.patterns import PatternTable
-from emulator.isa.sensitive import Patterns, SensitiveInstruction, UserBehaviour
+from emulator.isa.sensitive import ContextSensitive, Patterns, SensitiveInstruction, UserBehaviour
 
 A32_TABLE: Final = PatternTable(A32_ROWS + coprocessor_rows(A32))
 """The rows that A32 words match."""
@@ -30,6 +30,52 @@ ROW_OF_NAME: Final[dict[str, SensitiveInstruction]] = {row.name: row for row in 
 
 NATIVE: Final = frozenset({Operation.SET_ENDIANNESS})
 """What may run natively although it does not trap: the virtual processor takes CPSR.E from the real one."""
+
+CONTEXTS: Final[tuple[ContextSensitive, ...]] = (
+    ContextSensitive(
+        "a store to a translation table",
+        "every store",
+        "the address is in a table that TTBR0 or TTBR1 leads to",
+        "the hypervisor's own tables are walked; a change is looked for where the architecture wants TLB maintenance",
+        "ARM B3.10.1",
+    ),
+    ContextSensitive(
+        "a store to instructions",
+        "every store",
+        "the address is executed from, now or later",
+        "no page is writable and executable in the kernel's view",
+        "ARM A3.5.4",
+    ),
+    ContextSensitive(
+        "an access to a device's registers",
+        "every load and store",
+        "the address is translated to no memory",
+        "the page is the machine's device space, where an access exits",
+        "ARM A3.5.5",
+    ),
+    ContextSensitive(
+        "an access that is not aligned",
+        "every load and store",
+        "SCTLR.A is set, or the instruction always demands alignment",
+        "the real SCTLR.A is the guest's",
+        "ARM A3.2.1",
+    ),
+    ContextSensitive(
+        "a store-exclusive behind an exception",
+        "STREX, STREXB, STREXH, STREXD",
+        "an exception return came between it and its load",
+        "a return from an exception clears the real monitor",
+        "ARM A3.4.5",
+    ),
+    ContextSensitive(
+        "floating point while it is switched off",
+        "VFP and Advanced SIMD instructions",
+        "FPEXC.EN or the rights in CPACR are clear",
+        "the real FPEXC and CPACR are the guest's, so it is undefined as it must be",
+        "ARM B1.11",
+    ),
+)
+"""What is sensitive by its operands only, so that no pattern shows it."""
 
 
 def encodings(row: SensitiveInstruction) -> list[str]:

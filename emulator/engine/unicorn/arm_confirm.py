@@ -1,0 +1,151 @@
+"""Start-up experiments that confirm the layout of Unicorn's ARM state.
+
+Room: `emulator/engine/unicorn`. Every field that `arm_state` reads in place is first changed by a route that does not
+depend on the layout (the public interface, or an executed instruction) and must then show the expected value;
+otherwise the engine refuses to open.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import TYPE_CHECKING
+
+from emulator.engine.arm import DATA_ABORT, DEBUG_EVENT, IRQ, PREFETCH_ABORT, SVC, UNDEFINED, USR, WRITE
+from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.unicorn import library as lib
+from emulator.errors import EngineMissing, GuestFault
+
+if TYPE_CHECKING:
+    from emulator.engine.unicorn.arm import UnicornArmEngine
+
+_SCRATCH = 0xF000_0000
+_TABLE, _CODE = _SCRATCH, _SCRATCH + 0x4000
+_SIZE = 0x8000
+_SECTION_USER, _SECTION_KERNEL = 0xC02, 0x402
+_REFUSED = 0xF010_0000
+_MMU_ON = 0x00C5_0079
+_WORDS = (
+    0xE5910000,  # ldr r0, [r1]        -> data abort, permission, section
+    0xE5810000,  # str r0, [r1]        -> the same, a write
+    0xE1200070,  # bkpt 0              -> prefetch abort, debug event
+    0xE7F000F0,  # udf 0               -> undefined
+    0xE320F002,  # wfe                 -> nothing
+    0xE320F001,  # yield               -> nothing
+    0xEE1D3F50,  # mrc p15, 0, r3, c13, c0, 2
+    0xEE1D4F70,  # mrc p15, 0, r4, c13, c0, 3
+    0xE1925F9F,  # ldrex r5, [r2]
+    0xEF000000,  # svc 0
+    0xE12FFF16,  # bx r6               -> prefetch abort, translation, section
+)
+
+
+def _refuse(what: str, expected: object, found: object) -> EngineMissing:
+    return EngineMissing(
+        f"the unicorn engine keeps {what} of its ARM processor elsewhere than retrap knows (expected {expected}, found "
+        f"{found}): install unicorn==2.1.4"
+    )
+
+
+def confirm(engine: UnicornArmEngine) -> None:
+    """Run all experiments; raises `EngineMissing` naming the first field that is not where it should be."""
+    registers = engine.registers
+    before = registers.cpsr, registers.system("SCTLR"), registers.system("DACR")
+    _confirm_banks(engine)
+    try:
+        _confirm_events(engine)
+    finally:
+        registers.set_system("SCTLR", before[1])
+        registers.set_system("DACR", before[2])
+        registers.set_system("TTBR0", 0)
+        engine.flush_tlb()
+    registers.cpsr = before[0]
+    registers.user_thread = registers.user_thread_readonly = 0
+    registers.clear_exclusive()
+    for number in range(16):
+        registers.gpr[number] = 0
+
+
+def _confirm_banks(engine: UnicornArmEngine) -> None:
+    """Go through modes by the public interface, and look for their registers in place."""
+    registers = engine.registers
+    for mode in (SVC, IRQ):
+        registers.cpsr = 0xC0 | mode
+        registers.gpr[13], registers.gpr[14], registers.spsr = mode << 8 | 1, mode << 8 | 2, mode << 8 | 3
+    registers.cpsr = 0xF000_0020 | USR
+    for mode in (SVC, IRQ):
+        expected = (mode << 8 | 1, mode << 8 | 2, mode << 8 | 3)
+        if registers.banked(mode) != expected:
+            raise _refuse("the banked registers", expected, registers.banked(mode))
+        registers.set_banked(mode, 0, 0, 0)
+    if not registers.thumb:
+        raise _refuse("the T bit", True, registers.thumb)
+    registers.cpsr = 0x0600_FC20 | USR
+    if registers.it_state != 0xFF:
+        raise _refuse("the IT state", 0xFF, registers.it_state)
+    registers.set_system("TTBR0", 0x1234_4000)
+    registers.poke_root(0x5678_4000)
+    if registers.system("TTBR0") != 0x5678_4000:
+        raise _refuse("TTBR0", 0x5678_4000, registers.system("TTBR0"))
+    registers.poke_domains(0x5555_0001)
+    if registers.system("DACR") != 0x5555_0001:
+        raise _refuse("DACR", 0x5555_0001, registers.system("DACR"))
+    enabled = registers.fpexc
+    registers.fpexc = enabled ^ 0x4000_0000
+    if registers.fpexc != enabled ^ 0x4000_0000:
+        raise _refuse("FPEXC", enabled ^ 0x4000_0000, registers.fpexc)
+    registers.fpexc = enabled
+
+
+def _confirm_events(engine: UnicornArmEngine) -> None:
+    """Run each kind of event in User mode, and look at what the state says of it."""
+    memory = mmap.mmap(-1, _SIZE)
+    words = memoryview(memory).cast("I")
+    words[_SCRATCH >> 20] = _SCRATCH | _SECTION_USER
+    words[_REFUSED >> 20] = _SCRATCH | _SECTION_KERNEL
+    words[0x1000 : 0x1000 + len(_WORDS)] = memoryview(b"".join(word.to_bytes(4, "little") for word in _WORDS)).cast("I")
+    pinned = (ctypes.c_char * _SIZE).from_buffer(memory)
+    library, handle, registers = engine.library, engine.handle, engine.registers
+    library.uc_mem_map_ptr(handle, _SCRATCH, _SIZE, lib.PROT_ALL, ctypes.addressof(pinned))
+    seen: list[tuple[object, ...]] = []
+
+    def handler(exit_: Exit) -> None:
+        at = registers.pc - _CODE
+        if exit_.kind is ExitKind.SYSTEM_CALL:
+            seen.append(("call", at))
+        else:
+            status = exit_.error if exit_.vector != UNDEFINED else 0
+            seen.append((exit_.vector, status, exit_.address if exit_.vector == DATA_ABORT else 0, at))
+            registers.pc += 4
+        if len(seen) >= 6:
+            engine.stop()
+
+    try:
+        registers.set_system("DACR", 1)
+        registers.set_system("SCTLR", _MMU_ON)
+        engine.set_root(_TABLE)
+        registers.cpsr = USR
+        registers.gpr[1], registers.gpr[2], registers.gpr[6] = _REFUSED + 0x123 * 4, _CODE, 0x1234_5678
+        registers.user_thread, registers.user_thread_readonly = 0x1111_2222, 0x3333_4444
+        registers.pc = _CODE
+        engine.run(handler)
+    except GuestFault as fault:
+        raise _refuse("the state of an exception", "exits", fault) from None
+    finally:
+        library.uc_mem_unmap(handle, _SCRATCH, _SIZE)
+    refused = _REFUSED + 0x123 * 4
+    expected = [
+        (DATA_ABORT, 0x00D, refused, 0),
+        (DATA_ABORT, 0x00D | WRITE, refused, 4),
+        (PREFETCH_ABORT, DEBUG_EVENT, 0, 8),
+        (UNDEFINED, 0, 0, 12),
+        ("call", 40),
+        (PREFETCH_ABORT, 0x005, 0, (0x1234_5678 - _CODE)),
+    ]
+    if seen != expected:
+        raise _refuse("the state of an exception", expected, seen)
+    threads = registers.gpr[3], registers.gpr[4]
+    if threads != (0x1111_2222, 0x3333_4444):
+        raise _refuse("the thread registers", (0x1111_2222, 0x3333_4444), threads)
+    if registers.exclusive_address != _CODE:
+        raise _refuse("the exclusive monitor", _CODE, registers.exclusive_address)

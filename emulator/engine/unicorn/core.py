@@ -1,0 +1,206 @@
+"""What the Unicorn engines of several instruction sets share: opening, memory, hooks, slices, failures, the run loop.
+
+Room: `emulator/engine/unicorn`. A subclass says which processor, installs its hooks and says what an end of the
+emulation means. Progress is counted in basic blocks by native code (`counter`), never by `count=`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import unicorn
+
+from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.protocol import Handler
+from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn.counter import BlockCounter
+from emulator.errors import EngineMissing, GuestFault
+
+CONTROL_CPU_MODEL = lib.control_write(unicorn.UC_CTL_CPU_MODEL, 1)
+NO_CODE = frozenset({8, 14})
+"""UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
+_FOREVER = 1 << 62
+
+
+class UnicornCpu:
+    """One emulated CPU of any instruction set. Subclasses set `nowhere` and `_start_address`."""
+
+    nowhere = (1 << 64) - 2
+    """The `until` that no guest reaches."""
+
+    def __init__(self, architecture: int, mode: int, model: int | None = None) -> None:
+        self.library = lib.load()
+        handle = ctypes.c_void_p()
+        status = self.library.uc_open(architecture, mode, ctypes.byref(handle))
+        if status or handle.value is None:
+            raise EngineMissing(f"the unicorn engine does not open: {self._message(status)}")
+        self.handle: int | None = handle.value
+        if model is not None:
+            self._check(self.library.uc_ctl(self.handle, CONTROL_CPU_MODEL, ctypes.c_int(model)), "lacks the CPU model")
+        self._exit = Exit()
+        self._handler: Handler = _no_handler
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._memories: list[Any] = []
+        self._callbacks: list[Any] = []
+        self._counter = BlockCounter(self.library)
+        self._remaining = self._counter.remaining
+        self._deadline = _FOREVER
+        self._remaining[0] = _FOREVER
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def map_memory(self, physical: int, memory: memoryview) -> None:
+        """Back physical addresses from `physical` on by `memory` (page-aligned, writable)."""
+        pinned = (ctypes.c_char * memory.nbytes).from_buffer(memory)
+        status = self.library.uc_mem_map_ptr(
+            self.handle, physical, memory.nbytes, lib.PROT_ALL, ctypes.addressof(pinned)
+        )
+        self._check(status, f"cannot map {memory.nbytes} bytes of memory at {physical:#x}")
+        self._memories.append(pinned)
+
+    def map_mmio(
+        self, physical: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
+        """Route accesses to `size` bytes at `physical` to `read(offset, size)` and `write(offset, size, value)`."""
+
+        def on_read(_engine: int, offset: int, width: int, _user: int) -> int:
+            try:
+                return read(offset, width) & ((1 << (8 * width)) - 1)
+            except BaseException as error:
+                self._fail(error)
+                return 0
+
+        def on_write(_engine: int, offset: int, width: int, value: int, _user: int) -> None:
+            try:
+                write(offset, width, value)
+            except BaseException as error:
+                self._fail(error)
+
+        reader, writer = lib.DeviceReadCallback(on_read), lib.DeviceWriteCallback(on_write)
+        self._callbacks += (reader, writer)
+        status = self.library.uc_mmio_map(self.handle, physical, size, reader, None, writer, None)
+        self._check(status, f"cannot map {size} bytes of device memory at {physical:#x}")
+
+    # -- running --------------------------------------------------------------------------------
+
+    def _start_address(self) -> int:
+        """Where the emulation begins, as `uc_emu_start` wants it."""
+        raise NotImplementedError
+
+    def _address(self) -> int:
+        """Address of the next instruction, for `Exit.address` and messages."""
+        return self._start_address()
+
+    def _settle(self) -> None:
+        """Called whenever the emulation has come back, before anything else."""
+
+    def run(self, handler: Handler) -> None:
+        """Run until the handler calls `stop`. An exception raised by the handler propagates."""
+        self._handler = handler
+        self._stopped = False
+        exit_ = self._exit
+        start, handle, nowhere = self.library.uc_emu_start, self.handle, self.nowhere
+        while not self._stopped:
+            status = start(handle, self._start_address(), nowhere, 0, 0)
+            self._settle()
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            if self._stopped:
+                return
+            if self._remaining[0] <= 0:
+                exit_.kind = ExitKind.BUDGET
+            elif status in NO_CODE:
+                exit_.kind, exit_.address = ExitKind.UNBACKED, self._address()
+            elif status:
+                raise GuestFault(f"the engine lost the guest at {self._address():#x}: {self._message(status)}")
+            else:
+                exit_.kind = ExitKind.HALT
+            handler(exit_)
+
+    def stop(self) -> None:
+        """End `run` after the handler returns."""
+        self._stopped = True
+        self.library.uc_emu_stop(self.handle)
+
+    @property
+    def progress(self) -> int:
+        """Basic blocks begun since the engine was opened."""
+        return self._deadline - self._remaining[0]
+
+    def set_deadline(self, progress: int) -> None:
+        """Ask for a BUDGET exit when `progress` blocks are reached; the past means: at the next block."""
+        now = self._deadline - self._remaining[0]
+        if progress <= now:
+            progress = now + 1
+        self._remaining[0] = progress - now
+        self._deadline = progress
+
+    # -- translation state ----------------------------------------------------------------------
+
+    def flush_tlb(self, frames: Sequence[int] = ()) -> None:
+        """Forget all cached translations of addresses."""
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+
+    def code_changed(self, address: int, size: int) -> None:
+        """The host changed bytes that may have been executed at mapped guest-virtual `address`."""
+        self.library.uc_ctl(
+            self.handle, lib.CONTROL_REMOVE_CODE, ctypes.c_uint64(address), ctypes.c_uint64(address + size)
+        )
+
+    def flush_code(self) -> None:
+        """Forget all translated code."""
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
+
+    def close(self) -> None:
+        """Release the CPU. Idempotent."""
+        if self.handle is not None:
+            self.library.uc_close(self.handle)
+            self.handle = None
+
+    # -- hooks and failures ---------------------------------------------------------------------
+
+    def _count_blocks(self) -> None:
+        """Install the native block counter."""
+        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
+
+    def _hook(self, kind: int, callback: Any, instruction: int = 0, user: int = 0) -> None:
+        """Call `uc_hook_add` over the whole address space and keep the callback alive."""
+        number = ctypes.c_size_t()
+        status = self.library.uc_hook_add(
+            ctypes.c_void_p(self.handle),
+            ctypes.byref(number),
+            ctypes.c_int(kind),
+            callback,
+            ctypes.c_void_p(user),
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
+            ctypes.c_int(instruction),
+        )
+        self._check(status, f"cannot install hook {kind:#x}")
+        self._callbacks.append(callback)
+
+    def _fail(self, error: BaseException) -> None:
+        """An exception must not cross the C frames: keep it for `run`, and stop."""
+        if self._failure is None:
+            self._failure = error
+        self._handler = ignore
+        self.library.uc_emu_stop(self.handle)
+
+    def _message(self, status: int) -> str:
+        return str(self.library.uc_strerror(status).decode())
+
+    def _check(self, status: int, what: str) -> None:
+        if status:
+            raise EngineMissing(f"the unicorn engine {what}: {self._message(status)}")
+
+
+def ignore(_exit: Exit) -> None:
+    """The handler for what is left of a block whose end is of no interest any more."""
+
+
+def _no_handler(_exit: Exit) -> None:
+    raise RuntimeError("the engine runs without a handler")
