@@ -51,8 +51,9 @@ docs: $(READY) ## Print the generated pages and build the site
 	$(BIN)/python -m bt.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-guests: $(READY) ## Fetch Debian's kernel, unless it is there or cannot be had
+guests: $(READY) ## Fetch Debian's kernel and the schema of SARIF, unless they are there or cannot be had
 	@scripts/fetch-guests
+	@scripts/fetch-sarif-schema
 
 clean: ## Remove what was built (not the virtual environment)
 	rm -rf build dist site out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

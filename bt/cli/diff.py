@@ -1,4 +1,4 @@
-"""`retrap diff`: every patched site of a rewritten image.
+"""`retrap diff`: what two images, or two manifests, differ in.
 
 Room: the command line. Comparing is `bt.diff`'s, printing `bt.report`'s.
 """
@@ -9,21 +9,28 @@ import click
 
 
 @click.command()
-@click.argument("original", type=click.Path())
-@click.argument("rewritten", type=click.Path())
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(original: str, rewritten: str, as_json: bool) -> None:
-    """Show what differs between ORIGINAL and REWRITTEN: address, symbol, old and new code, class, tactic, reason.
+@click.pass_context
+def command(context: click.Context, a: str, b: str, as_json: bool) -> None:
+    """Show what differs between A and B: images, or manifests that `retrap rewrite --manifest` wrote.
 
-    Fails when bytes differ that the rewritten image's manifest does not tell of.
+    An original and the image that was made from it: every patched site with old and new code, class, tactic and
+    reason. The status is 1 when bytes differ that the rewritten image's manifest does not tell of, else 0.
+
+    Anything else: sites gained, lost, or given another tactic. An original is scanned. The status is 1 when there is
+    such a difference, else 0.
     """
-    from bt.diff import diff
-    from bt.image import load
+    from bt.diff import Comparison, diff
     from bt.report import json as json_report
     from bt.report import text
 
-    found = diff(load(original), load(rewritten))
-    if as_json:
-        click.echo(json_report.dumps(json_report.diff_json(found)), nl=False)
+    found = diff(a, b)
+    if isinstance(found, Comparison):
+        report = json_report.comparison_json(found) if as_json else text.comparison_text(found)
     else:
-        click.echo(text.diff_text(found), nl=False)
+        report = json_report.rewrite_json(found) if as_json else text.diff_text(found)
+    click.echo(report if isinstance(report, str) else json_report.dumps_rows(report), nl=False)
+    if isinstance(found, Comparison) and not found.same:
+        context.exit(1)
