@@ -279,10 +279,6 @@ class Tactics(Protocol):
         """Tactics for a guest whose image (if there is one) lies `delta` bytes above where it is linked."""
         ...
 
-    def disassemble(self, code: bytes, address: int) -> list[tuple[int, int, str]]:
-        """Offset, length and text of the instructions of `code`; what is none is "(bad)"."""
-        ...
-
 
 @dataclass(slots=True)
 class Arena:

@@ -84,17 +84,6 @@ class X86Tactics:
         """With what is known of a Linux, where fixups are allowed."""
         return X86Ladder(strategy, image, delta, cache)
 
-    def disassemble(self, code: bytes, address: int) -> list[tuple[int, int, str]]:
-        """Intel syntax, as iced-x86 prints it."""
-        from iced_x86 import Decoder, Formatter, FormatterSyntax
-
-        formatter = Formatter(FormatterSyntax.INTEL)
-        mask = (1 << self.isa.bits) - 1
-        return [
-            ((one.ip - address) & mask, one.len, formatter.format(one))
-            for one in Decoder(self.isa.bits, code, ip=address)
-        ]
-
 
 class X86Ladder:
     """Tactics for one 64-bit guest."""
