@@ -1,0 +1,87 @@
+"""What an AArch64 engine has besides what every engine has: registers, system registers, translation table bases.
+
+Room: `emulator/engine`. Names and encodings are those of the Arm Architecture Reference Manual (DDI 0487). Every
+exception exits as a FAULT: `Exit.vector` is its class (ESR_ELx.EC), `Exit.error` the whole syndrome, `Exit.address`
+the faulting address of an abort; PC is what ELR_EL1 would be. WFI exits as HALT at full privilege, PC behind it.
+"""
+
+from typing import Protocol
+
+from emulator.engine.protocol import Engine
+
+SP = 31
+"""Index of the current stack pointer among the general registers."""
+
+
+class AArch64Registers(Protocol):
+    """The registers of an AArch64 CPU, readable and writable while an exit is handled, and between runs."""
+
+    @property
+    def gpr(self) -> memoryview:
+        """Thirty-two 64-bit words: X0..X30, and the stack pointer in use."""
+        ...
+
+    pc: int
+    level: int
+    """The real exception level, 0 or 1 (EL1 with its own stack pointer: EL1h). Changing it changes no stack pointer."""
+    nzcv: int
+    """The condition flags at their place in PSTATE, bits 31-28."""
+    daif: int
+    """The real interrupt masks at their place in PSTATE, bits 9-6."""
+    thread: int
+    """TPIDR_EL0."""
+    thread_read_only: int
+    """TPIDRRO_EL0."""
+
+    def advance(self) -> None:
+        """Move PC over an instruction."""
+        ...
+
+    @property
+    def pstate(self) -> int:
+        """The whole PSTATE as SPSR_ELx would have it."""
+        ...
+
+    def system(self, register: int) -> int:
+        """A real system register by its 16-bit name (`emulator.isa.aarch64.encoding.register`)."""
+        ...
+
+    def set_system(self, register: int, value: int) -> None:
+        """Load a real system register that nothing but instructions reading it depends on: no translation control."""
+        ...
+
+    def vector(self, number: int) -> int:
+        """V0..V31 as a 128-bit number."""
+        ...
+
+    def set_vector(self, number: int, value: int) -> None:
+        """Load V0..V31."""
+        ...
+
+    fpcr: int
+    fpsr: int
+
+    def clear_exclusive(self) -> None:
+        """Clear the local exclusive monitor, as an exception return does."""
+        ...
+
+
+class AArch64Engine(Engine, Protocol):
+    """An AArch64 CPU with its memory, driven by one handler."""
+
+    @property
+    def registers(self) -> AArch64Registers:
+        """The CPU's registers: one object for the engine's lifetime."""
+        ...
+
+    def set_roots(self, lower: int, upper: int) -> None:
+        """Load TTBR0_EL1 and TTBR1_EL1; what was cached of other tables is not used any more."""
+        ...
+
+    def set_control(self, sctlr: int, tcr: int, mair: int) -> None:
+        """Load SCTLR_EL1, TCR_EL1 and MAIR_EL1; roots must be set before SCTLR_EL1.M is."""
+        ...
+
+    def mask_user_accessible(self, accessible: bool) -> None:
+        """SCTLR_EL1.UMA alone: whether EL0 may access DAIF without an exit."""
+        ...

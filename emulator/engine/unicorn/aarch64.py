@@ -1,0 +1,106 @@
+"""The Unicorn engine of AArch64: an emulated Cortex-A53 behind the `AArch64Engine` protocol.
+
+Room: `emulator/engine/unicorn`. Every exception arrives by one hook, and the handler resumes without leaving Unicorn's
+own loop. Every departure of Unicorn from the architecture is mended here, or named in `aarch64_quirks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import unicorn
+from unicorn import arm64_const
+
+from emulator.engine.exit import ExitKind
+from emulator.engine.protocol import Capabilities
+from emulator.engine.unicorn import aarch64_state as state
+from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn.aarch64_confirm import confirm
+from emulator.engine.unicorn.aarch64_state import UnicornAArch64Registers, find_state
+from emulator.engine.unicorn.core import UnicornCpu
+from emulator.isa.aarch64.encoding import register
+from emulator.isa.aarch64.registers import BY_NAME
+
+SCR_EL3 = register(3, 6, 1, 1, 0)
+_SCR = 0x430
+"""SCR_EL3.RW, so that EL1 is AArch64; without it translation is AArch32's. HVC and SMC stay undefined and trapping."""
+_SCTLR, _TCR, _MAIR, _CPACR = (BY_NAME[name].encoding for name in ("SCTLR_EL1", "TCR_EL1", "MAIR_EL1", "CPACR_EL1"))
+_FP_ENABLED = 3 << 20
+_SMC = 13
+_UNKNOWN = 1 << 25
+"""The syndrome of an undefined instruction (EC 0, IL)."""
+
+CAPABILITIES = Capabilities(
+    name="unicorn",
+    deterministic=True,
+    full_privilege=True,
+    coherent_code=False,
+    fast_store_needs_no_execute=True,
+    reports_identify=False,
+    ports_exit_in_user_mode=False,
+    real_interrupt_flag=False,
+    execute_only=True,
+    exit_cost=2.0,
+)
+
+
+class UnicornAArch64Engine(UnicornCpu):
+    """One emulated CPU. Use `registers` only while no guest code runs or inside the handler."""
+
+    nowhere = 0x8000_0000_0000_0002
+    """Neither half of the address space has it, and no instruction begins there."""
+
+    def __init__(self) -> None:
+        super().__init__(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM, arm64_const.UC_CPU_ARM64_A53)
+        assert self.handle is not None
+        self.registers = UnicornAArch64Registers(self.library, self.handle, find_state(self.library, self.handle))
+        self.capabilities = CAPABILITIES
+        self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
+        self._count_blocks()
+        self.registers.set_public(SCR_EL3, _SCR)
+        self.registers.set_public(_CPACR, _FP_ENABLED)
+        self.registers.learn_modes()
+        confirm(self)
+
+    def _start_address(self) -> int:
+        return self.registers.pc
+
+    def set_roots(self, lower: int, upper: int) -> None:
+        """Load TTBR0_EL1 and TTBR1_EL1, and flush."""
+        self.registers.poke_roots(lower, upper)
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+
+    def set_control(self, sctlr: int, tcr: int, mair: int) -> None:
+        """Load SCTLR_EL1, TCR_EL1 and MAIR_EL1, and flush."""
+        registers = self.registers
+        registers.set_public(_MAIR, mair)
+        registers.set_public(_TCR, tcr)
+        registers.set_public(_SCTLR, sctlr)
+        registers.learn_modes()
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+
+    def mask_user_accessible(self, accessible: bool) -> None:
+        """SCTLR_EL1.UMA alone."""
+        self.registers.poke_masks_accessible(accessible)
+
+    def _make_fault_callback(self) -> Callable[[int, int, int], None]:
+        """The hot path: a closure over everything it touches."""
+        exit_, words, halves = self._exit, self.registers.words, self.registers.halves
+        syndrome, address, pc = state.H_SYNDROME, state.W_FAULT_ADDRESS, state.W_PC
+        fault = ExitKind.FAULT
+
+        def on_fault(_engine: int, number: int, _user: int) -> None:
+            try:
+                exit_.kind = fault
+                if number == _SMC:
+                    # There is no secure monitor: undefined, and PC is at the instruction then.
+                    halves[syndrome] = _UNKNOWN
+                    words[pc] = words[pc] - 4 & 0xFFFF_FFFF_FFFF_FFFF
+                exit_.error = found = halves[syndrome]
+                exit_.vector = found >> 26
+                exit_.address = words[address]
+                self._handler(exit_)
+            except BaseException as failure:
+                self._fail(failure)
+
+        return on_fault

@@ -1,0 +1,311 @@
+"""The CPU state of Unicorn's AArch64, read and written in place.
+
+Room: `emulator/engine/unicorn`. The public interface costs microseconds a register, hides the syndrome and the faulting
+address of an exception, and does not follow a change of the exception level. The offsets are those of the 2.1.4 wheel
+(`CPUARMState` of QEMU 5.0); `aarch64_confirm` confirms every one of them by experiment when an engine is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Any, Final
+
+from unicorn import arm64_const
+
+from emulator.engine.unicorn.state import _read_memory
+from emulator.errors import EngineMissing
+from emulator.isa.aarch64.encoding import fields
+from emulator.isa.aarch64.registers import BY_NAME
+
+# Offsets into the CPU state, in bytes.
+_GENERAL = 0x40
+_PC = 0x140
+_PSTATE = 0x148  # EL, SPSel and what is not kept elsewhere; 32 bits
+_MODE = 0x150  # QEMU's summary of the mode (hflags), 32 bits
+_CARRY, _OVERFLOW, _NEGATIVE, _ZERO = 0x208, 0x20C, 0x210, 0x214
+_DAIF = 0x230
+_BANKED_SP = 0x258  # SP_EL0, SP_EL1
+_SYNDROME = 0xBD0
+_FAULT_ADDRESS = 0xBD8
+_VECTORS = 0xC10  # 256 bytes apart
+_EXCLUSIVE = 0x2F00
+_SIZE = 0x2F10
+
+IN_PLACE: Final[dict[str, int]] = {
+    "SPSR_EL1": 0x168,
+    "ELR_EL1": 0x240,
+    "SP_EL0": 0x258,
+    "SCTLR_EL1": 0x2A8,
+    "CPACR_EL1": 0x2C0,
+    "TTBR0_EL1": 0x308,
+    "TTBR1_EL1": 0x328,
+    "ESR_EL1": 0x3E0,
+    "FAR_EL1": 0x420,
+    "PAR_EL1": 0x450,
+    "PMUSERENR_EL0": 0x488,
+    "MAIR_EL1": 0x4A8,
+    "VBAR_EL1": 0x4C8,
+    "CONTEXTIDR_EL1": 0x4F8,
+    "TPIDR_EL0": 0x510,
+    "TPIDR_EL1": 0x518,
+    "TPIDRRO_EL0": 0x548,
+    "CNTKCTL_EL1": 0x558,
+}
+"""Offsets of the system registers that are read and written in place."""
+
+W_PC: Final = _PC // 8
+W_FAULT_ADDRESS: Final = _FAULT_ADDRESS // 8
+H_SYNDROME: Final = _SYNDROME // 4
+_W_SCTLR: Final = IN_PLACE["SCTLR_EL1"] // 8
+_W_LOWER, _W_UPPER = IN_PLACE["TTBR0_EL1"] // 8, IN_PLACE["TTBR1_EL1"] // 8
+_PATTERN = 0x5E77_1A90_0000_0001
+_X: Final = tuple(getattr(arm64_const, f"UC_ARM64_REG_X{number}") for number in range(31))
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_UMA = 1 << 9
+_EL1H = 5
+_DUMMY: Final = BY_NAME["TPIDR_EL1"].encoding
+
+
+class SystemAccess(ctypes.Structure):
+    """`uc_arm64_cp_reg` of unicorn/arm64.h."""
+
+    _fields_ = (*((name, ctypes.c_uint32) for name in ("crn", "crm", "op0", "op1", "op2")), ("val", ctypes.c_uint64))
+
+
+def access(register: int, value: int = 0) -> SystemAccess:
+    """How Unicorn wants a system register named."""
+    op0, op1, crn, crm, op2 = fields(register)
+    return SystemAccess(crn, crm, op0, op1, op2, value)
+
+
+def find_state(library: Any, handle: int) -> int:
+    """Host address of the CPU state behind an open engine, found by a pattern in its registers."""
+    values = [_PATTERN + number * 0x0101_0307 for number in range(31)]
+    for register, value in zip(_X, values, strict=True):
+        library.uc_reg_write(handle, register, ctypes.byref(ctypes.c_uint64(value)))
+    pattern = struct.pack("<31Q", *values)
+    descriptor = os.open("/proc/self/mem", os.O_RDONLY)
+    try:
+        pointers: tuple[int, ...] = struct.unpack("<512Q", _read_memory(descriptor, handle, 4096).ljust(4096, b"\0"))
+        for pointer in dict.fromkeys(pointers):
+            if pointer < 0x10000 or pointer >> 47:
+                continue
+            contents = _read_memory(descriptor, pointer, 0x20000)
+            found = contents.find(pattern)
+            while found >= 0:
+                if _lives(library, handle, descriptor, pointer + found):
+                    return pointer + found - _GENERAL
+                found = contents.find(pattern, found + 1)
+    finally:
+        os.close(descriptor)
+    raise EngineMissing("the unicorn engine keeps its CPU state where retrap does not find it: install unicorn==2.1.4")
+
+
+def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
+    """Whether a register written through the public interface changes the word at `address`: no stale copy."""
+    probe = 0x5E77_1A90_FFFF_0000
+    library.uc_reg_write(handle, _X[0], ctypes.byref(ctypes.c_uint64(probe)))
+    return _read_memory(descriptor, address, 8) == struct.pack("<Q", probe)
+
+
+class UnicornAArch64Registers:
+    """The register view of one engine (`emulator.engine.aarch64.AArch64Registers`)."""
+
+    __slots__ = ("_buffer", "_handle", "_library", "_modes", "gpr", "halves", "words")
+
+    def __init__(self, library: Any, handle: int, address: int) -> None:
+        self._buffer = (ctypes.c_char * _SIZE).from_address(address)
+        raw = memoryview(self._buffer).cast("B")
+        self.words = raw.cast("Q")
+        self.halves = raw.cast("I")
+        self.gpr = self.words[_GENERAL // 8 : _GENERAL // 8 + 32]
+        self._library = library
+        self._handle = handle
+        self._modes = [0, 0]
+        """QEMU's summary of the mode for EL0 and EL1h."""
+
+    # -- general registers ----------------------------------------------------------------------
+
+    @property
+    def pc(self) -> int:
+        """The program counter."""
+        return self.words[W_PC]
+
+    @pc.setter
+    def pc(self, value: int) -> None:
+        self.words[W_PC] = value
+
+    def advance(self) -> None:
+        """Move PC over an instruction."""
+        words = self.words
+        words[W_PC] = words[W_PC] + 4 & _MASK
+
+    @property
+    def nzcv(self) -> int:
+        """The condition flags at their place in PSTATE."""
+        halves = self.halves
+        negative = halves[_NEGATIVE // 4] & 0x8000_0000
+        zero = 0 if halves[_ZERO // 4] else 0x4000_0000
+        return negative | zero | halves[_CARRY // 4] << 29 | (halves[_OVERFLOW // 4] >> 31) << 28
+
+    @nzcv.setter
+    def nzcv(self, value: int) -> None:
+        halves = self.halves
+        halves[_NEGATIVE // 4] = value & 0x8000_0000
+        halves[_ZERO // 4] = ~value & 0x4000_0000
+        halves[_CARRY // 4] = value >> 29 & 1
+        halves[_OVERFLOW // 4] = value << 3 & 0x8000_0000
+
+    @property
+    def daif(self) -> int:
+        """The real interrupt masks at their place in PSTATE."""
+        return self.words[_DAIF // 8] & 0x3C0
+
+    @daif.setter
+    def daif(self, value: int) -> None:
+        self.words[_DAIF // 8] = value & 0x3C0
+
+    @property
+    def pstate(self) -> int:
+        """PSTATE as SPSR_ELx would have it."""
+        return self.nzcv | self.daif | self.halves[_PSTATE // 4]
+
+    @property
+    def level(self) -> int:
+        """The real exception level."""
+        return self.halves[_PSTATE // 4] >> 2 & 3
+
+    @level.setter
+    def level(self, value: int) -> None:
+        halves = self.halves
+        halves[_PSTATE // 4] = halves[_PSTATE // 4] & ~0xF | (_EL1H if value else 0)
+        halves[_MODE // 4] = self._modes[value]
+
+    @property
+    def thread(self) -> int:
+        """TPIDR_EL0."""
+        return self.words[IN_PLACE["TPIDR_EL0"] // 8]
+
+    @thread.setter
+    def thread(self, value: int) -> None:
+        self.words[IN_PLACE["TPIDR_EL0"] // 8] = value
+
+    @property
+    def thread_read_only(self) -> int:
+        """TPIDRRO_EL0."""
+        return self.words[IN_PLACE["TPIDRRO_EL0"] // 8]
+
+    @thread_read_only.setter
+    def thread_read_only(self, value: int) -> None:
+        self.words[IN_PLACE["TPIDRRO_EL0"] // 8] = value
+
+    # -- system registers -----------------------------------------------------------------------
+
+    def system(self, register: int) -> int:
+        """A real system register by its 16-bit name. Through the public interface where it is not known in place."""
+        offset = _OFFSETS.get(register)
+        if offset is not None:
+            return self.words[offset >> 3]
+        return self.public(register)
+
+    def set_system(self, register: int, value: int) -> None:
+        """Load a real system register."""
+        offset = _OFFSETS.get(register)
+        if offset is not None and register not in _CONTROLS:
+            self.words[offset >> 3] = value
+        else:
+            self.set_public(register, value)
+
+    def public(self, register: int) -> int:
+        """A real system register through Unicorn's own interface."""
+        one = access(register)
+        self._library.uc_reg_read(self._handle, arm64_const.UC_ARM64_REG_CP_REG, ctypes.byref(one))
+        return int(one.val)
+
+    def set_public(self, register: int, value: int) -> None:
+        """Load a real system register through Unicorn's own interface, which follows with all that depends on it."""
+        one = access(register, value)
+        self._library.uc_reg_write(self._handle, arm64_const.UC_ARM64_REG_CP_REG, ctypes.byref(one))
+
+    def poke_roots(self, lower: int, upper: int) -> None:
+        """Change TTBR0_EL1 and TTBR1_EL1 without telling the TLB: the engine flushes."""
+        self.words[_W_LOWER], self.words[_W_UPPER] = lower, upper
+
+    def poke_masks_accessible(self, accessible: bool) -> None:
+        """SCTLR_EL1.UMA, which nothing but instructions looks at, when they execute."""
+        words = self.words
+        words[_W_SCTLR] = words[_W_SCTLR] | _UMA if accessible else words[_W_SCTLR] & ~_UMA
+
+    def learn_modes(self) -> None:
+        """Have Unicorn compute the summary of the mode for both levels; it depends on the control registers.
+
+        Writing PSTATE through the public interface does not compute it, writing a system register does.
+        """
+        level, masks, flags = self.level, self.daif, self.nzcv
+        for number, pstate in enumerate((0, _EL1H)):
+            value = ctypes.c_uint64(pstate | masks)
+            self._library.uc_reg_write(self._handle, arm64_const.UC_ARM64_REG_PSTATE, ctypes.byref(value))
+            self.set_public(_DUMMY, self.words[IN_PLACE["TPIDR_EL1"] // 8])
+            self._modes[number] = self.halves[_MODE // 4]
+        self.nzcv, self.daif, self.level = flags, masks, level
+
+    @property
+    def banked_sp(self) -> memoryview:
+        """The stack pointers that are not in use: SP_EL0 and SP_EL1 (full privilege)."""
+        return self.words[_BANKED_SP // 8 : _BANKED_SP // 8 + 2]
+
+    # -- vector registers and the monitor -------------------------------------------------------
+
+    def vector(self, number: int) -> int:
+        """V0..V31 as a 128-bit number."""
+        at = (_VECTORS + number * 256) // 8
+        return self.words[at] | self.words[at + 1] << 64
+
+    def set_vector(self, number: int, value: int) -> None:
+        """Load V0..V31."""
+        at = (_VECTORS + number * 256) // 8
+        self.words[at], self.words[at + 1] = value & _MASK, value >> 64
+
+    @property
+    def fpcr(self) -> int:
+        """The floating-point control register."""
+        return self._read(arm64_const.UC_ARM64_REG_FPCR)
+
+    @fpcr.setter
+    def fpcr(self, value: int) -> None:
+        self._write(arm64_const.UC_ARM64_REG_FPCR, value)
+
+    @property
+    def fpsr(self) -> int:
+        """The floating-point status register."""
+        return self._read(arm64_const.UC_ARM64_REG_FPSR)
+
+    @fpsr.setter
+    def fpsr(self, value: int) -> None:
+        self._write(arm64_const.UC_ARM64_REG_FPSR, value)
+
+    @property
+    def exclusive(self) -> int:
+        """The address that the local monitor watches; all ones when it watches none."""
+        return self.words[_EXCLUSIVE // 8]
+
+    def clear_exclusive(self) -> None:
+        """Clear the local exclusive monitor."""
+        self.words[_EXCLUSIVE // 8] = _MASK
+
+    def _read(self, register: int) -> int:
+        value = ctypes.c_uint64(0)
+        self._library.uc_reg_read(self._handle, register, ctypes.byref(value))
+        return value.value & 0xFFFF_FFFF
+
+    def _write(self, register: int, value: int) -> None:
+        self._library.uc_reg_write(self._handle, register, ctypes.byref(ctypes.c_uint64(value)))
+
+
+_OFFSETS: Final = {BY_NAME[name].encoding: offset for name, offset in IN_PLACE.items()}
+_CONTROLS: Final = frozenset(
+    BY_NAME[name].encoding for name in ("SCTLR_EL1", "CPACR_EL1", "TTBR0_EL1", "TTBR1_EL1", "MAIR_EL1")
+)
+"""What more depends on than instructions that read it."""
