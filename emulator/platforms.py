@@ -51,8 +51,18 @@ def _place_on_pc(_board: Board, memory: GuestMemory, image: BootImage) -> Any:
     return place(memory, image, mp_table=True, seed=SEED)
 
 
+def _place_on_32_bit_pc(_board: Board, memory: GuestMemory, image: BootImage) -> Any:
+    from emulator.board.linux_boot import place
+
+    return place(memory, image, mp_table=True, seed=SEED, bits=32)
+
+
 PLATFORMS: dict[str, Platform] = {
-    platform.isa: platform for platform in (Platform("x86-64", "pc", _make_pc, _place_on_pc),)
+    platform.isa: platform
+    for platform in (
+        Platform("x86-64", "pc", _make_pc, _place_on_pc),
+        Platform("i386", "pc", _make_pc, _place_on_32_bit_pc),
+    )
 }
 """Every platform by the name of its instruction set."""
 

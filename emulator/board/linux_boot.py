@@ -1,8 +1,9 @@
-"""The 64-bit Linux boot protocol: a kernel, its initramfs and command line into a PC's memory.
+"""The 64-bit and the 32-bit Linux boot protocol: a kernel, its initramfs and command line into a PC's memory.
 
 Room: `emulator/board`. Does what a boot loader does (Documentation/arch/x86/boot.rst, "64-bit BOOT
-PROTOCOL"): zero page, e820 map, identity-mapped page tables, flat GDT. The guests of `samples/` are
-started in the same way. It reads plain bytes and writes memory; it knows no file format and no CPU.
+PROTOCOL"): zero page, e820 map, identity-mapped page tables, flat GDT; for a 32-bit kernel paging stays off.
+The guests of `samples/` are started in the same way. It reads plain bytes and writes memory; it knows no file
+format and no CPU.
 """
 
 import struct
@@ -36,11 +37,13 @@ _SETUP_HEADER, _SETUP_MAGIC = 0x1F1, 0x202
 _INITRD_LIMIT = 0x7FFF_FFFF
 _SETUP_RNG_SEED = 9
 _RELOCATABLE_LOAD = 0x01
+_PROTECTED = 0x11
+"""CR0: ET and PE."""
 
 
 @dataclass(frozen=True, slots=True)
 class EntryState:
-    """The CPU's registers at the kernel's 64-bit entry point; general registers not named are 0."""
+    """The CPU's registers at the kernel's entry point, by default the 64-bit one; general registers not named are 0."""
 
     rip: int
     rsi: int
@@ -62,8 +65,10 @@ class EntryState:
     """Interrupts are off."""
 
 
-def place(memory: GuestMemory, image: BootImage, *, mp_table: bool = False, seed: bytes = b"") -> EntryState:
-    """Put `image` into memory that is still zero, and say how to enter it.
+def place(
+    memory: GuestMemory, image: BootImage, *, mp_table: bool = False, seed: bytes = b"", bits: int = 64
+) -> EntryState:
+    """Put `image` into memory that is still zero, and say how to enter it, in 64-bit or in 32-bit mode.
 
     `mp_table` adds the header that ends a kernel's search for an MP table at once (see `_place_mp_table`). `seed` is
     handed to the kernel's random number generator (Linux 6.0 and later). Raises BootError when something does not fit.
@@ -87,7 +92,19 @@ def place(memory: GuestMemory, image: BootImage, *, mp_table: bool = False, seed
         memory.write_bytes(address, data)
     if mp_table:
         _place_mp_table(memory)
-    gdt = _place_gdt(memory)
+    gdt = _place_gdt(memory, bits)
+    if bits == 32:
+        return EntryState(
+            rip=image.entry,
+            rsi=ZERO_PAGE,
+            rsp=STACK_TOP,
+            cr3=0,
+            gdt_base=GDT,
+            gdt_limit=gdt - 1,
+            cr0=_PROTECTED,
+            cr4=0,
+            efer=0,
+        )
     return EntryState(
         rip=image.entry,
         rsi=ZERO_PAGE,
@@ -248,9 +265,10 @@ def _place_mp_table(memory: GuestMemory) -> None:
     memory.write_bytes(MP_TABLE, struct.pack("<4sHBB", b"none", 44, 4, 0))
 
 
-def _place_gdt(memory: GuestMemory) -> int:
-    """Null, null, flat 64-bit code, flat data; returns the table's size in bytes."""
-    table = struct.pack("<QQQQ", 0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
+def _place_gdt(memory: GuestMemory, bits: int) -> int:
+    """Null, null, flat code of the mode, flat data; returns the table's size in bytes."""
+    code = 0x00AF_9B00_0000_FFFF if bits == 64 else 0x00CF_9B00_0000_FFFF
+    table = struct.pack("<QQQQ", 0, 0, code, 0x00CF_9300_0000_FFFF)
     memory.write_bytes(GDT, table)
     return len(table)
 

@@ -11,7 +11,7 @@ from emulator.engine.aarch64 import AArch64Engine
 from emulator.engine.arm import ArmEngine
 from emulator.engine.mips import MipsEngine
 from emulator.engine.protocol import Capabilities, Engine
-from emulator.engine.x86 import X86Engine
+from emulator.engine.x86 import I386Engine, X86Engine
 from emulator.errors import EngineMissing, UsageError
 
 AUTO = "auto"
@@ -20,7 +20,7 @@ FASTEST_FIRST = ("kvm", "unicorn")
 """The order in which `auto` tries those that an instruction set has."""
 
 
-def open_unicorn() -> X86Engine:
+def open_unicorn() -> I386Engine:
     """The embedded CPU. Raises `EngineMissing` when the installed Unicorn is not the one known."""
     from emulator.engine.unicorn.engine import UnicornEngine
 
@@ -29,6 +29,9 @@ def open_unicorn() -> X86Engine:
 
 X86_ENGINES: dict[str, Callable[[], X86Engine]] = {"unicorn": open_unicorn}
 """How to open each x86-64 engine; the first is the default."""
+
+I386_ENGINES: dict[str, Callable[[], I386Engine]] = {"unicorn": open_unicorn}
+"""How to open each engine that has 32-bit protected mode and compatibility mode; the first is the default."""
 
 
 def open_unicorn_arm() -> ArmEngine:
@@ -65,6 +68,7 @@ MIPS_ENGINES: dict[str, Callable[..., MipsEngine]] = {"unicorn": open_unicorn_mi
 
 ENGINES: dict[str, Mapping[str, Callable[[], Engine]]] = {
     "x86-64": X86_ENGINES,
+    "i386": I386_ENGINES,
     "armv7": ARM_ENGINES,
     "aarch64": AARCH64_ENGINES,
     "mips32": MIPS_ENGINES,

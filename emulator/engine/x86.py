@@ -102,3 +102,11 @@ class X86Engine(Engine, Protocol):
     def write_msr(self, number: int, value: int) -> None:
         """Write one of the real processor's MSRs."""
         ...
+
+
+class I386Engine(X86Engine, Protocol):
+    """An x86 CPU that has 32-bit protected mode besides: `set_control` without EFER.LME."""
+
+    def read_msr(self, number: int) -> int:
+        """Read one of the real processor's MSRs."""
+        ...

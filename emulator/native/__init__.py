@@ -18,7 +18,13 @@ def _x86_64() -> type[NativeCpu]:
     return X86NativeCpu
 
 
-NATIVES: dict[str, Callable[[], type[NativeCpu]]] = {"x86-64": _x86_64}
+def _i386() -> type[NativeCpu]:
+    from emulator.native.i386 import I386NativeCpu
+
+    return I386NativeCpu
+
+
+NATIVES: dict[str, Callable[[], type[NativeCpu]]] = {"x86-64": _x86_64, "i386": _i386}
 """How to load the reference of each instruction set."""
 
 

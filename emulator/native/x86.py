@@ -33,6 +33,9 @@ class X86NativeCpu(NativeCpu, LinearMemory):
     """The real processor as a `Processor` of the semantics, and the driver of a reference run."""
 
     WITHIN_AN_INSTRUCTION = frozenset({ExitKind.PORT_READ, ExitKind.PORT_WRITE})
+    IDENTIFY = staticmethod(identify)
+    CODE = _CODE64
+    """Attributes of the code segment at the entry."""
     engine: X86Engine
     board: Pc
 
@@ -95,6 +98,10 @@ class X86NativeCpu(NativeCpu, LinearMemory):
     def set_privilege(self, cpl: int) -> None:
         """Change the real privilege level."""
         self.registers.privilege = cpl
+
+    def task_switched(self, cr3: int) -> None:
+        """Long mode switches no tasks."""
+        raise NotImplementedError
 
     def segment(self, index: int) -> tuple[int, int, int, int]:
         """The real segment register."""
@@ -180,7 +187,7 @@ class X86NativeCpu(NativeCpu, LinearMemory):
         self.engine.set_control(state.cr0, state.cr4, state.efer)
         registers.set_table(0, state.gdt_base, state.gdt_limit)
         registers.set_table(1, 0, 0)
-        registers.set_segment(1, state.cs, 0, _FLAT, _CODE64)
+        registers.set_segment(1, state.cs, 0, _FLAT, self.CODE)
         for index in (0, 2, 3):
             registers.set_segment(index, state.ds, 0, _FLAT, _DATA)
         for index in (4, 5, 6, 7):
@@ -267,7 +274,7 @@ class X86NativeCpu(NativeCpu, LinearMemory):
         # stores through a mapping without execute right once it has translated code from the page.
         self.engine.flush_code()
         gpr = self.gpr
-        gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
+        gpr[0], gpr[3], gpr[1], gpr[2] = self.IDENTIFY(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
 
     def _time_stamp(self, _exit: Exit) -> None:
         value = self.machine.clock.now() & _MASK

@@ -174,7 +174,7 @@ class UnicornEngine:
 
     # -- translation state ----------------------------------------------------------------------
 
-    def flush_tlb(self, _frames: Sequence[int] = ()) -> None:
+    def flush_tlb(self, _changes: Sequence[tuple[int, int]] | None = None) -> None:
         """Forget all cached translations of addresses."""
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 
@@ -227,6 +227,13 @@ class UnicornEngine:
         access = lib.MsrAccess(number, value)
         status = self.library.uc_reg_write(self.handle, lib.REG_MSR, ctypes.byref(access))
         self._check(status, f"cannot write MSR {number:#x}")
+
+    def read_msr(self, number: int) -> int:
+        """Read one of the real processor's MSRs."""
+        access = lib.MsrAccess(number, 0)
+        status = self.library.uc_reg_read(self.handle, lib.REG_MSR, ctypes.byref(access))
+        self._check(status, f"cannot read MSR {number:#x}")
+        return int(access.value)
 
     def close(self) -> None:
         """Release the CPU. Idempotent."""

@@ -20,6 +20,7 @@ LEAF_1_EDX: Final = (
 )
 LEAF_1_ECX: Final = (1 << 0) | (1 << 9) | (1 << 13) | (1 << 19) | (1 << 20) | (1 << 22) | (1 << 23)
 """SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, MOVBE, POPCNT."""
+_CMPXCHG16B = 1 << 13
 LEAF_8000_0001_EDX: Final = (1 << 11) | (1 << 20) | (1 << 29)
 """SYSCALL, NX, long mode."""
 LEAF_8000_0001_ECX: Final = 1
@@ -31,6 +32,22 @@ VIRTUAL_BITS: Final = 48
 _VENDOR: Final = (0x756E_6547, 0x6C65_746E, 0x4965_6E69)
 """EBX, ECX, EDX of "GenuineIntel"."""
 _BRAND: Final = b"retrap virtual processor".ljust(48, b"\0")
+
+_SEP = 1 << 11
+_32_BIT_EXTENDED_EDX = 1 << 20
+"""NX; neither SYSCALL nor long mode."""
+
+
+def identify_32(leaf: int, _subleaf: int) -> tuple[int, int, int, int]:
+    """The same processor without 64-bit mode, for 32-bit guests: SYSENTER in place of SYSCALL and long mode."""
+    eax, ebx, ecx, edx = identify(leaf, _subleaf)
+    if leaf == 1:
+        return eax, ebx, ecx & ~_CMPXCHG16B, edx | _SEP
+    if leaf == 0x8000_0001:
+        return eax, ebx, 0, _32_BIT_EXTENDED_EDX
+    if leaf == 0x8000_0008:
+        return PHYSICAL_BITS | 32 << 8, 0, 0, 0
+    return eax, ebx, ecx, edx
 
 
 def identify(leaf: int, _subleaf: int) -> tuple[int, int, int, int]:

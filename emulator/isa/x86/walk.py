@@ -7,6 +7,7 @@ outside memory reads as all ones, which is a reserved-bit fault. `LinearMemory` 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from emulator.isa.x86.processor import Fault
 
@@ -129,6 +130,14 @@ class Walker:
         return Fault(_PAGE_FAULT, code, address)
 
 
+class AnyWalker(Protocol):
+    """The walk of any of x86's formats (`walk32` has the others)."""
+
+    def walk(self, address: int, write: bool, user: bool, fetch: bool, /) -> Walk:
+        """Translate `address` for the access; sets accessed and dirty bits. Raises `Fault` 14."""
+        ...
+
+
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _USER_KEY = 1 << 60
 
@@ -143,11 +152,16 @@ class LinearMemory:
         self._memory = memory
         self._memory_words = memory.cast("Q")
         self._size = memory.nbytes
-        self._walker = Walker(self._memory_words, memory.nbytes, context)
+        self._walker: AnyWalker = Walker(self._memory_words, memory.nbytes, context)
         self._reads: dict[int, int] = {}
         self._writes: dict[int, int] = {}
         self.before_write: Callable[[int], None] = lambda _frame: None
         """Called with a frame number before the first write to it since translations were forgotten."""
+
+    def use_walker(self, walker: AnyWalker) -> None:
+        """The format of the guest's tables changed."""
+        self._walker = walker
+        self.forget_translations()
 
     def forget_translations(self) -> None:
         """The TLB was flushed."""

@@ -86,6 +86,10 @@ class X86VirtualCpu(LinearMemory):
         self.level = cpl
         self.rflags = flags
 
+    def task_switched(self, cr3: int) -> None:
+        """Long mode switches no tasks."""
+        raise NotImplementedError
+
     @property
     def iopl(self) -> int:
         """The guest's I/O privilege level, 0..3."""
