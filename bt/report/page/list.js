@@ -15,7 +15,11 @@ function makeRow() {
   row.dot = element("i", "dot");
   row.tactic = element("span");
   row.cells.tactic.append(row.dot, row.tactic);
-  row.addEventListener("click", () => select(shown[row.index]));
+  row.addEventListener("click", () => {
+    select(shown[row.index]);
+    // Where the code stands below the list, it is brought to the reader.
+    if (matchMedia("(max-width: 999px)").matches) detail.scrollIntoView({ block: "start" });
+  });
   return row;
 }
 
