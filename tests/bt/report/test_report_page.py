@@ -283,7 +283,7 @@ def test_no_width_makes_the_page_wider_than_the_window(small: Browser, width: in
 def test_on_a_narrow_window_choosing_a_site_brings_its_code_into_view(small: Browser) -> None:
     small.size(390, 800)
     small.click(".row")
-    small.wait("document.getElementById('detail').getBoundingClientRect().top < 100")
+    small.wait("document.querySelector('.detail .code').getBoundingClientRect().bottom <= innerHeight")
     assert "Before" in detail(small)
 
 
