@@ -27,7 +27,14 @@ def open_unicorn() -> I386Engine:
     return UnicornEngine()
 
 
-X86_ENGINES: dict[str, Callable[[], X86Engine]] = {"unicorn": open_unicorn}
+def open_kvm() -> X86Engine:
+    """The host's own CPU. Raises `EngineMissing` where /dev/kvm is not there, not open to this user, or of no use."""
+    from emulator.engine.kvm.engine import KvmEngine
+
+    return KvmEngine()
+
+
+X86_ENGINES: dict[str, Callable[[], X86Engine]] = {"unicorn": open_unicorn, "kvm": open_kvm}
 """How to open each x86-64 engine; the first is the default."""
 
 I386_ENGINES: dict[str, Callable[[], I386Engine]] = {"unicorn": open_unicorn}

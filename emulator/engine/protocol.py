@@ -40,17 +40,18 @@ class Capabilities:
     """Microseconds an exit costs, order of magnitude: chooses prefill width and the like."""
     reserved_root_slots: tuple[int, ...] = ()
     """Entries of a top-level page table that the guest's mappings must not use."""
+    time_stamp_faults: bool = True
+    """RDTSC in user mode faults while CR4.TSD is set."""
+    opens_ports: bool = False
+    """IN and OUT in user mode fault as above the I/O privilege level, unless `open_ports` has them exit."""
+    shows_segments: bool = False
+    """User code loads segments by what `show_segments` was given, and not from the table in GDTR."""
+    names_changes: bool = False
+    """Translations are kept until the engine is told which went: `flush_tlb` without the changed entries is slow."""
     progress_per_second: int = 100_000_000
     """Units of progress that are one second of virtual time. The default is for basic blocks: about a 500 MHz CPU."""
     single_step: bool = True
     """Comes back after one instruction when the trap flag (or what the architecture has for it) is set."""
-    tables_reusable: bool = True
-    """A frame that was a page table may become another one after a flush; otherwise it must never be used again."""
-    stale_frames: bool = False
-    """A flush that does not name the frames that were mapped by changed entries does not reach them: `flush_tlb` must
-    be given them."""
-    shared_memory: bool = False
-    """Memory mapped into it must be a file's (`memfd`), mapped shared."""
 
 
 Handler = Callable[[Exit], None]
@@ -100,11 +101,12 @@ class Engine(Protocol):
         """Ask for a BUDGET exit when `progress` is reached (as soon as possible if it is past)."""
         ...
 
-    def flush_tlb(self, frames: Sequence[int] = ()) -> None:
+    def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None:
         """Entries of page tables in use were changed or removed: what was cached of them is not used any more.
 
-        `frames` are the engine-physical page numbers that the entries mapped; an engine whose capabilities do not say
-        `stale_frames` needs none. An entry that becomes present needs no flush.
+        An entry that becomes present needs no flush. `changes` may name the entries by their engine-physical addresses,
+        each with the address of the 4 KiB page that it mapped (-1: a large page, or a table); without it, all that is
+        cached goes. Slow where the capabilities say `names_changes`.
         """
         ...
 

@@ -3,6 +3,7 @@
 Room: `emulator/engine`. Names and encodings are those of Intel's manual.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from emulator.engine.protocol import Engine
@@ -101,6 +102,25 @@ class X86Engine(Engine, Protocol):
 
     def write_msr(self, number: int, value: int) -> None:
         """Write one of the real processor's MSRs."""
+        ...
+
+    def open_ports(self, enabled: bool = True) -> None:
+        """From now on IN and OUT in user mode exit and are never refused, or fault as above the I/O privilege level.
+
+        Only for an engine whose capabilities say `opens_ports`; others do nothing.
+        """
+        ...
+
+    def post_ports(self, ports: Sequence[tuple[int, int]]) -> None:
+        """Allow writes to these ports (first, count) to be handed up late: in order, before whatever exit comes next.
+
+        The registers at such an exit are those of the later one.
+        """
+        ...
+
+    def show_segments(self, table: bytes) -> None:
+        """Let user code load the segments of this descriptor table, which holds no others than user segments, or none
+        at all if it is empty. Only for an engine whose capabilities say `shows_segments`; others do nothing."""
         ...
 
 

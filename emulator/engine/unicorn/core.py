@@ -141,7 +141,7 @@ class UnicornCpu:
 
     # -- translation state ----------------------------------------------------------------------
 
-    def flush_tlb(self, frames: Sequence[int] = ()) -> None:
+    def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None:
         """Forget all cached translations of addresses."""
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 

@@ -174,7 +174,7 @@ class UnicornEngine:
 
     # -- translation state ----------------------------------------------------------------------
 
-    def flush_tlb(self, _changes: Sequence[tuple[int, int]] | None = None) -> None:
+    def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None:
         """Forget all cached translations of addresses."""
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 
@@ -196,6 +196,15 @@ class UnicornEngine:
     def guard_code(self, enabled: bool = True) -> None:
         """From now on pages of protection key 1 are execute-only in user mode, or not. `set_control` takes it back."""
         self.registers.protect_keys(4, enabled)
+
+    def open_ports(self, enabled: bool = True) -> None:
+        """Nothing: ports exit in user mode anyhow."""
+
+    def post_ports(self, ports: Sequence[tuple[int, int]]) -> None:
+        """Nothing: every write to a port exits by itself."""
+
+    def show_segments(self, table: bytes) -> None:
+        """Nothing: segments come from the table in GDTR."""
 
     def code_changed(self, address: int, size: int) -> None:
         """The host changed bytes that may have been executed at mapped guest-virtual `address`."""

@@ -36,6 +36,8 @@ _TLB_TYPE = 12
 _FOREVER = 1 << 62
 _NOWHERE = 0xFFFF_F001
 """The `until` that no guest reaches: odd. Unicorn looks up its page when a run ends."""
+_NOWHERE_IN_MEMORY = 0x8000_0FF1
+"""The same at full privilege, where what the lookup finds is taken for the end of the run."""
 _LAST_PAGE = 0xFFFF_F000
 _NO_MEMORY = frozenset({6, 7, 8, 12, 13, 14})
 """UC_ERR_READ_UNMAPPED and its like: physical memory that nothing backs."""
@@ -101,6 +103,7 @@ class UnicornMipsEngine:
         self._handler: Handler = _no_handler
         self._failure: BaseException | None = None
         self._stopped = False
+        self._until = _NOWHERE_IN_MEMORY
         self._running = False
         """Unicorn looks up pages on its own account when it does not run; nothing is there."""
         self._callbacks: list[Any] = []
@@ -201,6 +204,7 @@ class UnicornMipsEngine:
     def use_views(self, enabled: bool) -> None:
         """Translate by the views, or by the processor's own segments and TLB."""
         self.library.uc_ctl(self.handle, lib.control_write(_TLB_TYPE, 1), ctypes.c_int(int(enabled)))
+        self._until = _NOWHERE if enabled else _NOWHERE_IN_MEMORY
         # LL asks the processor's own segments for its address, whatever translates it: none of them is mapped now.
         for name, own in (("SegCtl0", 0x0020_0010), ("SegCtl1", 0x0003_0002), ("SegCtl2", 0x003A_043A)):
             self.registers.set_cp0(name, 0x0070_0070 if enabled else own)
@@ -258,7 +262,7 @@ class UnicornMipsEngine:
         start, handle = self.library.uc_emu_start, self.handle
         while not self._stopped:
             self._running = True
-            status = start(handle, registers.pc, _NOWHERE, 0, 0)
+            status = start(handle, registers.pc, self._until, 0, 0)
             self._running = False
             if self._failure is not None:
                 failure, self._failure = self._failure, None
@@ -295,8 +299,8 @@ class UnicornMipsEngine:
         self._remaining[0] = progress - now
         self._deadline = progress
 
-    def flush_tlb(self, frames: Sequence[int] = ()) -> None:
-        """Forget what the emulated TLB holds; there are no page tables to tell the `frames` of."""
+    def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None:
+        """Forget what the emulated TLB holds; there are no page tables to tell the `changes` of."""
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 
     def frame_changed(self, physical: int, size: int) -> None:

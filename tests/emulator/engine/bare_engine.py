@@ -50,9 +50,9 @@ class Seen:
 
 
 class BareGuest:
-    """A guest of one engine. `exits` are all exits so far."""
+    """A guest of one engine, at level 3 where nothing else is said, as every engine can. `exits` are all so far."""
 
-    def __init__(self, engine: X86Engine, code: str, level: int = 0) -> None:
+    def __init__(self, engine: X86Engine, code: str, level: int = 3) -> None:
         self.engine = engine
         self.memory = memoryview(mmap.mmap(-1, ROOM_SIZE))
         self.words = self.memory.cast("Q")
@@ -76,6 +76,7 @@ class BareGuest:
         state.rflags = r.FLAG_FIXED
         state.privilege = level
         state.rip = CODE
+        engine.open_ports()
 
     def page(self, number: int, entry: int) -> None:
         """Set the entry of a page, before it is used."""

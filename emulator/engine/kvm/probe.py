@@ -1,0 +1,224 @@
+"""Experiments at start-up: what the host's KVM does where the manuals leave no doubt, found by doing it.
+
+Room: `emulator/engine/kvm`. Each experiment is a few instructions at level 3 in a machine of its own, on the
+engine itself as if the host had no quirk at all. Made once a process, in a few milliseconds.
+"""
+
+import functools
+import mmap
+import time
+from dataclasses import replace
+
+from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.kvm import api
+from emulator.engine.kvm.engine import KvmEngine
+from emulator.engine.kvm.findings import Findings
+from emulator.errors import EngineMissing, GuestFault
+from emulator.isa.x86 import registers as r
+
+_CODE, _DATA, _OTHER, _STACK, _SPARE = 0x1000, 0x2000, 0x3000, 0x4800, 0x5000
+_ROOT, _LOWEST = 0x8000, 0xB000
+_SIZE = 0x10000
+_UD2 = "0f0b"
+_CR0 = r.CR0_PE | r.CR0_ET | r.CR0_NE | r.CR0_WP | r.CR0_PG
+_CR4 = r.CR4_PAE | r.CR4_OSFXSR
+_EFER = r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE
+_ROUNDS = 40
+Seen = tuple[ExitKind, int, int, int]
+"""Kind, vector, error code, offset of RIP in the code."""
+
+
+class Bench:
+    """A machine for experiments: identity-mapped pages of code and data at level 3."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.engine = KvmEngine(findings)
+        self.memory = memoryview(mmap.mmap(-1, _SIZE))
+        self.words = self.memory.cast("Q")
+        for level in range(3):
+            self.words[_ROOT + level * 4096 >> 3] = _ROOT + (level + 1) * 4096 | 7
+        for page in range(_SIZE >> 12):
+            self.page(page << 12, page << 12 | 7)
+        self.engine.map_memory(0, self.memory)
+        self.engine.set_root(_ROOT)
+
+    def page(self, address: int, entry: int) -> int:
+        """Set the entry of a page; returns where the entry lies."""
+        at = _LOWEST + (address >> 12) * 8
+        self.words[at >> 3] = entry
+        return at
+
+    def start(self, code: str, flags: int = r.FLAG_IF, cr0: int = _CR0, cr4: int = _CR4) -> None:
+        """Put code there, and the registers in order."""
+        raw = bytes.fromhex(code)
+        self.memory[_CODE : _CODE + len(raw)] = raw
+        state = self.engine.registers
+        self.engine.set_control(cr0, cr4, _EFER)
+        state.set_segment(r.CS, 0x33, 0, 0xFFFF_FFFF, 0x20FB00 | 1 << 23)
+        for index in (r.ES, r.SS, r.DS, r.FS, r.GS):
+            state.set_segment(index, 0x2B, 0, 0xFFFF_FFFF, 0xC0F300)
+        for index in range(16):
+            state.gpr[index] = 0
+        state.gpr[r.RSP], state.rip, state.rflags, state.privilege = _STACK, _CODE, flags | r.FLAG_FIXED, 3
+
+    def go(self) -> Seen:
+        """Run to the next exit."""
+        seen: list[Seen] = []
+
+        def handler(exit_: Exit) -> None:
+            seen.append((ExitKind(exit_.kind), exit_.vector, exit_.error, self.engine.registers.rip - _CODE))
+            self.engine.stop()
+
+        self.engine.run(handler)
+        return seen[0]
+
+    def see(self, code: str, flags: int = r.FLAG_IF, cr0: int = _CR0, cr4: int = _CR4) -> Seen:
+        """Run code to its first exit."""
+        self.start(code, flags, cr0, cr4)
+        return self.go()
+
+    def loads(self) -> int | None:
+        """What a load from the data page gives; None where it faults."""
+        kind, vector, _, _ = self.see("488b042500200000" + _UD2)
+        assert kind is ExitKind.FAULT
+        return int(self.engine.registers.gpr[r.RAX]) if vector == 6 else None
+
+
+@functools.cache
+def findings_of_host() -> Findings:
+    """What is found of this host's KVM. Raises `EngineMissing` where it does not run code at level 3."""
+    bench = Bench(Findings(flush_by_control=False))
+    try:
+        return _probe(bench)
+    except GuestFault as fault:
+        raise EngineMissing(
+            f"KVM does not run a few instructions at level 3 ({fault}); run the guest with --engine unicorn"
+        ) from None
+    finally:
+        bench.engine.close()
+
+
+def _probe(bench: Bench) -> Findings:
+    _smoke(bench)
+    found = Findings(**_instructions(bench))
+    found = replace(found, **_translations(bench))
+    cost, native = _speed(bench)
+    return replace(found, exit_cost=cost, native_speed=native)
+
+
+def _smoke(bench: Bench) -> None:
+    """Level 3 works at all: an undefined instruction, a privileged one and a page fault arrive as they should."""
+    for code, expected in (
+        ("90" + _UD2, (ExitKind.FAULT, 6, 1)),
+        ("9090fa", (ExitKind.FAULT, 13, 2)),
+        ("488b0425000f0000", (ExitKind.FAULT, 14, 0)),
+    ):
+        if code.endswith("0f0000"):
+            bench.page(0, 0)
+        kind, vector, _, at = bench.see(code)
+        if (kind, vector, at) != expected:
+            raise EngineMissing(
+                f"KVM does not deliver exceptions of level 3: {code} gave {kind.name} {vector} at {at}; "
+                "run the guest with --engine unicorn"
+            )
+
+
+def _instructions(bench: Bench) -> dict[str, bool]:
+    """Single instructions, by name of the finding."""
+    engine, state = bench.engine, bench.engine.registers
+    see = bench.see
+    found: dict[str, bool] = {}
+    see("cd80")
+    found["int_is_undefined"] = engine.raw_vector == 6
+    see("cc")
+    found["breakpoint_ignores_gate"] = engine.raw_vector == 3
+    see("0f05")
+    found["system_call_keeps_level"] = engine.raw_vector == 14
+    found["int1_at_instruction"] = see("90f1" + _UD2)[3] == 1
+    see("9c58" + _UD2, flags=0)
+    found["interrupt_flag_shown"] = bool(state.gpr[r.RAX] & r.FLAG_IF)
+    found["time_stamp_faults"] = see("0f31" + _UD2, cr4=_CR4 | r.CR4_TSD)[1] == 13
+    found["task_switched_faults"] = see("0f57c0" + _UD2, cr0=_CR0 | r.CR0_TS)[1] == 7
+    found["bases_open"] = see("f3480faec0" + _UD2)[3] == 5
+    found["wide_vectors_open"] = see("c5fd6fc0" + _UD2)[3] == 4
+    found["tables_fault"] = all(see(code + _UD2)[1] == 13 for code in ("0f01042500200000", "0f00c8", "0f01e0"))
+    found["identify_is_hosts"], found["identify_faults"] = _identify(bench)
+    return found
+
+
+def _identify(bench: Bench) -> tuple[bool, bool]:
+    """Whether CPUID shows the host's leaf 1, and whether it can be made to fault."""
+    bench.start("0fa2" + _UD2)
+    state = bench.engine.registers
+    state.gpr[r.RAX] = 1
+    bench.go()
+    shown = int(state.gpr[r.RCX]) & ~(1 << 27)
+    expected = bench.engine.leaf(1)[2] & ~(1 << 27)  # OSXSAVE follows CR4
+    faults = bench.engine.identify_faults(True) and bench.see("0fa2" + _UD2)[1] == 13
+    bench.engine.identify_faults(False)
+    return shown != expected, faults
+
+
+def _translations(bench: Bench) -> dict[str, bool]:
+    """How an entry that the host changed is forgotten."""
+    words, engine = bench.words, bench.engine
+    words[_DATA >> 3], words[_OTHER >> 3], words[_SPARE >> 3] = 1, 2, 3
+
+    def changed(flush: str) -> bool:
+        """Whether the change of an entry is seen after flushing in a way."""
+        at = bench.page(_DATA, _DATA | 7)
+        engine.forget_translations()
+        assert bench.loads() == 1
+        bench.page(_DATA, _OTHER | 7)
+        if flush == "control":
+            engine.flip_control()
+        elif flush == "page":
+            engine.take_page(_DATA)
+        elif flush == "store":
+            engine.store_entry(at)
+        return bench.loads() == 2
+
+    found = {f"flush_by_{way}": changed(way) for way in ("control", "page", "store")}
+    bench.page(_DATA, _DATA | 7)
+    engine.forget_translations()
+    if bench.loads() != 1:
+        raise EngineMissing("KVM keeps translations that it was told to forget; run the guest with --engine unicorn")
+    found["code_is_coherent"] = _coherent(bench)
+    return found
+
+
+def _coherent(bench: Bench) -> bool:
+    """Whether a store to the instruction behind it is executed, through another mapping of the page."""
+    bench.page(_SPARE, _CODE | 3 | 4)
+    # mov byte [spare + 9], 2; mov eax, 1
+    bench.see("c604250950000002" + "b801000000" + _UD2)
+    once = bench.engine.registers.gpr[r.RAX]
+    bench.memory[_CODE + 9] = 3
+    bench.engine.registers.rip = _CODE + 8
+    bench.go()
+    return (once, bench.engine.registers.gpr[r.RAX]) == (2, 3)
+
+
+def _speed(bench: Bench) -> tuple[float, bool]:
+    """Microseconds of a trap, the quickest of many, and whether a loop of level 3 runs at a processor's speed."""
+    bench.start("fa")
+    costs: list[int] = []
+    engine, last = bench.engine, 0
+
+    def handler(_exit: Exit) -> None:
+        nonlocal last
+        now = time.perf_counter_ns()
+        costs.append(now - last)
+        last = now
+        if len(costs) > _ROUNDS:
+            engine.stop()
+
+    engine.run(handler)
+    bench.start("b900000200" + "ffc9" + "75fc" + _UD2)  # 131072 rounds
+    begin = time.perf_counter_ns()
+    bench.go()
+    taken = time.perf_counter_ns() - begin
+    return round(min(costs[1:]) / 1000, 1), taken < 10_000_000
+
+
+__all__ = ["Bench", "api", "findings_of_host"]

@@ -1,0 +1,165 @@
+"""The engine's own pages in every address space: where a trap lands, and what the processor needs to get there.
+
+Room: `emulator/engine/kvm`. One entry of the top-level page table is the engine's. Under it, for supervisor mode alone,
+lie 256 handlers of one HLT each, an IDT that leads to them, a TSS with the stack, descriptor tables, the targets of
+SYSCALL, a stub that stores for the engine, and a window on physical memory. No code runs there but HLT and the stub.
+"""
+
+import mmap
+import struct
+from typing import Final
+
+SLOT: Final = 257
+"""Entry of the top-level table: Linux leaves it to hypervisors (Documentation/arch/x86/x86_64/mm.rst). Its
+neighbour, 256, is taken by KVM itself on some hosts."""
+PHYSICAL: Final = 1 << 38
+"""Where the pages lie in physical memory: above all guests and hypervisors, within what every processor has."""
+BASE: Final = 0xFFFF_0000_0000_0000 | SLOT << 39
+_PAGE: Final = 4096
+_SUPERVISOR: Final = 0x63
+"""Present, writable, accessed, dirty; not for user mode."""
+_LARGE: Final = 1 << 7
+_NO_EXECUTE: Final = 1 << 63
+
+# Pages of the window at BASE, by number.
+_HANDLERS, _IDT, _TSS, _STACK, _CALLS, _STUB, _GDT_NONE, _GDT_USER = 0, 1, 2, 5, 6, 7, 16, 32
+HANDLERS: Final = BASE
+SPACING: Final = 16
+"""Bytes from one handler to the next."""
+HANDLERS_END: Final = BASE + 256 * SPACING
+IDT: Final = BASE + _IDT * _PAGE
+TSS: Final = BASE + _TSS * _PAGE
+STACK_TOP: Final = BASE + (_STACK + 1) * _PAGE
+SYSTEM_CALL: Final = BASE + _CALLS * _PAGE
+"""Where SYSCALL of 64-bit code leads."""
+SYSTEM_CALL_32: Final = SYSTEM_CALL + 64
+STUB: Final = BASE + _STUB * _PAGE
+STUB_END: Final = STUB + _PAGE
+GDT_NONE: Final = BASE + _GDT_NONE * _PAGE
+"""A descriptor table in which user code finds nothing."""
+GDT_USER: Final = BASE + _GDT_USER * _PAGE
+"""A descriptor table with what `show` was given last."""
+GDT_LIMIT: Final = 0xFFFF
+CODE_SELECTOR: Final = 0xFFF0
+DATA_SELECTOR: Final = 0xFFF8
+TSS_SELECTOR: Final = 0xFFE0
+LDT_SELECTOR: Final = 0
+TSS_LIMIT: Final = 104 + 8192
+_SHOWN: Final = 0xFFE0
+"""Bytes of a descriptor table that can be shown; the engine's own descriptors follow."""
+_CODE: Final = 0x00AF_9B00_0000_FFFF
+_DATA: Final = 0x00CF_9300_0000_FFFF
+_OPEN, _CLOSED = 104, 0xFFFF
+
+WINDOW: Final = BASE + (1 << 38)
+"""From here on physical memory, 256 GiB of it, for the stub's stores."""
+
+_PAGES: Final = 64
+
+_TABLES: Final = 3
+"""Tables in front of the pages: one each of levels 3, 2 and 1."""
+SIZE: Final = (_TABLES + _PAGES) * _PAGE
+
+HLT: Final = 0xF4
+_STORES: Final = (
+    bytes.fromhex("488907"),  # mov [rdi], rax
+    bytes.fromhex("48890e"),  # mov [rsi], rcx
+    bytes.fromhex("488913"),  # mov [rbx], rdx
+    bytes.fromhex("4d8901"),  # mov [r9], r8
+    bytes.fromhex("4d8913"),  # mov [r11], r10
+    bytes.fromhex("4d896500"),  # mov [r13], r12
+    bytes.fromhex("4d893f"),  # mov [r15], r14
+)
+STORE_REGISTERS: Final = ((7, 0), (6, 1), (3, 2), (9, 8), (11, 10), (13, 12), (15, 14))
+"""Address and value register of each store of the stub, by encoding."""
+
+
+class Room:
+    """The pages of one engine."""
+
+    def __init__(self, gigabyte_pages: bool) -> None:
+        self.memory = mmap.mmap(-1, SIZE)
+        self.words = memoryview(self.memory).cast("Q")
+        self.frame = (self._at(_STACK) + _PAGE) // 8
+        """Index in `words` behind a trap's frame: SS, RSP, RFLAGS, CS, RIP, error code come before it, at -1 to -6."""
+        self._gigabyte_pages = gigabyte_pages
+        self._shown = b""
+        self._fill_tables()
+        self._fill_handlers()
+        self._fill_segments()
+        self.store_entries = self._fill_stub()
+        """Address in the stub at which exactly so many stores (by index) are made."""
+
+    @staticmethod
+    def _at(page: int) -> int:
+        return (_TABLES + page) * _PAGE
+
+    @property
+    def root_entry(self) -> int:
+        """The entry that belongs at `SLOT` of every top-level table."""
+        return PHYSICAL | _SUPERVISOR
+
+    def _fill_tables(self) -> None:
+        words = self.words
+        words[0] = PHYSICAL + _PAGE | _SUPERVISOR
+        words[512] = PHYSICAL + 2 * _PAGE | _SUPERVISOR
+        for page in range(_PAGES):
+            # The empty descriptor table is one page of nothing, again and again, and its last.
+            shown = _GDT_NONE + 1 if _GDT_NONE <= page < _GDT_NONE + 15 else page
+            words[1024 + page] = PHYSICAL + self._at(shown) | _SUPERVISOR
+        if self._gigabyte_pages:
+            for number in range(256):
+                words[256 + number] = number << 30 | _SUPERVISOR | _LARGE | _NO_EXECUTE
+
+    def _fill_handlers(self) -> None:
+        for vector in range(256):
+            self.memory[self._at(_HANDLERS) + vector * SPACING] = HLT
+            handler = HANDLERS + vector * SPACING
+            # All gates are closed to user code: INT n is a general-protection fault that names its vector.
+            struct.pack_into(
+                "<HHBBHII",
+                self.memory,
+                self._at(_IDT) + 16 * vector,
+                *(handler & 0xFFFF, CODE_SELECTOR, 0, 0x8E, handler >> 16 & 0xFFFF, handler >> 32, 0),
+            )
+        for target in (SYSTEM_CALL, SYSTEM_CALL_32):
+            self.memory[self._at(0) + target - BASE] = HLT
+
+    def _fill_segments(self) -> None:
+        struct.pack_into("<IQ", self.memory, self._at(_TSS), 0, STACK_TOP)
+        self.memory[self._at(_TSS) + TSS_LIMIT] = 0xFF
+        self.open_ports(False)
+        for last in (_GDT_NONE + 15, _GDT_USER + 15):
+            struct.pack_into("<QQ", self.memory, self._at(last) + CODE_SELECTOR % _PAGE, _CODE, _DATA)
+
+    def _fill_stub(self) -> tuple[int, ...]:
+        at, entries = self._at(_STUB), []
+        code = b"".join(_STORES)
+        self.memory[at : at + len(code) + 1] = code + bytes((HLT,))
+        offset = 0
+        for store in _STORES:
+            entries.append(STUB + offset)
+            offset += len(store)
+        return (*reversed(entries),)
+
+    def open_ports(self, enabled: bool) -> None:
+        """Whether user code may use ports: where the TSS says that its permission bitmap lies."""
+        struct.pack_into("<H", self.memory, self._at(_TSS) + 102, _OPEN if enabled else _CLOSED)
+
+    def show(self, table: bytes) -> None:
+        """Let `GDT_USER` hold these descriptors, which must be of user segments."""
+        if table == self._shown:
+            return
+        size = max(len(table), len(self._shown))
+        kept = table[:_SHOWN].ljust(min(size, _SHOWN), b"\0")
+        self.memory[self._at(_GDT_USER) : self._at(_GDT_USER) + len(kept)] = kept
+        self._shown = bytes(table)
+
+    def descriptor(self, selector: int) -> int:
+        """The descriptor that user code finds for a selector; 0 for none."""
+        offset = selector & 0xFFF8
+        return int(self.words[(self._at(_GDT_USER) + offset) // 8]) if not selector & 4 and offset < _SHOWN else 0
+
+    def window(self, physical: int) -> int | None:
+        """Where the stub reaches a physical address; None where it does not."""
+        return WINDOW + physical if self._gigabyte_pages and physical < 1 << 38 else None

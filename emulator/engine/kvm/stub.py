@@ -1,0 +1,71 @@
+"""Stores that the processor makes for the engine, at level 0: how a page-table entry is changed so that KVM sees it.
+
+Room: `emulator/engine/kvm`. KVM without nested paging keeps translations of its own and watches the *guest's* stores to
+its tables, as it must for any kernel; what the host writes there goes unnoticed. So the host writes first, and then has
+a stub of the engine's room store the same words again. It works for every level of a table, on every host.
+"""
+
+import fcntl
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from emulator.engine.kvm import api, room
+from emulator.engine.kvm.device import Vm
+from emulator.engine.kvm.registers import segment_words
+from emulator.engine.kvm.room import Room
+from emulator.errors import GuestFault
+from emulator.isa.x86 import registers as r
+
+AT_ONCE: Final = len(room.STORE_REGISTERS)
+"""Stores of one entry of the stub."""
+MOST: Final = 4 * AT_ONCE
+"""With more changes than these it is cheaper to forget everything."""
+_DIRTY: Final = api.SYNC_REGISTERS | api.SYNC_SPECIAL
+_KVM_ORDER: Final = (0, 2, 3, 1, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15)
+"""Place in `struct kvm_regs` of each general register, by encoding."""
+_CODE: Final = segment_words(room.CODE_SELECTOR, 0, 0xFFFF_FFFF, 0xA09B00)
+_DATA: Final = segment_words(room.DATA_SELECTOR, 0, 0xFFFF_FFFF, 0xC09300)
+_CS, _SS = api.SEGMENT_WORDS[r.CS], api.SEGMENT_WORDS[r.SS]
+
+
+class Stub:
+    """The stub of one processor. `on_signal` is called when a signal ends a KVM_RUN of it."""
+
+    def __init__(self, vm: Vm, own: Room, on_signal: Callable[[], None]) -> None:
+        self._vm, self._room, self._on_signal = vm, own, on_signal
+        view = memoryview(vm.run).cast("B")[:4096]
+        self._words, self._halves = view.cast("Q"), view.cast("I")
+
+    def store(self, addresses: Sequence[int]) -> bool:
+        """Store the words at these physical addresses again; the registers in KVM's page are lost. Whether it was
+        done: not where there are too many, or the stub does not reach one."""
+        if len(addresses) > MOST:
+            return False
+        stores = [(self._room.window(at), self._vm.word(at)) for at in addresses]
+        return all(self._store(stores[first : first + AT_ONCE]) for first in range(0, len(stores), AT_ONCE))
+
+    def _store(self, stores: Sequence[tuple[int | None, int | None]]) -> bool:
+        words, at = self._words, api.W_REGISTERS
+        for (pointer, source), (address, value) in zip(room.STORE_REGISTERS[-len(stores) :], stores, strict=True):
+            if address is None or value is None:
+                return False
+            words[at + _KVM_ORDER[pointer]], words[at + _KVM_ORDER[source]] = address, value
+        words[api.W_RIP], words[api.W_RFLAGS] = self._room.store_entries[len(stores) - 1], r.FLAG_FIXED
+        words[_CS], words[_CS + 1], words[_CS + 2] = _CODE
+        words[_SS], words[_SS + 1], words[_SS + 2] = _DATA
+        words[api.W_DIRTY] = _DIRTY
+        self._run()
+        return True
+
+    def _run(self) -> None:
+        words = self._words
+        while True:
+            try:
+                fcntl.ioctl(self._vm.cpu, api.RUN, 0)
+                break
+            except InterruptedError:
+                self._on_signal()
+            finally:
+                words[api.W_DIRTY] = 0
+        if self._halves[api.H_EXIT_REASON] != api.EXIT_HLT or not room.STUB < words[api.W_RIP] <= room.STUB_END:
+            raise GuestFault(f"the engine lost the guest: its own stub ended at {words[api.W_RIP]:#x}")
