@@ -115,5 +115,23 @@ X86_64 = Window(
     registers=CONTROL_REGISTERS,
 )
 
-WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64,)}
+I386 = Window(
+    isa="i386",
+    base=0xFF20_0000,
+    fixup_size=FIXUP_SIZE,
+    size=0x20_0000,
+    word=4,
+    interrupt_state=INTERRUPT_DELTA,
+    enabled=INTERRUPTS_ENABLED,
+    disabled=INTERRUPTS_DISABLED,
+    pending=INTERRUPT_PENDING,
+    scratch=SCRATCH,
+    scratch_words=SCRATCH_WORDS,
+    registers=CONTROL_REGISTERS,
+)
+"""As x86-64's with words of 32 bits. The place is in the area that Linux keeps for the local descriptor tables of
+isolated page tables (LDT_BASE_ADDR in arch/x86/include/asm/pgtable_32_areas.h), with PAE and without; on a processor
+that needs no isolation nothing is ever mapped there. A guest that does map something there is refused."""
+
+WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, I386)}
 """The window of each instruction set whose guests are rewritten."""

@@ -9,6 +9,7 @@ code runs, the real flags are the virtual ones.
 from emulator.engine.x86 import X86Registers
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86 import walk as w
+from emulator.isa.x86.identity import identify
 from emulator.isa.x86.walk import GuestContext, LinearMemory
 from paravirt import abi
 
@@ -28,6 +29,11 @@ _PRESENT = 1 << 15
 
 class X86VirtualCpu(LinearMemory):
     """One virtual x86-64 processor. See `emulator.isa.x86.processor.Processor` for the shared names."""
+
+    IDENTIFY = staticmethod(identify)
+    """What CPUID shows."""
+    MODE_BITS = 64
+    """Width of an address of the guest's kernel."""
 
     def __init__(self, registers: X86Registers, memory: memoryview, shared: memoryview) -> None:
         self.registers = registers

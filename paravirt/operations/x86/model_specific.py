@@ -8,7 +8,6 @@ from iced_x86 import Code, Instruction
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import msr as m
 from emulator.isa.x86 import registers as r
-from emulator.isa.x86.identity import identify
 from emulator.isa.x86.processor import Fault
 from paravirt.modes.x86.vcpu import X86VirtualCpu
 from paravirt.operations.x86.context import (
@@ -24,7 +23,7 @@ from paravirt.operations.x86.context import (
 _FS_BASE, _GS_BASE, _KERNEL_GS = 0xC000_0100, 0xC000_0101, 0xC000_0102
 _STAR, _LSTAR, _CSTAR, _FMASK, _EFER = 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0080
 _NAMED = {_STAR: "star", _LSTAR: "lstar", _CSTAR: "cstar", _FMASK: "fmask", _KERNEL_GS: "kernel_gs_base"}
-_PLAIN_MSRS = {
+PLAIN_MSRS = {
     m.IA32_SYSENTER_CS: 0,
     m.IA32_SYSENTER_ESP: 0,
     m.IA32_SYSENTER_EIP: 0,
@@ -46,8 +45,8 @@ def read_msr(vcpu: X86VirtualCpu, number: int) -> int:
         return vcpu.efer
     if number in (_FS_BASE, _GS_BASE):
         return vcpu.registers.segment_base(number - _FS_BASE + 4)
-    if number in _PLAIN_MSRS:
-        return vcpu.msrs.get(number, _PLAIN_MSRS[number])
+    if number in PLAIN_MSRS:
+        return vcpu.msrs.get(number, PLAIN_MSRS[number])
     raise Fault(GENERAL_PROTECTION, 0)
 
 
@@ -67,7 +66,7 @@ def write_msr(context: Context, number: int, value: int) -> None:
             context.translations_changed()
     elif number in (_FS_BASE, _GS_BASE):
         vcpu.registers.set_segment_base(number - _FS_BASE + 4, value)
-    elif number in _PLAIN_MSRS:
+    elif number in PLAIN_MSRS:
         vcpu.msrs[number] = value
     else:
         raise Fault(GENERAL_PROTECTION, 0)
@@ -128,7 +127,7 @@ def _rdtsc(context: Context, instruction: Instruction) -> Action:
 def perform_identify(vcpu: X86VirtualCpu) -> None:
     """CPUID: RAX, RBX, RCX, RDX from the identity table."""
     gpr = vcpu.gpr
-    gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
+    gpr[0], gpr[3], gpr[1], gpr[2] = vcpu.IDENTIFY(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
 
 
 @handles(Operation.IDENTIFY_PROCESSOR)

@@ -62,6 +62,8 @@ def address_reader(vcpu: X86VirtualCpu, instruction: Instruction) -> Reader:
     base, index = instruction.memory_base, instruction.memory_index
     scale = instruction.memory_index_scale
     segment = instruction.memory_segment
+    if vcpu.MODE_BITS == 32:
+        return _segmented_address_reader(vcpu, instruction)
     if base in (Register.RIP, Register.EIP):
         base = Register.NONE  # iced gives the target as the displacement
     width = 32 if any(RegisterExt.size(x) == 4 for x in (base, index) if x != Register.NONE) else 64
@@ -81,6 +83,29 @@ def address_reader(vcpu: X86VirtualCpu, instruction: Instruction) -> Reader:
         if segment_index >= 0:
             value += registers.segment_base(segment_index)
         return value & _MASK
+
+    return address
+
+
+def _segmented_address_reader(vcpu: X86VirtualCpu, instruction: Instruction) -> Reader:
+    """The same for 32-bit guests: registers of 32 or 16 bits, and every segment has a base."""
+    gpr, registers = vcpu.gpr, vcpu.registers
+    displacement, scale = instruction.memory_displacement, instruction.memory_index_scale
+    base, index = instruction.memory_base, instruction.memory_index
+    used = [register for register in (base, index) if register != Register.NONE]
+    short = any(RegisterExt.size(register) == 2 for register in used) or instruction.memory_displ_size == 2
+    mask = 0xFFFF if short and not any(RegisterExt.size(register) == 4 for register in used) else 0xFFFF_FFFF
+    base_number = RegisterExt.number(base) if base != Register.NONE else -1
+    index_number = RegisterExt.number(index) if index != Register.NONE else -1
+    segment = RegisterExt.number(instruction.memory_segment)
+
+    def address() -> int:
+        value = displacement
+        if base_number >= 0:
+            value += gpr[base_number]
+        if index_number >= 0:
+            value += gpr[index_number] * scale
+        return registers.segment_base(segment) + (value & mask) & 0xFFFF_FFFF
 
     return address
 
