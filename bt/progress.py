@@ -51,7 +51,7 @@ class _Stage:
     """A bar that appears when its time has come."""
 
     def __init__(self, title: str, total: float | None) -> None:
-        self._title = title
+        self.title = title
         self._total = total
         self._done = 0.0
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class _Stage:
         progress = Progress(SpinnerColumn(), text, *measured, console=Console(stderr=True), transient=True)
         with self._lock:
             if not self._closed:
-                self._bar = progress, progress.add_task(self._title, total=self._total, completed=int(self._done))
+                self._bar = progress, progress.add_task(self.title, total=self._total, completed=int(self._done))
                 progress.start()
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "revert": ("bt.cli.rewrite:revert_command", "Give back the original of a rewritten image, bit for bit."),
     "diff": ("bt.cli.diff:command", "Show what two images or manifests differ in."),
     "report": ("bt.cli.report:command", "Tell what was done to an image: text, JSON, SARIF or a page of HTML."),
+    "export": ("bt.cli.export:command", "Label patched sites and fixups in Ghidra, IDA, Binary Ninja, rizin."),
     "run": ("bt.cli.run:command", "Run an image under the hypervisor, or natively as the reference."),
     "verify": ("bt.cli.verify:command", "Run an image as it is and rewritten, and compare everything."),
     "guests": ("bt.cli.guests:command", "Fetch Debian's stock kernels with a small user space."),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from bt.scan import Site
     from emulator.isa.sensitive import SensitiveInstruction
 
+FIXUPS: Final = ".retrap.fixups"
+"""Section of a rewritten image that holds the fixups."""
 EXECUTABLE: Final = 4
 """SHF_EXECINSTR."""
 
@@ -144,6 +146,8 @@ class Account:
     fixups: tuple[FixupAccount, ...]
     changes: tuple[ChangeAccount, ...]
     """In the order of the plan."""
+    fixups_offset: int | None = None
+    """Where the code of the first fixup lies in the rewritten file, where that is known."""
 
     @cached_property
     def fixup_of(self) -> dict[int, FixupAccount]:
@@ -210,7 +214,15 @@ def account(
         sites=tuple(_site(site) for site in plan.sites),
         fixups=tuple(FixupAccount(f.address, f.site, f.code, f.clobbers) for f in plan.fixups),
         changes=_changes(plan),
+        fixups_offset=_fixups_offset(plan, image) if image is not None else None,
     )
+
+
+def _fixups_offset(plan: Plan, image: Image) -> int | None:
+    section = image.section(FIXUPS)
+    if section is None or not plan.fixups:
+        return None
+    return section.file_offset + plan.fixups[0].address - section.vaddr
 
 
 def scanned(image: Image, sites: Iterable[Site]) -> Account:

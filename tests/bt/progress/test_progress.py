@@ -1,0 +1,98 @@
+"""Progress: shown on a terminal after a second, nowhere else, and gone when the work is done."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bt import progress
+
+SLOW = """
+import time
+from bt import progress
+with progress.stage("counting [b]sheep[/b]", 40) as step:
+    while shown():
+        step(1)
+        time.sleep(0.05)
+print("done")
+"""
+WAIT = "shown = lambda t=time.monotonic(): time.monotonic() - t < {}"
+
+
+def program(seconds: float) -> str:
+    return SLOW.replace("from bt import progress\n", f"from bt import progress\n{WAIT.format(seconds)}\n")
+
+
+def on_terminal(code: str, environment: dict[str, str]) -> bytes:
+    """All that a program writes to a terminal."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=child,
+        stderr=child,
+        env={**os.environ, **environment},
+    )
+    os.close(child)
+    written, ends = b"", time.monotonic() + 60
+    while time.monotonic() < ends and select.select([parent], [], [], 60)[0]:
+        try:
+            chunk = os.read(parent, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        written += chunk
+    os.close(parent)
+    assert process.wait(60) == 0, written
+    return written
+
+
+def test_what_takes_long_is_shown_on_a_terminal_and_cleared_away() -> None:
+    written = on_terminal(program(2.5), {"TERM": "xterm-256color", "COLUMNS": "100"})
+    assert b"counting [b]sheep[/b]" in written
+    assert b"%" in written
+    assert b"\x1b[2K" in written  # the line is erased
+    assert written.rstrip().endswith(b"done")
+
+
+def test_what_is_done_at_once_shows_nothing() -> None:
+    assert on_terminal(program(0.05), {"TERM": "xterm-256color"}) == b"done\r\n"
+
+
+def test_a_terminal_that_can_show_no_bar_gets_none() -> None:
+    assert on_terminal(program(1.5), {"TERM": "dumb"}) == b"done\r\n"
+
+
+def test_nothing_is_shown_where_there_is_no_terminal() -> None:
+    done = subprocess.run([sys.executable, "-c", program(1.5)], capture_output=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == (b"done\n", b"")
+
+
+def test_a_stage_within_a_stage_and_an_error_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_on_terminal", lambda: True)
+
+    def broken() -> None:
+        with progress.stage("outer"), progress.stage("inner", 3) as step:
+            step(1)
+            assert progress._current is not None
+            assert progress._current.title == "outer"
+            raise KeyError("broken")
+
+    with pytest.raises(KeyError):
+        broken()
+    assert progress._current is None
+    with progress.stage("again"):
+        assert progress._current is not None
+
+
+def test_progress_alone_imports_nothing_heavy() -> None:
+    code = "import sys; from bt import progress; print('rich' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
