@@ -18,6 +18,9 @@ USR, FIQ, IRQ, SVC, MON, ABT, HYP, UND, SYS = 0x10, 0x11, 0x12, 0x13, 0x16, 0x17
 DEBUG_EVENT = 0x002
 """The fault status of a prefetch abort that BKPT raises."""
 
+FULL, OTHER = 0, 1
+"""The two worlds: Non-secure and Secure state."""
+
 WRITE = 1 << 11
 """Bit of a data abort's status: the access was a write (WnR)."""
 
@@ -37,10 +40,10 @@ class ArmRegisters(Protocol):
     cpsr: int
     """The whole CPSR, T and IT bits included. A new mode changes the banked registers as the architecture has it."""
 
-    @property
-    def thumb(self) -> bool:
-        """CPSR.T alone, which is cheaper to tell."""
-        ...
+    thumb: bool
+    """CPSR.T alone, which is cheaper to tell and to change."""
+    it_state: int
+    """CPSR.IT alone, as one field of eight bits."""
 
     spsr: int
     """SPSR of the current mode."""
@@ -57,10 +60,6 @@ class ArmRegisters(Protocol):
         """Move PC over an instruction of `length` bytes, and the IT state with it."""
         ...
 
-    user_thread: int
-    """TPIDRURW."""
-    user_thread_readonly: int
-    """TPIDRURO."""
     fpexc: int
     """FPEXC: whether floating point runs."""
 
@@ -78,17 +77,50 @@ class ArmRegisters(Protocol):
 
 
 class ArmEngine(Engine, Protocol):
-    """An ARMv7-A CPU with its memory, driven by one handler. It begins in Supervisor mode with the MMU off."""
+    """An ARMv7-A CPU with its memory, driven by one handler. It begins in Supervisor mode with the MMU off.
+
+    It has two worlds, each with a root, domains and thread registers of its own, and what is cached of one is not used
+    in the other: so a switch between two address spaces needs no flush. `FULL` is where a kernel runs at full
+    privilege; User mode runs in both.
+    """
 
     @property
     def registers(self) -> ArmRegisters:
-        """The CPU's registers: one object for the engine's lifetime."""
+        """The CPU's registers: one object for the engine's lifetime. `system` is about the world `FULL`."""
         ...
 
-    def set_root(self, physical: int) -> None:
+    def use_world(self, world: int) -> None:
+        """Go on in another world."""
+        ...
+
+    def enable_translation(self, world: int, sctlr: int) -> None:
+        """Load a world's SCTLR, and let its translation begin at TTBR0 alone."""
+        ...
+
+    def set_root(self, physical: int, world: int = FULL) -> None:
         """Switch TTBR0 to the first-level table at `physical`; what was cached of another one is not used for it."""
         ...
 
-    def set_domains(self, value: int) -> None:
-        """Load the real DACR. What loses access needs `flush_tlb`."""
+    def set_domains(self, value: int, world: int = FULL) -> None:
+        """Load a world's real DACR. What loses access needs `flush_world`."""
+        ...
+
+    def threads(self, world: int) -> tuple[int, int]:
+        """TPIDRURW and TPIDRURO of a world."""
+        ...
+
+    def set_threads(self, world: int, writable: int, readonly: int) -> None:
+        """Load TPIDRURW and TPIDRURO of a world."""
+        ...
+
+    def flush_world(self, world: int) -> None:
+        """Forget what is cached of the translations of one world."""
+        ...
+
+    def flush_page(self, world: int, address: int) -> None:
+        """Forget what is cached of one page's translation in one world."""
+        ...
+
+    def frame_changed(self, physical: int, size: int) -> None:
+        """Bytes of memory that may have been executed were changed, by the host or through another mapping."""
         ...

@@ -6,22 +6,28 @@ Unicorn's own loop. Every departure of Unicorn from the architecture is mended h
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import unicorn
 from unicorn import arm_const
 
-from emulator.engine.arm import DATA_ABORT, PREFETCH_ABORT, UNDEFINED
+from emulator.engine.arm import DATA_ABORT, FULL, OTHER, PREFETCH_ABORT, UNDEFINED
 from emulator.engine.exit import ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import arm_state as state
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.arm_confirm import confirm
-from emulator.engine.unicorn.arm_state import UnicornArmRegisters, find_state
+from emulator.engine.unicorn.arm_state import UnicornArmRegisters, access, find_cpu, find_state
 from emulator.engine.unicorn.core import UnicornCpu
+from emulator.errors import EngineMissing
+from emulator.isa.arm.system_registers import REGISTER_OF_NAME
 
 _SWI, _PREFETCH, _DATA, _BKPT, _SMC = 2, 3, 4, 7, 13
 """QEMU's numbers of the exceptions that reach the interrupt hook."""
+
+_WORLD_INDICES = (0x00D, 0x480)
+"""QEMU's MMU indices of each world, as masks: E10_0, E10_1 and E10_1_PAN; SE10_0 and SE3."""
 
 CAPABILITIES = Capabilities(
     name="unicorn",
@@ -45,6 +51,8 @@ class UnicornArmEngine(UnicornCpu):
         super().__init__(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_ARM, arm_const.UC_CPU_ARM_CORTEX_A7)
         assert self.handle is not None
         self.registers = UnicornArmRegisters(self.library, self.handle, find_state(self.library, self.handle))
+        self._cpu = find_cpu(self.handle, self.registers.address)
+        self._find_functions()
         self.capabilities = CAPABILITIES
         self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
         self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._make_invalid_callback()))
@@ -57,14 +65,59 @@ class UnicornArmEngine(UnicornCpu):
     def _address(self) -> int:
         return self.registers.pc
 
-    def set_root(self, physical: int) -> None:
-        """Switch TTBR0 to the table at `physical`, and flush."""
-        self.registers.poke_root(physical)
-        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+    def use_world(self, world: int) -> None:
+        """Go on in another world: Secure or Non-secure state, which QEMU gives TLBs of their own."""
+        self.library.uc_reg_write(self.handle, arm_const.UC_ARM_REG_CP_REG, self._worlds[world])
 
-    def set_domains(self, value: int) -> None:
+    def enable_translation(self, world: int, sctlr: int) -> None:
+        """Load a world's SCTLR, TTBCR cleared."""
+        self.registers.set_system("TTBCR", 0, secure=world == OTHER)
+        self.registers.set_system("SCTLR", sctlr, secure=world == OTHER)
+
+    def set_root(self, physical: int, world: int = FULL) -> None:
+        """Switch TTBR0 to the table at `physical`, and flush that world."""
+        self.registers.poke_root(physical, world)
+        self._flush(self._cpu, _WORLD_INDICES[world])
+
+    def set_domains(self, value: int, world: int = FULL) -> None:
         """Load DACR, without a flush."""
-        self.registers.poke_domains(value)
+        self.registers.poke_domains(value, world)
+
+    def threads(self, world: int) -> tuple[int, int]:
+        """TPIDRURW and TPIDRURO of a world."""
+        return self.registers.threads(world)
+
+    def set_threads(self, world: int, writable: int, readonly: int) -> None:
+        """Load TPIDRURW and TPIDRURO of a world."""
+        self.registers.set_threads(world, writable, readonly)
+
+    def flush_world(self, world: int) -> None:
+        """Forget what is cached of the translations of one world."""
+        self._flush(self._cpu, _WORLD_INDICES[world])
+
+    def flush_page(self, world: int, address: int) -> None:
+        """Forget what is cached of one page's translation in one world."""
+        self._flush_page(self._cpu, address & 0xFFFF_F000, _WORLD_INDICES[world])
+
+    def frame_changed(self, physical: int, size: int) -> None:
+        """Forget what was made of the code in some physical memory."""
+        self._forget_range(self.handle, physical, physical + size)
+
+    def _find_functions(self) -> None:
+        """The functions of QEMU's that flush a part of the TLB: the wheel exports them, and Unicorn does not."""
+        found = []
+        for name, kinds in (
+            ("tlb_flush_by_mmuidx_arm", (ctypes.c_void_p, ctypes.c_uint16)),
+            ("tlb_flush_page_by_mmuidx_arm", (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint16)),
+            ("tb_invalidate_phys_range_arm", (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)),
+        ):
+            function = getattr(self.library, name, None)
+            if function is None:
+                raise EngineMissing(f"the unicorn engine does not export {name}: install unicorn==2.1.4")
+            function.argtypes, function.restype = kinds, None
+            found.append(function)
+        self._flush, self._flush_page, self._forget_range = found
+        self._worlds = [ctypes.byref(access(REGISTER_OF_NAME["SCR"], not_secure, secure=True)) for not_secure in (1, 0)]
 
     def _make_fault_callback(self) -> Callable[[int, int, int], None]:
         """The hot path: a closure over everything it touches."""

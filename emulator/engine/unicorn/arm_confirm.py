@@ -11,7 +11,7 @@ import ctypes
 import mmap
 from typing import TYPE_CHECKING
 
-from emulator.engine.arm import DATA_ABORT, DEBUG_EVENT, IRQ, PREFETCH_ABORT, SVC, UNDEFINED, USR, WRITE
+from emulator.engine.arm import DATA_ABORT, DEBUG_EVENT, FULL, IRQ, OTHER, PREFETCH_ABORT, SVC, UNDEFINED, USR, WRITE
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.unicorn import library as lib
 from emulator.errors import EngineMissing, GuestFault
@@ -52,18 +52,39 @@ def confirm(engine: UnicornArmEngine) -> None:
     registers = engine.registers
     before = registers.cpsr, registers.system("SCTLR"), registers.system("DACR")
     _confirm_banks(engine)
-    try:
-        _confirm_events(engine)
-    finally:
-        registers.set_system("SCTLR", before[1])
-        registers.set_system("DACR", before[2])
-        registers.set_system("TTBR0", 0)
-        engine.flush_tlb()
+    for world in (OTHER, FULL):
+        memory = mmap.mmap(-1, _SIZE)
+        pinned = (ctypes.c_char * _SIZE).from_buffer(memory)
+        engine.library.uc_mem_map_ptr(engine.handle, _SCRATCH, _SIZE, lib.PROT_ALL, ctypes.addressof(pinned))
+        try:
+            _begin(engine, world, memoryview(memory).cast("I"))
+            _confirm_events(engine, world)
+            _confirm_flush(engine, world, memoryview(memory).cast("I"))
+        except GuestFault as fault:
+            raise _refuse("the state of an exception", "exits", fault) from None
+        finally:
+            engine.enable_translation(world, before[1])
+            engine.set_domains(before[2], world)
+            engine.set_root(0, world)
+            engine.library.uc_mem_unmap(engine.handle, _SCRATCH, _SIZE)
+        engine.set_threads(world, 0, 0)
     registers.cpsr = before[0]
-    registers.user_thread = registers.user_thread_readonly = 0
     registers.clear_exclusive()
     for number in range(16):
         registers.gpr[number] = 0
+
+
+def _begin(engine: UnicornArmEngine, world: int, words: memoryview) -> None:
+    """Map one section for User mode and another for the kernel alone, and enter User mode in a world."""
+    words[_SCRATCH >> 20] = _SCRATCH | _SECTION_USER
+    words[_REFUSED >> 20] = _SCRATCH | _SECTION_KERNEL
+    for number, word in enumerate(_WORDS):
+        words[0x1000 + number] = word
+    engine.enable_translation(world, _MMU_ON)
+    engine.set_domains(1, world)
+    engine.set_root(_TABLE, world)
+    engine.use_world(world)
+    engine.registers.cpsr = USR
 
 
 def _confirm_banks(engine: UnicornArmEngine) -> None:
@@ -84,10 +105,10 @@ def _confirm_banks(engine: UnicornArmEngine) -> None:
     if registers.it_state != 0xFF:
         raise _refuse("the IT state", 0xFF, registers.it_state)
     registers.set_system("TTBR0", 0x1234_4000)
-    registers.poke_root(0x5678_4000)
+    registers.poke_root(0x5678_4000, FULL)
     if registers.system("TTBR0") != 0x5678_4000:
         raise _refuse("TTBR0", 0x5678_4000, registers.system("TTBR0"))
-    registers.poke_domains(0x5555_0001)
+    registers.poke_domains(0x5555_0001, FULL)
     if registers.system("DACR") != 0x5555_0001:
         raise _refuse("DACR", 0x5555_0001, registers.system("DACR"))
     enabled = registers.fpexc
@@ -97,16 +118,9 @@ def _confirm_banks(engine: UnicornArmEngine) -> None:
     registers.fpexc = enabled
 
 
-def _confirm_events(engine: UnicornArmEngine) -> None:
+def _confirm_events(engine: UnicornArmEngine, world: int) -> None:
     """Run each kind of event in User mode, and look at what the state says of it."""
-    memory = mmap.mmap(-1, _SIZE)
-    words = memoryview(memory).cast("I")
-    words[_SCRATCH >> 20] = _SCRATCH | _SECTION_USER
-    words[_REFUSED >> 20] = _SCRATCH | _SECTION_KERNEL
-    words[0x1000 : 0x1000 + len(_WORDS)] = memoryview(b"".join(word.to_bytes(4, "little") for word in _WORDS)).cast("I")
-    pinned = (ctypes.c_char * _SIZE).from_buffer(memory)
-    library, handle, registers = engine.library, engine.handle, engine.registers
-    library.uc_mem_map_ptr(handle, _SCRATCH, _SIZE, lib.PROT_ALL, ctypes.addressof(pinned))
+    registers = engine.registers
     seen: list[tuple[object, ...]] = []
 
     def handler(exit_: Exit) -> None:
@@ -120,19 +134,10 @@ def _confirm_events(engine: UnicornArmEngine) -> None:
         if len(seen) >= 6:
             engine.stop()
 
-    try:
-        registers.set_system("DACR", 1)
-        registers.set_system("SCTLR", _MMU_ON)
-        engine.set_root(_TABLE)
-        registers.cpsr = USR
-        registers.gpr[1], registers.gpr[2], registers.gpr[6] = _REFUSED + 0x123 * 4, _CODE, 0x1234_5678
-        registers.user_thread, registers.user_thread_readonly = 0x1111_2222, 0x3333_4444
-        registers.pc = _CODE
-        engine.run(handler)
-    except GuestFault as fault:
-        raise _refuse("the state of an exception", "exits", fault) from None
-    finally:
-        library.uc_mem_unmap(handle, _SCRATCH, _SIZE)
+    registers.gpr[1], registers.gpr[2], registers.gpr[6] = _REFUSED + 0x123 * 4, _CODE, 0x1234_5678
+    engine.set_threads(world, 0x1111_2222 + world, 0x3333_4444 + world)
+    registers.pc = _CODE
+    engine.run(handler)
     refused = _REFUSED + 0x123 * 4
     expected = [
         (DATA_ABORT, 0x00D, refused, 0),
@@ -144,8 +149,40 @@ def _confirm_events(engine: UnicornArmEngine) -> None:
     ]
     if seen != expected:
         raise _refuse("the state of an exception", expected, seen)
-    threads = registers.gpr[3], registers.gpr[4]
+    threads = registers.gpr[3] - world, registers.gpr[4] - world
     if threads != (0x1111_2222, 0x3333_4444):
         raise _refuse("the thread registers", (0x1111_2222, 0x3333_4444), threads)
     if registers.exclusive_address != _CODE:
         raise _refuse("the exclusive monitor", _CODE, registers.exclusive_address)
+
+
+def _confirm_flush(engine: UnicornArmEngine, world: int, words: memoryview) -> None:
+    """A translation that was used is forgotten by the flush of its page, of its world, and by no flush of the other."""
+    registers = engine.registers
+    seen: list[int] = []
+
+    def handler(exit_: Exit) -> None:
+        seen.append(exit_.vector if exit_.kind is ExitKind.FAULT else 0)
+        engine.stop()
+
+    def access(descriptor: int) -> None:
+        words[_REFUSED >> 20] = _SCRATCH | descriptor
+        registers.gpr[1], registers.pc = _REFUSED + 4, _CODE
+        engine.run(handler)
+
+    words[0x1001] = _WORDS[9]
+    engine.code_changed(_CODE, 64)
+    flushes = (
+        lambda: engine.flush_page(world, _REFUSED + 4),
+        lambda: engine.flush_world(world),
+        lambda: engine.flush_world(1 - world),
+        engine.flush_tlb,
+    )
+    for flush in flushes:
+        access(_SECTION_USER)
+        words[_REFUSED >> 20] = _SCRATCH | _SECTION_KERNEL
+        flush()
+        access(_SECTION_KERNEL)
+    expected = [0, DATA_ABORT, 0, DATA_ABORT, 0, 0, 0, DATA_ABORT]
+    if seen != expected:
+        raise _refuse("the TLB", expected, seen)

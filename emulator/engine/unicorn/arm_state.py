@@ -27,16 +27,17 @@ _BANKED_SP = 0x1A0 // 4
 _BANKED_LR = 0x1C0 // 4
 _THUMB = 0x220 // 4
 _IT = 0x224 // 4
-_ROOT = 0x308 // 4
-_DOMAINS = 0x3A0 // 4
-_USER_THREAD = 0x510 // 4
-_USER_THREAD_RO = 0x548 // 4
+_ROOT = (0x308 // 4, 0x318 // 4)  # by world
+_DOMAINS = (0x3A0 // 4, 0x3A8 // 4)
+_USER_THREAD = (0x510 // 4, 0x530 // 4)
+_USER_THREAD_RO = (0x548 // 4, 0x540 // 4)
 W_SYNDROME: Final = 0xBD0 // 4
 W_STATUS: Final = 0xBD4 // 4
 W_FAULT_ADDRESS: Final = 0xBD8 // 4
 _FPEXC = 0xE48 // 4
 _EXCLUSIVE = 0xEC0 // 4
 _SIZE = 0x1000
+_STATE_IN_CPU = 0xA2F0
 
 PC: Final = 15
 _PATTERN = 0x5E77_0000
@@ -54,10 +55,12 @@ class SystemAccess(ctypes.Structure):
     )
 
 
-def access(register: SystemRegister, value: int = 0) -> SystemAccess:
-    """How Unicorn wants a system register named."""
+def access(register: SystemRegister, value: int = 0, secure: bool = False) -> SystemAccess:
+    """How Unicorn wants a system register named, of one of the two worlds."""
     crn = 0 if register.wide else register.crn
-    return SystemAccess(register.coprocessor, register.wide, 0, crn, register.crm, register.opc1, register.opc2, value)
+    return SystemAccess(
+        register.coprocessor, register.wide, secure, crn, register.crm, register.opc1, register.opc2, value
+    )
 
 
 def find_state(library: Any, handle: int) -> int:
@@ -83,6 +86,14 @@ def find_state(library: Any, handle: int) -> int:
     raise EngineMissing("the unicorn engine keeps its CPU state where retrap does not find it: install unicorn==2.1.4")
 
 
+def find_cpu(handle: int, state: int) -> int:
+    """Host address of QEMU's CPU object, which holds the state. Raises `EngineMissing` where it is not as known."""
+    pointers = (ctypes.c_uint64 * 512).from_address(handle)
+    if state - _STATE_IN_CPU not in pointers:
+        raise EngineMissing("the unicorn engine keeps its CPU where retrap does not find it: install unicorn==2.1.4")
+    return state - _STATE_IN_CPU
+
+
 def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
     """Whether a register written through the public interface changes the word at `address`: no stale copy."""
     library.uc_reg_write(handle, _GENERAL[0], ctypes.byref(ctypes.c_uint32(0x5E77_FFFF)))
@@ -94,9 +105,10 @@ def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
 class UnicornArmRegisters:
     """The register view of one engine (`emulator.engine.arm.ArmRegisters`)."""
 
-    __slots__ = ("_buffer", "_handle", "_library", "_reference", "_status", "gpr", "words")
+    __slots__ = ("_buffer", "_handle", "_library", "_reference", "_status", "address", "gpr", "words")
 
     def __init__(self, library: Any, handle: int, address: int) -> None:
+        self.address = address
         self._buffer = (ctypes.c_char * _SIZE).from_address(address)
         self.words = memoryview(self._buffer).cast("B").cast("I")
         self.gpr = self.words[0:16]
@@ -118,6 +130,10 @@ class UnicornArmRegisters:
     def thumb(self) -> bool:
         """CPSR.T."""
         return self.words[_THUMB] != 0
+
+    @thumb.setter
+    def thumb(self, value: bool) -> None:
+        self.words[_THUMB] = value
 
     @property
     def it_state(self) -> int:
@@ -183,23 +199,13 @@ class UnicornArmRegisters:
         if state:
             words[_IT] = state & 0xE0 | state << 1 & 0x1F if state & 7 else 0
 
-    @property
-    def user_thread(self) -> int:
-        """TPIDRURW."""
-        return self.words[_USER_THREAD]
+    def threads(self, world: int) -> tuple[int, int]:
+        """TPIDRURW and TPIDRURO of a world."""
+        return self.words[_USER_THREAD[world]], self.words[_USER_THREAD_RO[world]]
 
-    @user_thread.setter
-    def user_thread(self, value: int) -> None:
-        self.words[_USER_THREAD] = value
-
-    @property
-    def user_thread_readonly(self) -> int:
-        """TPIDRURO."""
-        return self.words[_USER_THREAD_RO]
-
-    @user_thread_readonly.setter
-    def user_thread_readonly(self, value: int) -> None:
-        self.words[_USER_THREAD_RO] = value
+    def set_threads(self, world: int, writable: int, readonly: int) -> None:
+        """Load TPIDRURW and TPIDRURO of a world."""
+        self.words[_USER_THREAD[world]], self.words[_USER_THREAD_RO[world]] = writable, readonly
 
     @property
     def fpexc(self) -> int:
@@ -228,18 +234,18 @@ class UnicornArmRegisters:
         self._library.uc_reg_read(self._handle, arm_const.UC_ARM_REG_CP_REG, ctypes.byref(wanted))
         return int(wanted.val)
 
-    def set_system(self, name: str, value: int) -> None:
+    def set_system(self, name: str, value: int, secure: bool = False) -> None:
         """Write a system register of the real processor."""
-        wanted = access(REGISTER_OF_NAME[name], value)
+        wanted = access(REGISTER_OF_NAME[name], value, secure)
         self._library.uc_reg_write(self._handle, arm_const.UC_ARM_REG_CP_REG, ctypes.byref(wanted))
 
-    def poke_root(self, value: int) -> None:
+    def poke_root(self, value: int, world: int) -> None:
         """Change TTBR0 without telling the TLB: the engine flushes."""
-        self.words[_ROOT] = value
+        self.words[_ROOT[world]] = value
 
-    def poke_domains(self, value: int) -> None:
+    def poke_domains(self, value: int, world: int) -> None:
         """Change DACR without telling the TLB."""
-        self.words[_DOMAINS] = value
+        self.words[_DOMAINS[world]] = value
 
     def forget_syndrome(self) -> None:
         """So that the next event shows whether it has a syndrome of its own."""
