@@ -175,5 +175,49 @@ ARMV7 = Isa(
     _arm_contexts,
 )
 
-ISAS: dict[str, Isa] = {isa.name: isa for isa in (X86_64, I386, AARCH64, ARMV7)}
+
+def _mips_rows() -> tuple[SensitiveInstruction, ...]:
+    from emulator.isa.mips.table import ROWS
+
+    return ROWS
+
+
+def _mips_encodings(row: SensitiveInstruction) -> list[str]:
+    from emulator.isa.mips.table import encodings
+
+    return encodings(row)
+
+
+def _mips_planted(row: SensitiveInstruction) -> bool:
+    from emulator.isa.mips.table import planted
+
+    return planted(row)
+
+
+def _mips_prove(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:
+    from emulator.isa.mips.proof import prove_rows
+
+    return prove_rows(rows)
+
+
+def _mips_contexts() -> tuple[ContextSensitive, ...]:
+    from emulator.isa.mips.table import CONTEXTS
+
+    return CONTEXTS
+
+
+MIPS32 = Isa(
+    "mips32",
+    "MIPS32",
+    32,
+    ("little", "big"),
+    8,
+    _mips_rows,
+    _mips_encodings,
+    _mips_planted,
+    _mips_prove,
+    _mips_contexts,
+)
+
+ISAS: dict[str, Isa] = {isa.name: isa for isa in (X86_64, I386, AARCH64, ARMV7, MIPS32)}
 """Every instruction set by its name."""

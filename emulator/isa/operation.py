@@ -158,3 +158,21 @@ class Operation(Enum):
     """AArch64 MSR to TTBR0_EL1 and TTBR1_EL1."""
     SELECT_STACK = auto()
     """AArch64 MSR to SPSel: which stack pointer SP is."""
+    READ_TRANSLATION = auto()
+    """MIPS TLBR."""
+    WRITE_TRANSLATION = auto()
+    """MIPS TLBWI and TLBWR."""
+    PROBE_TRANSLATION = auto()
+    """MIPS TLBP."""
+    READ_HARDWARE_REGISTER = auto()
+    """MIPS RDHWR."""
+    USE_COPROCESSOR = auto()
+    """MIPS instructions of coprocessors 1 and 2, usable or not by Status."""
+    LOAD_LINKED = auto()
+    """MIPS LL."""
+    STORE_CONDITIONAL = auto()
+    """MIPS SC."""
+    CONDITIONAL_TRAP = auto()
+    """MIPS TEQ and its like."""
+    RETURN_FROM_DEBUG = auto()
+    """MIPS DERET."""

@@ -42,7 +42,9 @@ _LAST_PAGE = 0xFFFF_F000
 _NO_MEMORY = frozenset({6, 7, 8, 12, 13, 14})
 """UC_ERR_READ_UNMAPPED and its like: physical memory that nothing backs."""
 LONGEST_BLOCK = 300
-"""Instructions without a branch from which Unicorn is kept from translating them as one block; it dies at 375."""
+"""Instructions without a branch from which Unicorn is kept from translating them as one block; it dies at 376."""
+_UNGUARDED = 60
+"""The first instructions of such a run that need no hook: a block has not become dangerous there yet."""
 
 EXCEPTIONS = {12: 4, 13: 5, 15: 6, 16: 0x20, 17: 8, 18: 9, 19: 11, 20: 10, 21: 12, 22: 13, 23: 15, 24: 23} | {
     25: 1,
@@ -240,7 +242,7 @@ class UnicornMipsEngine:
     def _guard_blocks(self, address: int, physical: int) -> None:
         """Keep Unicorn from translating a run of instructions as one block that would overrun its tables.
 
-        It loses a temporary for each instruction without a hook; so what is long gets a hook, which does nothing.
+        A hook of single instructions makes their translation so long that the block ends in time. It does nothing.
         """
         frame = self._frame(physical)
         runs = long_runs(frame, self.byte_order) if frame is not None else []
@@ -461,8 +463,8 @@ _NO_BRANCH = ~state.BRANCH & 0xFFFF_FFFF
 
 
 def long_runs(frame: memoryview, byte_order: str) -> list[tuple[int, int]]:
-    """What of a page is to be guarded: of each run without a branch the part behind its first `LONGEST_BLOCK`
-    instructions, as first and last byte offset. (The instruction behind a branch is its delay slot.)"""
+    """What of a page is to be guarded: each run of `LONGEST_BLOCK` and more instructions without a branch, but for its
+    beginning, as first and last byte offset. (The instruction behind a branch is its delay slot.)"""
     import numpy as np
 
     words: NDArray[np.uint32] = np.frombuffer(frame, dtype="<u4" if byte_order == "little" else ">u4")
@@ -472,8 +474,9 @@ def long_runs(frame: memoryview, byte_order: str) -> list[tuple[int, int]]:
     function = words & np.uint32(0x3F)
     ends |= (major == 0) & ((function == 8) | (function == 9) | (function == 0xC) | (function == 0xD))
     places = [-1, *np.nonzero(ends)[0].tolist(), len(words)]
-    runs = ((a + 2 + LONGEST_BLOCK, min(b, len(words) - 1)) for a, b in pairwise(places))
-    return [(4 * first, 4 * last) for first, last in runs if first <= last]
+    last = len(words) - 1
+    runs = ((a + 2, min(b, last)) for a, b in pairwise(places))
+    return [(4 * (a + _UNGUARDED), 4 * b) for a, b in runs if b - a >= LONGEST_BLOCK]
 
 
 def _no_handler(_exit: Exit) -> None:

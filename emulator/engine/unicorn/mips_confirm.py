@@ -149,5 +149,6 @@ def _reset(engine: UnicornMipsEngine, memory: memoryview) -> None:
     registers.set_user_local_readable(False)
     registers.break_link()
     engine.use_views(False)
+    registers.set_cp0("EBase", 0x8000_0000)  # Unicorn numbers its CPU 3FFH
     registers.set_cp0("Status", 0x0040_0004)
     registers.jump(0xBFC0_0000)
