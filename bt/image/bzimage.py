@@ -1,23 +1,26 @@
 """The bzImage container: its setup header, and where the compressed kernel lies in it.
 
 Room: `bt/image`. Offsets and meanings from Linux's Documentation/x86/boot.rst (boot protocol 2.15).
-It knows nothing of compressions (`payload`) nor of ELF.
+What the payload holds (an ELF of either class) says which x86 it is.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from bt.image import elf
 from emulator.errors import BadImage
+
+if TYPE_CHECKING:
+    from bt.image.image import Image
 
 SETUP_HEADER_START = 0x1F1
 _SETUP_HEADER_LIMIT = 0x290
 _SMALLEST = 0x268
 _BOOT_FLAG = 0xAA55
-_WITH_PAYLOAD, _WITH_INIT_SIZE, _WITH_XLOADFLAGS = 0x0208, 0x020A, 0x020C
-_XLF_KERNEL_64 = 1
+_WITH_PAYLOAD, _WITH_INIT_SIZE = 0x0208, 0x020A
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,15 @@ def recognise(data: memoryview) -> bool:
     return len(data) >= 0x206 and bytes(data[0x202:0x206]) == b"HdrS"
 
 
+def read(data: memoryview, path: str, digest: str) -> Image:
+    """The image of a bzImage. Raises `BadImage`."""
+    from bt.image import image, payload
+
+    header = parse(data, path)
+    compression, kernel = payload.unpack(header.payload, path, digest, header.init_size or elf.MAXIMUM_SIZE)
+    return image.from_elf(kernel, path, "bzimage", compression, digest, header)
+
+
 def _bad(path: str, what: str) -> NoReturn:
     raise BadImage(f"{path}: {what}")
 
@@ -64,8 +76,6 @@ def parse(data: memoryview, path: str) -> BzImage:
             f"speaks boot protocol {version >> 8}.{version & 255:02}, which does not say where the kernel lies; "
             "at least 2.08 (Linux 2.6.25) is needed, or give the vmlinux ELF",
         )
-    if version >= _WITH_XLOADFLAGS and not struct.unpack_from("<H", data, 0x236)[0] & _XLF_KERNEL_64:
-        _bad(path, "is a 32-bit x86 kernel (no 64-bit entry in xloadflags); only x86-64 is supported")
     offset, length = struct.unpack_from("<II", data, 0x248)
     start = ((data[SETUP_HEADER_START] or 4) + 1) * 512 + offset
     if not length or start + length > len(data):

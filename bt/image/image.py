@@ -11,16 +11,17 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
-from bt.image import bzimage, elf, notes, payload
+from bt.image import containers, elf, notes
 from bt.image.elf import MAXIMUM_SIZE, SHF_ALLOC, SHF_EXECINSTR, Section, Segment
 from emulator.errors import BadImage, UsageError
 from emulator.isa.isas import X86_64, Isa
 
 if TYPE_CHECKING:
-    from bt.image.linux_tables import LinuxTables
+    from bt.image.patch_tables import PatchTables
     from bt.image.relocate import Relocations
     from bt.image.symbols import Symbols
 
@@ -31,9 +32,7 @@ _OTHER_FILES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xfd7zXZ\x00", "is compressed with xz; decompress it first"),
     (0, b"\x28\xb5\x2f\xfd", "is compressed with zstd; decompress it first"),
     (0, b"070701", "is a cpio archive; give it as the initramfs and a kernel as the image"),
-    (0, b"\x27\x05\x19\x56", "is a U-Boot image; only x86-64 ELF and bzImage files are supported"),
-    (0x38, b"ARM\x64", "is an AArch64 kernel image; only x86-64 is supported"),
-    (0x24, b"\x18\x28\x6f\x01", "is a 32-bit ARM zImage; only x86-64 is supported"),
+    (0, b"\x27\x05\x19\x56", "is a U-Boot image; give the kernel inside it"),
 )
 """Offset, bytes and what to say of files that are often taken for a kernel."""
 
@@ -52,32 +51,36 @@ class Image:
     path: str
     """Where it came from, for messages."""
     container: str
-    """"elf64" or "bzimage"."""
+    """"elf64", "elf32", or the name of one of `containers.CONTAINERS`."""
     compression: str
-    """Of a bzImage's payload (`payload.COMPRESSIONS`); "none" for an ELF."""
+    """Of the container's payload (`payload.COMPRESSIONS`); "none" where it has none."""
     sha256: str
     """Of the whole file, hexadecimal."""
     elf: memoryview
-    """The uncompressed ELF, read-only, without what is appended to it."""
+    """The uncompressed kernel, read-only, without what is appended to it: an ELF, or raw memory (see `raw`)."""
     appended: memoryview
-    """What follows the ELF in the file or payload: Linux's relocation table, or nothing."""
+    """What follows it in the file or payload: Linux's relocation table on x86, or nothing."""
     segments: tuple[Segment, ...]
     sections: tuple[Section, ...]
     """Empty where the ELF has no section headers."""
     entry: int
-    """e_entry as the ELF has it: for vmlinux a *physical* address."""
-    header: bzimage.BzImage | None = None
-    """The bzImage's setup header, decoded."""
+    """e_entry as the ELF has it: for vmlinux on x86-64 a *physical* address."""
+    header: Any = None
+    """What the container's own header says, decoded: a `bzimage.BzImage` for a bzImage; None where there is none."""
     isa: Isa = X86_64
     byte_order: str = "little"
     """"little" or "big"."""
+    relocatable: bool = False
+    """A relocatable object, such as a kernel module: its addresses are made up, and it cannot be booted by itself."""
+    raw: bool = False
+    """`elf` is no ELF but the kernel's memory, as its container has it; it has no sections."""
     _note_tables: tuple[memoryview, ...] = ()
     _lazy: dict[str, object] = field(default_factory=dict, repr=False)
 
     @property
     def setup_header(self) -> bytes:
-        """A bzImage's bytes from 0x1f1 to the end of its setup header; empty for an ELF."""
-        return self.header.setup_header if self.header else b""
+        """A bzImage's bytes from 0x1f1 to the end of its setup header; empty for others."""
+        return bytes(getattr(self.header, "setup_header", b""))
 
     @property
     def entry_physical(self) -> int:
@@ -102,11 +105,11 @@ class Image:
         return self._once("symbols", lambda: symbols.read(self))
 
     @property
-    def linux(self) -> LinuxTables | None:
+    def linux(self) -> PatchTables | None:
         """The kernel's own patch tables, or None where this is no Linux."""
-        from bt.image import linux_tables
+        from bt.image import patch_tables
 
-        return self._once("linux", lambda: linux_tables.read(self))
+        return self._once("linux", lambda: patch_tables.read(self))
 
     @property
     def relocations(self) -> Relocations | None:
@@ -156,8 +159,16 @@ class Image:
             self._lazy[name] = make()
         return cast(T, self._lazy[name])
 
+    def source_line(self, address: int) -> str:
+        """`file.c:12` of the code at guest-virtual `address`, by DWARF; "" where nothing says."""
+        from bt.image import source_lines
+
+        return self._once("source_lines", lambda: source_lines.read(self)).at(address)
+
     def _entry_segment(self) -> tuple[int, int]:
         """Physical and virtual entry: by the ABI e_entry is virtual, but vmlinux holds the physical one."""
+        if self.relocatable:
+            raise BadImage(f"{self.path}: is a kernel module and cannot be booted; give a kernel")
         executable = [segment for segment in self.segments if segment.executable]
         for segment in executable:
             if segment.vaddr <= self.entry < segment.vaddr + len(segment.data):
@@ -170,27 +181,31 @@ class Image:
         ranges = [Range(s.vaddr, s.vaddr + s.size) for s in self.sections if s.flags & wanted == wanted and s.data]
         if not ranges:
             ranges = [Range(s.vaddr, s.vaddr + len(s.data)) for s in self.segments if s.executable and s.data]
+        ranges.sort()
+        for (_, end), (start, _) in pairwise(ranges):
+            if start < end:
+                raise BadImage(f"{self.path}: two executable sections overlap at {start:#x}; fetch or build it again")
         for start, end in ranges:
             self.view(start, end - start)
-        return tuple(sorted(ranges))
+        return tuple(ranges)
 
 
 def load(path: str | os.PathLike[str]) -> Image:
-    """Read a kernel from an ELF or bzImage file.
+    """Read a kernel, whatever its container.
 
-    Raises `UsageError` where the file cannot be read, `BadImage` where it is no x86-64 kernel.
+    Raises `UsageError` where the file cannot be read, `BadImage` where it is no kernel of a supported instruction set.
     """
     name = os.fspath(path)
     try:
         with Path(name).open("rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise BadImage(f"{name}: is no regular file; give a kernel, an ELF or bzImage")
+                raise BadImage(f"{name}: is no regular file; give a kernel")
             if status.st_size > MAXIMUM_SIZE:
                 raise BadImage(f"{name}: is {status.st_size} bytes large, at most 1 GiB is read; strip its debug data")
             data = file.read()
     except IsADirectoryError:
-        raise BadImage(f"{name}: is a directory; give a kernel, an ELF or bzImage") from None
+        raise BadImage(f"{name}: is a directory; give a kernel") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{name}: cannot be read ({reason}); name a file that can") from None
@@ -201,16 +216,16 @@ def from_bytes(data: bytes | bytearray | memoryview, path: str) -> Image:
     """An `Image` of a file's contents; `path` is for messages. Raises `BadImage`."""
     contents = memoryview(data).toreadonly()
     if not contents:
-        raise BadImage(f"{path}: is empty; give a kernel, an ELF or bzImage")
+        raise BadImage(f"{path}: is empty; give a kernel")
     digest = hashlib.sha256(contents).hexdigest()
+    module = containers.find(contents)
+    if module is not None:
+        return module.read(contents, path, digest)
     if bytes(contents[:4]) == elf.MAGIC:
-        return from_elf(contents, path, "elf64", "none", digest, None)
-    if not bzimage.recognise(contents):
-        raise BadImage(f"{path}: {_describe(contents)}")
-    header = bzimage.parse(contents, path)
-    limit = header.init_size or MAXIMUM_SIZE
-    compression, kernel = payload.unpack(header.payload, path, digest, limit)
-    return from_elf(kernel, path, "bzimage", compression, digest, header)
+        return from_elf(
+            contents, path, "elf32" if len(contents) > 4 and contents[4] == 1 else "elf64", "none", digest, None
+        )
+    raise BadImage(f"{path}: {_describe(contents)}")
 
 
 def from_elf(
@@ -219,7 +234,7 @@ def from_elf(
     container: str,
     compression: str,
     digest: str,
-    header: bzimage.BzImage | None,
+    header: Any,
 ) -> Image:
     """An `Image` of an unpacked ELF, whatever follows it, that came out of `container`. Raises `BadImage`."""
     parsed = elf.parse(contents, path)
@@ -234,6 +249,9 @@ def from_elf(
         sections=parsed.sections,
         entry=parsed.entry,
         header=header,
+        isa=parsed.isa,
+        byte_order=parsed.form.byte_order,
+        relocatable=parsed.relocatable,
         _note_tables=parsed.notes,
     )
 
@@ -242,4 +260,5 @@ def _describe(contents: memoryview) -> str:
     for offset, magic, what in _OTHER_FILES:
         if bytes(contents[offset : offset + len(magic)]) == magic:
             return what
-    return f"is neither an ELF nor a bzImage (it begins with {bytes(contents[:4]).hex()}); give an x86-64 kernel"
+    known = ", ".join(containers.CONTAINERS)
+    return f"is neither an ELF nor one of {known} (it begins with {bytes(contents[:4]).hex()}); give a kernel"

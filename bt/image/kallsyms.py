@@ -2,8 +2,8 @@
 
 Room: `bt/image`. Layout as scripts/kallsyms.c writes it: names are lengths followed by bytes that each stand for a
 token; markers give every 256th name's position; 256 tokens are NUL-terminated, behind a table of their positions.
-Addresses are 32-bit offsets before the names (up to Linux 6.3) or behind the tokens (since 6.4). Nothing is trusted:
-a candidate is a table only when all parts agree.
+Addresses are 32-bit offsets, or on some 32-bit machines addresses, before the names (up to Linux 6.3) or behind the
+tokens (since 6.4). Parts are aligned to a pointer. Nothing is trusted: only where all parts agree there is a table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_ALIGN = 8
 _BLOCK = 256
 """Names between two markers."""
 _LONGEST_TOKEN = 128
@@ -52,7 +51,7 @@ class _Tokens:
 @dataclass(frozen=True, slots=True)
 class _Names:
     start: int
-    """Where the first name begins; the number of symbols stands eight bytes before."""
+    """Where the first name begins; the number of symbols stands a pointer's size before."""
     count: int
     entries: NDArray[np.int64]
     """Position of each name's length byte, from `start`."""
@@ -60,9 +59,32 @@ class _Names:
     """All names' bytes, with separators in place of the lengths."""
 
 
-def find(regions: Sequence[memoryview]) -> Kallsyms | None:
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """Read-only data in which a table may lie, and how its machine writes numbers."""
+
+    data: memoryview
+    align: int
+    """Bytes of a pointer."""
+    order: str
+    """"<" or ">"."""
+
+    def array(self, start: int, count: int, kind: str) -> NDArray[np.int64] | None:
+        """`count` numbers at `start`, or None outside the region."""
+        size = count * np.dtype(kind).itemsize
+        if start < 0 or count < 0 or start + size > len(self.data):
+            return None
+        return np.frombuffer(self.data[start : start + size], self.order + kind).astype(np.int64)
+
+    def aligned(self, size: int) -> int:
+        """`size` rounded up."""
+        return -(-size // self.align) * self.align
+
+
+def find(regions: Sequence[memoryview], bits: int = 64, byte_order: str = "little") -> Kallsyms | None:
     """Search read-only data, each region beginning at a multiple of 8; None where no whole table is found."""
-    for region in regions:
+    for data in regions:
+        region = _Region(data, bits // 8, ">" if byte_order == "big" else "<")
         for tokens in _find_tokens(region):
             names = _find_names(region, tokens.start)
             if names is None:
@@ -75,55 +97,45 @@ def find(regions: Sequence[memoryview]) -> Kallsyms | None:
     return None
 
 
-def _array(region: memoryview, start: int, count: int, kind: str) -> NDArray[np.int64] | None:
-    """`count` little-endian numbers at `start`, or None outside the region."""
-    size = count * np.dtype(kind).itemsize
-    if start < 0 or count < 0 or start + size > len(region):
-        return None
-    return np.frombuffer(region[start : start + size], kind).astype(np.int64)
-
-
-def _align(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
-
-
-def _find_tokens(region: memoryview) -> Iterator[_Tokens]:
+def _find_tokens(region: _Region) -> Iterator[_Tokens]:
     """Every place where 256 ascending 16-bit positions describe the strings that stand before them."""
-    words = np.frombuffer(region[: len(region) & ~7], "<u2").reshape(-1, 4)
-    if len(words) < 64:
+    step = region.align // 2
+    words = np.frombuffer(region.data[: len(region.data) & -region.align], region.order + "u2")
+    last = len(words) - _BLOCK
+    if last < 0:
         return
-    first = words[: len(words) - 63]
-    likely = (first[:, 0] == 0) & (first[:, 1] >= 2) & (first[:, 1] <= _LONGEST_TOKEN)
-    likely &= (first[:, 2] > first[:, 1]) & (first[:, 3] > first[:, 2])
+    first, second, third, fourth = (words[at : last + at + 1 : step] for at in range(4))
+    likely = (first == 0) & (second >= 2) & (second <= _LONGEST_TOKEN) & (third > second) & (fourth > third)
     for row in np.flatnonzero(likely).tolist():
-        positions = words[row : row + 64].reshape(-1).astype(np.int64)
+        positions = words[row * step : row * step + _BLOCK].astype(np.int64)
         steps = np.diff(positions)
         if steps.min() < 2 or steps.max() > _LONGEST_TOKEN:
             continue
-        tokens = _match_tokens(region, row * 8, positions)
+        tokens = _match_tokens(region, row * region.align, positions)
         if tokens is not None:
             yield tokens
 
 
-def _match_tokens(region: memoryview, index_at: int, positions: NDArray[np.int64]) -> _Tokens | None:
+def _match_tokens(region: _Region, index_at: int, positions: NDArray[np.int64]) -> _Tokens | None:
     last = int(positions[-1])
-    highest = (index_at - last - 2) // _ALIGN * _ALIGN
-    for start in range(highest, max(highest - _LONGEST_TOKEN - 16, -1), -_ALIGN):
-        text = np.frombuffer(region[start:index_at], np.uint8)
+    highest = (index_at - last - 2) // region.align * region.align
+    for start in range(highest, max(highest - _LONGEST_TOKEN - 16, -1), -region.align):
+        text = np.frombuffer(region.data[start:index_at], np.uint8)
         ends = np.flatnonzero(text == 0)[:256]
         if len(ends) < 256 or not np.array_equal(ends[:-1] + 1, positions[1:]):
             continue
-        if _align(int(ends[-1]) + 1) == len(text) and not text[int(ends[-1]) :].any():
+        if region.aligned(int(ends[-1]) + 1) == len(text) and not text[int(ends[-1]) :].any():
             return _Tokens(start, index_at + 512, text, positions, ends - positions)
     return None
 
 
-def _find_names(region: memoryview, tokens_at: int) -> _Names | None:
+def _find_names(region: _Region, tokens_at: int) -> _Names | None:
     """The longest ascending run of markers that has its names before it and the tokens behind it."""
-    words = np.frombuffer(region[: tokens_at & ~7], "<u4").astype(np.int64)
+    words = np.frombuffer(region.data[: tokens_at & -region.align], region.order + "u4").astype(np.int64)
     steps = np.diff(words)
     breaks = np.append(np.flatnonzero((steps < 2 * _BLOCK) | (steps > _BLOCK * _LONGEST_TOKEN)), len(words) - 1)
-    starts = np.flatnonzero(words[::2] == 0) * 2
+    slot = region.align // 4
+    starts = np.flatnonzero(words[::slot] == 0) * slot
     counts = breaks[np.searchsorted(breaks, starts)] - starts + 1
     longest = np.argsort(-counts, kind="stable")[:_CANDIDATES]
     for start, count in zip(starts[longest].tolist(), counts[longest].tolist(), strict=True):
@@ -132,32 +144,34 @@ def _find_names(region: memoryview, tokens_at: int) -> _Names | None:
         names = _match_names(region, start * 4, words[start : start + count])
         if names is None:
             continue
-        end = _align((start + count) * 4)
+        end = region.aligned((start + count) * 4)
         # Since 6.2, and in later 6.1.y, a table of three bytes a symbol (the order by name) stands between.
-        if tokens_at in (end, end + _align(3 * names.count)):
+        if tokens_at in (end, end + region.aligned(3 * names.count)):
             return names
     return None
 
 
-def _match_names(region: memoryview, markers_at: int, markers: NDArray[np.int64]) -> _Names | None:
+def _match_names(region: _Region, markers_at: int, markers: NDArray[np.int64]) -> _Names | None:
     """Where the names begin: a count stands before them, and their lengths lead from marker to marker."""
-    latest = (markers_at - int(markers[-1])) // _ALIGN * _ALIGN
-    earliest = max(latest - _BLOCK * _LONGEST_TOKEN, _ALIGN)
+    align = region.align
+    latest = (markers_at - int(markers[-1])) // align * align
+    earliest = max(latest - _BLOCK * _LONGEST_TOKEN, align)
     if latest < earliest:
         return None
-    slots = _array(region, earliest - _ALIGN, (latest - earliest) // _ALIGN + 1, "<u8")
-    if slots is None:
+    words = region.array(earliest - align, ((latest - earliest) // align + 1) * (align // 4), "u4")
+    if words is None:
         return None
+    slots = words[:: align // 4]
     fits = ((slots + _BLOCK - 1) // _BLOCK == len(markers)) & (slots > 0) & (slots <= _SYMBOLS_LIMIT)
     for slot in np.flatnonzero(fits).tolist()[::-1]:
-        start = earliest + slot * _ALIGN
-        names = _walk_names(region[start:markers_at], start, int(slots[slot]), markers)
+        start = earliest + slot * align
+        names = _walk_names(region.data[start:markers_at], start, int(slots[slot]), markers, align)
         if names is not None:
             return names
     return None
 
 
-def _walk_names(data: memoryview, start: int, count: int, markers: NDArray[np.int64]) -> _Names | None:
+def _walk_names(data: memoryview, start: int, count: int, markers: NDArray[np.int64], align: int) -> _Names | None:
     """Follow the lengths of all blocks at once; None unless each block ends where the next begins."""
     raw = np.frombuffer(data, np.uint8).astype(np.int64)
     last = len(raw) - 2
@@ -181,7 +195,7 @@ def _walk_names(data: memoryview, start: int, count: int, markers: NDArray[np.in
         entries[step, : len(active)] = active
         long_entries[step, : len(active)] = long
         active += length + 1 + long
-    if not np.array_equal(at[:-1], markers[1:]) or not len(raw) - _ALIGN < at[-1] <= len(raw) or raw[at[-1] :].any():
+    if not np.array_equal(at[:-1], markers[1:]) or not len(raw) - align < at[-1] <= len(raw) or raw[at[-1] :].any():
         return None
     ordered = entries.T.reshape(-1)[:count]
     raw[ordered] = _SEPARATOR
@@ -189,22 +203,37 @@ def _walk_names(data: memoryview, start: int, count: int, markers: NDArray[np.in
     return _Names(start, count, ordered, raw[: int(at[-1])])
 
 
-def _find_addresses(region: memoryview, names: _Names, tokens: _Tokens) -> NDArray[np.uint64] | None:
-    """Offsets and the base they count from: before the number of symbols, or behind the tokens."""
-    size = _align(names.count * 4)
-    before = names.start - 2 * _ALIGN
+def _find_addresses(region: _Region, names: _Names, tokens: _Tokens) -> NDArray[np.uint64] | None:
+    """Offsets and the base they count from, or addresses: before the number of symbols, or behind the tokens."""
+    align, count = region.align, names.count
+    size = region.aligned(count * 4)
+    before = names.start - 2 * align
     for offsets_at, base_at in ((before - size, before), (tokens.end, tokens.end + size)):
-        offsets = _array(region, offsets_at, names.count, "<i4")
-        base = _array(region, base_at, 1, "<u8")
-        if offsets is None or base is None or int(base[0]) >= 0:
+        offsets = region.array(offsets_at, count, "i4")
+        base = region.array(base_at, 1, f"u{align}")
+        if offsets is None or base is None or not int(base[0]) >> 8 * align - 1 & 1:
             continue  # a kernel lives in the upper half of the address space
         kernel = base.view(np.uint64)[0]
         # Absolute values (per-CPU symbols) are positive, others the complement of their distance from the base.
         mixed = np.where(offsets >= 0, offsets.view(np.uint64), kernel + (-1 - offsets).astype(np.uint64))
         plain = kernel + (offsets & 0xFFFF_FFFF).astype(np.uint64)
         for addresses in (mixed, plain):
-            if (offsets < 0).any() == (addresses is mixed) and (addresses[1:] >= addresses[:-1]).all():
+            fits = int(addresses.max()) >> 8 * align == 0
+            if (offsets < 0).any() == (addresses is mixed) and fits and (addresses[1:] >= addresses[:-1]).all():
                 return addresses
+    return _plain_addresses(region, names, tokens)
+
+
+def _plain_addresses(region: _Region, names: _Names, tokens: _Tokens) -> NDArray[np.uint64] | None:
+    """Whole addresses, as a kernel without CONFIG_KALLSYMS_BASE_RELATIVE has them."""
+    size = names.count * region.align
+    for start in (names.start - region.align - size, tokens.end):
+        addresses = region.array(start, names.count, f"u{region.align}")
+        if addresses is None:
+            continue
+        found = addresses.view(np.uint64)
+        if int(found[-1]) >> 8 * region.align - 1 & 1 and (found[1:] >= found[:-1]).all():
+            return found
     return None
 
 

@@ -1,4 +1,4 @@
-"""`LinuxTables`: where an x86-64 Linux kernel patches its own text, and how it recovers from faults.
+"""`LinuxTables`: where an x86 Linux kernel patches its own text, and how it recovers from faults.
 
 Room: `bt/image`. Layouts from Linux 6.1: arch/x86/include/asm/{alternative,paravirt_types,jump_label,extable}.h and
 include/linux/{jump_label,static_call_types}.h. A table is found by its section, else between the linker script's
@@ -183,6 +183,18 @@ def read(image: Image) -> LinuxTables | None:
     )
 
 
+def of(image: Image) -> LinuxTables | None:
+    """The tables of an x86 Linux kernel, kept by the image; None for another."""
+    tables = image.linux
+    return tables if isinstance(tables, LinuxTables) else None
+
+
+def _pointer(image: Image) -> tuple[str, str]:
+    """A word and a signed word of this kernel, as numpy has them."""
+    size = image.isa.bits // 8
+    return f"<u{size}", f"<i{size}"
+
+
 def _bytes(image: Image, name: str) -> tuple[int, memoryview]:
     """Address and contents of a table, empty where there is none."""
     place = PLACES[name]
@@ -253,15 +265,15 @@ def _alternatives(image: Image) -> Alternatives:
 
 
 def _paravirt(image: Image) -> ParavirtSites:
-    _, rows = _rows(
-        image, "paravirt", [("site", "<u8"), ("type", "u1"), ("length", "u1"), ("_1", "<u2"), ("_2", "<u4")]
-    )
-    sites = _in_text(image, "paravirt", rows["site"].copy())
+    word, _ = _pointer(image)
+    filler = [("_1", "<u2"), ("_2", "<u4")] if image.isa.bits == 64 else [("_1", "<u2")]
+    _, rows = _rows(image, "paravirt", [("site", word), ("type", "u1"), ("length", "u1"), *filler])
+    sites = _in_text(image, "paravirt", rows["site"].astype(np.uint64))
     return ParavirtSites(sites, rows["length"].copy(), rows["type"].copy())
 
 
 def _jump_labels(image: Image) -> JumpLabels:
-    address, rows = _rows(image, "jump_labels", [("site", "<i4"), ("target", "<i4"), ("key", "<i8")])
+    address, rows = _rows(image, "jump_labels", [("site", "<i4"), ("target", "<i4"), ("key", _pointer(image)[1])])
     keys = _resolve(address, rows, "key")
     return JumpLabels(
         sites=_in_text(image, "jump_labels", _resolve(address, rows, "site")),
@@ -291,8 +303,8 @@ def _static_calls(image: Image) -> StaticCalls:
 
 
 def _mcount(image: Image) -> Addresses:
-    _, rows = _rows(image, "mcount", [("site", "<u8")])
-    return _in_text(image, "mcount", rows["site"].copy())
+    _, rows = _rows(image, "mcount", [("site", _pointer(image)[0])])
+    return _in_text(image, "mcount", rows["site"].astype(np.uint64))
 
 
 def _version(image: Image) -> str:

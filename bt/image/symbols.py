@@ -10,13 +10,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from bt.image.elf import SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHT_NOBITS, SHT_SYMTAB, Section
+from bt.image.elf import FORMS, SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHT_NOBITS, SHT_SYMTAB, Section
 from emulator.errors import BadImage
 
 if TYPE_CHECKING:
     from bt.image.image import Image
 
-_ENTRY_SIZE = 24
 _STT_SECTION, _STT_FILE = 3, 4
 _STB_GLOBAL, _STB_WEAK = 1, 2
 _SHN_UNDEF, _SHN_ABS, _SHN_RESERVED = 0, 0xFFF1, 0xFF00
@@ -101,13 +100,13 @@ def read(image: Image) -> Symbols:
     ranges = [(segment.vaddr, segment.vaddr + segment.memory_size) for segment in image.segments]
     table = next((section for section in image.sections if section.type == SHT_SYMTAB), None)
     if table is not None:
-        symbols = _read_symtab(table, image.sections, image.path)
+        symbols = _read_symtab(table, image)
         if symbols:
             addresses, types, names = zip(*symbols, strict=True)
             return Symbols(list(addresses), "".join(types), list(names), ranges, "symtab")
     from bt.image import kallsyms
 
-    found = kallsyms.find(_regions(image))
+    found = kallsyms.find(_regions(image), image.isa.bits, image.byte_order)
     if found is None:
         return Symbols([], "", [], ranges, "none")
     return Symbols(found.addresses.tolist(), found.types, found.names, ranges, "kallsyms")
@@ -116,24 +115,30 @@ def read(image: Image) -> Symbols:
 def _regions(image: Image) -> list[memoryview]:
     """Where kallsyms may lie: .rodata, or every segment where there are no sections."""
     rodata = image.section(".rodata")
-    if rodata is not None and rodata.vaddr % 8 == 0:
+    if rodata is not None and rodata.vaddr % 8 == 0 and rodata.data:
         return [rodata.data]
     return [segment.data for segment in image.segments if segment.vaddr % 8 == 0]
 
 
-def _read_symtab(table: Section, sections: Sequence[Section], path: str) -> list[Symbol]:
-    import struct
-
-    if table.link >= len(sections) or len(table.data) % _ENTRY_SIZE:
+def _read_symtab(table: Section, image: Image) -> list[Symbol]:
+    sections, path = image.sections, image.path
+    form = FORMS[image.isa.bits, image.byte_order]
+    if table.link >= len(sections) or len(table.data) % form.symbol.size:
         raise BadImage(
-            f"{path}: its symbol table has {len(table.data)} bytes in entries of {_ENTRY_SIZE} and names in section "
-            f"{table.link} of {len(sections)}; it is damaged: strip it or build it again",
+            f"{path}: its symbol table has {len(table.data)} bytes in entries of {form.symbol.size} and names in "
+            f"section {table.link} of {len(sections)}; it is damaged: strip it or build it again",
         )
     names = bytes(sections[table.link].data)
     symbols = []
-    for name_at, info, _, index, value, _ in struct.iter_unpack("<IBBHQQ", table.data):
+    for entry in form.symbol.iter_unpack(table.data):
+        if form.bits == 64:
+            name_at, info, _, index, value, _ = entry
+        else:
+            name_at, value, _, info, _, index = entry
         if index == _SHN_UNDEF or info & 15 in (_STT_SECTION, _STT_FILE) or name_at >= len(names):
             continue
+        if image.relocatable and index < len(sections):
+            value += sections[index].vaddr
         end = names.find(b"\0", name_at)
         name = names[name_at : end if end >= 0 else len(names)].decode("utf-8", "replace")
         if name:

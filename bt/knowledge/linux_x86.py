@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from bt.image import linux_tables
 from bt.tactics.tactics import ImagePatch
 from bt.tactics.x86 import assemble as asm
 from bt.tactics.x86 import interrupt_flag
@@ -57,7 +58,7 @@ def _templates() -> dict[bytes, tuple[str, Template]]:
 
 def slots(image: Image) -> tuple[Slot, ...]:
     """The interrupt-flag words of pv_ops, in ascending order; none where this is no such kernel."""
-    tables = image.linux
+    tables = linux_tables.of(image)
     if tables is None:
         return ()
     found: dict[int, Slot] = {}
@@ -158,7 +159,7 @@ def image_patches(known: Known, fixups: Sequence[Fixup], delta: int = 0) -> list
 
 def lock_patches(image: Image) -> list[ImagePatch]:
     """The LOCK prefixes among `image_patches`."""
-    tables, text = image.linux, image.section(".text")
+    tables, text = linux_tables.of(image), image.section(".text")
     if tables is None or text is None:
         return []
     start, data = text.vaddr, text.data
@@ -179,7 +180,7 @@ def double_word_patches(image: Image) -> list[ImagePatch]:
     The processor shown to guests has the instruction, so the kernel makes the same change itself, after some thousands
     of calls of that function (arch/x86/lib/cmpxchg16b_emu.S: PUSHF, CLI and POPF each).
     """
-    tables = image.linux
+    tables = linux_tables.of(image)
     if tables is None:
         return []
     rows = tables.alternatives

@@ -45,7 +45,7 @@ def changed(tmp_path: Path, offset: int, value: bytes) -> Path:
 def test_a_file_that_is_no_kernel(refused: Refused, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not a kernel\n" * 100)
-    assert "is neither an ELF nor a bzImage" in refused(BadImage.exit_status, text)
+    assert "is neither an ELF nor one of bzimage" in refused(BadImage.exit_status, text)
 
 
 def test_an_empty_file(refused: Refused, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class Part:
     """Bytes of memory behind the data."""
     type: int = 1
     link: int = 0
+    info: int = 0
     in_segment: bool = True
 
     @property
@@ -54,11 +55,16 @@ def make_elf(
     notes: bytes = b"",
     kind: int = 2,
     machine: int = 62,
+    bits: int = 64,
+    order: str = "<",
 ) -> bytes:
-    """An ELF64 executable; PT_LOAD for every part that has an address, PT_NOTE for `notes`."""
-    loads = [part for part in parts if part.vaddr is not None and part.in_segment]
+    """An ELF executable; PT_LOAD for every part that has an address, PT_NOTE for `notes`. `order` is "<" or ">"."""
+    wide = bits == 64
+    word = "Q" if wide else "I"
+    header_size, program_size, section_size = (64, 56, 64) if wide else (52, 32, 40)
+    loads = [part for part in parts if part.vaddr is not None and part.in_segment and kind != 1]
     count = len(loads) + bool(notes)
-    at = -(-(64 + 56 * count) // 16) * 16
+    at = -(-(header_size + program_size * count) // 16) * 16
     body, offsets = bytearray(), []
     for part in parts:
         body += bytes(-len(body) % 16)
@@ -66,65 +72,50 @@ def make_elf(
         body += part.data
     note_at = at + len(body)
     body += notes
+
+    def program(
+        kind: int, flags: int, offset: int, vaddr: int, paddr: int, size: int, memory: int, align: int
+    ) -> bytes:
+        if wide:
+            return struct.pack(f"{order}IIQQQQQQ", kind, flags, offset, vaddr, paddr, size, memory, align)
+        return struct.pack(f"{order}8I", kind, offset, vaddr, paddr, size, memory, flags, align)
+
     programs = b"".join(
-        struct.pack(
-            "<IIQQQQQQ",
-            1,
-            part.flags,
-            offset,
-            part.vaddr,
-            part.paddr,
-            len(part.data),
-            len(part.data) + part.extra,
-            0x1000,
-        )
-        for part, offset in zip(parts, offsets, strict=True)
+        program(1, part.flags, at, part.vaddr or 0, part.paddr, len(part.data), len(part.data) + part.extra, 0x1000)
+        for part, at in zip(parts, offsets, strict=True)
         if part in loads
     )
     if notes:
-        programs += struct.pack("<IIQQQQQQ", 4, 4, note_at, 0, 0, len(notes), len(notes), 4)
+        programs += program(4, 4, note_at, 0, 0, len(notes), len(notes), 4)
     table, section_at, section_count = b"", 0, 0
     if sections:
         names = b"\0" + b"".join(part.name.encode() + b"\0" for part in parts) + b".shstrtab\0"
         names_at = at + len(body)
         body += names
         body += bytes(-len(body) % 8)
-        table = bytes(64)
+        table = bytes(section_size)
+        form = f"{order}II{word * 4}II{word * 2}"
         for part, offset in zip(parts, offsets, strict=True):
             table += struct.pack(
-                "<IIQQQQIIQQ",
+                form,
                 names.index(b"\0" + part.name.encode() + b"\0") + 1,
                 part.type,
                 part.section_flags,
-                part.vaddr or 0,
+                (part.vaddr or 0) if kind != 1 else 0,
                 offset,
                 len(part.data),
                 part.link,
-                0,
+                part.info,
                 1,
-                24 if part.type == 2 else 0,
+                (24 if wide else 16) if part.type == 2 else 0,
             )
-        table += struct.pack("<IIQQQQIIQQ", names.index(b".shstrtab"), 3, 0, 0, names_at, len(names), 0, 0, 1, 0)
+        table += struct.pack(form, names.index(b".shstrtab"), 3, 0, 0, names_at, len(names), 0, 0, 1, 0)
         section_at, section_count = at + len(body), len(parts) + 2
-    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+    ident = b"\x7fELF" + bytes((2 if wide else 1, 2 if order == ">" else 1, 1)) + bytes(9)
     header = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        *(
-            ident,
-            kind,
-            machine,
-            1,
-            entry,
-            64,
-            section_at,
-            0,
-            64,
-            56,
-            count,
-            64,
-            section_count,
-            max(section_count - 1, 0),
-        ),
+        f"{order}16sHHI{word * 3}IHHHHHH",
+        *(ident, kind, machine, 1, entry, header_size, section_at, 0, header_size, program_size, count),
+        *(section_size, section_count, max(section_count - 1, 0)),
     )
     return (header + programs).ljust(at, b"\0") + bytes(body) + table
 
@@ -190,17 +181,18 @@ def make_relocations(words64: Sequence[int], inverse32: Sequence[int], words32: 
     return b"".join(struct.pack("<I", word & 0xFFFF_FFFF) for word in words)
 
 
-def make_symtab(symbols: Sequence[tuple[int, str, int, int]], names_index: int) -> tuple[Part, Part]:
+def make_symtab(
+    symbols: Sequence[tuple[int, str, int, int]], names_index: int, *, bits: int = 64, order: str = "<"
+) -> tuple[Part, Part]:
     """.symtab and .strtab of (address, name, info, section index); .strtab must become section `names_index`."""
-    names, table = b"\0", bytes(24)
+    names, table = b"\0", bytes(24 if bits == 64 else 16)
     for address, name, info, index in symbols:
-        table += struct.pack("<IBBHQQ", len(names), info, 0, index, address, 0)
+        if bits == 64:
+            table += struct.pack(f"{order}IBBHQQ", len(names), info, 0, index, address, 0)
+        else:
+            table += struct.pack(f"{order}IIIBBH", len(names), address, 0, info, 0, index)
         names += name.encode() + b"\0"
     return Part(".symtab", table, type=2, link=names_index), Part(".strtab", names, type=3)
-
-
-def _pad(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 8)
 
 
 def make_kallsyms(
@@ -210,11 +202,20 @@ def make_kallsyms(
     offsets_last: bool = False,
     order_table: bool = False,
     absolute_percpu: bool = True,
+    whole_addresses: bool = False,
+    bits: int = 64,
+    order: str = "<",
 ) -> bytes:
     """Linux's own symbol table of (address, type, name) in ascending order of address.
 
-    `offsets_last`: as since Linux 6.4. `order_table`: the permutation by name, as since 6.2.
+    `offsets_last`: as since Linux 6.4. `order_table`: the permutation by name, as since 6.2. `whole_addresses`: as
+    without CONFIG_KALLSYMS_BASE_RELATIVE.
     """
+    pointer = bits // 8
+
+    def pad(data: bytes) -> bytes:
+        return data + bytes(-len(data) % pointer)
+
     tokens = [chr(code) if 0x20 < code < 0x7F else f"\x01{code}" for code in range(256)]
     tokens[1:6] = ["_", "sys_", "_init", "tcp_", "__"]
     by_length = sorted(range(256), key=lambda code: -len(tokens[code]))
@@ -233,20 +234,24 @@ def make_kallsyms(
     offsets = b""
     for address, _, _ in symbols:
         if not absolute_percpu:
-            offsets += struct.pack("<I", address - base)
+            offsets += struct.pack(f"{order}I", address - base)
         else:
-            offsets += struct.pack("<i", address if address < 1 << 31 else base - 1 - address)
+            offsets += struct.pack(f"{order}i", address if address < 1 << 31 else base - 1 - address)
     positions, text_table = [], b""
     for token in tokens:
         positions.append(len(text_table))
         text_table += token.encode() + b"\0"
-    addresses = _pad(offsets) + struct.pack("<Q", base)
-    body = struct.pack("<Q", len(symbols)) + _pad(names) + _pad(struct.pack(f"<{len(markers)}I", *markers))
-    order = _pad(b"".join(struct.pack(">I", index)[1:] for index in range(len(symbols)))) if order_table else b""
-    index_table = struct.pack("<256H", *positions)
+    word = f"{order}{'Q' if bits == 64 else 'I'}"
+    addresses = pad(offsets) + struct.pack(word, base)
+    if whole_addresses:
+        addresses = b"".join(struct.pack(word, address) for address, _, _ in symbols)
+    count = pad(struct.pack(f"{order}I", len(symbols)))
+    body = count + pad(names) + pad(struct.pack(f"{order}{len(markers)}I", *markers))
+    by_name = pad(b"".join(struct.pack(">I", index)[1:] for index in range(len(symbols)))) if order_table else b""
+    index_table = struct.pack(f"{order}256H", *positions)
     if offsets_last:
-        return body + _pad(text_table) + index_table + addresses + order
-    return addresses + body + order + _pad(text_table) + index_table
+        return body + pad(text_table) + index_table + addresses + by_name
+    return addresses + body + by_name + pad(text_table) + index_table
 
 
 def make_note(name: bytes, kind: int, description: bytes) -> bytes:

@@ -11,7 +11,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic
 
-from bt.image import Image, from_bytes, load, move, to_boot
+from bt.image import Image, from_bytes, linux_tables, load, move, to_boot
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
@@ -113,7 +113,7 @@ def _all_bytes(image: Image, addresses: np.ndarray, allowed: bytes) -> bool:
 
 
 def test_every_patch_site_holds_what_its_table_says(debian: Image) -> None:
-    linux = debian.linux
+    linux = linux_tables.of(debian)
     assert linux is not None
     assert linux.version.startswith("6.")
     assert _all_bytes(debian, linux.smp_locks, b"\xf0\x3e")
@@ -131,7 +131,7 @@ def test_every_patch_site_holds_what_its_table_says(debian: Image) -> None:
 
 
 def test_paravirt_sites_are_indirect_calls_through_their_slot(debian: Image) -> None:
-    linux = debian.linux
+    linux = linux_tables.of(debian)
     assert linux is not None
     pv_ops = _address(debian, "pv_ops")
     for site, kind, length in zip(
@@ -146,7 +146,7 @@ def test_paravirt_sites_are_indirect_calls_through_their_slot(debian: Image) -> 
 
 
 def test_alternatives_are_whole_instructions_on_both_sides(debian: Image) -> None:
-    linux = debian.linux
+    linux = linux_tables.of(debian)
     assert linux is not None
     alternatives = linux.alternatives
     for addresses, lengths in (
@@ -232,14 +232,15 @@ def test_symbols_and_tables_of_the_moved_kernel_are_moved(debian: Image) -> None
     assert {name: address for address, _, name in new} == {
         name: address + DELTA if address >= kernel else address for address, _, name in old
     }
-    assert debian.linux is not None
-    assert moved.linux is not None
-    assert moved.linux.counts() == debian.linux.counts()
+    tables, shifted = linux_tables.of(debian), linux_tables.of(moved)
+    assert tables is not None
+    assert shifted is not None
+    assert shifted.counts() == tables.counts()
     for before, after in (
-        (debian.linux.paravirt.sites, moved.linux.paravirt.sites),
-        (debian.linux.mcount, moved.linux.mcount),
-        (debian.linux.alternatives.replacements, moved.linux.alternatives.replacements),
-        (debian.linux.jump_labels.keys, moved.linux.jump_labels.keys),
+        (tables.paravirt.sites, shifted.paravirt.sites),
+        (tables.mcount, shifted.mcount),
+        (tables.alternatives.replacements, shifted.alternatives.replacements),
+        (tables.jump_labels.keys, shifted.jump_labels.keys),
     ):
         assert np.array_equal(before + np.uint64(DELTA), after)
-    assert moved.linux.version == debian.linux.version
+    assert shifted.version == tables.version

@@ -30,7 +30,7 @@ def test_segments_and_sections_are_those_pyelftools_reads() -> None:
     assert [(s.name, s.vaddr, s.size, s.flags, bytes(s.data)) for s in image.sections] == [
         (s.name, s["sh_addr"], s["sh_size"], s["sh_flags"], s.data() if s.name else b"") for s in oracle.iter_sections()
     ]
-    assert (image.container, image.compression, image.isa, image.entry) == ("elf64", "none", "x86-64", PHYSICAL)
+    assert (image.container, image.compression, image.isa.name, image.entry) == ("elf64", "none", "x86-64", PHYSICAL)
     assert bytes(image.elf) == data
     assert not image.appended
     assert image.setup_header == b""
@@ -78,17 +78,18 @@ def test_bytes_behind_the_elf_are_kept_apart() -> None:
     [
         (b"", "is empty"),
         (b"\x7fELF", "is truncated: 4 bytes cannot hold the 64-byte ELF header"),
-        (b"#!/bin/sh\n", "neither an ELF nor a bzImage"),
+        (b"#!/bin/sh\n", "neither an ELF nor one of bzimage"),
         (b"\x1f\x8b\x08" + bytes(100), "compressed with gzip; decompress it first"),
         (b"070701" + bytes(100), "cpio archive; give it as the initramfs"),
-        (bytes(0x38) + b"ARM\x64" + bytes(100), "AArch64 kernel image"),
-        (_patched(4, "B", 1), "ELF class 1"),
-        (_patched(5, "B", 2), "data encoding 2"),
-        (_patched(18, "<H", 40), "is for ARM;"),
-        (_patched(18, "<H", 3), "32-bit x86"),
+        (_patched(4, "B", 1), "is 32-bit and little-endian; for x86-64 only 64-bit little-endian"),
+        (_patched(4, "B", 7), "is of class 7 and little-endian"),
+        (_patched(5, "B", 2), "is for machine 15872"),
+        (_patched(5, "B", 3), "data encoding 3"),
+        (_patched(18, "<H", 243), "is for RISC-V; only x86-64, "),
+        (_patched(18, "<H", 40), "is 64-bit and little-endian; for armv7 only 32-bit"),
         (_patched(18, "<H", 999), "machine 999"),
-        (make_elf(kind=1), "object file"),
-        (make_elf(kind=3), "position-independent"),
+        (make_elf(kind=1, parts=(DATA,)), "object file without code"),
+        (make_elf(kind=4), "a core dump"),
         (make_elf(entry=0), "no entry point"),
         (make_elf(entry=0x1234), "entry point 0x1234 lies in no executable segment"),
         (make_elf(entry=BASE + 0x20_0000), "lies in no executable segment"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from bt.image import Image, from_bytes
+from bt.image import Image, from_bytes, linux_tables
 from bt.image.linux_tables import PLACES
 from emulator.errors import BadImage
 from tests.bt.image.image_files import BASE, DATA, TEXT, Part, make_elf, make_symtab
@@ -70,7 +70,7 @@ def _image(tables: dict[str, Table], by: str = "section", extra: Sequence[Part] 
 
 @pytest.mark.parametrize("by", ["section", "symbol"])
 def test_every_table_is_resolved_to_addresses(by: str) -> None:
-    linux = _image(_tables(), by).linux
+    linux = linux_tables.of(_image(_tables(), by))
     assert linux is not None
     assert linux.counts() == dict.fromkeys(PLACES, 2)
     sites, replacement = [BASE, BASE + 16], REPLACEMENTS.vaddr or 0
@@ -98,7 +98,7 @@ def test_every_table_is_resolved_to_addresses(by: str) -> None:
 def test_an_absent_table_is_empty(missing: str) -> None:
     tables = _tables()
     del tables[missing]
-    linux = _image(tables).linux
+    linux = linux_tables.of(_image(tables))
     assert linux is not None
     assert linux.counts() == {name: 0 if name == missing else 2 for name in PLACES}
 
@@ -106,7 +106,7 @@ def test_an_absent_table_is_empty(missing: str) -> None:
 def test_the_zeros_that_fill_the_lock_table_are_no_locks() -> None:
     tables = _tables()
     tables["smp_locks"].data += bytes(64)
-    linux = _image(tables).linux
+    linux = linux_tables.of(_image(tables))
     assert linux is not None
     assert linux.smp_locks.tolist() == [BASE, BASE + 16]
 
@@ -117,7 +117,7 @@ def test_alternatives_of_newer_kernels_carry_their_flags_apart() -> None:
     for index in range(3):
         table.relative(BASE + 16 * index).relative(REPLACEMENTS.vaddr or 0)
         table.plain("<HHBB", 5, index & 1, 4, 2)
-    linux = _image(tables).linux
+    linux = linux_tables.of(_image(tables))
     assert linux is not None
     assert linux.alternatives.sites.tolist() == [BASE, BASE + 16, BASE + 32]
     assert linux.alternatives.features.tolist() == [5, 5, 5]
@@ -130,7 +130,7 @@ def test_alternatives_of_older_kernels_carry_their_padding() -> None:
     table = tables["alternatives"] = Table(TABLES_AT)
     for index in range(3):
         table.relative(BASE + 16 * index).relative(REPLACEMENTS.vaddr or 0).plain("<HBBB", 5, 4, 2, 1)
-    linux = _image(tables).linux
+    linux = linux_tables.of(_image(tables))
     assert linux is not None
     assert linux.alternatives.sites.tolist() == [BASE, BASE + 16, BASE + 32]
     assert linux.alternatives.replacement_lengths.tolist() == [2, 2, 2]
@@ -145,7 +145,7 @@ def test_a_table_that_names_no_text_is_refused(name: str) -> None:
     tables = _tables()
     tables[name].data[:8] = bytes([0, 0, 0, 0x40]) * 2
     with pytest.raises(BadImage, match=rf"its table {PLACES[name].section} .* is damaged"):
-        _ = _image(tables).linux
+        _ = linux_tables.of(_image(tables))
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -153,7 +153,7 @@ def test_a_table_cut_inside_an_entry_is_refused(name: str) -> None:
     tables = _tables()
     tables[name].data.pop()
     with pytest.raises(BadImage, match=rf"its table {PLACES[name].section} .* is damaged"):
-        _ = _image(tables).linux
+        _ = linux_tables.of(_image(tables))
 
 
 def test_boundary_symbols_that_point_nowhere_are_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 from iced_x86 import Code, Decoder
 
 from bt import manifest
-from bt.image import Image, from_bytes
+from bt.image import Image, from_bytes, linux_tables
 from bt.loadtime import LoadTimeTranslator
 from bt.pagecache import PageCache
 from bt.pagescan import PAGE
@@ -292,7 +292,7 @@ def test_debians_pages_are_translated_as_they_were_planned(debian: Image, delta:
 
 @pytest.mark.kernel
 def test_debians_flag_instructions_cost_no_exit_once_alternatives_are_applied(debian: Image) -> None:
-    tables = debian.linux
+    tables = linux_tables.of(debian)
     assert tables is not None
     base, code = loaded_text(debian)
     translator = LoadTimeTranslator("inline", debian)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bt import textmap
-from bt.image import Image
+from bt.image import Image, linux_tables
 from bt.pagecache import PageCache
 from bt.scan import scan
 from tests.bt.image.image_files import BASE
@@ -75,7 +75,7 @@ def test_branches_and_constants_are_leads() -> None:
 
 @pytest.mark.kernel
 def test_every_byte_pattern_of_debians_flag_alternatives_is_found(debian: Image) -> None:
-    rows = debian.linux
+    rows = linux_tables.of(debian)
     assert rows is not None
     found = {site.address for site in scan(debian)}
     alternatives = rows.alternatives
