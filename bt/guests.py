@@ -27,6 +27,9 @@ COMMAND_LINE = "console=ttyS0 panic=-1 acpi=off noapic nolapic pci=off tsc_early
 """Boots on the `pc` board (8250, 8259 pair, 8254, CMOS) and on QEMU's `pc,acpi=off`. Without HPET and PM timer the
 kernel would calibrate its TSC against nothing; `tsc_early_khz` tells it instead. `panic=-1` reboots at once."""
 
+MALTA_COMMAND_LINE = "console=ttyS0 panic=-1"
+"""Boots on the `malta` board (GT64120, 16550, 8259 pair, 8254, CMOS) and on QEMU's `malta`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -105,6 +108,14 @@ RECIPES: dict[str, Recipe] = {
             "linux-image-686-pae",
             _KERNEL + r"-686-pae(-unsigned)?",
             COMMAND_LINE,
+        ),
+        Recipe(
+            "debian-mipsel",
+            "Debian's kernel for MIPS Malta boards, little-endian",
+            "mipsel",
+            "linux-image-4kc-malta",
+            _KERNEL + r"-4kc-malta",
+            MALTA_COMMAND_LINE,
         ),
     )
 }

@@ -98,7 +98,8 @@ def test_a_miss_in_a_delay_slot_does_not_confuse_the_branch(guest: MipsGuest) ->
 def test_a_delay_slot_in_another_page_is_fetched_and_the_branch_taken(guest: MipsGuest) -> None:
     guest.put(0x2000, ADDIU, BREAK)
     guest.put(0x3000, BREAK)
-    (seen,) = guest.run(go=BASE[guest.mode] + 0x1FFC) if not guest.put(0x1FFC, 0x1000_0400) else ()
+    guest.put(0x1FFC, 0x1000_0400)
+    (seen,) = guest.run(go=BASE[guest.mode] + 0x1FFC)
     assert (seen.pc, guest.registers.gpr[4]) == (BASE[guest.mode] + 0x3000, 1)
 
 
@@ -159,7 +160,10 @@ def test_the_two_views_are_apart(order: str) -> None:
 def test_a_page_taken_out_is_asked_for_again(guest: MipsGuest) -> None:
     at = BASE[guest.mode] + 0x8000
     guest.registers.gpr[5] = at
-    misses = lambda: sum(one.kind == ExitKind.MISS and one.address == at for one in guest.exits)  # noqa: E731
+
+    def misses() -> int:
+        return sum(one.kind == ExitKind.MISS and one.address == at for one in guest.exits)
+
     guest.run(0x8CA6_0000)
     guest.run(0x8CA6_0000)
     assert misses() == 1
