@@ -27,6 +27,8 @@ _SCR = 0x430
 _SCTLR, _TCR, _MAIR, _CPACR = (BY_NAME[name].encoding for name in ("SCTLR_EL1", "TCR_EL1", "MAIR_EL1", "CPACR_EL1"))
 _FP_ENABLED = 3 << 20
 _SMC = 13
+_PC_ALIGNMENT = 0x22
+_MISALIGNED = _PC_ALIGNMENT << 26 | 1 << 25
 _UNKNOWN = 1 << 25
 """The syndrome of an undefined instruction (EC 0, IL)."""
 
@@ -99,6 +101,8 @@ class UnicornAArch64Engine(UnicornCpu):
                 exit_.error = found = halves[syndrome]
                 exit_.vector = found >> 26
                 exit_.address = words[address]
+                if words[pc] & 3:
+                    exit_.error, exit_.vector, exit_.address = _MISALIGNED, _PC_ALIGNMENT, words[pc]
                 self._handler(exit_)
             except BaseException as failure:
                 self._fail(failure)

@@ -1,0 +1,80 @@
+"""Where Unicorn 2.1.4 departs from AArch64, and where each departure is mended.
+
+Room: `emulator/engine/unicorn`, as data. Every row names the test (in `tests/emulator/engine/test_aarch64_quirks.py`)
+that shows the raw misbehaviour and fails when upstream mends it. What single instructions of the sensitive-instruction
+table do otherwise than the manual is in `emulator.isa.aarch64.proof_cases.DEPARTURES`.
+"""
+
+from emulator.engine.unicorn.quirks import Quirk
+
+QUIRKS: tuple[Quirk, ...] = (
+    Quirk(
+        "EL1 counts as AArch32",
+        "without SCR_EL3.RW addresses are translated by AArch32's tables, though the code is AArch64's",
+        "a processor that starts at EL1 in AArch64 has the bit set",
+        "`aarch64.py` sets it when the engine is opened",
+        "test_without_scr_rw_translation_is_aarch32",
+        (1908,),
+    ),
+    Quirk(
+        "the level does not follow PSTATE",
+        "writing PSTATE through the public interface changes the fields only; the code runs at the level it had, until "
+        "any system register is written",
+        "the exception level is that of PSTATE",
+        "`aarch64_state.py` keeps the summary of the mode for each level and loads it with the level",
+        "test_writing_pstate_does_not_change_the_level",
+    ),
+    Quirk(
+        "ESR_EL1 and FAR_EL1 stay as they were",
+        "an exception leaves ESR_EL1, FAR_EL1, ELR_EL1 and SPSR_EL1 alone",
+        "taking an exception to EL1 writes them (D1.3)",
+        "`aarch64.py` reads the syndrome and the address in place; whoever drives the CPU takes the exception",
+        "test_an_exception_leaves_esr_and_far_alone",
+    ),
+    Quirk(
+        "a misaligned PC is executed",
+        "a branch to an address that is no multiple of four executes what lies there",
+        "a PC alignment fault (D1.3.5.5)",
+        "`aarch64.py` reports the fault when the word there raises any exception; the hypervisor raises it where it "
+        "sets PC itself",
+        "test_a_misaligned_pc_is_executed",
+    ),
+    Quirk(
+        "a misaligned SP is used",
+        "SCTLR_EL1.SA and SA0 do nothing",
+        "a load or store by an SP that is no multiple of 16 raises an SP alignment fault",
+        "not mended: reference and deprivileged guest see the same",
+        "test_a_misaligned_sp_is_used",
+    ),
+    Quirk(
+        "SMC is behind itself",
+        "SMC at EL1 exits with PC behind the instruction",
+        "without a monitor it is undefined, PC at the instruction",
+        "`aarch64.py` puts PC back and says undefined",
+        "test_smc_exits_with_pc_behind_it",
+    ),
+    Quirk(
+        "the counters show the host's time",
+        "CNTVCT_EL0 and CNTPCT_EL0 at EL1 count the host's nanoseconds",
+        "(not repeatable, so no two runs are equal)",
+        "at EL0 they trap while CNTKCTL_EL1 is clear, and virtual time is given; the reference hooks MRS",
+        "test_cntvct_counts_the_hosts_time",
+        (2066,),
+    ),
+    Quirk(
+        "the timer never fires",
+        "CNTV_CTL_EL0 and CNTV_CVAL_EL0 keep what is written and raise no interrupt",
+        "the virtual timer's interrupt is asserted while its condition is met",
+        "the board has its own timer; its registers trap at EL0, and the reference hooks MRS and MSR",
+        "test_the_virtual_timer_keeps_its_status_clear",
+    ),
+    Quirk(
+        "stores do not always reach translated code",
+        "without a memory hook a store through one mapping leaves code translated from another one as it was",
+        "after DC CVAU, IC IVAU and ISB the new code is executed, by whatever address (B2.4.4)",
+        "`paravirt` never maps an executable frame writable at the same time and says which code changed",
+        "test_host_stores_leave_stale_code",
+        (2041, 2367),
+    ),
+)
+"""Every departure that this project knows of and a test can show."""
