@@ -113,3 +113,37 @@ def scan_command(image: Path | None, runs: int, json_file: Path | None) -> None:
     click.echo(f"load             {times.load:7.3f} s")
     click.echo(f"scan             {times.first:7.3f} s  {times.sites} sites in {times.text / 2**20:.1f} MiB of text")
     click.echo(f"scan, cached     {times.again:7.3f} s")
+
+
+@command.command("rewrite")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="The best of so many counts.")
+@click.option("--grow", is_flag=True, help="Rewrite synthetic images of 1 to 200 MiB of text, too.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+def rewrite_command(images: tuple[str, ...], runs: int, grow: bool, json_file: Path | None) -> None:
+    """Measure how fast IMAGE (a file or a guest) is scanned and rewritten, in what memory, and what comes of it.
+
+    By default every Debian kernel that has been fetched. Beside it the time of objdump, and figures of e9patch as they
+    were published with its run on such a kernel; these are quoted, not measured.
+    """
+    from bt import progress
+    from bt.bench import rewrite
+    from emulator.errors import BadImage, RetrapError
+
+    figures: list[rewrite.Figures | tuple[str, RetrapError]] = []
+    paths = list(rewrite.images(images))
+    for name, path in paths:
+        with progress.stage(f"rewriting {name}"):
+            try:
+                figures.append(rewrite.measure(name, path, runs))
+            except BadImage as error:
+                figures.append((name, error))
+    grown: list[rewrite.Growth] = []
+    if grow:
+        with progress.stage("rewriting larger and larger images", len(rewrite.SIZES)) as step:
+            for one in rewrite.grow(paths[0][1]):
+                grown.append(one)
+                step(1)
+    if json_file is not None:
+        json_file.write_text(json.dumps(rewrite.as_json(figures, grown), indent=2) + "\n")
+    click.echo(rewrite.as_text(figures, grown), nl=False)

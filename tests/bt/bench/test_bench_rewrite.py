@@ -1,0 +1,84 @@
+"""Measuring rewriting: the sample kernel's figures add up, growth is taken from images of the sizes asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bt.bench import rewrite as bench
+from bt.cli import bench as bench_command
+from bt.image import from_bytes, load
+from bt.scan import scan
+from emulator.errors import BadImage, UsageError
+
+SAMPLE = Path(__file__).parents[3] / "samples" / "x86_64" / "sample.elf"
+
+
+def test_the_samples_figures_add_up() -> None:
+    figures = bench.measure("sample", SAMPLE, runs=1)
+    assert figures.image == SAMPLE.stat().st_size
+    assert figures.sites == len(scan(load(SAMPLE))) == sum(figures.by_tactic.values())
+    assert 0 < figures.text_without_trap <= figures.without_trap < figures.sites
+    assert figures.restored
+    assert figures.growth > 0
+    assert 10 * bench.MIB < figures.rewrite.peak < 1000 * bench.MIB
+    assert figures.rewrite.cpu > 0
+    assert figures.speed == figures.text / bench.MIB / figures.scan
+
+
+@pytest.mark.parametrize("size", [5000, 1 << 20])
+def test_a_synthetic_image_has_the_text_that_was_asked_for(size: int) -> None:
+    image = load(SAMPLE)
+    start, end = image.text_ranges[0]
+    text = bytes(image.view(start, end - start))
+    made = from_bytes(bench.synthetic(image, text, size), "synthetic")
+    ((low, high),) = made.text_ranges
+    assert high - low == size
+    assert bytes(made.view(low, size)) == (text * (size // len(text) + 1))[:size]
+
+
+def test_growth_is_measured_at_each_size_and_told_by_its_steps() -> None:
+    grown = list(bench.grow(SAMPLE, (1 << 16, 1 << 17)))
+    assert [one.text for one in grown] == [1 << 16, 1 << 17]
+    assert grown[1].sites == pytest.approx(2 * grown[0].sites, rel=0.05)
+
+
+def made(mib: int, cpu: float, peak: int) -> bench.Growth:
+    return bench.Growth(mib * bench.MIB, 100 * mib, bench.Command(cpu, cpu, peak * bench.MIB))
+
+
+def test_linear_growth_is_even_and_quadratic_growth_is_not() -> None:
+    assert bench.evenness([made(n, 1 + n / 10, 40 + 3 * n) for n in (1, 10, 50, 200)]) == pytest.approx((1, 1))
+    times, memory = bench.evenness([made(n, n * n / 10, 40 + 3 * n) for n in (1, 10, 50, 200)])
+    assert times > 10
+    assert memory == pytest.approx(1)
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    (tmp_path / "nothing").write_bytes(b"nothing at all")
+    arguments = ["rewrite", str(SAMPLE), str(tmp_path / "nothing"), "--runs", "1", "--json", str(file)]
+    done = CliRunner(catch_exceptions=False).invoke(bench_command.command, arguments, standalone_mode=False)
+    assert done.exit_code == 0, done.output
+    assert "e9patch, quoted" in done.output
+    assert "295 of 1355" in done.output
+    assert "neither an ELF" in done.output
+    value = json.loads(file.read_text())
+    sample, nothing = value["images"]
+    assert sample["isa"] == "x86-64"
+    assert "neither an ELF" in nothing["error"]
+    assert value["quoted"]["e9patch"][0]["share"] == pytest.approx(21.8, abs=0.05)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="no guest is named"):
+        list(bench.images(["no-such-guest"]))
+
+
+def test_a_rewrite_that_fails_is_told_by_its_sentence(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"\x7fELF")
+    with pytest.raises(BadImage, match="bad: "):
+        bench._rewrite(tmp_path / "bad", tmp_path / "out")
