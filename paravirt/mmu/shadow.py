@@ -1,252 +1,260 @@
 """Shadow page tables, filled on demand and revalidated when the guest flushes.
 
-Room: `paravirt/mmu`. The engine walks tables made here; each shadow table mirrors one guest table
-in one *role* (kernel or user view, CR0.WP) and is shared by every address space that links it.
-A guest may edit its tables freely: as with a TLB, nothing is noticed until it flushes. Then a
-table whose contents differ from the snapshot taken when it was last looked at loses the changed
-entries. Permissions accumulate in the engine's own walk, so a shadow table does not depend on where
-it is linked. W^X: in the kernel view no page is both writable and executable.
+Room: `paravirt/mmu`. The engine walks tables made here; each shadow table mirrors one guest table in one *role* (view,
+and what else the kernel's rights depend on) and is shared by every address space that links it. A guest may edit its
+tables freely: as with a TLB, nothing is noticed until it flushes. Then a table whose contents differ from the snapshot
+taken when it was last looked at loses the changed entries. Permissions accumulate in the engine's own walk, so a shadow
+table does not depend on where it is linked. Both forms of tables, the guest's and the engine's, are data.
 """
 
-import ctypes
-import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from emulator.isa.x86 import walk as w
-from emulator.isa.x86.processor import Fault
-from emulator.isa.x86.walk import GuestContext, Walk, Walker
-from paravirt import abi, layout
-from paravirt.mmu.views import (
-    ACTIVE_CODE,
-    KERNEL_VIEW,
-    MAY_BE_CODE,
-    PLAIN,
-    USER_CODE,
-    USER_VIEW,
-    CodeSource,
-)
+from emulator.isa.exceptions import ArchitecturalException
+from emulator.isa.paging import EXECUTE, GLOBAL, READ, WRITE, GuestTables, PageWalk, TableFormat
+from emulator.memory import GuestMemory
+from paravirt.abi import Window
+from paravirt.layout import Layout
+from paravirt.mmu.blocks import Blocks
+from paravirt.mmu.frames import Frames
+from paravirt.mmu.pool import ShadowPoolExhausted, TablePool
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW, CodeSource
 
-_KEEP_WRITABLE = 2
-"""Role bit: CR0.WP is clear, so the guest kernel writes read-only pages."""
-_PROBE = 8
-"""Role of the four tables that map one frame at address 0 for `_forget_code`."""
-
-_FRAME = 0x000F_FFFF_FFFF_F000
-_TABLE_ENTRY = w.PRESENT | w.USER | w.ACCESSED
-_LEAF = w.PRESENT | w.USER | w.ACCESSED | w.DIRTY
-_NX = w.NO_EXECUTE
-_ALL = 0xFFFF_FFFF_FFFF_FFFF
-_ROLES = (KERNEL_VIEW, USER_VIEW, KERNEL_VIEW | _KEEP_WRITABLE)
-_PLAIN, _MAY_BE_CODE, _ACTIVE_CODE, _USER_CODE = PLAIN, MAY_BE_CODE, ACTIVE_CODE, USER_CODE
-_KEY_1 = 1 << 59
-_LARGE_SPAN = 0x20_0000
-_UNDEFINED = 6
+_ANYTHING = READ | WRITE | EXECUTE
+_MOST_INVALIDATED = 256
+"""Single translations that were dropped and are remembered; then everything is looked through once."""
 _Found = TypeVar("_Found")
 
 
 class MappingEngine(Protocol):
     """What shadow paging needs of an engine."""
 
-    def set_root(self, physical: int) -> None: ...
+    @property
+    def set_root(self) -> Callable[..., None]:
+        """Takes the engine-physical address of the root table of each region of the guest's addresses."""
+        ...
 
-    def flush_tlb(self) -> None: ...
+    def flush_tlb(self, frames: Sequence[int] = ()) -> None: ...
 
     def code_changed(self, address: int, size: int) -> None: ...
-
-
-class Root:
-    """One guest address space in one role."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, index: int) -> None:
-        self.index = index
 
 
 class ShadowPaging:
     """The shadow page tables of one virtual CPU."""
 
-    code: CodeSource
+    DEVICE_END = 1 << 32
+    """Guest-physical addresses of devices are below this; what is beyond them and no memory is the open bus."""
 
     def __init__(
-        self, engine: MappingEngine, memory: memoryview, context: GuestContext, places: layout.Layout = layout.X86_64
+        self,
+        engine: MappingEngine,
+        memory: GuestMemory,
+        guest: GuestTables,
+        form: TableFormat,
+        layout: Layout,
+        window: Window,
+        *,
+        track: bool = False,
     ) -> None:
-        self._table_count = places.tables_size >> 12
+        """`track`: tell the engine which frames were mapped by entries that are removed or lose a right."""
         self._engine = engine
-        self._size = memory.nbytes
-        self._frames = memory.nbytes >> 12
-        self._guest = np.frombuffer(memory, dtype=np.uint64).reshape(-1, 512)
-        self._guest_address = self._guest.ctypes.data
-        self.context = context
-        self.walker = Walker(memory.cast("Q"), memory.nbytes, context)
-        self.pool = mmap.mmap(-1, self._table_count * 4096)
-        self._words = memoryview(self.pool).cast("Q")
-        self._shadow = np.frombuffer(self.pool, dtype=np.uint64).reshape(-1, 512)
-        snapshots = mmap.mmap(-1, self._table_count * 4096)
-        self._seen_words = memoryview(snapshots).cast("Q")
-        self._seen = np.frombuffer(snapshots, dtype=np.uint64).reshape(-1, 512)
-        self._seen_address = self._seen.ctypes.data
-        self._compare = ctypes.CDLL(None).memcmp
-        self._compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-        self.kind = np.zeros(self._frames, dtype=np.uint8)
-        """Per guest frame: plain, may be code, active code (a translated copy is mapped), or user code."""
-        self.executors: dict[int, set[int]] = {}
-        """Executable shadow entries (pool word indices) of frames that user code runs from."""
-        self.writers: dict[int, list[int]] = {}
-        """Writable shadow entries (pool word indices) of frames that may be code."""
+        self._layout, self._window_at = layout, window
+        self.form = form
+        self.pool = TablePool(form, layout.tables, layout.tables_size, memory.view, memory.base)
+        self.frames = Frames(memory.base, memory.size, self)
+        self.blocks = Blocks(self)
         self.view = KERNEL_VIEW
-        self.code_guard = 0
         self.fills = 0
         self.prefilled = 0
-        self.refills = 0
-        self._used = 0
-        self._tables: dict[tuple[int, int, int], int] = {}
-        self._source: list[int] = []
-        self._misses: list[int] = []
-        self._below: list[set[int]] = []
-        """Per table, the tables it has linked that hold non-global translations."""
-        self._roots: dict[tuple[int, int], Root] = {}
+        self._words = self.pool.words
+        self._shifts = (0, *(level.shift for level in form.levels))
+        self._masks = (0, *((1 << level.bits) - 1 for level in form.levels))
+        self._top = len(form.levels)
+        self._unit = self.pool.shift
+        self._roots: dict[tuple[int, int, int], int] = {}
+        """Root table by region, what names the guest's root, and role."""
+        self._current: tuple[int, ...] = ()
+        """Root table in use of every region."""
         self._stale: set[int] = set()
-        self._window = 0
+        self._invalidated: list[int] = []
+        """Addresses of which single translations were dropped; a root that was not in use then drops them when it is
+        next: they may have been global, and such a one goes everywhere."""
+        self._reached: dict[int, int] = {}
+        """By root table, how many of these it has dropped."""
+        self._window = -1
         self._probe: list[int] = []
-        self.descriptor_pages: dict[int, int] = {}
-        """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
-        self._current = Root(0)
-        self._offsets = np.arange(512, dtype=np.uint64) << np.uint64(12)
+        self._all = (1 << 8 * form.entry_size) - 1
+        self._gone: set[int] = set()
+        self._track = track
+        if track:
+            self.pool.on_removed = self._note_removed
+        self._speak(guest)
+
+    def _speak(self, guest: GuestTables) -> None:
+        self.guest = guest
+        self.pool.speak(guest)
+        self._ratios = (0, *(level.ratio for level in guest.levels))
         self._make_probe()
+
+    def change_guest(self, guest: GuestTables) -> None:
+        """The guest's tables have another form from now on: nothing that was made of the old ones is used again."""
+        self._forget()
+        self._speak(guest)
+        self.use(self.view)
 
     def attach(self, code: CodeSource) -> None:
         """Connect to the code pages."""
-        self.code = code
-
-    @property
-    def execute_only(self) -> bool:
-        """Translated code is mapped with protection key 1, which the engine can make execute-only."""
-        return self.code_guard != 0
-
-    @execute_only.setter
-    def execute_only(self, value: bool) -> None:
-        self.code_guard = _KEY_1 if value else 0
+        self.frames.code = code
 
     def set_kind(self, number: int, kind: int) -> None:
         """Note what a frame is."""
-        self.kind[number] = kind
+        self.frames.kind[number] = kind
+
+    def mark_code(self, first: int, last: int) -> None:
+        """Frames `first`..`last` may hold kernel code: map them read-only until they are written."""
+        self.frames.mark_code(first, last)
+
+    def revoke_writers(self, number: int) -> None:
+        """Take every writable mapping of a frame away, since it is about to execute."""
+        self.frames.revoke_writers(number)
+
+    def written(self, number: int) -> None:
+        """The hypervisor is about to write to a frame for the guest: code in it leaves use."""
+        self.frames.written(number)
 
     # -- address spaces -------------------------------------------------------------------------
 
     @property
-    def _role(self) -> int:
-        if self.view == USER_VIEW:
-            return USER_VIEW
-        return KERNEL_VIEW if self.context.write_protect else KERNEL_VIEW | _KEEP_WRITABLE
+    def role(self) -> int:
+        """Of the tables in use: the view, and in the kernel's the variant of its rights."""
+        return USER_VIEW if self.view == USER_VIEW else KERNEL_VIEW | self.guest.variant << 1
 
     def use(self, view: int) -> None:
         """Make the current guest root's tables in `view` the ones the engine walks."""
         self.view = view
-        root = self._with_room(lambda: self._root(self._role))
-        self._current = root
+        self._current = self._with_room(self._find_roots)
         if view in self._stale:
             self._stale.discard(view)
-            self._revalidate_from(root.index)
-        self._engine.set_root(layout.TABLES_BASE + (root.index << 12))
+            for root in self._current:
+                self.pool.revalidate_from(root)
+        if self._invalidated:
+            self._catch_up()
+        if self._gone:
+            self.flush_tlb()
+        self._enter(self._current)
+
+    def _enter(self, roots: tuple[int, ...]) -> None:
+        self._engine.set_root(*map(self.pool.address_of, roots))
 
     def load_root(self) -> None:
-        """The guest loaded CR3 (`context.root` is the new one): drop what it has changed, and switch."""
+        """The guest loaded another root and flushed by it: drop what it has changed, and switch."""
         self._stale = {KERNEL_VIEW, USER_VIEW}
         self.use(self.view)
 
     def flush_all(self) -> None:
         """The guest flushed global translations too, or changed what every translation depends on."""
-        for table in range(self._used):
-            self._revalidate(table)
+        self.pool.revalidate_all()
         self._stale = set()
         self.use(self.view)
 
     def invalidate(self, address: int) -> None:
-        """INVLPG: drop the translations of one page in both views of the current address space."""
+        """Drop the translations of one page in both views: here now, and in any other address space before it runs."""
+        if len(self._invalidated) == _MOST_INVALIDATED:
+            self.pool.revalidate_all()
+            self._invalidated.clear()
+            self._reached.clear()
+        self._invalidated.append(address)
         flush = False
-        for role in (self._role if self.view == KERNEL_VIEW else KERNEL_VIEW, USER_VIEW):
-            root = self._roots.get((self.context.root, role))
-            if root is not None and self._invalidate_in(root.index, address):
-                flush = True
+        region = self.guest.region(address)
+        name = self.guest.roots[region]
+        for role in (self.role if self.view == KERNEL_VIEW else KERNEL_VIEW, USER_VIEW):
+            root = self._roots.get((region, name, role))
+            if root is None:
+                continue
+            flush |= self._invalidate_in(root, address)
+            if self._reached.get(root, 0) == len(self._invalidated) - 1:
+                self._reached[root] = len(self._invalidated)
         if flush:
-            self._engine.flush_tlb()
+            self.flush_tlb()
 
-    def _root(self, role: int) -> Root:
-        key = (self.context.root, role)
+    def _catch_up(self) -> None:
+        """Drop in the roots in use what was invalidated while they were not."""
+        upto = len(self._invalidated)
+        for region, root in enumerate(self._current):
+            since = self._reached.get(root, 0)
+            if since != upto:
+                for address in self._invalidated[since:]:
+                    if self.guest.region(address) == region:
+                        self._invalidate_in(root, address)
+                self._reached[root] = upto
+
+    def _find_roots(self) -> tuple[int, ...]:
+        role, names = self.role, self.guest.roots
+        return tuple(
+            self._root((region, name, role), table)
+            for region, (name, table) in enumerate(zip(names, self.guest.root_tables, strict=True))
+        )
+
+    def _root(self, key: tuple[int, int, int], guest: int) -> int:
         root = self._roots.get(key)
         if root is None:
-            guest = key[0] if key[0] < self._size else -1
-            root = Root(self._table(guest, 4, role))
-            self._roots[key] = root
+            root = self._roots[key] = self._table(guest, self._top, key[2])
         return root
 
     def _invalidate_in(self, table: int, address: int) -> bool:
-        words, seen = self._words, self._seen_words
-        for shift in (39, 30, 21, 12):
-            index = (address >> shift) & 511
-            at = (table << 9) + index
+        words, pool = self._words, self.pool
+        for level in range(self._top, 0, -1):
+            index = (address >> self._shifts[level]) & self._masks[level]
+            at = (table << self._unit) + index
             entry = words[at]
-            if not entry & 1:
+            if not entry & self.form.present:
                 return False
-            source = self._source[table]
-            if source >= 0 and self._walk_word((source >> 3) + index) != seen[at]:
-                words[at] = 0
+            if pool.source[table] >= 0 and pool.guest_entry(table, index) != pool.seen[self._seen(table, level, index)]:
+                self.replace(at, level, 0)
                 return True
-            if entry & w.LARGE or entry & _FRAME < layout.TABLES_BASE:
-                return False
-            table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
-            if table >= self._table_count:
+            table = pool.table_in(entry)
+            if table < 0:
                 return False
         return False
 
-    def _walk_word(self, index: int) -> int:
-        return int(self.walker.words[index])
+    def _seen(self, table: int, level: int, index: int) -> int:
+        """Where the snapshot is of the guest's entry that an entry mirrors."""
+        return (table << self.pool.seen_shift) + (index >> self._ratios[level])
 
     # -- tables ---------------------------------------------------------------------------------
 
     def _table(self, guest: int, level: int, role: int) -> int:
-        """The shadow table for the guest table at physical `guest` (or -1: no guest table)."""
-        key = (guest, level, role)
-        table = self._tables.get(key)
-        if table is not None:
-            # It may have been out of reach of the roots that were loaded since, and so may what it links: a guest
-            # that frees and allocates its tables in order builds the same tree again, of the same frames.
-            self._revalidate_from(table)
-            return table
-        if self._used == self._table_count:
-            raise ShadowPoolExhausted
-        table = self._used
-        self._used += 1
-        self._source.append(guest)
-        self._misses.append(0)
-        self._below.append(set())
-        self._tables[key] = table
-        if guest >= 0:
-            self._seen[table] = self._guest[guest >> 12]
+        """The shadow table for what lies at guest-physical address `guest`."""
+        pool = self.pool
+        table = pool.find(guest, level, role)
+        if table is None:
+            return pool.mirror(guest, level, role)
+        # It may have been out of reach of the roots that were loaded since, and so may what it links: a guest
+        # that frees and allocates its tables in order builds the same tree again, of the same frames.
+        pool.revalidate_from(table)
         return table
 
     def reset(self) -> None:
-        """Forget every shadow table (the pool is full); the caller reloads the root."""
-        self._shadow[: self._used] = 0
-        self._used = 0
-        self._source.clear()
-        self._misses.clear()
-        self._below.clear()
-        self._tables.clear()
-        self._roots.clear()
-        self.writers.clear()
-        self.executors.clear()
-        self._stale = set()
-        self._window = 0
+        """Forget every shadow table (the pool is full), and make the roots anew."""
+        self._forget()
         self._make_probe()
-        self.kind[self.kind == _ACTIVE_CODE] = _MAY_BE_CODE
-        self.code.forget_mappings()
         self.use(self.view)
+
+    def _forget(self) -> None:
+        if self._track:
+            for first in range(self.pool.used):
+                self._note_removed(self.pool.entries[first], int(self.pool.level_of[first]))
+        self.pool.clear()
+        self._roots.clear()
+        self._invalidated.clear()
+        self._reached.clear()
+        self.blocks.clear()
+        self.frames.forget()
+        self._stale = set()
+        self._window = -1
 
     def _with_room(self, install: Callable[[], _Found]) -> _Found:
         """Do what takes tables of the pool; when none is left forget them all, and do it again."""
@@ -256,344 +264,229 @@ class ShadowPaging:
             self.reset()
             return install()
 
-    def _make_probe(self) -> None:
-        """Take the tables of `_forget_code` beforehand, since it may not fail."""
-        self._probe = [self._table(-1, 1, _PROBE + level) for level in range(4)]
-        for upper, lower in pairwise(self._probe):
-            self._words[upper << 9] = layout.TABLES_BASE + (lower << 12) | _TABLE_ENTRY
-
-    def _revalidate(self, table: int) -> None:
-        """Drop the entries whose guest entry is no longer what it was."""
-        source = self._source[table]
-        if source < 0:
-            return
-        if self._compare(self._guest_address + source, self._seen_address + (table << 12), 4096):
-            guest, seen, shadow = self._guest[source >> 12], self._seen[table], self._shadow[table]
-            shadow[guest != seen] = 0
-            seen[:] = guest
-            self._misses[table] = 0
-
-    def _revalidate_from(self, top: int) -> None:
-        """Revalidate a table and all below it that hold non-global translations, by whichever root they were linked."""
-        compare, source, below = self._compare, self._source, self._below
-        guest, seen = self._guest_address, self._seen_address
-        reached, waiting = {top}, [top]
-        while waiting:
-            table = waiting.pop()
-            at = source[table]
-            if at >= 0 and compare(guest + at, seen + (table << 12), 4096):
-                self._revalidate(table)
-            fresh = below[table] - reached
-            reached |= fresh
-            waiting.extend(fresh)
-
     # -- filling --------------------------------------------------------------------------------
 
     def fill(self, address: int, write: bool, fetch: bool) -> None:
-        """Make `address` accessible as the guest's tables allow; raises the guest's own `Fault`."""
-        walk = self.walker.walk(address, write, self.view == USER_VIEW, fetch)
-        if fetch and walk.frame >= self._size:
-            raise Fault(_UNDEFINED)  # a bus without a device gives all ones, which is no instruction
+        """Make `address` accessible as the guest's tables allow; raises the guest's own exception."""
+        walk = self.guest.walk(address, write, self.view == USER_VIEW, fetch)
+        if fetch and not self.frames.base <= walk.frame < self.frames.end:
+            raise self.guest.no_code(address)
         self.fills += 1
         self._with_room(lambda: self._install(walk, write, fetch))
 
-    def _install(self, walk: Walk, write: bool, fetch: bool) -> None:
-        words, seen = self._words, self._seen_words
-        address, entries, role = walk.address, walk.entries, self._role
-        table = self._current.index
-        level, leaf = 4, walk.level
+    def _install(self, walk: PageWalk, write: bool, fetch: bool) -> None:
+        words, seen, entries, role, leaf = self._words, self.pool.seen, walk.entries, self.role, walk.level
+        table = self._current[walk.region]
+        level = self._top
         path = [table]
         while level > leaf:
-            at = (table << 9) + ((address >> (level * 9 + 3)) & 511)
+            index = (walk.address >> self._shifts[level]) & self._masks[level]
+            at = (table << self._unit) + index
             entry, guest = words[at], entries[level]
-            if entry & 1 and seen[at] == guest:
-                table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
-            else:
-                table = self._table(walk.tables[level - 1], level - 1, role)
-                self._link(at, table, guest, role)
-                if entry & 1:
-                    self._engine.flush_tlb()
+            mirrored = self._seen(table, level, index)
+            below = self.pool.table_in(entry) if entry & self.form.present and seen[mirrored] == guest else -1
+            if below < 0:
+                below = self._table(walk.tables[level - 1], level - 1, role)
+                bits = self.form.tables[self.guest.through(guest, role == USER_VIEW)] | self.guest.carried(guest, level)
+                self.replace(at, level, self.pool.address_of(below) | bits)
+                seen[mirrored] = guest
+                if entry & self.form.present:
+                    self.flush_tlb()
+            table = below
             path.append(table)
             level -= 1
         if leaf > 1:
-            table = self._install_large(table, walk, write, fetch)
+            table = self.blocks.install(table, walk, write, fetch)
         if table >= 0:
-            at = (table << 9) + ((address >> 12) & 511)
-            old = words[at]
-            new = self._leaf(walk, at, write, fetch)
-            words[at] = new
-            if leaf == 1:
-                seen[at] = entries[1]
-                self._note_miss(table)
-            if old & 1 and old != new:
-                self._engine.flush_tlb()
-        if not entries[leaf] & w.GLOBAL:
+            self._map(table, walk, write, fetch)
+        if not walk.attributes & GLOBAL:
             for upper, lower in pairwise(path):
-                self._below[upper].add(lower)
+                self.pool.below[upper].add(lower)
 
-    def _link(self, at: int, table: int, guest: int, role: int) -> None:
-        rights = (guest & (w.WRITABLE | _NX)) | (w.WRITABLE if role & _KEEP_WRITABLE else 0)
-        self._words[at] = layout.TABLES_BASE + (table << 12) | _TABLE_ENTRY | rights
-        self._seen_words[at] = guest
-
-    def _leaf(self, walk: Walk, at: int, write: bool, fetch: bool) -> int:
-        """The shadow entry for one 4 KiB page."""
-        frame, role = walk.frame, self._role
-        if frame >= self._size:
-            return self._device_page(frame) | _LEAF | w.WRITABLE | _NX
-        number = frame >> 12
-        kernel = role != USER_VIEW
-        if fetch and kernel:
-            if self.kind[number] == _USER_CODE:
-                self._retire_user_code(number)
-            return self.code.activate(walk.address & ~0xFFF, number, at) | _LEAF | self.code_guard
-        dirty = walk.entries[walk.level] & w.DIRTY != 0
-        writable = write or (dirty and (walk.writable or role & _KEEP_WRITABLE != 0))
-        kind = self.kind[number]
-        if not kernel and not walk.no_execute and (fetch or kind == _USER_CODE):
-            return self._user_code(number, at) | (w.WRITABLE if writable else 0)
-        if kind and writable:
-            # Code that the guest may write is about to be: it reads what it patches first.
-            if write or (kind == _ACTIVE_CODE and self.code_guard):
-                if kind == _ACTIVE_CODE:
-                    self.code.deactivate(number)
-                elif kind == _USER_CODE:
-                    self._retire_user_code(number)
-                self.writers.setdefault(number, []).append(at)
-            else:
-                writable = False
-        return frame | _LEAF | _NX | (w.WRITABLE if writable else 0)
-
-    def _user_code(self, number: int, at: int) -> int:
-        """The executable entry for a frame that user code runs from, untouched: it is innocuous there.
-
-        From now on a store through any other mapping is seen, since the engine may keep what it made of the code.
-        """
-        kind = self.kind[number]
-        if kind != _USER_CODE:
-            if kind == _ACTIVE_CODE:
-                self.code.deactivate(number)
-            self.revoke_writers(number)
-            self.kind[number] = _USER_CODE
-        self.executors.setdefault(number, set()).add(at)
-        return number << 12 | _LEAF
-
-    def written(self, number: int) -> None:
-        """The hypervisor is about to write to a guest frame for the guest: code in it leaves use."""
-        kind = self.kind[number]
-        if kind == _ACTIVE_CODE:
-            self.code.deactivate(number)
-        elif kind == _USER_CODE:
-            self._retire_user_code(number)
-
-    def _retire_user_code(self, number: int) -> None:
-        """A frame with user code is about to be written, or to run as kernel code."""
+    def _map(self, table: int, walk: PageWalk, write: bool, fetch: bool) -> None:
+        """Enter one 4 KiB page into a table of level 1."""
         words = self._words
-        for at in self.executors.pop(number, ()):
-            if (words[at] & _FRAME) >> 12 == number:
-                words[at] = 0
-        self.kind[number] = _MAY_BE_CODE
-        self.flush_tlb()
-        self._forget_code(number)
-
-    def _forget_code(self, number: int) -> None:
-        """Let the engine forget what it made of a frame's code: it asks for an address that maps the frame."""
-        root, leaf = self._probe[0], self._probe[3]
-        self._words[leaf << 9] = number << 12 | _LEAF
-        self._engine.set_root(layout.TABLES_BASE + (root << 12))
-        self._engine.code_changed(0, 4096)
-        self._engine.set_root(layout.TABLES_BASE + (self._current.index << 12))
-
-    def _device_page(self, frame: int) -> int:
-        return frame if frame < (1 << 32) else layout.OPEN_BUS
-
-    def _install_large(self, table: int, walk: Walk, write: bool, fetch: bool) -> int:
-        """Map a guest large page: by one large entry, or by a table of small ones (returned, or -1)."""
-        words, seen, role = self._words, self._seen_words, self._role
-        leaf, address = walk.level, walk.address
-        guest = walk.entries[leaf]
-        at = (table << 9) + ((address >> (leaf * 9 + 3)) & 511)
-        if leaf == 3:
-            entry = words[at]
-            middle = self._synthetic(walk.frame & ~0x3FFF_FFFF, 2, role)
-            if not entry & 1 or seen[at] != guest:
-                self._link_large(at, middle, guest, walk, role)
-                if entry & 1:
-                    self._engine.flush_tlb()
-            at = (middle << 9) + ((address >> 21) & 511)
-        base = walk.frame & ~(_LARGE_SPAN - 1)
-        entry = words[at]
-        if not fetch and self._clean(base):
-            new = base | _LEAF | w.LARGE | _NX
-            if write or (guest & w.DIRTY and (guest & w.WRITABLE or role & _KEEP_WRITABLE)):
-                new |= w.WRITABLE
-            words[at] = new
-            if leaf == 2:
-                seen[at] = guest
-            if entry & 1 and entry != new:
-                self._engine.flush_tlb()
-            return -1
-        small = self._synthetic(base, 1, role)
-        if leaf == 2:
-            self._link_large(at, small, guest, walk, role)
+        index = (walk.address >> self._shifts[1]) & self._masks[1]
+        at = (table << self._unit) + index
+        old = words[at]
+        if self.frames.base <= walk.frame < self.frames.end:
+            physical, rights = self.frames.place(walk, at, self.view, write, fetch)
         else:
-            words[at] = layout.TABLES_BASE + (small << 12) | _TABLE_ENTRY | w.WRITABLE
-        if entry & 1 and entry != words[at]:
-            self._engine.flush_tlb()
-        return small
+            physical, rights = self.device_page(walk.frame), READ | WRITE
+        new = physical | self.form.pages[rights]
+        self.replace(at, 1, new)
+        if walk.level == 1:
+            self.pool.seen[self._seen(table, 1, index)] = walk.entries[1]
+            self._note_miss(table)
+        if old & self.form.present and old != new:
+            self.flush_tlb()
 
-    def _link_large(self, at: int, table: int, guest: int, walk: Walk, role: int) -> None:
-        """Link a table of pieces; the rights of the guest's large entry hold for all of them."""
-        rights = guest & _NX
-        if guest & w.DIRTY and (guest & w.WRITABLE or role & _KEEP_WRITABLE):
-            rights |= w.WRITABLE
-        self._words[at] = layout.TABLES_BASE + (table << 12) | _TABLE_ENTRY | rights
-        self._seen_words[at] = guest
-
-    def _clean(self, base: int) -> bool:
-        """Whether 2 MiB at guest-physical `base` are plain memory throughout."""
-        first = base >> 12
-        return first + 512 <= self._frames and not self.kind[first : first + 512].any()
-
-    def _synthetic(self, base: int, level: int, role: int) -> int:
-        """The table that splits a guest large page at `base`; level 1 is filled at once."""
-        key = (base | 1, level, role)
-        table = self._tables.get(key)
-        if table is not None:
-            return table
-        if self._used == self._table_count:
-            raise ShadowPoolExhausted
-        table = self._used
-        self._used += 1
-        self._source.append(-1)
-        self._misses.append(0)
-        self._below.append(set())
-        self._tables[key] = table
-        if level == 1:
-            self._fill_pieces(table, base)
-        return table
-
-    def _fill_pieces(self, table: int, base: int) -> None:
-        """Map every page of a split large page, code in use read-only; devices wait for their fault."""
-        first = base >> 12
-        if first >= self._frames:
-            return
-        count = min(512, self._frames - first)
-        rights = _LEAF | w.WRITABLE | _NX
-        pieces = (self._offsets[:count] + np.uint64(base)) | np.uint64(rights)
-        pieces[self.kind[first : first + count] >= _ACTIVE_CODE] &= np.uint64(_ALL ^ w.WRITABLE)
-        self._shadow[table, :count] = pieces
-        self.prefilled += int(count)
+    def device_page(self, frame: int) -> int:
+        """Engine-physical address of what is not memory."""
+        return frame if frame < self.DEVICE_END else self._layout.open_bus
 
     def _note_miss(self, table: int) -> None:
         """A table that misses again and again is filled as far as its accessed bits allow."""
-        misses = self._misses[table] + 1
-        self._misses[table] = misses
+        misses = self.pool.misses[table] + 1
+        self.pool.misses[table] = misses
         if misses >= 2 and misses & (misses - 1) == 0:
             self._prefill(table)
 
     def _prefill(self, table: int) -> None:
         """Enter all accessed, plain pages of the guest table that a shadow table mirrors."""
-        source = self._source[table]
-        if source < 0:
+        pool, form, frames = self.pool, self.form, self.frames
+        if pool.source[table] < 0:
             return
-        guest, shadow, seen = self._guest[source >> 12], self._shadow[table], self._seen[table]
-        role = self._role
-        wanted = w.PRESENT | w.ACCESSED | (w.USER if role == USER_VIEW else 0)
-        frames = (guest & np.uint64(_FRAME)) >> np.uint64(12)
-        usable = (shadow == 0) & ((guest & np.uint64(wanted)) == np.uint64(wanted)) & (frames < self._frames)
-        places = np.flatnonzero(usable)
+        guest, shadow, seen = pool.mirrored(table)
+        ready, physical, writable = self.guest.ahead(guest, self.view == USER_VIEW)
+        inside = (physical >= frames.base) & (physical < frames.end)
+        places = np.flatnonzero((shadow == 0) & ready & inside)
         if not len(places):
             return
-        chosen, numbers = guest[places], frames[places].astype(np.int64)
-        dirty_writable = np.uint64(w.WRITABLE | w.DIRTY)
-        if role & _KEEP_WRITABLE:
-            dirty_writable = np.uint64(w.DIRTY)
-        plain = self.kind[numbers] == _PLAIN
-        writable = ((chosen & dirty_writable) == dirty_writable) & plain
-        entries = (chosen & np.uint64(_FRAME)) | np.uint64(_LEAF)
-        entries |= np.where(writable, np.uint64(w.WRITABLE), np.uint64(0))
-        entries |= np.uint64(_NX)  # what user code runs from is entered at its first execution
-        shadow[places] = entries
-        seen[places] = chosen
+        chosen = physical[places]
+        numbers = (chosen - np.uint64(frames.base) >> np.uint64(12)).astype(np.int64)
+        # What user code runs from is entered at its first execution.
+        plain = writable[places] & (frames.kind[numbers] == 0)
+        bits = np.where(plain, np.uint64(form.pages[READ | WRITE]), np.uint64(form.pages[READ]))
+        shadow[places] = (chosen | bits).astype(pool.dtype)
+        seen[places] = guest[places]
         self.prefilled += len(places)
 
-    # -- code frames ----------------------------------------------------------------------------
+    # -- changes of entries in use --------------------------------------------------------------
 
-    def mark_code(self, first: int, last: int) -> None:
-        """Guest frames `first`..`last` may hold kernel code: map them read-only until they are written."""
-        region = self.kind[max(0, first) : min(self._frames, last + 1)]
-        region[region == _PLAIN] = _MAY_BE_CODE
+    def replace(self, at: int, level: int, entry: int) -> None:
+        """Write an entry of a table of `level`: the only way to change a single one that may be in use."""
+        if self._track:
+            old = self._words[at]
+            if old & self.form.present and old != entry:
+                self._note(old, level)
+        self._words[at] = entry
 
-    def revoke_writers(self, number: int) -> None:
-        """Take every writable mapping of a frame away, since it is about to execute."""
-        changed = False
-        words = self._words
-        if self.kind[number] == _PLAIN:
-            changed = self._revoke_by_search(number)
-            self.kind[number] = _MAY_BE_CODE
-        base = (number << 12) & ~(_LARGE_SPAN - 1) | 1
-        pieces = [(self._tables.get((base, 1, role)), number & 511) for role in _ROLES]
-        split = [(table << 9) + index for table, index in pieces if table is not None]
-        for at in (*self.writers.pop(number, ()), *split):
-            entry = words[at]
-            if entry & 3 == 3 and (entry & _FRAME) >> 12 == number:
-                words[at] = entry & ~w.WRITABLE
-                changed = True
-        if changed:
-            self._engine.flush_tlb()
+    def _note_removed(self, entries: np.ndarray, level: int) -> None:
+        for entry in entries[entries & self.pool.dtype.type(self.form.present) != 0].tolist():
+            self._note(entry, level)
 
-    def _revoke_by_search(self, number: int) -> bool:
-        """Look through all shadow tables for writable mappings of a frame not known to hold code."""
-        pool = self._shadow[: self._used]
-        small = (pool & np.uint64(_FRAME | w.LARGE | 3)) == np.uint64((number << 12) | 3)
-        large = (pool & np.uint64(_FRAME & ~(_LARGE_SPAN - 1) | w.LARGE | 1)) == np.uint64(
-            (number << 12) & ~(_LARGE_SPAN - 1) | w.LARGE | 1
-        )
-        found = bool(small.any()) or bool(large.any())
-        if found:
-            pool[small] &= np.uint64(_ALL ^ w.WRITABLE)
-            pool[large] = 0
-        return found
-
-    def drop(self, at: int) -> None:
-        """Remove one shadow entry (a pool word index)."""
-        self._words[at] = 0
+    def _note(self, entry: int, level: int) -> None:
+        """An entry goes or loses a right: note what it maps, itself or through its tables."""
+        form, table = self.form, self.pool.table_in(entry)
+        if level == 1:
+            self._gone.add((entry & form.page_mask) >> 12)
+        elif table < 0:
+            first = (entry & form.block_mask) >> 12
+            self._gone.update(range(first, first + (1 << self._shifts[2] - 12)))
+        else:
+            first = table << self._unit
+            for below in self._words[first : first + self._masks[level - 1] + 1]:
+                if below & form.present:
+                    self._note(below, level - 1)
 
     def flush_tlb(self) -> None:
         """Let the engine forget what it has cached."""
-        self._engine.flush_tlb()
+        if self._gone:
+            gone, self._gone = sorted(self._gone), set()
+            self._engine.flush_tlb(gone)
+        else:
+            self._engine.flush_tlb()
+
+    def drop(self, at: int) -> None:
+        """Remove one entry of level 1 (an index of the pool's words)."""
+        self.replace(at, 1, 0)
+
+    # -- what `Frames` asks ---------------------------------------------------------------------
+
+    def remove(self, at: int, number: int) -> None:
+        """Remove an entry if it still maps a frame."""
+        if self._maps(self._words[at], number):
+            self.replace(at, 1, 0)
+
+    def make_read_only(self, at: int, number: int) -> bool:
+        """Take the right to write from an entry if it still maps a frame."""
+        entry = self._words[at]
+        mask, value = self.form.page_write
+        if not entry & self.form.present or entry & mask != value or not self._maps(entry, number):
+            return False
+        self.replace(at, 1, self.form.read_only(entry))
+        return True
+
+    def _maps(self, entry: int, number: int) -> bool:
+        return entry & self.form.page_mask == self.frames.base + (number << 12)
+
+    def make_pieces_read_only(self, number: int) -> bool:
+        """The entries of split large pages."""
+        changed = False
+        for at in self.blocks.pieces(number):
+            changed |= self.make_read_only(at, number)
+        return changed
+
+    def make_all_read_only(self, number: int) -> bool:
+        """Look through all tables for writable mappings of a frame not known to hold code; blocks of it go."""
+        pool, form, used = self.pool, self.form, self.pool.used
+        kind = pool.dtype.type
+        physical = self.frames.base + (number << 12)
+        words, level = pool.entries[:used], pool.level_of[:used, None]
+        present = words & kind(form.present) != 0
+        mask, value = form.page_write
+        small = (words & kind(form.page_mask | mask)) == kind(physical | value)
+        small &= present & (level == 1)
+        large = (words & kind(form.block_mask)) == kind(physical & form.block_mask)
+        large &= present & (level == 2)
+        if not (small.any() or large.any()):
+            return False
+        if self._track:
+            self._note_removed(words[small], 1)
+            self._note_removed(words[large], 2)
+        words[small] = words[small] & kind(~mask & self._all) | kind(mask & ~value)
+        words[large] = 0
+        return True
+
+    # -- code -----------------------------------------------------------------------------------
+
+    def _make_probe(self) -> None:
+        """Take the tables of `forget_code` beforehand, since it may not fail: they map one frame at address 0."""
+        self._probe = [self.pool.take(level) for level in range(self._top, 0, -1)]
+        for upper, lower in pairwise(self._probe):
+            self._words[upper << self._unit] = self.pool.address_of(lower) | self.form.tables[_ANYTHING]
+
+    def forget_code(self, number: int) -> None:
+        """Let the engine forget what it made of a frame's code: it asks for an address that maps the frame."""
+        root, leaf = self._probe[0], self._probe[-1]
+        page = self.frames.base + (number << 12)
+        self.replace(leaf << self._unit, 1, page | self.form.pages[READ | EXECUTE])
+        self._enter((root, *self._current[1:]))
+        self._engine.code_changed(0, 4096)
+        self._enter(self._current)
 
     def frame_of(self, address: int) -> int:
         """Number of the guest frame that the guest kernel has mapped at `address`, or -1."""
         try:
-            frame = self.walker.walk(address, False, False, False).frame
-        except Fault:
+            frame = self.guest.walk(address, False, False, False).frame
+        except ArchitecturalException:
             return -1
-        return frame >> 12 if frame < self._size else -1
+        return frame - self.frames.base >> 12 if self.frames.base <= frame < self.frames.end else -1
 
     def expose(self, address: int, frame: int, writable: bool) -> int:
         """Overwrite the leaf entry of a page of kernel code; returns the pool word index.
 
-        Raises the guest's `Fault` when the page is not mapped any more and may not be.
+        Raises the guest's exception when the page is not mapped any more and may not be.
         """
         at = self._leaf_of(address)
         if at < 0:
             self.fill(address, False, True)
             at = self._leaf_of(address)
-        self._words[at] = frame << 12 | _LEAF | (w.WRITABLE if writable else 0)
-        self._engine.flush_tlb()
+        rights = READ | EXECUTE | (WRITE if writable else 0)
+        self.replace(at, 1, self.frames.base + (frame << 12) | self.form.pages[rights])
+        self.flush_tlb()
         return at
 
     def _leaf_of(self, address: int) -> int:
         """Pool word index of the last-level entry for `address` in the current view, or -1."""
-        table = self._current.index
-        for shift in (39, 30, 21):
-            entry = self._words[(table << 9) + ((address >> shift) & 511)]
-            if not entry & 1 or entry & w.LARGE:
+        table = self._current[self.guest.region(address)]
+        for level in range(self._top, 1, -1):
+            entry = self._words[(table << self._unit) + ((address >> self._shifts[level]) & self._masks[level])]
+            table = self.pool.table_in(entry) if entry & self.form.present else -1
+            if table < 0:
                 return -1
-            table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
-        return (table << 9) + ((address >> 12) & 511)
+        return (table << self._unit) + ((address >> self._shifts[1]) & self._masks[1])
 
     # -- the hypervisor's own mappings ----------------------------------------------------------
 
@@ -602,84 +495,39 @@ class ShadowPaging:
         self._with_room(self._install_window)
 
     def _install_window(self) -> None:
-        if not self._window:
+        if self._window < 0:
             self._window = self._window_table()
-        table, role = self._current.index, self._role
-        for level in (4, 3):
-            at = (table << 9) + 511
-            entry = self._words[at]
-            if entry & 1:
-                table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
-                continue
-            source = self._source[table]
-            guest = self._walk_word((source >> 3) + 511) if source >= 0 else 0
-            below = guest & _FRAME
-            known = guest & 1 and not guest & w.LARGE and below < self._size
-            child = self._table(below if known else -1 - (table << 4) - level, level - 1, role)
-            self._words[at] = layout.TABLES_BASE + (child << 12) | _TABLE_ENTRY | w.WRITABLE
-            self._seen_words[at] = guest
-            table = child
-        source = self._source[table]
-        at = (table << 9) + 511
-        self._words[at] = layout.TABLES_BASE + (self._window << 12) | _TABLE_ENTRY | w.WRITABLE
-        self._seen_words[at] = self._walk_word((source >> 3) + 511) if source >= 0 else 0
-        self._engine.flush_tlb()
+        address = self._window_at.base
+        table, role = self._current[self.guest.region(address)], self.role
+        for level in range(self._top, 2, -1):
+            table = self.descend(table, level, address, role, self.form.tables[_ANYTHING])
+        self.link(table, 2, address, self.pool.address_of(self._window) | self.form.tables[_ANYTHING])
+        self.flush_tlb()
+
+    def descend(self, table: int, level: int, address: int, role: int, bits: int) -> int:
+        """The table below on the way to `address`, linked with `bits` if there is none; -1 where a block is mapped."""
+        index = (address >> self._shifts[level]) & self._masks[level]
+        entry = self._words[(table << self._unit) + index]
+        if entry & self.form.present:
+            return self.pool.table_in(entry)
+        guest = self.guest.below(self.pool.guest_entry(table, index), level, address)
+        known = self.frames.base <= guest < self.frames.end
+        child = self._table(guest, level - 1, role) if known else self.pool.take(level - 1)
+        self.link(table, level, address, self.pool.address_of(child) | bits)
+        return child
+
+    def link(self, table: int, level: int, address: int, entry: int) -> None:
+        """Write an entry of the hypervisor's own, which holds until the guest changes its entry at that place."""
+        index = (address >> self._shifts[level]) & self._masks[level]
+        self.replace((table << self._unit) + index, level, entry)
+        self.pool.seen[self._seen(table, level, index)] = self.pool.guest_entry(table, index)
 
     def _window_table(self) -> int:
         """The last-level table of the window: fixups read-execute, the shared page read-write."""
-        table = self._table(-1, 1, 0)
-        fixups = abi.FIXUP_SIZE >> 12
+        table, window = self.pool.take(1), self._window_at
+        first = (table << self._unit) + ((window.base >> self._shifts[1]) & self._masks[1])
+        fixups = window.fixup_size >> 12
         for index in range(fixups):
-            self._words[(table << 9) + index] = layout.WINDOW_BASE + (index << 12) | _LEAF
-        shared = (abi.SHARED_PAGE - abi.HYPERVISOR_BASE) >> 12
-        self._words[(table << 9) + shared] = layout.WINDOW_BASE + (shared << 12) | _LEAF | w.WRITABLE | _NX
+            self._words[first + index] = self._layout.window + (index << 12) | self.form.pages[READ | EXECUTE]
+        self._words[first + fixups] = self._layout.window + (fixups << 12) | self.form.pages[READ | WRITE]
         return table
-
-    def user_reaches(self, address: int) -> bool:
-        """Whether the tables in use let user code reach `address`."""
-        table = self._current.index
-        for shift in (39, 30, 21, 12):
-            entry = self._words[(table << 9) + ((address >> shift) & 511)]
-            if entry & (w.PRESENT | w.USER) != w.PRESENT | w.USER:
-                return False
-            if entry & _FRAME < layout.TABLES_BASE or (shift < 39 and entry & w.LARGE):
-                return True
-            table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
-        return True
-
-    def install_descriptors(self, address: int) -> bool:
-        """User view: map the sanitised descriptor table's page at `address` for the CPU alone."""
-        physical = self.descriptor_pages.get(address >> 12)
-        if physical is None or self.view != USER_VIEW:
-            return False
-        return self._with_room(lambda: self._install_descriptors(address, physical))
-
-    def _install_descriptors(self, address: int, physical: int) -> bool:
-        table = self._current.index
-        for level, shift in ((4, 39), (3, 30), (2, 21)):
-            at = (table << 9) + ((address >> shift) & 511)
-            entry = self._words[at]
-            if entry & 1 and not entry & w.LARGE:
-                table = ((entry & _FRAME) - layout.TABLES_BASE) >> 12
-                continue
-            if entry & 1:
-                return False
-            child = self._table(-1 - (self._used << 4) - level, level - 1, USER_VIEW)
-            self._words[at] = layout.TABLES_BASE + (child << 12) | w.PRESENT | w.WRITABLE | w.ACCESSED
-            self._seen_words[at] = self._source_word(table, (address >> shift) & 511)
-            table = child
-        at = (table << 9) + ((address >> 12) & 511)
-        self._words[at] = physical | w.PRESENT | w.WRITABLE | w.ACCESSED | w.DIRTY | _NX
-        self._seen_words[at] = self._source_word(table, (address >> 12) & 511)
-        return True
-
-    def _source_word(self, table: int, index: int) -> int:
-        source = self._source[table]
-        return self._walk_word((source >> 3) + index) if source >= 0 else 0
-
-
-class ShadowPoolExhausted(Exception):
-    """Every shadow table frame is in use."""
-
-
-__all__ = ["KERNEL_VIEW", "USER_VIEW", "Root", "ShadowPaging"]

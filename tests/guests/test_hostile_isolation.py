@@ -82,7 +82,7 @@ class Watched:
 
     def mapped(self, root: int) -> Iterator[Mapping]:
         """Every different mapping below a shadow root. Tables may contain each other, so paths are not all followed."""
-        words = memoryview(self.hypervisor.shadow.pool).cast("Q")
+        words = self.hypervisor.shadow.pool.words
         waiting = [(root, 4, True, _WRITABLE | _USER)]
         seen = set(waiting)
         while waiting:
@@ -109,8 +109,8 @@ class Watched:
         memory = self.session.options.memory
         return {
             check(mapping, role & 1 == KERNEL_VIEW, memory)
-            for (_, role), root in self.hypervisor.shadow._roots.items()
-            for mapping in self.mapped(root.index)
+            for (_, _, role), root in self.hypervisor.shadow._roots.items()
+            for mapping in self.mapped(root)
         }
 
 
@@ -144,7 +144,7 @@ def test_the_watch_sees_the_hypervisors_pages_and_a_mapping_that_must_not_be(wat
     watched.session.run()
     assert {"guest", "code", "window"} <= watched.looked_up()
     shadow = watched.hypervisor.shadow
-    words = memoryview(shadow.pool).cast("Q")
+    words = shadow.pool.words
     copy = next(
         at
         for at in range(len(words))

@@ -8,15 +8,17 @@ forget.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.walk import FRAME_MASK, GuestContext, Walker
+from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.code import CodePages
-from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.translator import Translator, Untouched
 from tests.emulator.guest_image import GuestTables
 
@@ -42,7 +44,8 @@ class ModelMmu:
         self, translator: Translator | None = None, guard: bool = False, places: layout.Layout = layout.X86_64
     ) -> None:
         self.places = places
-        self.memory = memoryview(mmap.mmap(-1, MEMORY))
+        guest = GuestMemory(MEMORY)
+        self.memory = guest.view
         self.context = GuestContext(write_protect=True, no_execute=True)
         self.tables = GuestTables(self.memory)
         self.context.root = self.tables.root
@@ -55,7 +58,7 @@ class ModelMmu:
         self.copies = memoryview(mmap.mmap(-1, places.code_count << 12))
         self.window = memoryview(mmap.mmap(-1, layout.WINDOW_SIZE))
         self.entry = 0
-        self.shadow = ShadowPaging(self, self.memory, self.context, places)
+        self.shadow = X86Shadow(self, guest, self.context, places)
         self.code = CodePages(
             self.memory,
             self.copies,
@@ -67,7 +70,7 @@ class ModelMmu:
             abi.X86_64,
         )
         self.code.attach(self.shadow)
-        self.shadow.execute_only = guard
+        self.shadow.frames.execute_only = guard
         self.guard = guard
         self.shadow.use(KERNEL_VIEW)
 
@@ -78,7 +81,7 @@ class ModelMmu:
         self.root = physical
         self.flush_tlb()
 
-    def flush_tlb(self) -> None:
+    def flush_tlb(self, _frames: Sequence[int] = ()) -> None:
         """Forget all translations."""
         self.tlb.clear()
         self.flushes += 1
@@ -93,7 +96,7 @@ class ModelMmu:
 
     def walk(self, address: int) -> Translation | None:
         """Walk the shadow tables as the engine does at level 3; None when not present or not for users."""
-        words = memoryview(self.shadow.pool).cast("Q")
+        words = self.shadow.pool.words
         table, writable, executable = self.root, True, True
         for level in range(4, 0, -1):
             index = table - layout.TABLES_BASE
@@ -160,9 +163,9 @@ class ModelMmu:
 
     def leaves(self) -> list[tuple[int, int, int]]:
         """(role, entry, pages) of every leaf in every shadow table."""
-        words = memoryview(self.shadow.pool).cast("Q")
+        words = self.shadow.pool.words
         found = []
-        for (_guest, level, role), table in self.shadow._tables.items():
+        for (_guest, level, role), table in self.shadow.pool._tables.items():
             if role > 3 or level > 2:
                 continue
             entries = words[table << 9 : (table + 1) << 9]

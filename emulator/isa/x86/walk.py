@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from emulator.isa.paging import GLOBAL as GLOBAL_PAGE
+from emulator.isa.paging import PageWalk
 from emulator.isa.x86.processor import Fault
 
 PRESENT, WRITABLE, USER = 1, 2, 4
@@ -21,6 +23,9 @@ RESERVED = FRAME_MASK & ~((1 << PHYSICAL_BITS) - 1)
 
 ERROR_PRESENT, ERROR_WRITE, ERROR_USER, ERROR_RESERVED, ERROR_FETCH = 1, 2, 4, 8, 16
 _PAGE_FAULT = 14
+_KERNEL, _ALL_RIGHTS, _READ_ONLY = 0o07, 0o77, 0o55
+_KERNEL_WRITES, _EXECUTES = 0o02, 0o44
+"""Of `PageWalk.rights`: a digit for user code, a digit for the kernel."""
 _ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -36,24 +41,6 @@ class GuestContext:
     """EFER.NXE; without it bit 63 is reserved."""
 
 
-class Walk:
-    """Result of a walk, reused: the entries of each level and where they lie."""
-
-    __slots__ = ("address", "entries", "frame", "level", "no_execute", "tables", "user", "writable")
-
-    def __init__(self) -> None:
-        self.entries = [0, 0, 0, 0, 0]
-        """Entry used at levels 4..1 (index = level)."""
-        self.tables = [0, 0, 0, 0, 0]
-        """Guest-physical address of the table used at levels 4..1."""
-        self.level = 1
-        """Level of the leaf: 1 (4 KiB), 2 (2 MiB) or 3 (1 GiB)."""
-        self.frame = 0
-        """Guest-physical address of the 4 KiB page."""
-        self.writable = self.user = self.no_execute = False
-        self.address = 0
-
-
 class Walker:
     """Walks one guest's tables."""
 
@@ -61,12 +48,12 @@ class Walker:
         self.words = words
         self._size = size
         self._context = context
-        self.result = Walk()
+        self.result = PageWalk()
 
-    def walk(self, address: int, write: bool, user: bool, fetch: bool) -> Walk:
+    def walk(self, address: int, write: bool, user: bool, fetch: bool) -> PageWalk:
         """Translate a canonical `address` for the access; sets accessed and dirty bits.
 
-        Returns the (reused) `Walk`; raises `Fault` 14 with the architectural error code.
+        Returns the (reused) `PageWalk`; raises `Fault` 14 with the architectural error code.
         """
         context, words, size = self._context, self.words, self._size
         result = self.result
@@ -106,7 +93,18 @@ class Walker:
         mask = (1 << shift) - 1
         result.frame = entry & FRAME_MASK & ~mask | (address & mask & ~0xFFF)
         result.level = level
-        result.writable, result.user, result.no_execute = writable, allowed, no_execute
+        result.size = shift
+        entry = entries[level]
+        if not entry & DIRTY:
+            rights = _READ_ONLY
+        elif writable:
+            rights = _ALL_RIGHTS
+        else:
+            rights = _READ_ONLY if context.write_protect else _READ_ONLY | _KERNEL_WRITES
+        if not allowed:
+            rights &= _KERNEL
+        result.rights = rights & ~_EXECUTES if no_execute else rights
+        result.attributes = GLOBAL_PAGE if entry & GLOBAL else 0
         result.address = address
         return result
 

@@ -9,7 +9,7 @@ can reach the page itself, the processor is shown no table.
 
 from emulator.isa.x86.processor import Fault
 from paravirt import layout
-from paravirt.mmu.shadow import ShadowPaging
+from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
 
 _SEGMENT = 1 << 44
@@ -21,7 +21,7 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 class DescriptorCopy:
     """The sanitised copy of one guest's GDT."""
 
-    def __init__(self, vcpu: X86VirtualCpu, memory: memoryview, shadow: ShadowPaging) -> None:
+    def __init__(self, vcpu: X86VirtualCpu, memory: memoryview, shadow: X86Shadow) -> None:
         self._vcpu = vcpu
         self._memory = memory
         self._shadow = shadow
@@ -58,7 +58,7 @@ class DescriptorCopy:
         if source != self._source:
             self._source = source
             offset = base & 0xFFF
-            clean = _sanitise(source)
+            clean = self._clean(source)
             self._memory[offset : offset + len(clean)] = clean
 
     def withhold(self) -> None:
@@ -66,6 +66,10 @@ class DescriptorCopy:
         it no table then. Loads fault and are done from the guest's own table; SGDT, LAR and LSL see an empty one."""
         if any(self._shadow.user_reaches(page << 12) for page in self._shadow.descriptor_pages):
             self._vcpu.registers.set_table(0, 0, 0)
+
+    def _clean(self, source: bytes) -> bytes:
+        """What user code may load of the guest's table."""
+        return sanitise(source)
 
     def _read(self, base: int, size: int) -> bytes:
         """The guest's table; what it does not map reads as zero."""
@@ -83,7 +87,7 @@ class DescriptorCopy:
         return b"".join(parts)
 
 
-def _sanitise(table: bytes) -> bytes:
+def sanitise(table: bytes) -> bytes:
     """Keep the code and data segments of ring 3; everything else becomes a null descriptor."""
     out = bytearray(len(table))
     for at in range(8, len(table) - 7, 8):

@@ -22,9 +22,9 @@ from emulator.isa.x86.transfer import syscall
 from emulator.machine import EndKind, Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Action, Handlers, Hypervisor, Prepared
-from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.x86.descriptors import DescriptorCopy
+from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
 from paravirt.operations.x86 import PREPARE, perform_identify, pop_flags
 from paravirt.translator import Hypercall
@@ -50,15 +50,16 @@ class X86Hypervisor(Hypervisor):
     engine: X86Engine
     board: Pc
     vcpu: X86VirtualCpu
-    shadow: ShadowPaging
+    shadow: X86Shadow
 
     def _make(self) -> None:
-        guest = self.machine.memory.view
         self._registers = self.engine.registers
         # The shadow needs the guest's context and the vCPU the shadow's frame kinds: context first.
-        self.vcpu = X86VirtualCpu(self._registers, guest, self.shared)
-        self.shadow = ShadowPaging(self.engine, guest, self.vcpu.context)
-        self.shadow.execute_only = self.engine.capabilities.execute_only
+        self.vcpu = X86VirtualCpu(self._registers, self.machine.memory.view, self.shared)
+        able = self.engine.capabilities
+        self.shadow = X86Shadow(self.engine, self.machine.memory, self.vcpu.context, track=able.stale_frames)
+        self.shadow.pool.reusable = able.tables_reusable
+        self.shadow.frames.execute_only = self._guarded = able.execute_only
         self._descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
         self.descriptors = DescriptorCopy(self.vcpu, self._descriptors, self.shadow)
         self._in_shadow = False
@@ -70,7 +71,7 @@ class X86Hypervisor(Hypervisor):
         }
 
     def _own_memory(self) -> Mapping[int, memoryview]:
-        return {layout.TABLES_BASE: memoryview(self.shadow.pool), layout.DESCRIPTORS_BASE: self._descriptors}
+        return {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}
 
     def _handlers(self) -> Handlers:
         return {
@@ -130,7 +131,7 @@ class X86Hypervisor(Hypervisor):
         super()._raise(fault)
 
     def _switch(self, view: int) -> None:
-        if self.shadow.execute_only:  # user code finds no protection keys, and what it might do to them is undone
+        if self._guarded:  # user code finds no protection keys, and what it might do to them is undone
             self.engine.guard_code(view != USER_VIEW)
         if view == USER_VIEW:
             self.descriptors.enter_user()
@@ -236,7 +237,7 @@ class X86Hypervisor(Hypervisor):
         address, error = exit_.address, exit_.error
         write, fetch = error & _ERROR_WRITE != 0, error & _ERROR_FETCH != 0
         if self._view_level == 0:
-            if address >= self.WINDOW.base:
+            if 0 <= address - self.WINDOW.base < self.WINDOW.size:
                 if error & _ERROR_PRESENT or not self._fill_window(address):
                     self._refuse(Fault(_PF, error & ~_ERROR_USER, address), "page fault to the guest")
                 return
@@ -360,7 +361,7 @@ class X86Hypervisor(Hypervisor):
         cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (vcpu.cr0 & kept)
         cr4 = r.CR4_PAE | r.CR4_TSD | (vcpu.cr4 & (r.CR4_OSFXSR | r.CR4_OSXMMEXCPT))
         self.engine.set_control(cr0, cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
-        if self.shadow.execute_only:
+        if self._guarded:
             self.engine.guard_code()
 
     def descriptors_changed(self) -> None:

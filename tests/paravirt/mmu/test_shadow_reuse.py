@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from emulator.isa.x86.walk import GuestContext
 from emulator.memory import GuestMemory
 from paravirt import layout
-from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes.x86.shadow import X86Shadow
 
 PRESENT_WRITABLE_USER_ACCESSED_DIRTY = 0x67
 FRAME = 0x000F_FFFF_FFFF_F000
@@ -20,7 +22,7 @@ class QuietEngine:
 
     def set_root(self, physical: int) -> None: ...
 
-    def flush_tlb(self) -> None: ...
+    def flush_tlb(self, frames: Sequence[int] = ()) -> None: ...
 
     def code_changed(self, address: int, size: int) -> None: ...
 
@@ -40,12 +42,12 @@ def entry(memory: GuestMemory, table: int, index: int, target: int) -> None:
     memory.write(table + 8 * index, 8, target | PRESENT_WRITABLE_USER_ACCESSED_DIRTY)
 
 
-def guest() -> tuple[GuestMemory, GuestContext, ShadowPaging]:
+def guest() -> tuple[GuestMemory, GuestContext, X86Shadow]:
     """Two pages from OLD on, mapped at ADDRESS by ROOT_A; ROOT_B is empty."""
     memory, context = GuestMemory(1 << 20), GuestContext()
     context.root = ROOT_A
-    shadow = ShadowPaging(QuietEngine(), memory.view, context)
-    shadow.code = NoCode()
+    shadow = X86Shadow(QuietEngine(), memory, context)
+    shadow.attach(NoCode())
     for table, below in ((ROOT_A, LEVEL3), (LEVEL3, LEVEL2)):
         entry(memory, table, 0, below)
     entry(memory, LEVEL2, 2, LEVEL1)
@@ -58,9 +60,9 @@ def map_pages(memory: GuestMemory, first: int) -> None:
         entry(memory, LEVEL1, page, first + page * 4096)
 
 
-def shadowed(shadow: ShadowPaging, address: int) -> int | None:
+def shadowed(shadow: X86Shadow, address: int) -> int | None:
     """The frame that the engine would reach at `address`, by the tables made for it."""
-    table = shadow._current.index
+    table = shadow._current[0]
     for shift in (39, 30, 21, 12):
         word = int(shadow._words[(table << 9) + (address >> shift & 511)])
         if not word & 1:
@@ -69,7 +71,7 @@ def shadowed(shadow: ShadowPaging, address: int) -> int | None:
     return word & FRAME
 
 
-def load(context: GuestContext, shadow: ShadowPaging, root: int) -> None:
+def load(context: GuestContext, shadow: X86Shadow, root: int) -> None:
     context.root = root
     shadow.load_root()
 

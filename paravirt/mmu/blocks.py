@@ -1,0 +1,117 @@
+"""A guest's large pages in its shadow: one large entry while all of it is plain memory, a table of pieces otherwise.
+
+Room: `paravirt/mmu`. A table of pieces mirrors no table of the guest's: it belongs to the memory that it maps, and is
+filled at once. `ShadowPaging` links what is made here, and knows when the guest's entry has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emulator.isa.paging import EXECUTE, READ, WRITE, PageWalk
+from paravirt.mmu.views import ACTIVE_CODE, USER_VIEW
+
+if TYPE_CHECKING:
+    from paravirt.mmu.shadow import ShadowPaging
+
+_ANYTHING = READ | WRITE | EXECUTE
+_PIECES = 1
+"""Of a table's key: its address is that of memory, not of a guest's table."""
+
+
+class Blocks:
+    """The large pages of one guest."""
+
+    def __init__(self, shadow: ShadowPaging) -> None:
+        self._shadow = shadow
+        form = shadow.form
+        self._shifts = (0, *(level.shift for level in form.levels))
+        self._masks = (0, *((1 << level.bits) - 1 for level in form.levels))
+        self._span = 1 << self._shifts[2] if len(form.levels) > 1 else 0
+        self._roles: set[int] = set()
+
+    def clear(self) -> None:
+        """All tables are gone."""
+        self._roles.clear()
+
+    def install(self, table: int, walk: PageWalk, write: bool, fetch: bool) -> int:
+        """Map a guest's large page: by one large entry, or by a table of small ones (returned, or -1)."""
+        shadow, pool, form = self._shadow, self._shadow.pool, self._shadow.form
+        words, role, level = pool.words, shadow.role, walk.level
+        guest = walk.entries[level]
+        own = shadow.guest.own_rights(guest, role == USER_VIEW)
+        mirrored = -1
+        while True:
+            index = (walk.address >> self._shifts[level]) & self._masks[level]
+            at = (table << pool.shift) + index
+            entry = words[at]
+            if level == walk.level:
+                mirrored = (table << pool.seen_shift) + (index >> shadow.guest.levels[level - 1].ratio)
+            if level == 2:
+                break
+            table = self._part(walk.frame & ~((1 << self._shifts[level]) - 1), level - 1, role)
+            if not entry & form.present or (level == walk.level and pool.seen[mirrored] != guest):
+                rights = own if level == walk.level else _ANYTHING
+                self._put(at, level, pool.address_of(table) | form.tables[rights | READ])
+                if level == walk.level:
+                    pool.seen[mirrored] = guest
+            level -= 1
+        base = walk.frame & ~(self._span - 1)
+        if not fetch and shadow.frames.plain(base - shadow.frames.base >> 12, self._span >> 12):
+            self._put(at, 2, base | form.blocks[READ | (WRITE if write else own & WRITE)])
+            small = -1
+        else:
+            small = self._part(base, 1, role)
+            self._put(at, 2, pool.address_of(small) | form.tables[own | READ if walk.level == 2 else _ANYTHING])
+        if walk.level == 2:
+            pool.seen[mirrored] = guest
+        return small
+
+    def _put(self, at: int, level: int, entry: int) -> None:
+        shadow = self._shadow
+        old = shadow.pool.words[at]
+        shadow.replace(at, level, entry)
+        if old & shadow.form.present and old != entry:
+            shadow.flush_tlb()
+
+    def _part(self, base: int, level: int, role: int) -> int:
+        """The table that splits the guest's large page at `base`; level 1 is filled at once."""
+        pool = self._shadow.pool
+        table = pool.find(base | _PIECES, level, role)
+        if table is None:
+            table = pool.take(level)
+            pool.keep((base | _PIECES, level, role), table)
+            self._roles.add(role)
+            if level == 1:
+                self._fill(table, base)
+        return table
+
+    def _fill(self, table: int, base: int) -> None:
+        """Map every page of a split large page, code in use read-only; devices wait for their fault."""
+        shadow = self._shadow
+        pool, form, frames = shadow.pool, shadow.form, shadow.frames
+        first = base - frames.base >> 12
+        low, high = max(first, 0), min(first + self._masks[1] + 1, frames.count)
+        if low >= high:
+            return
+        numbers = np.arange(low, high, dtype=np.uint64)
+        pieces = (numbers << np.uint64(12)) + np.uint64(frames.base) | np.uint64(form.pages[READ | WRITE])
+        active = frames.kind[low:high] >= ACTIVE_CODE
+        pieces[active] = pieces[active] & np.uint64(form.page_mask) | np.uint64(form.pages[READ])
+        at = (table << pool.shift) + low - first
+        pool.entries.reshape(-1)[at : at + len(pieces)] = pieces.astype(pool.dtype)
+        shadow.prefilled += len(pieces)
+
+    def pieces(self, number: int) -> Iterator[int]:
+        """Where pieces of split large pages map a frame."""
+        shadow = self._shadow
+        page = shadow.frames.base + (number << 12)
+        base = page & ~(self._span - 1) | _PIECES
+        index = (page >> self._shifts[1]) & self._masks[1]
+        for role in self._roles:
+            table = shadow.pool.find(base, 1, role)
+            if table is not None:
+                yield (table << shadow.pool.shift) + index

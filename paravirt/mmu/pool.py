@@ -1,0 +1,204 @@
+"""The memory that shadow tables are made of, each with a snapshot of the part of a guest's table that it mirrors.
+
+Room: `paravirt/mmu`. A table is known by the number of its first unit (the form's smallest table). A change of the
+guest's table is found by comparing it with the snapshot; nothing is noticed before that is done.
+"""
+
+import ctypes
+import mmap
+from collections.abc import Callable
+
+import numpy as np
+
+from emulator.isa.paging import GuestTables, Level, TableFormat
+
+
+class ShadowPoolExhausted(Exception):
+    """Every unit for shadow tables is in use."""
+
+
+class TablePool:
+    """Shadow tables of one form, and what they mirror of the guest's tables."""
+
+    def __init__(self, form: TableFormat, physical: int, size: int, memory: memoryview, base: int) -> None:
+        """`physical` is where the engine has the pool, `size` its bytes; guest memory lies at `base`."""
+        self.form = form
+        self.physical = physical
+        self.size = size
+        self.memory = mmap.mmap(-1, size)
+        self.words = memoryview(self.memory).cast("Q" if form.entry_size == 8 else "I")
+        """Entries of all tables."""
+        self.shift = form.unit - (3 if form.entry_size == 8 else 2)
+        """Bits of an entry's index inside a unit: entry `index` of `table` is `words[(table << shift) + index]`."""
+        self.dtype = np.dtype(np.uint64 if form.entry_size == 8 else np.uint32)
+        self.units = size >> form.unit
+        self.entries = np.frombuffer(self.memory, dtype=self.dtype).reshape(self.units, -1)
+        """The same words, by unit."""
+        self._flat = self.entries.reshape(-1)
+        self.level_of = np.zeros(self.units, dtype=np.uint8)
+        self._guest = np.frombuffer(memory, dtype=np.uint8)
+        self._guest_address = self._guest.ctypes.data
+        self._guest_size = memory.nbytes
+        self._base = base
+        self._snapshots = mmap.mmap(-1, size)
+        self._seen_bytes = np.frombuffer(self._snapshots, dtype=np.uint8)
+        self._seen_address = self._seen_bytes.ctypes.data
+        self._compare = ctypes.CDLL(None).memcmp
+        self._compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+        self.reusable = True
+        """Whether a unit that was a table may become another after `clear`."""
+        self._first = 0
+        self.used = 0
+        """The first unit that was not used yet."""
+        self.source: list[int] = []
+        """By unit: offset in guest memory of what its table mirrors, or -1."""
+        self._span: list[int] = []
+        self.misses: list[int] = []
+        self.below: list[set[int]] = []
+        """By unit, the tables that its table has linked and that hold non-global translations."""
+        self._tables: dict[tuple[int, int, int], int] = {}
+        self.on_removed: Callable[[np.ndarray, int], None] | None = None
+        """Called with present entries of a level that are about to be removed, where an engine must know them."""
+
+    def speak(self, guest: GuestTables) -> None:
+        """From now on mirror such tables; the pool must be empty."""
+        self._guest_entry = guest.entry_size
+        self.seen = memoryview(self._snapshots).cast("Q" if guest.entry_size == 8 else "I")
+        """Entries of the guest's when they were last looked at."""
+        self.seen_shift = self.form.unit - (3 if guest.entry_size == 8 else 2)
+        self.guest_words = np.frombuffer(self._guest, dtype=np.uint64 if guest.entry_size == 8 else np.uint32)
+        self._seen_words = np.frombuffer(self._snapshots, dtype=self.guest_words.dtype)
+        self.levels = (Level(0, 0), *guest.levels)
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def find(self, guest: int, level: int, role: int) -> int | None:
+        """The table that mirrors the guest's at a guest-physical address in a role, if there is one."""
+        return self._tables.get((guest, level, role))
+
+    def mirror(self, guest: int, level: int, role: int) -> int:
+        """A new table for what lies at guest-physical address `guest`. Raises `ShadowPoolExhausted`."""
+        table = self.take(level)
+        self._tables[guest, level, role] = table
+        span = self.levels[level].mirrored
+        source = guest - self._base
+        if span and source >= 0 and source + span <= self._guest_size:
+            self.source[table], self._span[table] = source, span
+            self._look(table, source, span)
+        return table
+
+    def keep(self, key: tuple[int, int, int], table: int) -> None:
+        """Let `find` know a table that mirrors none of the guest's."""
+        self._tables[key] = table
+
+    def take(self, level: int) -> int:
+        """A new table that mirrors nothing. Raises `ShadowPoolExhausted`."""
+        form = self.form
+        bits = max(0, form.levels[level - 1].bits - self.shift)
+        first = -(-self.used >> bits) << bits  # aligned to its size
+        count = 1 << bits
+        if first + count > self.units:
+            raise ShadowPoolExhausted
+        new = first + count - self.used
+        self.source += [-1] * new
+        self._span += [0] * new
+        self.misses += [0] * new
+        self.below += [set() for _ in range(new)]
+        self.level_of[first : first + count] = level
+        self.used = first + count
+        return first
+
+    def clear(self) -> None:
+        """Forget every table."""
+        if self.reusable:
+            self.entries[: self.used] = 0
+            self.used = 0
+            for per_unit in (self.source, self._span, self.misses, self.below):
+                per_unit.clear()
+        else:
+            self._first = self.used
+        self._tables.clear()
+
+    def address_of(self, table: int) -> int:
+        """Engine-physical address."""
+        return self.physical + (table << self.form.unit)
+
+    def table_in(self, entry: int) -> int:
+        """The table that an entry points to, or -1 for one that maps a page or a block."""
+        offset = (entry & self.form.table_mask) - self.physical
+        return offset >> self.form.unit if 0 <= offset < self.size else -1
+
+    # -- snapshots ------------------------------------------------------------------------------
+
+    def _look(self, table: int, source: int, span: int) -> None:
+        at = table << self.form.unit
+        self._seen_bytes[at : at + span] = self._guest[source : source + span]
+
+    def guest_entry(self, table: int, index: int) -> int:
+        """What the guest's entry is now that entry `index` of a table mirrors; 0 where it mirrors none."""
+        source = self.source[table]
+        if source < 0:
+            return 0
+        ratio = self.levels[int(self.level_of[table])].ratio
+        return int(self.guest_words[source // self._guest_entry + (index >> ratio)])
+
+    def mirrored(self, table: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The guest's entries that a table of level 1 mirrors, as they are now; its own; those of the snapshot."""
+        first, count = self.source[table] // self._guest_entry, self._span[table] // self._guest_entry
+        own, seen = table << self.shift, table << self.seen_shift
+        return (
+            self.guest_words[first : first + count],
+            self._flat[own : own + count],
+            self._seen_words[seen : seen + count],
+        )
+
+    def changed(self, table: int) -> bool:
+        """Whether the guest has changed what a table mirrors since it was last looked at."""
+        source = self.source[table]
+        return source >= 0 and bool(
+            self._compare(
+                self._guest_address + source, self._seen_address + (table << self.form.unit), self._span[table]
+            )
+        )
+
+    def revalidate(self, table: int) -> None:
+        """Drop the entries whose guest entry is no longer what it was."""
+        if self.changed(table):
+            self._drop_changed(table)
+
+    def _drop_changed(self, table: int) -> None:
+        source, span, size = self.source[table], self._span[table], self._guest_entry
+        guest = self.guest_words[source // size : (source + span) // size]
+        at = table << self.seen_shift
+        seen = self._seen_words[at : at + span // size]
+        differ = guest != seen
+        level = int(self.level_of[table])
+        ratio = self.levels[level].ratio
+        if ratio:
+            differ = np.repeat(differ, 1 << ratio)
+        first = table << self.shift
+        shadow = self._flat[first : first + len(differ)]
+        if self.on_removed is not None:
+            self.on_removed(shadow[differ], level)
+        shadow[differ] = 0
+        seen[:] = guest
+        self.misses[table] = 0
+
+    def revalidate_from(self, top: int) -> None:
+        """Revalidate a table and all below it that hold non-global translations, by whichever root they were linked."""
+        compare, source, span, below = self._compare, self.source, self._span, self.below
+        guest, seen, unit = self._guest_address, self._seen_address, self.form.unit
+        reached, waiting = {top}, [top]
+        while waiting:
+            table = waiting.pop()
+            at = source[table]
+            if at >= 0 and compare(guest + at, seen + (table << unit), span[table]):
+                self._drop_changed(table)
+            fresh = below[table] - reached
+            reached |= fresh
+            waiting.extend(fresh)
+
+    def revalidate_all(self) -> None:
+        """Revalidate every table."""
+        for table in range(self._first, self.used):
+            self.revalidate(table)

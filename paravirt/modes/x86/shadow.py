@@ -1,0 +1,75 @@
+"""Shadow tables of an x86-64 guest, in which the processor, and user code not, finds the sanitised descriptor table.
+
+Room: `paravirt/modes/x86`. The processor reads descriptors with supervisor right, which no code of a deprivileged guest
+has: entries without the user bit are for it alone.
+"""
+
+from emulator.isa.x86 import walk as w
+from emulator.isa.x86.paging import LONG_MODE, LongModeTables
+from emulator.memory import GuestMemory
+from paravirt import abi, layout
+from paravirt.mmu.shadow import MappingEngine, ShadowPaging
+from paravirt.mmu.views import USER_VIEW
+
+_FOR_ITSELF = w.PRESENT | w.WRITABLE | w.ACCESSED
+
+
+class X86Shadow(ShadowPaging):
+    """The shadow page tables of one x86-64 virtual CPU."""
+
+    def __init__(
+        self,
+        engine: MappingEngine,
+        memory: GuestMemory,
+        context: w.GuestContext,
+        places: layout.Layout = layout.X86_64,
+        *,
+        track: bool = False,
+    ) -> None:
+        super().__init__(
+            engine, memory, LongModeTables(memory.view, context), LONG_MODE, places, abi.X86_64, track=track
+        )
+        self.descriptor_pages: dict[int, int] = {}
+        """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
+
+    def user_reaches(self, address: int) -> bool:
+        """Whether the tables in use let user code reach `address`."""
+        table = self._current[0]
+        for level in range(self._top, 0, -1):
+            entry = self._words[(table << self._unit) + ((address >> self._shifts[level]) & self._masks[level])]
+            if entry & (w.PRESENT | w.USER) != w.PRESENT | w.USER:
+                return False
+            table = self.pool.table_in(entry)
+            if table < 0:
+                return True
+        return True
+
+    def install_descriptors(self, address: int) -> bool:
+        """User view: map the sanitised descriptor table's page at `address` for the CPU alone."""
+        physical = self.descriptor_pages.get(address >> 12)
+        if physical is None or self.view != USER_VIEW:
+            return False
+        return self._with_room(lambda: self._install_descriptors(address, physical))
+
+    def _install_descriptors(self, address: int, physical: int) -> bool:
+        table = self._current[0]
+        for level in range(self._top, 1, -1):
+            table = self._towards(table, level, address)
+            if table < 0:
+                return False
+        self.link(table, 1, address, physical | _FOR_ITSELF | w.DIRTY | w.NO_EXECUTE)
+        return True
+
+    def _towards(self, table: int, level: int, address: int) -> int:
+        """The table below on the way to a descriptor. What the guest lets user code into is linked as for user code,
+        and anything else for the processor alone."""
+        index = (address >> self._shifts[level]) & self._masks[level]
+        entry = self._words[(table << self._unit) + index]
+        guest = self.pool.guest_entry(table, index)
+        if guest & w.USER and self.frames.base <= self.guest.below(guest, level, address) < self.frames.end:
+            return self.descend(table, level, address, USER_VIEW, self.form.tables[self.guest.through(guest, True)])
+        if entry & w.PRESENT:
+            return self.pool.table_in(entry)
+        child = self.pool.take(level - 1)
+        self.link(table, level, address, self.pool.address_of(child) | _FOR_ITSELF)
+        return child
