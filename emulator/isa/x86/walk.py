@@ -131,7 +131,7 @@ class Walker:
 class AnyWalker(Protocol):
     """The walk of any of x86's formats (`walk32` has the others)."""
 
-    def walk(self, address: int, write: bool, user: bool, fetch: bool, /) -> Walk:
+    def walk(self, address: int, write: bool, user: bool, fetch: bool, /) -> PageWalk:
         """Translate `address` for the access; sets accessed and dirty bits. Raises `Fault` 14."""
         ...
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import Fault
-from emulator.isa.x86.walk import GuestContext, Walk
+from emulator.isa.x86.walk import GuestContext
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,24 @@ _POINTER_RESERVED: Final = 0x1E6
 """Bits of a page-directory-pointer entry that must be 0 besides address bits (SDM 3A table 4-8)."""
 _HIGH_4M: Final = 0x1FE000
 """PSE-36: bits 13 to 20 of an entry for 4 MiB are bits 32 to 39 of the address."""
+
+
+class Walk:
+    """Result of a walk, reused: the entries of each level, widened, and where they lie."""
+
+    __slots__ = ("address", "entries", "frame", "level", "no_execute", "tables", "user", "writable")
+
+    def __init__(self) -> None:
+        self.entries = [0, 0, 0, 0, 0]
+        """Entry used at levels 4..1 (index = level)."""
+        self.tables = [0, 0, 0, 0, 0]
+        """Guest-physical address of the part of a table used at levels 4..1."""
+        self.level = 1
+        """Level of the leaf: 1 (4 KiB) or 2 (2 MiB)."""
+        self.frame = 0
+        """Guest-physical address of the 4 KiB page."""
+        self.writable = self.user = self.no_execute = False
+        self.address = 0
 
 
 def widen_directory(entry: int, half: int) -> int:
@@ -179,6 +197,7 @@ class Unpaged:
 
     def __init__(self) -> None:
         self.result = Walk()
+        self.result.tables = [-1, -1, -2, -3, -4]
 
     def walk(self, address: int, _write: bool, _user: bool, _fetch: bool) -> Walk:
         """Translate a 32-bit `address`: by pages of 2 MiB that map what they are."""
