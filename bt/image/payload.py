@@ -154,8 +154,11 @@ def identify(payload: memoryview, path: str) -> str:
     )
 
 
-def decompress(payload: memoryview, path: str, limit: int = MAXIMUM_SIZE) -> bytes:
-    """Unpack a payload into at most `limit` bytes. Raises `BadImage`."""
+def decompress(payload: memoryview, path: str, limit: int = MAXIMUM_SIZE, whole: bool = True) -> bytes:
+    """Unpack a payload into at most `limit` bytes. Raises `BadImage`.
+
+    Where `payload` is not `whole`, other data may follow what belongs to it.
+    """
     name = identify(payload, path)
     decode = next(decode for known, _, decode in COMPRESSIONS if known == name)
     if decode is None:
@@ -176,14 +179,14 @@ def decompress(payload: memoryview, path: str, limit: int = MAXIMUM_SIZE) -> byt
     # The libraries' own error types share no base, and each reads bytes that nobody vouches for.
     except Exception as error:
         raise BadImage(f"{path}: its {name} payload is damaged ({error}); fetch or build it again") from error
-    _check_appended_size(decoded, name, path)
+    _check_appended_size(decoded, name, path, whole)
     return decoded.contents
 
 
-def _check_appended_size(decoded: _Decoded, name: str, path: str) -> None:
+def _check_appended_size(decoded: _Decoded, name: str, path: str, whole: bool) -> None:
     if name in ("gzip", "none") or len(decoded.rest) < 4:
         return
-    said = int.from_bytes(decoded.rest[-4:], "little")
+    said = int.from_bytes(decoded.rest[-4:] if whole else decoded.rest[:4], "little")
     if said != len(decoded.contents):
         raise BadImage(
             f"{path}: its {name} payload says {said} bytes but unpacks to {len(decoded.contents)}; fetch it again",
@@ -197,8 +200,10 @@ def cache_directory() -> Path:
     return root / "retrap" / "payload"
 
 
-def unpack(payload: memoryview, path: str, file_hash: str, limit: int = MAXIMUM_SIZE) -> tuple[str, memoryview]:
-    """Compression and unpacked contents, from the cache where it has them. Raises `BadImage`.
+def unpack(
+    payload: memoryview, path: str, file_hash: str, limit: int = MAXIMUM_SIZE, whole: bool = True
+) -> tuple[str, memoryview]:
+    """Compression and unpacked contents, from the cache where it has them, as `decompress` makes them.
 
     `file_hash` (hexadecimal) names the cache entry. A cache that cannot be read or written only costs time.
     """
@@ -209,7 +214,7 @@ def unpack(payload: memoryview, path: str, file_hash: str, limit: int = MAXIMUM_
     cached = _read_cache(entry, name, limit)
     if cached is not None:
         return name, cached
-    contents = decompress(payload, path, limit)
+    contents = decompress(payload, path, limit, whole)
     _write_cache(entry, name, contents)
     return name, memoryview(contents)
 
