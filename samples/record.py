@@ -1,7 +1,7 @@
 """Writes what the built guests are into the manifest: their hashes and the tools' versions.
 
 Room: `samples`. Run by `make -C samples record` after a change of the sources; it touches only the
-lines `sha256`, `compiler` and `linker` of `manifest.toml`, everything else there is written by hand.
+lines `sha256`, `compiler` and `linker` of the manifests, everything else there is written by hand.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 MANIFEST = HERE / "manifest.toml"
+PORTABLE = HERE / "portable" / "manifest.toml"
 
 
 def first_line(*command: str) -> str:
@@ -24,14 +25,20 @@ def main() -> None:
     text = MANIFEST.read_text()
     text = re.sub(r'^compiler = ".*"$', f'compiler = "{first_line("gcc", "--version")}"', text, flags=re.MULTILINE)
     text = re.sub(r'^linker = ".*"$', f'linker = "{first_line("ld", "--version")}"', text, flags=re.MULTILINE)
-    for guest in tomllib.loads(text)["guest"]:
-        digest = hashlib.sha256((HERE / guest["file"]).read_bytes()).hexdigest()
+    MANIFEST.write_text(with_hashes(MANIFEST, text, "guest"))
+    PORTABLE.write_text(with_hashes(PORTABLE, PORTABLE.read_text(), "architecture"))
+
+
+def with_hashes(manifest: Path, text: str, table: str) -> str:
+    """A manifest's text with the hash of each file of `table`, whose paths are relative to the manifest."""
+    for guest in tomllib.loads(text)[table]:
+        digest = hashlib.sha256((manifest.parent / guest["file"]).read_bytes()).hexdigest()
         text, changed = re.subn(
             rf'(^file = "{re.escape(guest["file"])}"\nsha256 = )".*"$', rf'\g<1>"{digest}"', text, flags=re.MULTILINE
         )
         if changed != 1:
-            raise SystemExit(f"{MANIFEST}: {guest['file']} has no sha256 line right behind its file line; add one")
-    MANIFEST.write_text(text)
+            raise SystemExit(f"{manifest}: {guest['file']} has no sha256 line right behind its file line; add one")
+    return text
 
 
 if __name__ == "__main__":

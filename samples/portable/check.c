@@ -1,0 +1,72 @@
+/* Named checks: each prints one line, "ok NAME" or "FAIL NAME: detail". */
+#include "kernel.h"
+
+u32 checks_done, checks_failed;
+bool return_broken; /* found by sensitive.return: nothing that returns from an exception is tried then */
+static const char *failure;
+static word failure_got, failure_wanted;
+static char chosen[40]; /* "only=PREFIX" on the command line */
+
+void choose_checks(const char *command_line)
+{
+	for (const char *c = command_line; c && *c; c++) {
+		if (memcmp(c, "only=", 5) || (c != command_line && c[-1] != ' '))
+			continue;
+		for (u32 i = 0; i < sizeof(chosen) - 1 && c[5 + i] && c[5 + i] != ' '; i++)
+			chosen[i] = c[5 + i];
+		return;
+	}
+}
+
+static bool is_chosen(const char *name)
+{
+	for (u32 i = 0; chosen[i]; i++)
+		if (chosen[i] != name[i])
+			return !name[i]; /* a group is chosen with any of its checks */
+	return true;
+}
+
+void report(const char *name, bool ok, const char *what, word got, word wanted)
+{
+	if (!is_chosen(name))
+		return;
+	checks_done++;
+	if (ok) {
+		print("ok %s\n", name);
+		return;
+	}
+	checks_failed++;
+	print("FAIL %s: %s is %x, wanted %x\n", name, what, got, wanted);
+}
+
+void want(word got, word wanted, const char *what)
+{
+	if (got == wanted || failure)
+		return;
+	failure = what;
+	failure_got = got;
+	failure_wanted = wanted;
+}
+
+static void run_check(const struct check *check)
+{
+	if (!is_chosen(check->name))
+		return;
+	if (check->needs_return && return_broken) {
+		checks_done++;
+		checks_failed++;
+		print("FAIL %s: not tried, the return from an exception does not work\n", check->name);
+		return;
+	}
+	check->run();
+	if (!check->reports_itself)
+		report(check->name, !failure, failure, failure_got, failure_wanted);
+	failure = NULL;
+	failure_got = failure_wanted = 0;
+}
+
+void run_checks(const struct check *checks, word count)
+{
+	for (word i = 0; i < count; i++)
+		run_check(&checks[i]);
+}
