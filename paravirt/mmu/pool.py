@@ -45,9 +45,6 @@ class TablePool:
         self._seen_address = self._seen_bytes.ctypes.data
         self._compare = ctypes.CDLL(None).memcmp
         self._compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-        self.reusable = True
-        """Whether a unit that was a table may become another after `clear`."""
-        self._first = 0
         self.used = 0
         """The first unit that was not used yet."""
         self.source: list[int] = []
@@ -57,8 +54,8 @@ class TablePool:
         self.below: list[set[int]] = []
         """By unit, the tables that its table has linked and that hold non-global translations."""
         self._tables: dict[tuple[int, int, int], int] = {}
-        self.on_removed: Callable[[np.ndarray, int], None] | None = None
-        """Called with present entries of a level that are about to be removed, where an engine must know them."""
+        self.on_removed: Callable[[list[int]], None] | None = None
+        """Called with the places of entries that are about to be removed, where an engine must know them."""
 
     def speak(self, guest: GuestTables) -> None:
         """From now on mirror such tables; the pool must be empty."""
@@ -110,13 +107,12 @@ class TablePool:
 
     def clear(self) -> None:
         """Forget every table."""
-        if self.reusable:
-            self.entries[: self.used] = 0
-            self.used = 0
-            for per_unit in (self.source, self._span, self.misses, self.below):
-                per_unit.clear()
-        else:
-            self._first = self.used
+        self.entries[: self.used] = 0
+        self.used = 0
+        self.source.clear()
+        self._span.clear()
+        self.misses.clear()
+        self.below.clear()
         self._tables.clear()
 
     def address_of(self, table: int) -> int:
@@ -179,7 +175,7 @@ class TablePool:
         first = table << self.shift
         shadow = self._flat[first : first + len(differ)]
         if self.on_removed is not None:
-            self.on_removed(shadow[differ], level)
+            self.on_removed((np.flatnonzero(differ) + first).tolist())
         shadow[differ] = 0
         seen[:] = guest
         self.misses[table] = 0
@@ -200,5 +196,5 @@ class TablePool:
 
     def revalidate_all(self) -> None:
         """Revalidate every table."""
-        for table in range(self._first, self.used):
+        for table in range(self.used):
             self.revalidate(table)

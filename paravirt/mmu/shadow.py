@@ -37,7 +37,7 @@ class MappingEngine(Protocol):
         """Takes the engine-physical address of the root table of each region of the guest's addresses."""
         ...
 
-    def flush_tlb(self, frames: Sequence[int] = ()) -> None: ...
+    def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None: ...
 
     def code_changed(self, address: int, size: int) -> None: ...
 
@@ -57,9 +57,9 @@ class ShadowPaging:
         layout: Layout,
         window: Window,
         *,
-        track: bool = False,
+        name_changes: bool = False,
     ) -> None:
-        """`track`: tell the engine which frames were mapped by entries that are removed or lose a right."""
+        """`name_changes`: tell the engine which entries were changed or removed (its capability `names_changes`)."""
         self._engine = engine
         self._layout, self._window_at = layout, window
         self.form = form
@@ -87,10 +87,12 @@ class ShadowPaging:
         self._window = -1
         self._probe: list[int] = []
         self._all = (1 << 8 * form.entry_size) - 1
-        self._gone: set[int] = set()
-        self._track = track
-        if track:
-            self.pool.on_removed = self._note_removed
+        self._changes: list[tuple[int, int]] = []
+        """Entries that were changed since the last flush, where the engine must be told: engine-physical address, and
+        that of the page that it mapped, or -1 for a block or a table."""
+        self._track = name_changes
+        if name_changes:
+            self.pool.on_removed = self._note_all
         self._speak(guest)
 
     def _speak(self, guest: GuestTables) -> None:
@@ -142,7 +144,7 @@ class ShadowPaging:
                 self.pool.revalidate_from(root)
         if self._invalidated:
             self._catch_up()
-        if self._gone:
+        if self._changes:
             self.flush_tlb()
         self._enter(self._current)
 
@@ -359,32 +361,24 @@ class ShadowPaging:
         if self._track:
             old = self._words[at]
             if old & self.form.present and old != entry:
-                self._note(old, level)
+                self._note(at, level, old)
         self._words[at] = entry
 
-    def _note_removed(self, entries: np.ndarray, level: int) -> None:
-        for entry in entries[entries & self.pool.dtype.type(self.form.present) != 0].tolist():
-            self._note(entry, level)
+    def _note(self, at: int, level: int, old: int) -> None:
+        page = old & self.form.page_mask if level == 1 else -1
+        self._changes.append((self.pool.physical + at * self.form.entry_size, page))
 
-    def _note(self, entry: int, level: int) -> None:
-        """An entry goes or loses a right: note what it maps, itself or through its tables."""
-        form, table = self.form, self.pool.table_in(entry)
-        if level == 1:
-            self._gone.add((entry & form.page_mask) >> 12)
-        elif table < 0:
-            first = (entry & form.block_mask) >> 12
-            self._gone.update(range(first, first + (1 << self._shifts[2] - 12)))
-        else:
-            first = table << self._unit
-            for below in self._words[first : first + self._masks[level - 1] + 1]:
-                if below & form.present:
-                    self._note(below, level - 1)
+    def _note_all(self, places: Sequence[int]) -> None:
+        """Entries that are about to be changed or removed, wherever they are."""
+        for at in places:
+            if self._words[at] & self.form.present:
+                self._note(at, int(self.pool.level_of[at >> self._unit]), self._words[at])
 
     def flush_tlb(self) -> None:
         """Let the engine forget what it has cached."""
-        if self._gone:
-            gone, self._gone = sorted(self._gone), set()
-            self._engine.flush_tlb(gone)
+        if self._track:
+            changes, self._changes = self._changes, []
+            self._engine.flush_tlb(changes)
         else:
             self._engine.flush_tlb()
 
@@ -433,8 +427,7 @@ class ShadowPaging:
         if not (small.any() or large.any()):
             return False
         if self._track:
-            self._note_removed(words[small], 1)
-            self._note_removed(words[large], 2)
+            self._note_all(np.flatnonzero(small | large).tolist())
         words[small] = words[small] & kind(~mask & self._all) | kind(mask & ~value)
         words[large] = 0
         return True

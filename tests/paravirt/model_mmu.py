@@ -81,7 +81,7 @@ class ModelMmu:
         self.root = physical
         self.flush_tlb()
 
-    def flush_tlb(self, _frames: Sequence[int] = ()) -> None:
+    def flush_tlb(self, _changes: Sequence[tuple[int, int]] | None = None) -> None:
         """Forget all translations."""
         self.tlb.clear()
         self.flushes += 1

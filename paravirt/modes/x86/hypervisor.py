@@ -57,8 +57,7 @@ class X86Hypervisor(Hypervisor):
         # The shadow needs the guest's context and the vCPU the shadow's frame kinds: context first.
         self.vcpu = X86VirtualCpu(self._registers, self.machine.memory.view, self.shared)
         able = self.engine.capabilities
-        self.shadow = X86Shadow(self.engine, self.machine.memory, self.vcpu.context, track=able.stale_frames)
-        self.shadow.pool.reusable = able.tables_reusable
+        self.shadow = X86Shadow(self.engine, self.machine.memory, self.vcpu.context, name_changes=able.names_changes)
         self.shadow.frames.execute_only = self._guarded = able.execute_only
         self._descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
         self.descriptors = DescriptorCopy(self.vcpu, self._descriptors, self.shadow)

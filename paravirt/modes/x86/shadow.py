@@ -24,10 +24,16 @@ class X86Shadow(ShadowPaging):
         context: w.GuestContext,
         places: layout.Layout = layout.X86_64,
         *,
-        track: bool = False,
+        name_changes: bool = False,
     ) -> None:
         super().__init__(
-            engine, memory, LongModeTables(memory.view, context), LONG_MODE, places, abi.X86_64, track=track
+            engine,
+            memory,
+            LongModeTables(memory.view, context),
+            LONG_MODE,
+            places,
+            abi.X86_64,
+            name_changes=name_changes,
         )
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
