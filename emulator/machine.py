@@ -91,8 +91,9 @@ class Machine:
         """The CPU: an engine of the platform's instruction set, which its drivers know by its own protocol."""
         self.memory = GuestMemory(memory_size, platform.memory_base)
         self.engine.map_memory(platform.memory_base, self.memory.view)
+        running: Engine = self.engine
         units = units_per_second or self.engine.capabilities.progress_per_second
-        self.clock = Clock(lambda: int(self.engine.progress), units)
+        self.clock = Clock(lambda: running.progress, units)
         self._slice = max(1, units // self.SLICES)
         self.board: Any = platform.make_board(self.memory, self.clock, console)
         """The board, which its platform's drivers know by its own type."""

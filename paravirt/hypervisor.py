@@ -29,6 +29,7 @@ Action = Callable[[], None]
 """Does an operation for the guest and moves its PC. Raises `ArchitecturalException` for what the guest did wrong."""
 Handlers = Mapping[ExitKind, Callable[[Exit], None]]
 _WRITABLE = 2
+_EXITS = Machine.EXITS
 
 
 class Prepared(NamedTuple):
@@ -164,11 +165,12 @@ class Hypervisor(Driver):
         if self.trace is not None:
             self._trace_exit(exit_, self.vcpu.level, self.vcpu.pc)
         self._unlooked += 1
-        if self._unlooked == Machine.EXITS:
+        if self._unlooked == _EXITS:
             self._end_if_over()
+        kind = exit_.kind
         try:
-            self._dispatch[exit_.kind](exit_)
-            if self._within[exit_.kind]:
+            self._dispatch[kind](exit_)
+            if self._within[kind]:
                 if self.board.intr:
                     self.engine.set_deadline(self.engine.progress + 1)
             elif self.vcpu.level != self._view_level or self.board.intr:
