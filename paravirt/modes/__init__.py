@@ -23,7 +23,19 @@ def _x86_64() -> type[Hypervisor]:
     return X86Hypervisor
 
 
-MODES: dict[str, Callable[[], type[Hypervisor]]] = {"x86-64": _x86_64}
+def _i386() -> type[Hypervisor]:
+    from paravirt.modes.i386.hypervisor import I386Hypervisor
+
+    return I386Hypervisor
+
+
+def _armv7() -> type[Hypervisor]:
+    from paravirt.modes.arm.hypervisor import ArmHypervisor
+
+    return ArmHypervisor
+
+
+MODES: dict[str, Callable[[], type[Hypervisor]]] = {"x86-64": _x86_64, "i386": _i386, "armv7": _armv7}
 """How to load the hypervisor of each instruction set."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from paravirt.modes.x86.descriptors import _sanitise
+from paravirt.modes.x86.descriptors import sanitise
 from tests.emulator.guest_image import (
     DATA,
     GDT,
@@ -59,7 +59,7 @@ def test_only_code_and_data_of_ring_three_are_kept() -> None:
     )
     words = (0x00CF_F300_0000_FFFF, *kept, *dropped)
     table = b"".join(word.to_bytes(8, "little") for word in words) + b"\1\2\3"
-    clean = _sanitise(table)
+    clean = sanitise(table)
     assert len(clean) == len(table)
     found = tuple(int.from_bytes(clean[at : at + 8], "little") for at in range(0, 8 * len(words), 8))
     assert found == (0, *kept, *(0 for _ in dropped))

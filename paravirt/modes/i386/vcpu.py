@@ -36,6 +36,8 @@ class I386VirtualCpu(X86VirtualCpu):
         self.unpaged = Unpaged()
         self.legacy = LegacyWalker(memory, self.context)
         self.pae = PaeWalker(memory, self.context)
+        self.walker: LegacyWalker | PaeWalker | Unpaged = self.unpaged
+        """The walk of the mode that the guest has chosen."""
         self.use_walker(self.unpaged)
         self.on_task_switch: Callable[[], None] = lambda: None
         """Called when a task switch has loaded CR3 and set CR0.TS."""
@@ -154,12 +156,13 @@ class I386VirtualCpu(X86VirtualCpu):
     def choose_walker(self) -> None:
         """Take the format of tables that CR0 and CR4 say."""
         if not self._cr0 & r.CR0_PG:
-            self.use_walker(self.unpaged)
+            self.walker = self.unpaged
         elif self._cr4 & r.CR4_PAE:
-            self.use_walker(self.pae)
+            self.walker = self.pae
         else:
             self.legacy.large_pages = self._cr4 & r.CR4_PSE != 0
-            self.use_walker(self.legacy)
+            self.walker = self.legacy
+        self.use_walker(self.walker)
 
     def publish(self) -> None:
         """Copy the control registers into the shared page."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from emulator.board.linux_boot import EntryState
 from emulator.board.pc import Pc
 from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.protocol import Capabilities
 from emulator.engine.x86 import X86Engine
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
@@ -47,6 +48,8 @@ class X86Hypervisor(Hypervisor):
     LONGEST = 15
     WITHIN_AN_INSTRUCTION = frozenset({ExitKind.PORT_READ, ExitKind.PORT_WRITE, ExitKind.IDENTIFY, ExitKind.TIME_STAMP})
 
+    DESCRIPTORS = DescriptorCopy
+
     engine: X86Engine
     board: Pc
     vcpu: X86VirtualCpu
@@ -55,12 +58,11 @@ class X86Hypervisor(Hypervisor):
     def _make(self) -> None:
         self._registers = self.engine.registers
         # The shadow needs the guest's context and the vCPU the shadow's frame kinds: context first.
-        self.vcpu = X86VirtualCpu(self._registers, self.machine.memory.view, self.shared)
         able = self.engine.capabilities
-        self.shadow = X86Shadow(self.engine, self.machine.memory, self.vcpu.context, name_changes=able.names_changes)
+        self._make_cpu(able)
         self.shadow.frames.execute_only = self._guarded = able.execute_only
         self._descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
-        self.descriptors = DescriptorCopy(self.vcpu, self._descriptors, self.shadow)
+        self.descriptors = self.DESCRIPTORS(self.vcpu, self._descriptors, self.shadow)
         self._in_shadow = False
         """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
         self._faults: dict[int, Callable[[Exit], None]] = {
@@ -68,6 +70,11 @@ class X86Hypervisor(Hypervisor):
             _PF: self._page_fault,
             _DB: self._debug,
         }
+
+    def _make_cpu(self, able: Capabilities) -> None:
+        """The virtual CPU and its shadow tables."""
+        self.vcpu = X86VirtualCpu(self._registers, self.machine.memory.view, self.shared)
+        self.shadow = X86Shadow(self.engine, self.machine.memory, self.vcpu.context, name_changes=able.names_changes)
 
     def _own_memory(self) -> Mapping[int, memoryview]:
         return {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}

@@ -4,6 +4,7 @@ Room: `paravirt/modes/x86`. The processor reads descriptors with supervisor righ
 has: entries without the user bit are for it alone.
 """
 
+from emulator.isa.paging import GuestTables
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.paging import LONG_MODE, LongModeTables
 from emulator.memory import GuestMemory
@@ -17,6 +18,8 @@ _FOR_ITSELF = w.PRESENT | w.WRITABLE | w.ACCESSED
 class X86Shadow(ShadowPaging):
     """The shadow page tables of one x86-64 virtual CPU."""
 
+    window_place = abi.X86_64
+
     def __init__(
         self,
         engine: MappingEngine,
@@ -29,14 +32,18 @@ class X86Shadow(ShadowPaging):
         super().__init__(
             engine,
             memory,
-            LongModeTables(memory.view, context),
+            self._guest_tables(memory, context),
             LONG_MODE,
             places,
-            abi.X86_64,
+            self.window_place,
             name_changes=name_changes,
         )
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
+
+    def _guest_tables(self, memory: GuestMemory, context: w.GuestContext) -> GuestTables:
+        """The guest's tables, in the form that it begins with."""
+        return LongModeTables(memory.view, context)
 
     def user_reaches(self, address: int) -> bool:
         """Whether the tables in use let user code reach `address`."""
