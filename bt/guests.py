@@ -27,6 +27,9 @@ COMMAND_LINE = "console=ttyS0 panic=-1 acpi=off noapic nolapic pci=off tsc_early
 """Boots on the `pc` board (8250, 8259 pair, 8254, CMOS) and on QEMU's `pc,acpi=off`. Without HPET and PM timer the
 kernel would calibrate its TSC against nothing; `tsc_early_khz` tells it instead. `panic=-1` reboots at once."""
 
+VIRT_COMMAND_LINE = "console=ttyAMA0 panic=-1"
+"""Boots on the `virt` board and on QEMU's."""
+
 MALTA_COMMAND_LINE = "console=ttyS0 panic=-1"
 """Boots on the `malta` board (GT64120, 16550, 8259 pair, 8254, CMOS) and on QEMU's `malta`."""
 
@@ -108,6 +111,22 @@ RECIPES: dict[str, Recipe] = {
             "linux-image-686-pae",
             _KERNEL + r"-686-pae(-unsigned)?",
             COMMAND_LINE,
+        ),
+        Recipe(
+            "debian-arm64",
+            "Debian's kernel for 64-bit Arm",
+            "arm64",
+            "linux-image-arm64",
+            _KERNEL + r"-arm64(-unsigned)?",
+            VIRT_COMMAND_LINE,
+        ),
+        Recipe(
+            "debian-arm64-cloud",
+            "Debian's kernel for 64-bit Arm virtual machines",
+            "arm64",
+            "linux-image-cloud-arm64",
+            _KERNEL + r"-cloud-arm64(-unsigned)?",
+            VIRT_COMMAND_LINE,
         ),
         Recipe(
             "debian-mipsel",

@@ -177,6 +177,9 @@ class Image:
         return self.entry, self.entry - segment.paddr + segment.vaddr
 
     def _find_text(self) -> tuple[Range, ...]:
+        own = getattr(self.header, "text_ranges", None)
+        if own is not None:
+            return cast("tuple[Range, ...]", own(self))
         wanted = SHF_ALLOC | SHF_EXECINSTR
         ranges = [Range(s.vaddr, s.vaddr + s.size) for s in self.sections if s.flags & wanted == wanted and s.data]
         if not ranges:

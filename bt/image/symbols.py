@@ -114,6 +114,9 @@ def read(image: Image) -> Symbols:
 
 def _regions(image: Image) -> list[memoryview]:
     """Where kallsyms may lie: .rodata, or every segment where there are no sections."""
+    linked = getattr(image.header, "linked", None)
+    if linked is not None:
+        return [linked(image.elf)]
     rodata = image.section(".rodata")
     if rodata is not None and rodata.vaddr % 8 == 0 and rodata.data:
         return [rodata.data]
