@@ -26,7 +26,7 @@ from bt.tactics.registry import tactics_of
 if TYPE_CHECKING:
     from bt.textmap import Stretch
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Raised at every change of a record's layout or of what a scan means."""
 KEY_SIZE: Final = 16
 _RECORD: Final = struct.Struct("<II")

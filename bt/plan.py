@@ -74,7 +74,7 @@ class PlannedSite:
     @property
     def without_trap(self) -> bool:
         """Whether it runs without a trap: neither a planted one nor its own."""
-        return self.tactic in (Tactic.REPLACED, Tactic.INLINE, Tactic.HYPERCALL, Tactic.COVERED)
+        return self.tactic in (Tactic.REPLACED, Tactic.SAME, Tactic.INLINE, Tactic.HYPERCALL, Tactic.COVERED)
 
 
 @dataclass(frozen=True, slots=True)

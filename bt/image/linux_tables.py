@@ -161,7 +161,6 @@ class LinuxTables:
             self.returns,
             self.static_calls.sites,
             self.mcount,
-            self.exceptions.instructions,
         ]
 
 

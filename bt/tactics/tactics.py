@@ -40,6 +40,8 @@ class Tactic(Enum):
 
     REPLACED = "replaced"
     """Other instructions of the same length stand in its place, and need no exit."""
+    SAME = "same"
+    """Nothing: the instruction does the same deprivileged."""
     INLINE = "inline"
     """A fixup does the work in the guest."""
     HYPERCALL = "hypercall"
@@ -47,7 +49,7 @@ class Tactic(Enum):
     TRAP = "trap"
     """A planted trap."""
     NATIVE = "native"
-    """Nothing: the instruction exits by itself, or does the same deprivileged (the reason says which)."""
+    """Nothing: the instruction exits by itself."""
     COVERED = "covered"
     """Part of another site's fixup."""
     LEAVE = "leave"

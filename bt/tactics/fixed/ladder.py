@@ -102,7 +102,7 @@ class FixedGround:
         inline = strategy in ("inline", "auto")
         why = ladder.native(page, site) if inline else ""
         if why:
-            return Choice(site, Tactic.NATIVE, why)
+            return Choice(site, Tactic.SAME, why)
         replacement = ladder.replacement(page, site) if inline else None
         if replacement is not None:
             return Choice(site, Tactic.REPLACED, replacement.reason, code=replacement.code)

@@ -82,6 +82,16 @@ def store_stack(offset: int, register: int) -> bytes:
     return bytes((0x48 | (register >> 3) << 2, 0x89, 0x44 | (register & 7) << 3, 0x24)) + struct.pack("<b", offset)
 
 
+def exchange_stack(offset: int, register: int) -> bytes:
+    """`xchg [rsp+offset], r64`; `offset` is a signed byte."""
+    return bytes((0x48 | (register >> 3) << 2, 0x87, 0x44 | (register & 7) << 3, 0x24)) + struct.pack("<b", offset)
+
+
+def push_constant(value: int) -> bytes:
+    """`push value`, a sign-extended 32-bit number. Raises `OutOfReach` for another."""
+    return b"\x68" + displacement(value)
+
+
 def store_stack_constant(offset: int, value: int) -> bytes:
     """`mov qword [rsp+offset], value`; `offset` is a signed byte, `value` a signed 32-bit number."""
     return b"\x48\xc7\x44\x24" + struct.pack("<bi", offset, value)

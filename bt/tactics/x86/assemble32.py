@@ -142,3 +142,8 @@ def jump_if_not_zero(distance: int) -> bytes:
 def branch(condition: int, distance: int) -> bytes:
     """`jcc` over `distance` bytes (a signed byte); `condition` is the low four bits of its opcode."""
     return bytes((0x70 | condition,)) + struct.pack("<b", distance)
+
+
+def exchange_stack(offset: int, register: int) -> bytes:
+    """`xchg [esp+offset], r32`; `offset` is a signed byte."""
+    return bytes((0x87, 0x44 | register << 3, 0x24)) + struct.pack("<b", offset)

@@ -1,24 +1,29 @@
 """The climb: for one sensitive instruction, the cheapest tactic that is provably sound, and why no better one.
 
 Room: `bt/tactics/x86`. Works on one page's bytes and masks; the same code decides for a file and for a page about to
-run. What a fixup may replace is `window`'s part; here is the ladder: fixup, nothing, trap.
+run. What a fixup may replace is `window`'s part; here is the ladder: left as it is; done in the guest, or by a
+hypercall, where the jump is made room for behind the site, before it, or by a short jump to padding; trap.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final
-
-from iced_x86 import Code, Decoder, OpKind, Register
 
 from bt.pagescan import Found
 from bt.tactics.tactics import Choice, Patch, Placing, Refused, Tactic
 from bt.tactics.x86 import assemble as asm
-from bt.tactics.x86.layout import assemble_fixup, patch, size_of
-from bt.tactics.x86.pagescan import LONGEST
-from bt.tactics.x86.window import Ground, Window, compose
+from bt.tactics.x86.layout import INT3, assemble_fixup, patch, size_of
+from bt.tactics.x86.window import Ground, Want, Window, compose, decode, earlier
 from emulator.isa.x86.table import PLANTED
 from paravirt.translator import Fixup
+
+BEFORE: Final = 14
+"""Most bytes before a site at which a window begins."""
+_FILL: Final = re.compile(rb"\xcc{5,}")
+_REACH: Final = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class WindowDraft:
 
     start: int
     window: Window
+    padding: int = -1
+    """Offset of padding that holds the jump to the fixup, with a short jump to it at `start`; -1: the jump is there."""
 
     @property
     def size(self) -> int:
@@ -43,9 +50,13 @@ class WindowDraft:
         return tuple(f"scratch word {word}" for word in words)
 
     def place(self, address: int, page: int) -> tuple[Fixup, tuple[Patch, ...]]:
-        """The fixup, and the jump to it. Raises `OutOfReach`."""
-        jump = patch(page + self.start, self.window.end - self.start, address)
-        return assemble_fixup(address, page, self.window), (Patch(self.start, jump),)
+        """The fixup, and the jumps that lead to it. Raises `OutOfReach`."""
+        fixup = assemble_fixup(address, page, self.window)
+        length = self.window.end - self.start
+        if self.padding < 0:
+            return fixup, (Patch(self.start, patch(page + self.start, length, address)),)
+        short = asm.skip(self.padding - self.start - asm.SHORT_BRANCH_LENGTH).ljust(length, INT3)
+        return fixup, (Patch(self.start, short), Patch(self.padding, asm.jump(page + self.padding, address)))
 
 
 def last_resort(site: Found) -> Choice:
@@ -60,39 +71,78 @@ def choose(ground: Ground | None, site: Found, strategy: str, used: int = 0) -> 
     rest = last_resort(site)
     if strategy == "trap":
         return rest
-    if site.code not in INLINE_CODES or ground is None:
-        return Choice(site, rest.tactic, rest.reason, "no fixup can do it without the hypervisor", code=rest.code)
-    if _reads_own_selector(ground, site):
-        return Choice(site, Tactic.NATIVE, "data segment registers hold the guest's own selectors")
-    try:
-        room = compose(ground, site.offset, used)
-    except Refused as refusal:
-        return Choice(site, rest.tactic, rest.reason, str(refusal), code=rest.code)
-    draft = WindowDraft(site.offset, room)
-    placing = Placing.IN_PLACE if room.end == site.offset + site.length else Placing.DISPLACED
-    reason = "a fixup does it in the guest, by the shared page"
-    return Choice(site, Tactic.INLINE, reason, placing=placing, behind=room.end, draft=draft)
+    inline = strategy in ("inline", "auto")
+    may_inline = ground is not None and site.code in ground.mode.INLINE_CODES
+    if ground is None or (strategy == "inline" and not may_inline):
+        return replace(rest, refused="no fixup can do it without the hypervisor")
+    if inline and may_inline and ground.mode.reads_own_selector(decode(ground, site.offset)):
+        return Choice(site, Tactic.SAME, "data segment registers hold the guest's own selectors")
+    refusals: list[str] = []
+    want = Want(site.offset, inline=inline, calls=strategy != "inline", used=used)
+    choice = _place(ground, site, want, refusals, strategy)
+    if choice is not None:
+        return choice
+    return replace(rest, refused="; ".join(dict.fromkeys(refusals)))
 
 
-def _reads_own_selector(ground: Ground, site: Found) -> bool:
-    """Whether it reads DS, ES, FS or GS, whose real selector is the guest's (`paravirt.abi.RING_OF_SELECTORS`)."""
-    if site.code not in _SELECTOR_READS:
-        return False
-    code = (ground.code + ground.after)[site.offset : site.offset + LONGEST]
-    instruction = Decoder(64, code, ip=site.offset).decode()
-    last = instruction.op_count - 1
-    return instruction.op_kind(last) == OpKind.REGISTER and instruction.op_register(last) in _DATA_SEGMENTS
+def _place(ground: Ground, site: Found, want: Want, refusals: list[str], strategy: str) -> Choice | None:
+    """The first way in which a window for the site finds room; why others did not is added to `refusals`."""
+    for start, room, what in _ways(ground, site, strategy):
+        try:
+            window = compose(ground, start, replace(want, room=room))
+            padding = -1 if room == asm.JUMP_LENGTH else _padding(ground, start, window, want.used)
+        except Refused as refusal:
+            refusals.append(f"{what}{refusal}")
+            continue
+        return _choice(ground, site, start, window, padding)
+    return None
 
 
-_DATA_SEGMENTS: Final = frozenset({Register.ES, Register.DS, Register.FS, Register.GS})
-_SELECTOR_READS: Final = frozenset(
-    int(code)
-    for code in (
-        *(Code.MOV_RM16_SREG, Code.MOV_R32M16_SREG, Code.MOV_R64M16_SREG),
-        *(Code.PUSHW_FS, Code.PUSHW_GS, Code.PUSHQ_FS, Code.PUSHQ_GS),
-    )
-)
-INLINE_CODES: Final = _SELECTOR_READS | frozenset(
-    int(code) for code in (Code.CLI, Code.STI, Code.PUSHFQ, Code.POPFQ, Code.MOV_R64_CR)
-)
-"""Encodings that may need no exit."""
+def _ways(ground: Ground, site: Found, strategy: str) -> Iterator[tuple[int, int, str]]:
+    """Where a window may begin, the room it must have, and the words before its refusal, best first."""
+    at = site.offset
+    yield at, asm.JUMP_LENGTH, ""
+    if strategy == "inline":
+        return
+    if ground.known:
+        for start in earlier(ground, at, BEFORE):
+            yield start, asm.JUMP_LENGTH, "with what comes before: "
+        yield at, asm.SHORT_BRANCH_LENGTH, "by padding: "
+        for start in earlier(ground, at, BEFORE):
+            yield start, asm.SHORT_BRANCH_LENGTH, "by padding, with what comes before: "
+
+
+def _padding(ground: Ground, start: int, window: Window, used: int) -> int:
+    """The nearest fill that holds a jump, in reach of a short one from `start`. Raises `Refused`."""
+    held = used | ground.targets | ground.taken | (1 << window.end) - (1 << start)
+    if ground.entry >= 0:
+        held |= 1 << ground.entry
+    origin = start + asm.SHORT_BRANCH_LENGTH
+    low = max(origin - _REACH - 1, 0)
+    for run in sorted(_FILL.finditer(ground.code, low, origin + _REACH + asm.JUMP_LENGTH), key=lambda r: r.start()):
+        for at in range(run.start(), run.end() - asm.JUMP_LENGTH + 1):
+            if -_REACH - 1 <= at - origin <= _REACH and not held >> at & (1 << asm.JUMP_LENGTH) - 1:
+                return at
+    raise Refused("there is no fill within a short jump's reach")
+
+
+def _choice(ground: Ground, site: Found, start: int, window: Window, padding: int) -> Choice:
+    own = [template for at, template in window.pieces if at == site.offset and template.sensitive]
+    called = any(call.instruction for template in own for call in template.calls)
+    others = sum(start <= at < window.end for at in _sites_of(window))
+    placing = Placing.DISPLACED
+    if padding >= 0:
+        placing = Placing.PADDING
+    elif others > 1:
+        placing = Placing.CLUSTER
+    elif (start, window.end) == (site.offset, site.offset + site.length):
+        placing = Placing.IN_PLACE
+    tactic = Tactic.HYPERCALL if called else Tactic.INLINE
+    reason = "a fixup asks the hypervisor" if called else "a fixup does it in the guest, by the shared page"
+    draft = WindowDraft(start, window, padding)
+    return Choice(site, tactic, reason, "", placing, start, window.end, draft=draft)
+
+
+def _sites_of(window: Window) -> set[int]:
+    """Offsets of the sensitive instructions that a window stands for."""
+    return {at for at, template in window.pieces if template.sensitive}

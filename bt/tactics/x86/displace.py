@@ -32,9 +32,9 @@ from bt.tactics.x86.template import Template, scratch
 
 def displaced(code: bytes, instruction: Instruction, before: list[Template], trials: list[Template]) -> Template:
     """The template that is `instruction` itself; what must be tried first is added to `trials`. Raises `Refused`."""
-    if not _is_movable(instruction):
+    if not is_movable(instruction):
         raise Refused("what follows it does something else where it would be moved to")
-    quiet = not _accesses_memory(instruction)
+    quiet = not accesses_memory(instruction)
     if not quiet and not all(template.repeatable for template in before):
         trials += _trial(instruction, before)
     reference = None
@@ -42,22 +42,27 @@ def displaced(code: bytes, instruction: Instruction, before: list[Template], tri
         decoder = Decoder(64, code)
         offset = decoder.get_constant_offsets(decoder.decode()).displacement_offset
         reference = offset, _signed(instruction.ip_rel_memory_address)
-    return Template("displaced", code, changes=_changes(instruction), reference=reference, on_registers=quiet)
+    return Template(
+        "displaced", code, changes=changes(instruction), reference=reference, on_registers=quiet, sensitive=False
+    )
 
 
-def try_stack(before: list[Template], trials: list[Template]) -> None:
-    """Try what a RET after `before` will pop. Raises `Refused` where that cannot be told."""
+def try_stack(before: list[Template], trials: list[Template], push: bool = False) -> None:
+    """Try what a RET after `before` will pop, or a CALL push. Raises `Refused` where that cannot be told."""
     if all(template.repeatable for template in before):
         return
     offset = sum(template.stack for template in before)
-    if any(asm.RSP in template.changes and not template.stack for template in before) or offset < 0:
+    lowest = -100 if push else 0
+    if any(asm.RSP in template.changes and not template.stack for template in before) or not lowest <= offset <= 112:
         raise Refused("what follows it uses a stack that has moved")
     save, restore = asm.store(scratch(2), asm.RCX), asm.load(asm.RCX, scratch(2))
     code = save + asm.load_stack(asm.RCX, offset) + restore
-    trials.append(Template("try the stack", code, scratch=frozenset({2})))
+    if push:
+        code = 2 * asm.exchange_stack(offset - 8, asm.RCX)
+    trials.append(Template("try the stack", code, scratch=frozenset({2}), sensitive=False))
 
 
-def _is_movable(instruction: Instruction) -> bool:
+def is_movable(instruction: Instruction) -> bool:
     """Whether an instruction does the same wherever it stands, and nothing at all when it faults."""
     if instruction.mnemonic not in _MOVABLE:
         return False
@@ -73,12 +78,12 @@ def _is_movable_operand(instruction: Instruction, index: int) -> bool:
     return kind not in (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
 
 
-def _accesses_memory(instruction: Instruction) -> bool:
+def accesses_memory(instruction: Instruction) -> bool:
     kinds = (instruction.op_kind(index) for index in range(instruction.op_count))
     return instruction.mnemonic != Mnemonic.LEA and OpKind.MEMORY in kinds
 
 
-def _changes(instruction: Instruction) -> frozenset[int]:
+def changes(instruction: Instruction) -> frozenset[int]:
     """Numbers of the general registers that an instruction may write."""
     used = InstructionInfoFactory().info(instruction).used_registers()
     return frozenset(
@@ -103,15 +108,15 @@ def _trial(instruction: Instruction, before: list[Template]) -> list[Template]:
     load, exchange, registers = sizes
     number = next(number for number in (0, 1, 2) if number not in parts)
     register = registers[number]
-    if _writes_memory(instruction):
+    if writes_memory(instruction):
         swap = _encode(Instruction.create_mem_reg(exchange, _operand(instruction), register), instruction)
         return [swap, swap]
     read = _encode(Instruction.create_reg_mem(load, register, _operand(instruction)), instruction)
-    save = Template("save", asm.store(scratch(2), number), scratch=frozenset({2}))
-    return [save, read, Template("restore", asm.load(number, scratch(2)), scratch=frozenset({2}))]
+    save = Template("save", asm.store(scratch(2), number), scratch=frozenset({2}), sensitive=False)
+    return [save, read, Template("restore", asm.load(number, scratch(2)), scratch=frozenset({2}), sensitive=False)]
 
 
-def _writes_memory(instruction: Instruction) -> bool:
+def writes_memory(instruction: Instruction) -> bool:
     used = InstructionInfoFactory().info(instruction).used_memory()
     return any(one.access not in (OpAccess.READ, OpAccess.COND_READ, OpAccess.NONE) for one in used)
 
@@ -137,7 +142,7 @@ def _encode(made: Instruction, like: Instruction) -> Template:
     encoder.encode(made, 0)
     offset = encoder.get_constant_offsets().displacement_offset
     reference = (offset, _signed(like.ip_rel_memory_address)) if like.is_ip_rel_memory_operand else None
-    return Template("try", encoder.take_buffer(), reference=reference)
+    return Template("try", encoder.take_buffer(), reference=reference, sensitive=False)
 
 
 def _signed(value: int) -> int:

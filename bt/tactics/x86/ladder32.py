@@ -1,28 +1,26 @@
 """`I386Tactics`: 32-bit x86's part of scanning and rewriting.
 
-Room: `bt/tactics/x86`. Sweeping and scanning are those of 64-bit code with another decoder; here is what differs: where
-fixups lie, what stands for an instruction, and what is known of a Linux.
+Room: `bt/tactics/x86`. Sweeping and scanning are those of 64-bit code with another decoder, and the ladder is the same;
+here is what differs: where fixups lie, what stands for an instruction (`forms32`), and what is known of a Linux.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from bt.pagescan import Found
-from bt.tactics.tactics import Choice, CodePage, Home, ImagePatch, Region
-from bt.tactics.x86.choose import last_resort
-from bt.tactics.x86.tactics import X86Tactics
+from bt.knowledge import linux_x86
+from bt.tactics.tactics import Region
+from bt.tactics.x86.forms32 import FORMS_32
+from bt.tactics.x86.tactics import X86Ladder, X86Tactics
 from paravirt.abi import I386
 
 if TYPE_CHECKING:
     from bt.image import Image
     from bt.pagecache import PageCache
     from bt.tactics.tactics import Ladder
-    from paravirt.translator import Fixup
 
-ALIGNMENT: Final = 16
-"""Of a fixup's address, bytes."""
+REGION_32: Final = Region(I386.base, I386.shared_page)
+"""Where fixups of 32-bit guests lie."""
 
 
 class I386Tactics(X86Tactics):
@@ -30,41 +28,14 @@ class I386Tactics(X86Tactics):
 
     def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> Ladder:
         """With what is known of a Linux, where fixups are allowed."""
-        return Ladder32(strategy, image, delta, cache)
+        return Ladder32(strategy, image, delta, cache, REGION_32)
 
 
-class Ladder32:
+class Ladder32(X86Ladder):
     """Tactics for one 32-bit guest."""
 
-    def __init__(self, strategy: str, image: Image | None, delta: int, cache: PageCache | None) -> None:
-        self.region = Region(I386.base, I386.shared_page)
-        self.alignment = ALIGNMENT
-        self.patches: Sequence[ImagePatch] = ()
+    forms = FORMS_32
 
-    def prepare(self, take: Callable[[int], int | None]) -> tuple[Fixup, ...]:
-        """None."""
-        return ()
-
-    def survey(self, page: CodePage) -> Ground32:
-        """The page."""
-        return Ground32(page)
-
-    def never_run(self, image: Image) -> Sequence[Region]:
-        """Linux's section of alternatives' replacements."""
-        section = image.section(".altinstr_replacement")
-        return (Region(section.vaddr, section.vaddr + section.size),) if section is not None else ()
-
-    def homes(self) -> Sequence[Home]:
-        """None."""
-        return ()
-
-
-class Ground32:
-    """One page; see `bt.tactics.tactics.Ground`."""
-
-    def __init__(self, page: CodePage) -> None:
-        self._page = page
-
-    def choose(self, site: Found, strategy: str, used: int = 0) -> Choice:
-        """A trap."""
-        return last_resort(site)
+    def _know(self, image: Image | None, cache: PageCache | None) -> linux_x86.Known:
+        """Nothing yet."""
+        return linux_x86.Known((), ())

@@ -25,6 +25,8 @@ def size_of(window: Window) -> int:
         return pieces + finish + asm.JUMP_LENGTH
     if branch.target is None:
         return pieces + finish + len(asm.RET)
+    if branch.call:
+        return pieces + 2 * asm.JUMP_LENGTH
     if branch.condition is None:
         return pieces + finish + asm.JUMP_LENGTH
     return pieces + asm.SHORT_BRANCH_LENGTH + 2 * (finish + asm.JUMP_LENGTH)
@@ -51,7 +53,7 @@ class _Body:
         for call in template.calls:
             after = begin + len(body) if call.inside else resume
             site = (self._page + offset) & _MASK
-            self.calls[begin + call.offset] = Hypercall(site, call.operation, after)
+            self.calls[begin + call.offset] = Hypercall(site, call.operation, after, call.instruction)
         if template.reference is not None:
             at, target = template.reference
             body[at : at + 4] = asm.relative(begin + len(body), (self._page + target) & _MASK)
@@ -78,6 +80,8 @@ def assemble_fixup(address: int, page: int, window: Window) -> Fixup:
         body.leave(window.finish, None)
     else:
         target = (page + branch.target) & _MASK
+        if branch.call:
+            body.code += asm.push_constant(behind)
         if branch.condition is not None:
             finish = len(window.finish[1].code) if window.finish is not None else 0
             body.code += asm.branch(branch.condition, finish + asm.JUMP_LENGTH)

@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bt.pagescan import Found, PageScan
+import numpy as np
+
+from bt.image import linux_tables
+from bt.knowledge import linux_x86
+from bt.pagescan import PAGE, Found, PageScan
 from bt.tactics.tactics import Choice, CodePage, Home, ImagePatch, Region
 from bt.tactics.x86 import pagescan
-from bt.tactics.x86.choose import INLINE_CODES, choose
+from bt.tactics.x86.choose import choose
+from bt.tactics.x86.forms64 import FORMS_64
 from bt.tactics.x86.pagescan import LONGEST
-from bt.tactics.x86.window import Ground
+from bt.tactics.x86.window import Forms, Ground
 from emulator.isa.sensitive import SensitiveInstruction
 from emulator.isa.x86.table import ROW_OF_CODE
 from paravirt.abi import FIXUP_BASE, FIXUP_SIZE
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bt.image import Image
     from bt.pagecache import PageCache
     from bt.tactics.tactics import Ladder
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 
 ALIGNMENT: Final = 16
 """Of a fixup's address, bytes."""
+REGION_64: Final = Region(FIXUP_BASE, FIXUP_BASE + FIXUP_SIZE)
+"""Where fixups of 64-bit guests lie."""
 
 
 class X86Tactics:
@@ -86,24 +96,28 @@ class X86Tactics:
 
 
 class X86Ladder:
-    """Tactics for one 64-bit guest."""
+    """Tactics for one guest; in 64-bit mode, unless a subclass says otherwise."""
 
-    def __init__(self, strategy: str, image: Image | None, delta: int, cache: PageCache | None) -> None:
-        from bt.knowledge import linux_x86
+    alignment: int = ALIGNMENT
+    forms: Forms = FORMS_64
 
-        self.region = Region(FIXUP_BASE, FIXUP_BASE + FIXUP_SIZE)
-        self.alignment = ALIGNMENT
+    def __init__(
+        self, strategy: str, image: Image | None, delta: int, cache: PageCache | None, region: Region = REGION_64
+    ) -> None:
+        # What has no address before it is loaded cannot hold the way to a fixup.
+        self.region = region if image is None or not image.relocatable else Region(0, 0)
         self.patches: Sequence[ImagePatch] = ()
-        self._delta = delta
         self._padded = False
-        self._known = linux_x86.Known((), ())
-        if image is not None and strategy in ("inline", "auto"):
-            self._known = linux_x86.known(image, cache)
+        self._delta = delta
+        self._exceptions = _exceptions(image)
+        self._known = self._know(image if strategy in ("inline", "auto") else None, cache)
+
+    def _know(self, image: Image | None, cache: PageCache | None) -> linux_x86.Known:
+        """What is known of a kernel; nothing, where it is None."""
+        return linux_x86.known(image, cache) if image is not None else linux_x86.Known((), ())
 
     def prepare(self, take: Callable[[int], int | None]) -> tuple[Fixup, ...]:
         """The functions that pv_ops leads to, and with them the patches of the image."""
-        from bt.knowledge import linux_x86
-
         fixups = linux_x86.stubs(self._known, self._delta, take)
         self._padded = bool(fixups)
         self.patches = linux_x86.image_patches(self._known, fixups, self._delta)
@@ -111,30 +125,10 @@ class X86Ladder:
 
     def survey(self, page: CodePage) -> PageGround:
         """The page; what it needs is found when it is asked for."""
-        return PageGround(page, self._padded)
+        return PageGround(self, page)
 
-    def never_run(self, image: Image) -> Sequence[Region]:
-        """Linux's section of alternatives' replacements."""
-        section = image.section(".altinstr_replacement")
-        return (Region(section.vaddr, section.vaddr + section.size),) if section is not None else ()
-
-    def homes(self) -> Sequence[Home]:
-        """None."""
-        return ()
-
-
-class PageGround:
-    """One page; see `bt.tactics.tactics.Ground`."""
-
-    def __init__(self, page: CodePage, padded: bool) -> None:
-        self._page = page
-        self._padded = padded
-
-    @cached_property
-    def _ground(self) -> Ground | None:
-        page = self._page
-        if all(site.code not in INLINE_CODES for site in page.scan.sites):
-            return None
+    def ground(self, page: CodePage) -> Ground:
+        """The page as windows are composed on it."""
         known = page.pristine
         return Ground(
             address=page.address,
@@ -146,8 +140,47 @@ class PageGround:
             entry=page.entry,
             known=known is not None,
             padded=self._padded,
+            guarded=self._guarded(page.linked),
+            forms=self.forms,
         )
+
+    def _guarded(self, linked: int) -> int:
+        """Mask of a page's instructions that the kernel's exception table names."""
+        if linked < 0 or not len(self._exceptions):
+            return 0
+        first, last = np.searchsorted(self._exceptions, np.array([linked, linked + PAGE], np.uint64))
+        return sum(1 << int(at) - linked for at in set(self._exceptions[first:last].tolist()))
+
+    def never_run(self, image: Image) -> Sequence[Region]:
+        """Linux's section of alternatives' replacements."""
+        section = image.section(".altinstr_replacement")
+        return (Region(section.vaddr, section.vaddr + section.size),) if section is not None else ()
+
+    def homes(self) -> Sequence[Home]:
+        """None."""
+        return ()
+
+
+def _exceptions(image: Image | None) -> NDArray[np.uint64]:
+    tables = linux_tables.of(image) if image is not None else None
+    return np.sort(tables.exceptions.instructions) if tables is not None else np.empty(0, np.uint64)
+
+
+class PageGround:
+    """One page; see `bt.tactics.tactics.Ground`."""
+
+    def __init__(self, ladder: X86Ladder, page: CodePage) -> None:
+        self._ladder = ladder
+        self._page = page
+
+    @cached_property
+    def _ground(self) -> Ground:
+        return self._ladder.ground(self._page)
 
     def choose(self, site: Found, strategy: str, used: int = 0) -> Choice:
         """Climb."""
-        return choose(self._ground if strategy != "trap" else None, site, strategy, used)
+        idle = strategy == "inline" and site.code not in self._ladder.forms.INLINE_CODES
+        if strategy != "trap" and self._ladder.region.start == self._ladder.region.end:
+            refused = "a module has no address before it is loaded, so nothing in it can lead to a fixup"
+            return replace(choose(None, site, "trap"), refused=refused)
+        return choose(None if strategy == "trap" or idle else self._ground, site, strategy, used)

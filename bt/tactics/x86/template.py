@@ -50,6 +50,8 @@ class Call:
     operation: Operation
     inside: bool = False
     """The guest goes on behind the template in its fixup, and not where the fixup goes on."""
+    instruction: bytes = b""
+    """What the hypervisor is to do, where it is the whole instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,10 @@ class Template:
     """Whether it takes back what an instruction with a shadow, right before it, left to be done."""
     repeatable: bool = False
     """Whether doing it again changes nothing, so that what follows it may fault and begin again at the site."""
+    sensitive: bool = True
+    """Whether it stands for a sensitive instruction, and not for one that is only in the way."""
+    ends: bool = False
+    """Whether the guest never goes on behind it."""
     on_registers: bool = False
     """Whether it neither reads nor writes anything but registers and flags."""
     reference: tuple[int, int] | None = None

@@ -1,26 +1,76 @@
-"""Composing a fixup: the instructions from a site on that make room for a jump, each with what stands for it.
+"""Composing a fixup: the instructions around a site that make room for a jump, each with what stands for it.
 
-Room: `bt/tactics`. A patch never crosses its page, never covers a branch target but its first byte, and covers nothing
-that the kernel itself looks at or patches (return sites, jump labels, ...: `Ground.taken`), since a guest reads its own
-text. What is displaced does the same in the fixup; what it may fault on is tried before anything has changed.
+Room: `bt/tactics/x86`. A patch never crosses its page, never covers a branch target but with its first byte, and covers
+nothing that the kernel itself looks at or patches (return sites, jump labels, ...: `Ground.taken`), since a guest reads
+its own text. What is displaced does the same in the fixup; what it may fault on is tried before anything has changed.
+What differs between 64-bit and 32-bit mode is in `Ground.forms`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
-from iced_x86 import Code, Decoder, Instruction, OpKind, Register
+from iced_x86 import Code, Decoder, Instruction
 
 from bt.pagescan import PAGE
 from bt.tactics.tactics import Refused
 from bt.tactics.x86 import assemble as asm
-from bt.tactics.x86 import control_registers, displace, interrupt_flag, serialise
 from bt.tactics.x86.pagescan import LONGEST
 from bt.tactics.x86.template import Template
 from emulator.isa.x86.table import ROW_OF_CODE
 
-__all__ = ["Branch", "Ground", "Refused", "Window", "compose"]
+__all__ = ["Branch", "Forms", "Ground", "Refused", "Want", "Window", "compose", "earlier"]
+
+
+class Forms(Protocol):
+    """What differs between the modes of x86 (`forms64`, `forms32`)."""
+
+    @property
+    def bits(self) -> int:
+        """64 or 32."""
+        ...
+
+    @property
+    def RETURN(self) -> int:
+        """`Code` of a near RET without an operand."""
+        ...
+
+    @property
+    def CALL(self) -> int:
+        """`Code` of a near CALL with a 32-bit displacement."""
+        ...
+
+    @property
+    def NEAR_BRANCH(self) -> int:
+        """`OpKind` of a near branch's target."""
+        ...
+
+    @property
+    def INLINE_CODES(self) -> frozenset[int]:
+        """Encodings that may need no exit."""
+        ...
+
+    def reads_own_selector(self, instruction: Instruction) -> bool:
+        """Whether it reads a segment register that holds the guest's own selector."""
+        ...
+
+    def piece(
+        self, ground: Ground, instruction: Instruction, before: list[Template], trials: list[Template]
+    ) -> tuple[Template, int]:
+        """The template that does a sensitive instruction in the guest, and its bytes. Raises `Refused`."""
+        ...
+
+    def displaced(
+        self, code: bytes, instruction: Instruction, before: list[Template], trials: list[Template]
+    ) -> Template:
+        """The template that is an innocuous instruction itself. Raises `Refused`."""
+        ...
+
+    def try_stack(self, before: list[Template], trials: list[Template], push: bool) -> None:
+        """Try the word that a pop (or push) after `before` will touch. Raises `Refused`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +94,31 @@ class Ground:
     """Whether `targets` and `taken` tell of the whole kernel, not of this page only."""
     padded: bool = False
     """Whether the kernel is one that pads the places of its interrupt-flag instructions (PARAVIRT_XXL)."""
+    guarded: int = 0
+    """Instructions from whose faults the kernel recovers by a table of their addresses."""
+    forms: Forms | None = None
+    """The mode; 64-bit where it is None."""
+
+    @property
+    def mode(self) -> Forms:
+        """The mode."""
+        if self.forms is not None:
+            return self.forms
+        from bt.tactics.x86.forms64 import FORMS_64
+
+        return FORMS_64
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A near jump or return that ends a fixup."""
+    """A near jump, call or return that ends a fixup."""
 
     condition: int | None
     """Low four bits of Jcc's opcode; None where it is none."""
     target: int | None
     """Offset of its target from the page's start, maybe outside the page; None for RET."""
+    call: bool = False
+    """Whether it leaves the address behind the window on the stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,49 +135,154 @@ class Window:
     """How it leaves, if not only to `end`."""
 
 
-def compose(ground: Ground, start: int, used: int = 0) -> Window:
-    """The window of the site at offset `start`; `used` is the mask of what other patches hold. Raises `Refused`."""
-    pieces: list[tuple[int, Template]] = []
-    trials: list[Template] = []
-    finish: tuple[int, Template] | None = None
-    shadowed = False
-    branch: Branch | None = None
-    end = start
-    while end - start < asm.JUMP_LENGTH:
-        instruction = _decode(ground, end)
-        _check_place(ground, start, end, instruction)
-        if used >> end & (1 << instruction.len) - 1:
-            raise Refused("another patch holds what follows it")
-        if branch is not None:
-            if branch.condition is not None or not _is_filling(instruction):
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a window is wanted for."""
+
+    site: int = -1
+    """Offset of the instruction that it must take in; -1: the first."""
+    room: int = asm.JUMP_LENGTH
+    """Bytes it must have."""
+    inline: bool = True
+    """Sensitive instructions may be done in the guest."""
+    calls: bool = False
+    """Sensitive instructions may be hypercalls."""
+    used: int = 0
+    """Mask of the offsets that other patches hold."""
+
+
+def compose(ground: Ground, start: int, want: Want = Want()) -> Window:
+    """The window that begins at offset `start`. Raises `Refused`."""
+    return _Composer(ground, start, want).compose()
+
+
+class _Composer:
+    """A window while instructions are added to it."""
+
+    def __init__(self, ground: Ground, start: int, want: Want) -> None:
+        self._ground = ground
+        self._start = start
+        self._want = want
+        self._pieces: list[tuple[int, Template]] = []
+        self._trials: list[Template] = []
+        self._finish: tuple[int, Template] | None = None
+        self._shadowed = False
+        self._branch: Branch | None = None
+
+    def compose(self) -> Window:
+        end = self._start
+        while end - self._start < self._want.room or end <= self._want.site:
+            at, end = end, self._take(end)
+            if self._want.used >> at & (1 << end - at) - 1:
+                raise Refused("another patch holds what is beside it")
+        tried = tuple((self._start, template) for template in self._trials)
+        return Window(end, tried + tuple(self._pieces), self._finish, self._branch)
+
+    def _take(self, at: int) -> int:
+        """Add the instruction at offset `at`; the offset behind what was added."""
+        ground = self._ground
+        instruction = decode(ground, at)
+        check_place(ground, self._start, at, instruction)
+        before = [template for _, template in self._pieces]
+        behind = at + int(instruction.len)
+        if self._branch is not None or (before and before[-1].ends):
+            if not self._may_be_unreached() or not _is_filling(instruction):
                 raise Refused("a branch follows it before there is room for a jump")
-        elif pieces and _is_padding(ground, instruction):
-            shadowed = False
-        else:
-            before = [template for _, template in pieces]
-            branch = _branch(ground, instruction, before, trials) if pieces else None
-            if branch is None:
-                template, length = _piece(ground, instruction, before, trials)
-                if finish is not None and not (shadowed or template.on_registers):
-                    raise Refused("an interrupt may have to come before what follows it")
-                pieces.append((end, template))
-                if template.finish is not None:
-                    finish = end, template.finish
-                elif template.takes_back and shadowed:
-                    finish = None
-                shadowed = template.shadow
-                end += length
-                continue
-        end += instruction.len
-    tried = tuple((start, template) for template in trials)
-    return Window(end, tried + tuple(pieces), finish, branch)
+            return behind
+        if self._pieces and _is_padding(ground, instruction):
+            self._shadowed = False
+            return behind
+        if self._pieces and at > self._want.site:
+            self._branch = self._branch_of(instruction, before)
+            if self._branch is not None:
+                return behind
+        template, length = self._piece(instruction, before)
+        self._add(at, template)
+        return at + length
+
+    def _may_be_unreached(self) -> bool:
+        """Whether what follows the last piece is never reached by it."""
+        return self._branch is None or (self._branch.condition is None and not self._branch.call)
+
+    def _add(self, at: int, template: Template) -> None:
+        if self._finish is not None and not (self._shadowed or template.on_registers):
+            raise Refused("an interrupt may have to come before what follows it")
+        self._pieces.append((at, template))
+        if template.finish is not None:
+            self._finish = at, template.finish
+        elif template.takes_back and self._shadowed:
+            self._finish = None
+        self._shadowed = template.shadow
+
+    def _branch_of(self, instruction: Instruction, before: list[Template]) -> Branch | None:
+        """The near jump, call or return that `instruction` is, where all branches are known; else None."""
+        ground, forms = self._ground, self._ground.mode
+        if not ground.known:
+            return None
+        if instruction.code == forms.RETURN:
+            forms.try_stack(before, self._trials, push=False)
+            return Branch(None, None)
+        if instruction.op_count != 1 or instruction.op_kind(0) != forms.NEAR_BRANCH:
+            return None
+        target = _signed(int(instruction.near_branch_target), forms.bits)
+        if instruction.is_jcc_short_or_near:
+            raw = ground.code[instruction.next_ip - instruction.len : instruction.next_ip]
+            opcode = raw[-2] if instruction.is_jcc_short else raw[-5]
+            return Branch(opcode & 15, target)
+        if instruction.code == forms.CALL and instruction.len == asm.JUMP_LENGTH and self._finish is None:
+            forms.try_stack(before, self._trials, push=True)
+            return Branch(None, target, call=True)
+        return Branch(None, target) if instruction.is_jmp_short_or_near else None
+
+    def _piece(self, instruction: Instruction, before: list[Template]) -> tuple[Template, int]:
+        """The template for `instruction`, and the bytes it stands for. Raises `Refused`."""
+        ground, forms, want = self._ground, self._ground.mode, self._want
+        end = int(instruction.next_ip)
+        at = end - int(instruction.len)
+        code = (ground.code + ground.after)[at:end]
+        moved = bool(before) or at != self._start
+        guarded = moved and bool(ground.guarded >> at & 1)
+        if int(instruction.code) in ROW_OF_CODE:
+            if want.inline and not guarded:
+                try:
+                    return forms.piece(ground, instruction, before, self._trials)
+                except Refused:
+                    if not want.calls:
+                        raise
+            if not want.calls:
+                raise Refused("another sensitive instruction without a fixup stands in the room for a jump")
+            from bt.tactics.x86.hypercall import hypercall
+
+            return hypercall(code, instruction, first=not moved), len(code)
+        if not ground.known:
+            raise Refused("what follows it would have to move, and not all branches are known here")
+        template = forms.displaced(code, instruction, before, self._trials)
+        # Faults in a fixup are told as faults of its first instruction.
+        if guarded or (moved and not template.on_registers and ground.guarded >> self._start & 1):
+            raise Refused("what is beside it may fault, and the kernel recovers from faults here by their address")
+        return template, len(code)
 
 
-def _decode(ground: Ground, at: int) -> Instruction:
-    return Decoder(64, (ground.code + ground.after)[at : at + LONGEST], ip=at).decode()
+def earlier(ground: Ground, site: int, most: int) -> Iterator[int]:
+    """Offsets before a site, at most `most` bytes before it, at which a window that takes it in may begin."""
+    at = site
+    while at > 0:
+        if (ground.targets | ground.taken) >> at & 1 or at == ground.entry:
+            return  # what begins earlier would cover a place to which something leads
+        at -= 1
+        while at >= 0 and not ground.boundaries >> at & 1:
+            at -= 1
+        if at < 0 or site - at > most:
+            return
+        yield at
 
 
-def _check_place(ground: Ground, start: int, at: int, instruction: Instruction) -> None:
+def decode(ground: Ground, at: int) -> Instruction:
+    """The instruction at offset `at` of the page."""
+    return Decoder(ground.mode.bits, (ground.code + ground.after)[at : at + LONGEST], ip=at).decode()
+
+
+def check_place(ground: Ground, start: int, at: int, instruction: Instruction) -> None:
     """Whether a window that begins at `start` may go on over `instruction`. Raises `Refused`."""
     if instruction.code == Code.INVALID:
         raise Refused("what follows it is no instruction")
@@ -125,7 +295,7 @@ def _check_place(ground: Ground, start: int, at: int, instruction: Instruction) 
     if ground.targets >> at & 1:
         raise Refused("a branch leads into the room for a jump")
     # A return site that holds RET was patched when the kernel began, and is looked at no more.
-    if ground.taken >> at & 1 and instruction.code != Code.RETNQ:
+    if ground.taken >> at & 1 and instruction.code != ground.mode.RETURN:
         raise Refused("what follows it is a place that the kernel looks at or patches itself")
     if at == ground.entry:
         raise Refused("execution begins inside the room for a jump")
@@ -144,86 +314,10 @@ def _is_filling(instruction: Instruction) -> bool:
     return int(instruction.code) in _PADDING or instruction.code == Code.INT3
 
 
-def _branch(ground: Ground, instruction: Instruction, before: list[Template], trials: list[Template]) -> Branch | None:
-    """The near jump or return that `instruction` is, where all branches are known; None where it is something else."""
-    if not ground.known:
-        return None
-    if instruction.code == Code.RETNQ:
-        displace.try_stack(before, trials)
-        return Branch(None, None)
-    if instruction.op_count != 1 or instruction.op_kind(0) != OpKind.NEAR_BRANCH64:
-        return None
-    target = int(instruction.near_branch64)
-    target -= 1 << 64 if target >> 63 else 0
-    if instruction.is_jcc_short_or_near:
-        raw = ground.code[instruction.next_ip - instruction.len : instruction.next_ip]
-        opcode = raw[-2] if instruction.is_jcc_short else raw[-5]
-        return Branch(opcode & 15, target)
-    return Branch(None, target) if instruction.is_jmp_short_or_near else None
+def _signed(value: int, bits: int) -> int:
+    return value - (1 << bits) if value >> bits - 1 else value
 
 
-def _piece(
-    ground: Ground, instruction: Instruction, before: list[Template], trials: list[Template]
-) -> tuple[Template, int]:
-    """The template for `instruction`, and the bytes it stands for. Raises `Refused`."""
-    code, length = int(instruction.code), int(instruction.len)
-    end = int(instruction.next_ip)
-    if code == Code.CLI:
-        return interrupt_flag.disable(), length
-    if code == Code.STI:
-        return interrupt_flag.enable(before_halt=(ground.code + ground.after)[end : end + 1] == asm.HLT), length
-    if code == Code.PUSHFQ and length == 1:
-        return _read_flags(ground, end)
-    if code == Code.POPFQ and length == 1:
-        return interrupt_flag.write_flags(), length
-    if code == Code.MOV_R64_CR:
-        number = _CONTROL_REGISTERS.get(instruction.op1_register)
-        if number is None:
-            raise Refused("this control register has no copy in the shared page")
-        return control_registers.read_control_register(instruction.op0_register - Register.RAX, number), length
-    if code in _SELECTOR_SIZES and instruction.op0_kind == OpKind.REGISTER:
-        return _read_selector(ground, instruction, not before)
-    if code in ROW_OF_CODE:
-        raise Refused("another sensitive instruction without a fixup stands in the room for a jump")
-    if not ground.known:
-        raise Refused("what follows it would have to move, and not all branches are known here")
-    return displace.displaced(ground.code[end - length : end], instruction, before, trials), length
-
-
-def _read_flags(ground: Ground, end: int) -> tuple[Template, int]:
-    """PUSHFQ, with the POP that follows it where nothing leads between the two."""
-    pop = _decode(ground, end)
-    if pop.code == Code.POP_R64 and pop.op0_register != Register.RSP:
-        try:
-            _check_place(ground, -1, end, pop)
-        except Refused:
-            return interrupt_flag.read_flags(), 1
-        return interrupt_flag.read_flags_to(pop.op0_register - Register.RAX), 1 + pop.len
-    return interrupt_flag.read_flags(), 1
-
-
-def _read_selector(ground: Ground, instruction: Instruction, first: bool) -> tuple[Template, int]:
-    """A read of CS or SS, or the whole of Linux's IRETQ-to-itself where it begins here. Raises `Refused`."""
-    start = int(instruction.next_ip) - int(instruction.len)
-    found = serialise.match(ground.code, start, ground.address) if first else None
-    if found is not None:
-        register, length, resume = found
-        inside = (1 << start + length) - (1 << start + 1)
-        if not (ground.targets | ground.taken) & inside and not start < ground.entry < start + length:
-            return serialise.return_to_self(register, resume), length
-    if instruction.op1_register not in (Register.CS, Register.SS):
-        raise Refused("another sensitive instruction without a fixup stands in the room for a jump")
-    size, first_register = _SELECTOR_SIZES[int(instruction.code)]
-    code = ground.code[start : instruction.next_ip]
-    return serialise.read_selector(code, instruction.op0_register - first_register, size), len(code)
-
-
-_SELECTOR_SIZES: Final = {
-    int(Code.MOV_RM16_SREG): (2, Register.AX),
-    int(Code.MOV_R32M16_SREG): (4, Register.EAX),
-    int(Code.MOV_R64M16_SREG): (8, Register.RAX),
-}
 _PADDING: Final = frozenset(
     int(code) for code in (Code.NOPW, Code.NOPD, Code.NOPQ, Code.NOP_RM16, Code.NOP_RM32, Code.NOP_RM64)
 )
-_CONTROL_REGISTERS: Final = {Register.CR0: 0, Register.CR2: 2, Register.CR3: 3, Register.CR4: 4}

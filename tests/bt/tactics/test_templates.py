@@ -18,7 +18,8 @@ from iced_x86 import Code
 from bt.pagescan import PAGE
 from bt.tactics.tactics import Choice, Tactic
 from bt.tactics.x86 import interrupt_flag
-from bt.tactics.x86.choose import INLINE_CODES, WindowDraft, choose
+from bt.tactics.x86.choose import WindowDraft, choose
+from bt.tactics.x86.forms64 import FORMS_64
 from bt.tactics.x86.pagescan import scan_page
 from bt.tactics.x86.window import Ground
 from emulator.isa.operation import Operation
@@ -365,7 +366,7 @@ def test_every_encoding_with_a_template_is_in_the_cases() -> None:
     seen = set()
     for code, _ in CASES.values():
         seen |= {site.code for site in scan_page(code.ljust(PAGE, b"\xcc"), b"", 0).sites}
-    assert seen >= INLINE_CODES - pushes
+    assert seen >= FORMS_64.INLINE_CODES - pushes
 
 
 @pytest.mark.parametrize("code", [b"\x8c\xd8", b"\x66\x8c\xe0", b"\x8c\x03", b"\x0f\xa0", b"\x8c\xe9"])
@@ -374,7 +375,7 @@ def test_reads_of_data_segment_registers_are_left_alone(code: bytes) -> None:
     page = code.ljust(PAGE, b"\xcc")
     scan = scan_page(page, b"", 0)
     choice = choose(Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0), scan.sites[0], "inline")
-    assert (choice.tactic, choice.refused) == (Tactic.NATIVE, "")
+    assert (choice.tactic, choice.refused) == (Tactic.SAME, "")
 
 
 def test_a_function_that_ends_in_a_return_is_one_fixup(cpu: BareCpu) -> None:
@@ -461,7 +462,7 @@ def refusal(code: bytes, targets: int = 0, taken: int = 0, known: bool = True) -
         (b"\xfa\x74\x10\x90\x90", "a branch follows it before there is room"),  # cli; jz
         (b"\xfa\xc3\x55\x90\x90", "a branch follows it before there is room"),  # cli; ret; push rbp
         (b"\x9c\xc3\xcc\xcc\xcc", "a stack that has moved"),  # pushf; ret
-        (b"\xfa\xe8\x00\x00\x00\x00", "something else where it would be moved"),  # cli; call
+        (b"\xfa\xff\xd0\x90\x90\x90", "something else where it would be moved"),  # cli; call rax
         (b"\xfb\xf4\x90\x90\x90", "another sensitive instruction"),  # sti; hlt
         (b"\x0f\x20\xc0\xf3\xaa\x90", "something else where it would be moved"),  # mov rax, cr0; rep stosb
         (b"\x44\x0f\x20\xc0\x90", "no copy in the shared page"),  # mov rax, cr8
