@@ -57,11 +57,24 @@ def _place_on_32_bit_pc(_board: Board, memory: GuestMemory, image: BootImage) ->
     return place(memory, image, mp_table=True, seed=SEED, bits=32)
 
 
+def _make_arm(memory: GuestMemory, clock: Clock, console: Callable[[bytes], None]) -> Board:
+    from emulator.board.arm_boot import make_board
+
+    return make_board(memory, clock, console)
+
+
+def _place_on_arm(board: Any, memory: GuestMemory, image: BootImage) -> Any:
+    from emulator.board.arm_boot import place
+
+    return place(board, memory, image, SEED)
+
+
 PLATFORMS: dict[str, Platform] = {
     platform.isa: platform
     for platform in (
         Platform("x86-64", "pc", _make_pc, _place_on_pc),
         Platform("i386", "pc", _make_pc, _place_on_32_bit_pc),
+        Platform("armv7", "virt", _make_arm, _place_on_arm, 0x4000_0000),
     )
 }
 """Every platform by the name of its instruction set."""

@@ -133,5 +133,44 @@ I386 = Window(
 isolated page tables (LDT_BASE_ADDR in arch/x86/include/asm/pgtable_32_areas.h), with PAE and without; on a processor
 that needs no isolation nothing is ever mapped there. A guest that does map something there is refused."""
 
-WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, I386)}
+ARM_STATUS = 0x08
+"""ARMv7: offset of the guest's mode, A and F as CPSR has them, less what the real processor shows there (User mode,
+both clear): written by the hypervisor."""
+
+ARM_THREAD = 0x20
+"""ARMv7: offset of the guest's TPIDRURW while its kernel runs, which the kernel's fixups read and write."""
+
+ARM_THREADS_PLAIN = {"TPIDRPRW": 0, "TPIDRURO": 1, "TPIDRURW": -1}
+ARM_THREADS_EXCHANGED = {"TPIDRPRW": 1, "TPIDRURO": 0, "TPIDRURW": -1}
+"""ARMv7: where the guest's thread registers are while its kernel runs: in the real TPIDRURW (0), the real TPIDRURO (1),
+or in the shared page (-1). Plain: a read of TPIDRURO is right as it stands. Exchanged: a rewriter has put TPIDRURW in
+the place of TPIDRURO, which the kernel may then write without an exit, and TPIDRURO in the place of TPIDRPRW for reads.
+"""
+
+ARM_CACHE_TYPE = 0x24
+"""ARMv7: offset of a copy of CTR."""
+
+ARM_UNIT, ARM_UNIT_FIRST, ARM_UNIT_END = 0x2000, 0x40, 0x1000
+"""ARMv7: the window is made of units of a page of fixups and another mapping of the shared page behind it, so that a
+fixup reaches that page relative to PC. Fixups lie from UNIT_FIRST up to UNIT_END of a unit: before, the shared words
+would be out of reach."""
+
+ARMV7 = Window(
+    isa="armv7",
+    base=0xBFC0_0000,
+    fixup_size=0x1F_E000,
+    size=0x20_0000,
+    word=4,
+    interrupt_state=0x00,
+    enabled=0,
+    disabled=0x80,
+    pending=0x04,
+    scratch=0x10,
+    scratch_words=4,
+    registers=0x24,
+)
+"""In the last 2 MiB of where Linux puts its modules, below its page of temporary mappings: within a branch's reach of
+the text of a kernel at 0xC0000000, and the first to be used last."""
+
+WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, ARMV7, I386)}
 """The window of each instruction set whose guests are rewritten."""

@@ -43,3 +43,14 @@ OPEN_BUS = DESCRIPTORS_BASE + (1 << 24)
 
 X86_64 = Layout(TABLES_BASE, TABLE_COUNT << 12, CODE_BASE, CODE_COUNT, WINDOW_BASE, WINDOW_SIZE, OPEN_BUS)
 """Above all that the walker of `emulator.isa.x86.walk` lets a guest address (`PHYSICAL_BITS`)."""
+
+ARMV7 = Layout(
+    tables=0xC000_0000,
+    tables_size=16 << 20,
+    code=0xC400_0000,
+    code_count=16384,
+    window=0xC900_0000,
+    window_size=2 << 20,
+    open_bus=0xC980_0000,
+)
+"""A short descriptor reaches 32 bits: guests have what lies below, and memory up to here."""

@@ -11,6 +11,8 @@ import ctypes
 import mmap
 from typing import TYPE_CHECKING
 
+from unicorn import arm_const
+
 from emulator.engine.arm import DATA_ABORT, DEBUG_EVENT, FULL, IRQ, OTHER, PREFETCH_ABORT, SVC, UNDEFINED, USR, WRITE
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.unicorn import library as lib
@@ -111,10 +113,11 @@ def _confirm_banks(engine: UnicornArmEngine) -> None:
     registers.poke_domains(0x5555_0001, FULL)
     if registers.system("DACR") != 0x5555_0001:
         raise _refuse("DACR", 0x5555_0001, registers.system("DACR"))
-    enabled = registers.fpexc
+    enabled, value = registers.fpexc, ctypes.c_uint32()
     registers.fpexc = enabled ^ 0x4000_0000
-    if registers.fpexc != enabled ^ 0x4000_0000:
-        raise _refuse("FPEXC", enabled ^ 0x4000_0000, registers.fpexc)
+    engine.library.uc_reg_read(engine.handle, arm_const.UC_ARM_REG_FPEXC, ctypes.byref(value))
+    if value.value != enabled ^ 0x4000_0000:
+        raise _refuse("FPEXC", enabled ^ 0x4000_0000, value.value)
     registers.fpexc = enabled
 
 

@@ -214,10 +214,8 @@ class UnicornArmRegisters:
 
     @fpexc.setter
     def fpexc(self, value: int) -> None:
-        # Through the interface: the summary of the mode, which selects translated code, depends on it.
-        self._status.value = value
-        self._library.uc_reg_write(self._handle, arm_const.UC_ARM_REG_FPEXC, self._reference)
-        self.cpsr = self.cpsr
+        self.words[_FPEXC] = value
+        self.cpsr = self.cpsr  # the summary of the mode, which selects translated code, depends on it
 
     @property
     def exclusive_address(self) -> int:
