@@ -172,7 +172,7 @@ class Hypervisor(Driver):
             self._dispatch[kind](exit_)
             if self._within[kind]:
                 if self.board.intr:
-                    self.engine.set_deadline(self.engine.progress + 1)
+                    self._interrupt_waits()
             elif self.vcpu.level != self._view_level or self.board.intr:
                 self._settle()
         except ProcessorShutdown as shutdown:
@@ -196,6 +196,13 @@ class Hypervisor(Driver):
         if vcpu.level != self._view_level:
             self._view_level = vcpu.level
             self._switch(USER_VIEW if vcpu.level == self.USER_LEVEL else KERNEL_VIEW)
+
+    def _interrupt_waits(self) -> None:
+        """An interrupt waits within an instruction: look behind it, unless the guest opens its mask by an exit."""
+        if self._may_deliver():
+            self.engine.set_deadline(self.engine.progress + 1)
+        else:
+            self._cannot_deliver()
 
     def _may_deliver(self) -> bool:
         """Whether the guest takes an interrupt before its next instruction."""

@@ -25,7 +25,7 @@ class Capabilities:
     full_privilege: bool
     """Can run an unmodified kernel at full privilege, as the reference."""
     coherent_code: bool
-    """Sees guest stores to code by itself, through any mapping."""
+    """Sees guest stores to code by itself, through the mapping that it executes."""
     fast_store_needs_no_execute: bool
     """Stores are fast only on pages without execute right."""
     execute_only: bool
@@ -40,6 +40,8 @@ class Capabilities:
     """Microseconds an exit costs, order of magnitude: chooses prefill width and the like."""
     reserved_root_slots: tuple[int, ...] = ()
     """Entries of a top-level page table that the guest's mappings must not use."""
+    coherent_aliases: bool = False
+    """Sees guest stores to code through any other mapping as well, whatever its rights."""
     time_stamp_faults: bool = True
     """RDTSC in user mode faults while CR4.TSD is set."""
     opens_ports: bool = False

@@ -171,6 +171,10 @@ class CodePages:
         self._shadow.set_kind(frame, MAY_BE_CODE)
         self._shadow.flush_tlb()
 
+    def fixup_byte(self, address: int) -> int:
+        """The byte at a guest-virtual address among the fixups."""
+        return self._window[address - self._abi.base]
+
     def window_bytes(self) -> memoryview:
         """The hypervisor window's memory: fixups, shared page, and what is not used."""
         return self._window

@@ -55,6 +55,8 @@ class Frames:
         """Per frame: plain, may be code, active code (a translated copy is mapped), or user code."""
         self.execute_only = False
         """Translated code is mapped so that it cannot be read."""
+        self.coherent = False
+        """The engine sees stores to code whatever mapping they come by: user code needs no guard."""
         self._mappings = mappings
         self._executors: dict[int, set[Any]] = {}
         """Executable mappings of frames that user code runs from."""
@@ -81,7 +83,8 @@ class Frames:
             return copy, EXECUTE if self.execute_only else READ | EXECUTE
         readable = granted & READ
         writable = WRITE if write else granted & WRITE
-        if user and granted & EXECUTE and (fetch or kind == USER_CODE):
+        executable = granted & EXECUTE if user else 0
+        if executable and not self.coherent and (fetch or kind == USER_CODE):
             self._run_user_code(number, at)
             return walk.frame, readable | writable | EXECUTE
         if kind and writable:
@@ -91,7 +94,7 @@ class Frames:
                 self._writers.setdefault(number, []).append(at)
             else:
                 writable = 0
-        return walk.frame, readable | writable
+        return walk.frame, readable | writable | (executable if self.coherent else 0)
 
     def _run_user_code(self, number: int, at: Any) -> None:
         """User code runs from a frame, untouched: it is innocuous there.

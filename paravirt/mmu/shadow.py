@@ -58,8 +58,11 @@ class ShadowPaging:
         window: Window,
         *,
         name_changes: bool = False,
+        eager: bool = False,
     ) -> None:
-        """`name_changes`: tell the engine which entries were changed or removed (its capability `names_changes`)."""
+        """`name_changes`: tell the engine which entries were changed or removed (its capability `names_changes`).
+        `eager`: fill tables as far as they can be at their first miss, since exits are dear.
+        """
         self._engine = engine
         self._layout, self._window_at = layout, window
         self.form = form
@@ -78,6 +81,8 @@ class ShadowPaging:
         """Root table by region, what names the guest's root, and role."""
         self._current: tuple[int, ...] = ()
         """Root table in use of every region."""
+        self._first_miss = 1 if eager else 2
+        """Misses of a table from which on it is filled ahead."""
         self._stale: set[int] = set()
         self._invalidated: list[int] = []
         """Addresses of which single translations were dropped; a root that was not in use then drops them when it is
@@ -247,8 +252,8 @@ class ShadowPaging:
 
     def _forget(self) -> None:
         if self._track:
-            for first in range(self.pool.used):
-                self._note_removed(self.pool.entries[first], int(self.pool.level_of[first]))
+            self._changes.clear()
+            self._engine.flush_tlb()
         self.pool.clear()
         self._roots.clear()
         self._invalidated.clear()
@@ -331,7 +336,7 @@ class ShadowPaging:
         """A table that misses again and again is filled as far as its accessed bits allow."""
         misses = self.pool.misses[table] + 1
         self.pool.misses[table] = misses
-        if misses >= 2 and misses & (misses - 1) == 0:
+        if misses >= self._first_miss and misses & (misses - 1) == 0:
             self._prefill(table)
 
     def _prefill(self, table: int) -> None:
@@ -347,12 +352,18 @@ class ShadowPaging:
             return
         chosen = physical[places]
         numbers = (chosen - np.uint64(frames.base) >> np.uint64(12)).astype(np.int64)
-        # What user code runs from is entered at its first execution.
         plain = writable[places] & (frames.kind[numbers] == 0)
         bits = np.where(plain, np.uint64(form.pages[READ | WRITE]), np.uint64(form.pages[READ]))
+        if frames.coherent and self.view == USER_VIEW:  # otherwise user code is entered at its first execution
+            bits = self.executable_ahead(guest[places], bits)
         shadow[places] = (chosen | bits).astype(pool.dtype)
         seen[places] = guest[places]
         self.prefilled += len(places)
+
+    def executable_ahead(self, _guest: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """Of pages that are mapped ahead for user code, the bits by which those can be executed that the guest lets
+        execute: for tables in which that is one bit of an entry."""
+        return bits
 
     # -- changes of entries in use --------------------------------------------------------------
 

@@ -58,6 +58,7 @@ class Findings:
             deterministic=False,
             full_privilege=False,
             coherent_code=self.code_is_coherent,
+            coherent_aliases=self.code_is_coherent,
             fast_store_needs_no_execute=False,
             execute_only=False,
             reports_identify=False,

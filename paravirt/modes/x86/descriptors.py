@@ -4,8 +4,11 @@ Room: `paravirt/modes/x86`. In the kernel view the real GDT is empty: every load
 and is done from the guest's own table. In the user view the real GDTR shows the guest's base and
 limit, as SGDT in user mode must, and at that address the processor alone (not user code) sees a copy
 of the guest's table reduced to what ring 3 may load. Gates and system descriptors never reach it: where user code
-can reach the page itself, the processor is shown no table.
+can reach the page itself, the processor is shown no table. An engine that keeps the real GDT to itself is given the
+reduced table instead, and nothing at the guest's address matters.
 """
+
+from collections.abc import Callable
 
 from emulator.isa.x86.processor import Fault
 from paravirt import layout
@@ -21,7 +24,16 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 class DescriptorCopy:
     """The sanitised copy of one guest's GDT."""
 
-    def __init__(self, vcpu: X86VirtualCpu, memory: memoryview, shadow: X86Shadow) -> None:
+    def __init__(
+        self,
+        vcpu: X86VirtualCpu,
+        memory: memoryview,
+        shadow: X86Shadow,
+        show: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """`show` is `X86Engine.show_segments`, of an engine that needs it."""
+        self._show = show
+        self._shown = b""
         self._vcpu = vcpu
         self._memory = memory
         self._shadow = shadow
@@ -40,6 +52,8 @@ class DescriptorCopy:
     def enter_kernel(self) -> None:
         """The kernel view: no descriptor can be loaded without the hypervisor."""
         self._vcpu.registers.set_table(0, 0, 0)
+        if self._show is not None:
+            self._show(b"")
 
     def enter_user(self) -> None:
         """The user view: refresh the copy if the guest changed its table."""
@@ -47,6 +61,11 @@ class DescriptorCopy:
         base, limit = vcpu.gdt_base, vcpu.gdt_limit
         vcpu.registers.set_table(0, base, limit)
         source = self._read(base, limit + 1)
+        if self._show is not None:
+            if source != self._source:
+                self._source, self._shown = source, self._clean(source)
+            self._show(self._shown)
+            return
         if (base, limit) != self._place:
             self._place = (base, limit)
             first, last = base >> 12, base + limit >> 12
@@ -69,7 +88,7 @@ class DescriptorCopy:
 
     def _clean(self, source: bytes) -> bytes:
         """What user code may load of the guest's table."""
-        return sanitise(source)
+        return _sanitise(source)
 
     def _read(self, base: int, size: int) -> bytes:
         """The guest's table; what it does not map reads as zero."""
@@ -87,7 +106,7 @@ class DescriptorCopy:
         return b"".join(parts)
 
 
-def sanitise(table: bytes) -> bytes:
+def _sanitise(table: bytes) -> bytes:
     """Keep the code and data segments of ring 3; everything else becomes a null descriptor."""
     out = bytearray(len(table))
     for at in range(8, len(table) - 7, 8):

@@ -37,6 +37,9 @@ _BS = 1 << 14
 _ERROR_PRESENT, _ERROR_WRITE, _ERROR_USER, _ERROR_FETCH, _ERROR_KEY = 1, 2, 4, 0x10, 0x20
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
+_RET = 0xC3
+DEAR = 10.0
+"""Microseconds from which on an exit costs more than what avoids a few."""
 
 
 class X86Hypervisor(Hypervisor):
@@ -61,8 +64,10 @@ class X86Hypervisor(Hypervisor):
         able = self.engine.capabilities
         self._make_cpu(able)
         self.shadow.frames.execute_only = self._guarded = able.execute_only
+        self.shadow.frames.coherent = able.coherent_aliases
         self._descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
-        self.descriptors = self.DESCRIPTORS(self.vcpu, self._descriptors, self.shadow)
+        show = self.engine.show_segments if able.shows_segments else None
+        self.descriptors = self.DESCRIPTORS(self.vcpu, self._descriptors, self.shadow, show)
         self._in_shadow = False
         """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
         self._faults: dict[int, Callable[[Exit], None]] = {
@@ -74,7 +79,14 @@ class X86Hypervisor(Hypervisor):
     def _make_cpu(self, able: Capabilities) -> None:
         """The virtual CPU and its shadow tables."""
         self.vcpu = X86VirtualCpu(self._registers, self.machine.memory.view, self.shared)
-        self.shadow = X86Shadow(self.engine, self.machine.memory, self.vcpu.context, name_changes=able.names_changes)
+        self.shadow = X86Shadow(
+            self.engine,
+            self.machine.memory,
+            self.vcpu.context,
+            name_changes=able.names_changes,
+            eager=able.exit_cost >= DEAR,
+            reserved=able.reserved_root_slots,
+        )
 
     def _own_memory(self) -> Mapping[int, memoryview]:
         return {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}
@@ -107,6 +119,7 @@ class X86Hypervisor(Hypervisor):
         vcpu.rflags = state.rflags
         vcpu.rip = state.rip
         self._view_level = vcpu.level
+        self.engine.open_ports()
         self.shadow.use(0)
         self.real_controls_changed()
         self.descriptors_changed()
@@ -139,6 +152,7 @@ class X86Hypervisor(Hypervisor):
     def _switch(self, view: int) -> None:
         if self._guarded:  # user code finds no protection keys, and what it might do to them is undone
             self.engine.guard_code(view != USER_VIEW)
+        self.engine.open_ports(view != USER_VIEW)
         if view == USER_VIEW:
             self.descriptors.enter_user()
             self.shadow.use(view)
@@ -166,6 +180,8 @@ class X86Hypervisor(Hypervisor):
 
             def deliver() -> None:
                 vcpu.rip = resume
+                if self._in_fixup(resume):
+                    self._return_from_stub()
 
             return deliver
         if call.operation is Operation.WRITE_FLAGS:
@@ -176,6 +192,19 @@ class X86Hypervisor(Hypervisor):
 
             return write_flags
         return super()._finish_hypercall(call)
+
+    def _return_from_stub(self) -> None:
+        """A stub calls right before it returns to its caller: return here, so that an interrupt finds the guest behind
+        the call and not inside the stub."""
+        vcpu = self.vcpu
+        if self.code.fixup_byte(vcpu.rip) != _RET:
+            return
+        try:
+            target = vcpu.read(vcpu.gpr[4], 8)
+        except Fault:
+            return  # the stub's own return raises it
+        vcpu.gpr[4] = vcpu.gpr[4] + 8 & _MASK
+        vcpu.rip = target
 
     def _entry_of(self, page: int) -> int:
         """Where the page at `page` is entered: at RIP, or behind the instruction that reaches into it.

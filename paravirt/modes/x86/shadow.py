@@ -4,14 +4,21 @@ Room: `paravirt/modes/x86`. The processor reads descriptors with supervisor righ
 has: entries without the user bit are for it alone.
 """
 
+from collections.abc import Collection
+
+import numpy as np
+
 from emulator.isa.paging import GuestTables
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.paging import LONG_MODE, LongModeTables
+from emulator.isa.x86.processor import Fault
 from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.shadow import MappingEngine, ShadowPaging
 from paravirt.mmu.views import USER_VIEW
 
+_ROOT_SHIFT = 39
+_PAGE_FAULT = 14
 _FOR_ITSELF = w.PRESENT | w.WRITABLE | w.ACCESSED
 
 
@@ -28,7 +35,10 @@ class X86Shadow(ShadowPaging):
         places: layout.Layout = layout.X86_64,
         *,
         name_changes: bool = False,
+        eager: bool = False,
+        reserved: Collection[int] = (),
     ) -> None:
+        """`reserved` are the engine's entries of a top-level table: no page there is the guest's."""
         super().__init__(
             engine,
             memory,
@@ -37,13 +47,27 @@ class X86Shadow(ShadowPaging):
             places,
             self.window_place,
             name_changes=name_changes,
+            eager=eager,
         )
+        self._reserved = frozenset(reserved)
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
 
     def _guest_tables(self, memory: GuestMemory, context: w.GuestContext) -> GuestTables:
         """The guest's tables, in the form that it begins with."""
         return LongModeTables(memory.view, context)
+
+    def fill(self, address: int, write: bool, fetch: bool) -> None:
+        """Make `address` accessible as the guest's tables allow; raises the guest's own exception."""
+        if self._reserved and address >> _ROOT_SHIFT & 511 in self._reserved:
+            error = (w.ERROR_WRITE if write else 0) | (w.ERROR_FETCH if fetch else 0)
+            raise Fault(_PAGE_FAULT, error | (w.ERROR_USER if self.view == USER_VIEW else 0), address)
+        super().fill(address, write, fetch)
+
+    def executable_ahead(self, guest: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """Take the bit away that forbids execution where the guest has not set it."""
+        forbidden = np.uint64(w.NO_EXECUTE)
+        return bits & ~forbidden | guest & forbidden
 
     def user_reaches(self, address: int) -> bool:
         """Whether the tables in use let user code reach `address`."""
