@@ -88,7 +88,7 @@ class DescriptorCopy:
 
     def _clean(self, source: bytes) -> bytes:
         """What user code may load of the guest's table."""
-        return _sanitise(source)
+        return sanitise(source)
 
     def _read(self, base: int, size: int) -> bytes:
         """The guest's table; what it does not map reads as zero."""
@@ -106,7 +106,7 @@ class DescriptorCopy:
         return b"".join(parts)
 
 
-def _sanitise(table: bytes) -> bytes:
+def sanitise(table: bytes) -> bytes:
     """Keep the code and data segments of ring 3; everything else becomes a null descriptor."""
     out = bytearray(len(table))
     for at in range(8, len(table) - 7, 8):
