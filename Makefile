@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= 5
+FUZZ ?= 2000
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -41,8 +42,8 @@ format: $(READY) ## Put the source into its format
 samples: $(READY) ## Rebuild the sample kernels, byte for byte
 	$(MAKE) -C samples
 
-fuzz: $(READY) ## Hostile guests, for longer than `make test` gives them
-	$(BIN)/python -m pytest -n auto -m 'slow or not slow' tests/fuzz $(PYTEST_ARGS)
+fuzz: $(READY) ## Hostile files and guests, for longer than `make test` gives them (FUZZ=2000 files for each parser)
+	FUZZ_EXAMPLES=$(FUZZ) $(BIN)/python -m pytest -n auto -m 'slow or not slow' tests/fuzz $(PYTEST_ARGS)
 
 bench: $(READY) guests ## Boots beside QEMU (RUN=5 of each)
 	$(BIN)/retrap bench boot --runs $(RUN)

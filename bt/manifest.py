@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from bt.plan import Plan
-from emulator.errors import BadImage
+from emulator.errors import BadImage, brief
 
 if TYPE_CHECKING:
     from bt.image import Image
@@ -67,7 +67,7 @@ def parse(data: bytes | memoryview, path: str) -> Manifest:
         value = json.loads(bytes(data))
         if value["format"] != FORMAT:
             raise BadImage(
-                f"{path}: its manifest has format {value['format']}, this retrap reads {FORMAT}; "
+                f"{path}: its manifest has format {brief(value['format'])}, this retrap reads {FORMAT}; "
                 "revert it with the version that wrote it"
             )
         made = Manifest(
@@ -80,8 +80,8 @@ def parse(data: bytes | memoryview, path: str) -> Manifest:
             appended_sha256=str(value["appended_sha256"]),
             header=bytes.fromhex(value["header"]),
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise BadImage(f"{path}: its manifest is damaged ({error!r}); start from the original image") from None
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadImage(f"{path}: its manifest is damaged ({brief(error)}); start from the original image") from None
     if len(made.header) != 64 or made.original_size < 64 or made.appended_size < 0:
         raise BadImage(f"{path}: its manifest is damaged (impossible sizes); start from the original image")
     return made

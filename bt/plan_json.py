@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from bt.plan import FORMAT, Plan, PlannedCall, PlannedChange, PlannedFixup, PlannedSite
 from bt.scan import Confidence
 from bt.tactics.tactics import Placing, Region, Tactic
-from emulator.errors import BadImage
+from emulator.errors import BadImage, brief
 from emulator.isa.isas import ISAS
 from emulator.isa.operation import Operation
 from paravirt.abi import ABI_VERSION
@@ -49,8 +49,8 @@ def from_json(value: object) -> Plan:
             raise TypeError("no object")
         if value["format"] != FORMAT or value["abi"] != ABI_VERSION:
             raise BadImage(
-                f"the plan has format {value['format']} and ABI {value['abi']}; this retrap reads format {FORMAT} "
-                f"and ABI {ABI_VERSION}: revert it with the version that wrote it, and rewrite the image again"
+                f"the plan has format {brief(value['format'])} and ABI {brief(value['abi'])}; this retrap reads format "
+                f"{FORMAT} and ABI {ABI_VERSION}: revert it with the version that wrote it, and rewrite the image again"
             )
         made = Plan(
             mode=_text(value["mode"]),
@@ -65,7 +65,7 @@ def from_json(value: object) -> Plan:
             chosen=_text(value["chosen"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadImage(f"the plan is damaged ({error!r}); revert and rewrite the image again") from None
+        raise BadImage(f"the plan is damaged ({brief(error)}); revert and rewrite the image again") from None
     made.validate()
     return made
 
@@ -75,7 +75,9 @@ def read_plan(text: str) -> Plan:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadImage(f"the plan is no JSON ({error}); give the file that `retrap rewrite --manifest` wrote") from None
+        raise BadImage(
+            f"the plan is no JSON ({brief(error)}); give the file that `retrap rewrite --manifest` wrote"
+        ) from None
     return from_json(value)
 
 
@@ -88,6 +90,7 @@ def _number(value: object) -> int:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
+    value.encode()  # refuses half characters, which no file can hold
     return value
 
 

@@ -9,6 +9,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+BRIEF = 160
+"""Characters that are quoted of what a file, or a library about it, says."""
+
+
+def brief(said: object) -> str:
+    """What a file or a library said, to be quoted in a sentence: one line of bearable length, printable everywhere."""
+    if isinstance(said, UnicodeDecodeError):  # its own representation holds all that was to be decoded
+        return f"byte {said.start} is no {said.encoding}"
+    text = repr(said) if isinstance(said, BaseException) else str(said)
+    line = " ".join(text[: 4 * BRIEF].encode("ascii", "backslashreplace").decode().split())
+    return line if len(line) <= BRIEF else line[:BRIEF] + "..."
+
 
 class RetrapError(Exception):
     """Base of everything that the command line reports in one sentence and without a traceback."""

@@ -48,6 +48,8 @@ def move(image: Image, *, delta: int = 0, physical_delta: int = 0) -> Image:
 
 def _check(image: Image, delta: int, physical_delta: int) -> Relocations | None:
     """Refuse what the kernel does not stand; its relocation table where it has one."""
+    if image.isa.bits != 64 or image.raw:
+        raise UsageError(f"{image.path}: is no 64-bit ELF, and no other kernel can be moved yet; give offset 0")
     from bt.image import relocate
 
     relocations = image.relocations if delta or image.header is None else None

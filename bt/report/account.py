@@ -211,7 +211,7 @@ def account(
         size=size,
         rewritten_size=rewritten_size,
         sections=_sections(image) if image is not None else _bounds(plan.sites),
-        sites=tuple(_site(site) for site in plan.sites),
+        sites=tuple(_site(site, _source(image, site.address)) for site in plan.sites),
         fixups=tuple(FixupAccount(f.address, f.site, f.code, f.clobbers) for f in plan.fixups),
         changes=_changes(plan),
         fixups_offset=_fixups_offset(plan, image) if image is not None else None,
@@ -238,19 +238,23 @@ def scanned(image: Image, sites: Iterable[Site]) -> Account:
         size=len(image.elf) + len(image.appended),
         rewritten_size=None,
         sections=_sections(image),
-        sites=tuple(_scanned_site(site) for site in sites),
+        sites=tuple(_scanned_site(site, _source(image, site.address)) for site in sites),
         fixups=(),
         changes=(),
     )
 
 
-def _site(site: PlannedSite) -> SiteAccount:
+def _source(image: Image | None, address: int) -> str:
+    return image.source_line(address) if image is not None else ""
+
+
+def _site(site: PlannedSite, source: str) -> SiteAccount:
     return SiteAccount(
         address=site.address,
         file_offset=site.file_offset,
         section=site.section,
         symbol=site.symbol,
-        source="",
+        source=source,
         instruction=site.instruction,
         operation=site.operation,
         behaviour=site.behaviour,
@@ -270,13 +274,13 @@ def _site(site: PlannedSite) -> SiteAccount:
     )
 
 
-def _scanned_site(site: Site) -> SiteAccount:
+def _scanned_site(site: Site, source: str) -> SiteAccount:
     return SiteAccount(
         address=site.address,
         file_offset=site.file_offset,
         section=site.section,
         symbol=site.symbol,
-        source="",
+        source=source,
         instruction=site.row.name,
         operation=site.row.operation.name,
         behaviour=site.row.at_user_level.value,
