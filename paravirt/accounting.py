@@ -37,8 +37,8 @@ class ExitTable:
 
     @property
     def total(self) -> int:
-        """All exits."""
-        return sum(self.counts.values())
+        """All exits. What was handed up late came with another."""
+        return sum(count for (_, route), count in self.counts.items() if route != "late")
 
     def rows(self) -> list[tuple[str, str, int, float, float]]:
         """(operation, route, count, share of all exits, seconds), most frequent first."""

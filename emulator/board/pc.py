@@ -124,6 +124,9 @@ class Pc:
         )
         self.ports = PortBus()
         """The I/O ports."""
+        self.posted = ((COM1, 1), (POST, 1))
+        """Ports (first, count) that may be written late, before the next exit of any kind: nothing that the guest can
+        see comes of such a write by itself, but for the interrupt of a transmitter, which takes its time anyhow."""
         self.mmio = MemoryBus()
         """Device registers in guest-physical memory: none on this board."""
         self._wire()

@@ -29,7 +29,8 @@ class ExitKind(IntEnum):
     """IN or INS: `port`, `size` (bytes); the handler sets `value`, or `refused` to have the
     instruction raise #GP (a FAULT exit follows). It leaves the registers as they are."""
     PORT_WRITE = 4
-    """OUT or OUTS: `port`, `size` (bytes), `value`; the handler may set `refused`, as above."""
+    """OUT or OUTS: `port`, `size` (bytes), `value`; the handler may set `refused`, as above. One that is `late` came
+    before the exit that follows it, and the registers are not its own."""
     IDENTIFY = 5
     """CPUID, on an engine that reports it. RIP is at the instruction, `length` is 2. The handler
     writes the result registers; the engine steps over the instruction."""
@@ -50,7 +51,7 @@ class ExitKind(IntEnum):
 class Exit:
     """One exit. Fields not named by its kind are meaningless."""
 
-    __slots__ = ("address", "error", "kind", "length", "port", "refused", "size", "value", "vector")
+    __slots__ = ("address", "error", "kind", "late", "length", "port", "refused", "size", "value", "vector")
 
     def __init__(self) -> None:
         self.kind = ExitKind.BUDGET
@@ -62,6 +63,7 @@ class Exit:
         self.size = 0
         self.value = 0
         self.refused = False
+        self.late = False
 
 
 def describe(exit_: Exit) -> str:

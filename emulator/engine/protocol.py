@@ -44,6 +44,8 @@ class Capabilities:
     """Sees guest stores to code through any other mapping as well, whatever its rights."""
     time_stamp_faults: bool = True
     """RDTSC in user mode faults while CR4.TSD is set."""
+    task_switched_faults: bool = True
+    """A floating-point instruction faults while CR0.TS is set."""
     opens_ports: bool = False
     """IN and OUT in user mode fault as above the I/O privilege level, unless `open_ports` has them exit."""
     shows_segments: bool = False

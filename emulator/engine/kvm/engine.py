@@ -74,6 +74,8 @@ class KvmEngine:
         vm.add_memory(room.PHYSICAL, memoryview(self._room.memory))
         self._traps = Traps(vm, self._room, self.registers, self.findings)
         self._exit = self._traps.exit
+        self.entered = 0
+        """How often the guest was entered, which is how often it exited: what an exit table does not see included."""
         self._stub = Stub(vm, self._room, self._signalled)
         self._umip = r.CR4_UMIP if vm.leaf(7)[2] & 4 else 0
         vm.set_msrs(
@@ -167,6 +169,7 @@ class KvmEngine:
                     self._store_changes()
                 if self._dirty:
                     self._put()
+                self.entered += 1
                 try:
                     enter(cpu, request, 0)
                 except InterruptedError:
@@ -356,10 +359,12 @@ class KvmEngine:
         while first != last:
             port, size, _, value = struct.unpack_from("<QIIQ", ring, 8 + first * api.COALESCED_RING_BYTES)
             exit_.kind, exit_.port, exit_.size, exit_.refused = ExitKind.PORT_WRITE, port, size, False
+            exit_.late = True
             exit_.value = value & (1 << 8 * size) - 1
             first = (first + 1) % count
             struct.pack_into("<I", ring, 0, first)
             handler(exit_)
+        exit_.late = False
 
     # -- stopping and time ----------------------------------------------------------------------
 

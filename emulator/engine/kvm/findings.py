@@ -67,6 +67,7 @@ class Findings:
             exit_cost=self.exit_cost,
             reserved_root_slots=(room.SLOT - 1, room.SLOT),
             time_stamp_faults=self.time_stamp_faults,
+            task_switched_faults=self.task_switched_faults,
             opens_ports=True,
             shows_segments=True,
             names_changes=not self.flush_by_control,

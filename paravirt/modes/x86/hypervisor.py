@@ -31,7 +31,7 @@ from paravirt.operations.x86 import PREPARE, perform_identify, pop_flags
 from paravirt.translator import Hypercall
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_DB, _UD, _GP, _PF = 1, 6, 13, 14
+_DB, _UD, _NM, _GP, _PF = 1, 6, 7, 13, 14
 _TF = r.FLAG_TF
 _BS = 1 << 14
 _ERROR_PRESENT, _ERROR_WRITE, _ERROR_USER, _ERROR_FETCH, _ERROR_KEY = 1, 2, 4, 0x10, 0x20
@@ -68,6 +68,8 @@ class X86Hypervisor(Hypervisor):
         self._descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
         show = self.engine.show_segments if able.shows_segments else None
         self.descriptors = self.DESCRIPTORS(self.vcpu, self._descriptors, self.shadow, show)
+        self._early = not able.task_switched_faults
+        """No instruction can be had to fault for CR0.TS: the guest's handler runs before user code is entered."""
         self._in_shadow = False
         """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
         self._faults: dict[int, Callable[[Exit], None]] = {
@@ -120,12 +122,19 @@ class X86Hypervisor(Hypervisor):
         vcpu.rip = state.rip
         self._view_level = vcpu.level
         self.engine.open_ports()
+        self.engine.post_ports(self.board.posted)
         self.shadow.use(0)
         self.real_controls_changed()
         self.descriptors_changed()
         self._registers.privilege = 3
 
     # -- delivery -------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        vcpu = self.vcpu
+        if self._early and vcpu.cr0 & r.CR0_TS and vcpu.level == 3 and self._view_level != 3:
+            self._refuse(Fault(_NM), "device not available, early")
+        super()._settle()
 
     def _may_deliver(self) -> bool:
         return self._stepping is None and not self._in_shadow and self.vcpu.interrupts_enabled
@@ -359,7 +368,7 @@ class X86Hypervisor(Hypervisor):
         if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
             exit_.refused = True
             return
-        self.exits.count("WRITE_PORT", "exit")
+        self.exits.count("WRITE_PORT", "late" if exit_.late else "exit")
         self.write_port(exit_.port, exit_.size, exit_.value)
 
     def _identify(self, _exit: Exit) -> None:

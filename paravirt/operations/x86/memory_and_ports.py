@@ -8,7 +8,11 @@ from iced_x86 import Code, Instruction
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.delivery import software_interrupt
+from emulator.isa.x86.processor import Fault
+from emulator.isa.x86.segments import port_permitted
+from paravirt.modes.x86.vcpu import X86VirtualCpu
 from paravirt.operations.x86.context import (
+    GENERAL_PROTECTION,
     MASK,
     Action,
     Context,
@@ -50,6 +54,12 @@ _PORT_OUT_DX = {Code.OUT_DX_AL: 1, Code.OUT_DX_AX: 2, Code.OUT_DX_EAX: 4}
 _PORT_OUT_IMM = {Code.OUT_IMM8_AL: 1, Code.OUT_IMM8_AX: 2, Code.OUT_IMM8_EAX: 4}
 
 
+def _permitted(vcpu: X86VirtualCpu, port: int, size: int) -> None:
+    """Raise the fault of user code that may not use a port; there are engines on which all that it does faults."""
+    if vcpu.level > vcpu.iopl and not port_permitted(vcpu, port, size):
+        raise Fault(GENERAL_PROTECTION, 0)
+
+
 @handles(Operation.READ_PORT)
 def _in(context: Context, instruction: Instruction) -> Action:
     vcpu, length, code = context.vcpu, len(instruction), instruction.code
@@ -60,8 +70,9 @@ def _in(context: Context, instruction: Instruction) -> Action:
     fixed = instruction.immediate8 if code in _PORT_IN_IMM else -1
 
     def action() -> None:
-        kernel_only(vcpu)  # an access that user code is allowed never faults
-        value = context.read_port(fixed if fixed >= 0 else gpr[2] & 0xFFFF, size)
+        port = fixed if fixed >= 0 else gpr[2] & 0xFFFF
+        _permitted(vcpu, port, size)
+        value = context.read_port(port, size)
         mask = (1 << 8 * size) - 1
         gpr[0] = value & mask if size == 4 else gpr[0] & ~mask | value & mask
         vcpu.advance(length)
@@ -79,8 +90,9 @@ def _out(context: Context, instruction: Instruction) -> Action:
     fixed = instruction.immediate8 if code in _PORT_OUT_IMM else -1
 
     def action() -> None:
-        kernel_only(vcpu)
-        context.write_port(fixed if fixed >= 0 else gpr[2] & 0xFFFF, size, gpr[0] & ((1 << 8 * size) - 1))
+        port = fixed if fixed >= 0 else gpr[2] & 0xFFFF
+        _permitted(vcpu, port, size)
+        context.write_port(port, size, gpr[0] & ((1 << 8 * size) - 1))
         vcpu.advance(length)
 
     return action
@@ -95,11 +107,11 @@ def _string_port(context: Context, instruction: Instruction, inward: bool) -> Ac
     gpr = vcpu.gpr
 
     def action() -> None:
-        kernel_only(vcpu)
+        port, address, user = gpr[2] & 0xFFFF, gpr[pointer], vcpu.level == 3
+        _permitted(vcpu, port, size)
         if repeated and gpr[1] == 0:
             vcpu.advance(length)
             return
-        port, address, user = gpr[2] & 0xFFFF, gpr[pointer], vcpu.level == 3
         if inward:
             vcpu.write(address, size, context.read_port(port, size), user)
         else:
