@@ -27,10 +27,11 @@ SCRIPTS: Final = ("data.js", "filter.js", "list.js", "detail.js", "map.js", "mai
 """In the order in which they run."""
 TACTICS: Final = {
     "replaced": "Other instructions stand in its place, and need no exit",
+    "same": "Nothing: the instruction does the same deprivileged",
     "inline": "A fixup does the work in the guest",
     "hypercall": "A fixup calls the hypervisor",
     "trap": "A planted trap",
-    "native": "Nothing: it exits by itself, or does the same deprivileged",
+    "native": "Nothing: the instruction exits by itself",
     "covered": "Part of another site's fixup",
     "leave": "Nothing: it never runs where it stands, or nobody asked for it",
 }

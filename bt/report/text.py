@@ -130,7 +130,7 @@ def head(account: Account) -> str:
 
 
 def tactic_table(account: Account) -> str:
-    """Sites by instruction and tactic."""
+    """Sites by instruction and tactic, the most frequent tactic first."""
     columns = list(account.count("tactic"))
     tactics = Counter((site.instruction, site.tactic) for site in account.sites)
     names = sorted({name for name, _ in tactics})
