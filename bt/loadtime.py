@@ -204,7 +204,13 @@ class LoadTimeTranslator:
         linked = self._pristine.linked(address) if self._pristine is not None else None
         code = CodePage(address, -1 if linked is None else linked, whole[:PAGE], whole[PAGE:], scan, page, entry)
 
+        # A kernel runs at two addresses while it starts, and one page table may lead to a page under both: a trap is
+        # right at any address, a jump is not.
+        alias = linked is not None and self._pristine is not None and self._pristine.moved(linked) != address
+
         def strategy(site: Found) -> str:
+            if alias:
+                return "trap"
             planned = self._planned.get((linked or 0) + site.offset)
             if planned is None or planned.tactic is not Tactic.TRAP:
                 return self.mode

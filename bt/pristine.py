@@ -59,6 +59,10 @@ class Pristine:
                 return address - paddr + vaddr
         return None
 
+    def moved(self, linked: int) -> int:
+        """Where the guest has loaded what is linked at `linked`, guest-virtual."""
+        return (linked + self._delta) & _MASK
+
     def page(self, linked: int) -> PristinePage | None:
         """What the image says about the page at its link-time address."""
         return self.map.page(linked)

@@ -51,6 +51,8 @@ def try_stack(before: list[Template], trials: list[Template], push: bool = False
     """Try what a RET after `before` will pop, or a CALL push. Raises `Refused` where that cannot be told."""
     if all(template.repeatable for template in before):
         return
+    if any(template.changes_view for template in before):
+        raise Refused("what follows it uses the stack, and what its address leads to changes before")
     offset = sum(template.stack for template in before)
     lowest = -100 if push else 0
     if any(asm.RSP in template.changes and not template.stack for template in before) or not lowest <= offset <= 112:
@@ -95,6 +97,8 @@ def changes(instruction: Instruction) -> frozenset[int]:
 
 def _trial(instruction: Instruction, before: list[Template]) -> list[Template]:
     """Templates that fault where the memory operand of `instruction` will, and change nothing. Raises `Refused`."""
+    if any(template.changes_view for template in before):
+        raise Refused("what follows it may fault, and what its address leads to changes before")
     base, index = instruction.memory_base, instruction.memory_index
     static = instruction.is_ip_rel_memory_operand or (base == Register.NONE and index == Register.NONE)
     if not static and instruction.segment_prefix != Register.GS:

@@ -31,6 +31,29 @@ LEAVING: Final = frozenset(
     }
 )
 """Operations behind which the guest does not go on."""
+KEEPING: Final = frozenset(
+    {
+        Operation.READ_CONTROL_REGISTER,
+        Operation.READ_DEBUG_REGISTER,
+        Operation.READ_MODEL_SPECIFIC_REGISTER,
+        Operation.READ_SYSTEM_SELECTOR,
+        Operation.READ_SEGMENT_SELECTOR,
+        Operation.READ_SEGMENT_BASE,
+        Operation.READ_PORT,
+        Operation.WRITE_PORT,
+        Operation.READ_TIME_STAMP,
+        Operation.READ_PROCESSOR_ID,
+        Operation.READ_PERFORMANCE_COUNTER,
+        Operation.READ_EXTENDED_CONTROL_REGISTER,
+        Operation.READ_FLAGS,
+        Operation.IDENTIFY_PROCESSOR,
+        Operation.DISABLE_INTERRUPTS,
+        Operation.WRITE_DEBUG_REGISTER,
+        Operation.CLEAR_TASK_SWITCHED,
+        Operation.FLUSH_CACHES,
+    }
+)
+"""Operations behind which every address leads to what it led to before, so that what comes next can be tried first."""
 
 
 def hypercall(code: bytes, instruction: Instruction, first: bool) -> Template:
@@ -48,6 +71,7 @@ def hypercall(code: bytes, instruction: Instruction, first: bool) -> Template:
         asm.HLT,
         (call,),
         changes=_changes(instruction),
+        changes_view=operation not in KEEPING,
         ends=operation in LEAVING,
     )
 

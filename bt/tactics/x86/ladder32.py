@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bt.knowledge import linux_x86
+from bt.knowledge import linux_i386, linux_x86
 from bt.tactics.tactics import Region
 from bt.tactics.x86.forms32 import FORMS_32
 from bt.tactics.x86.tactics import X86Ladder, X86Tactics
@@ -37,5 +37,5 @@ class Ladder32(X86Ladder):
     forms = FORMS_32
 
     def _know(self, image: Image | None, cache: PageCache | None) -> linux_x86.Known:
-        """Nothing yet."""
-        return linux_x86.Known((), ())
+        """What is known of a kernel; nothing, where it is None."""
+        return linux_i386.known(image, cache) if image is not None else linux_x86.Known((), ())

@@ -77,6 +77,8 @@ class Template:
     """Whether doing it again changes nothing, so that what follows it may fault and begin again at the site."""
     sensitive: bool = True
     """Whether it stands for a sensitive instruction, and not for one that is only in the way."""
+    changes_view: bool = False
+    """Whether what an address leads to, or a segment's base, may be another one behind it."""
     ends: bool = False
     """Whether the guest never goes on behind it."""
     on_registers: bool = False
