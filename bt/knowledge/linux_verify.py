@@ -62,9 +62,10 @@ def _console(pair: Pair) -> Result:
 
 
 def _key(pair: Pair, event: Event) -> tuple[int, ...]:
-    """Number, error and address; of a moved user program the address within its page."""
+    """Number, error, address and what a page fault accessed; of a moved user program the addresses within a page."""
     fixed = event.level == 0 or _FIXED in pair.command_line.split()
-    return event.number, event.error, event.rip if fixed else event.rip & 0xFFF
+    mask = -1 if fixed else 0xFFF
+    return event.number, event.error, event.rip & mask, event.address & mask
 
 
 def _kept(pair: Pair, event: Event) -> bool:

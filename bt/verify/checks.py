@@ -92,8 +92,8 @@ def _earliest(found: Iterable[Divergence]) -> Divergence | None:
 
 
 def exact(_pair: Pair, event: Event) -> tuple[int, ...]:
-    """Number, error code and address."""
-    return event.number, event.error, event.rip
+    """Number, error code, address, and of a page fault what CR2 holds."""
+    return event.number, event.error, event.rip, event.address
 
 
 def every(_pair: Pair, _event: Event) -> bool:

@@ -59,7 +59,7 @@ EXACT: Final = Profile(
         ),
         Rule(
             "exceptions",
-            "per address space, the sequence of (vector, error code, address)",
+            "per address space, the sequence of (vector, error code, address, CR2 of a page fault)",
             "which address space comes when; #NM from user mode",
             "processes are preempted by the timer; a lazy kernel raises #NM at the first use of the FPU after that",
             checks.events("exception", _not_lazy_switch),

@@ -56,6 +56,7 @@ def describe(event: Event) -> str:
     name = VECTORS.get(event.number, "")
     text = f"{event.kind} {event.number}" + (f" ({name})" if name and event.kind == "exception" else "")
     text += f", error {event.error:#x}" if event.error else ""
+    text += f", accessing {event.address:#x}" if event.address else ""
     return text + f", at privilege level {event.level}"
 
 

@@ -41,7 +41,8 @@ class ExitKind(IntEnum):
     HALT = 8
     """HLT at full privilege. RIP is behind it."""
     UNBACKED = 9
-    """A fetch from physical memory that nothing backs, or from a device. RIP is at the instruction."""
+    """An access to physical memory that nothing backs, or a fetch from a device; `error` is as for a MISS. RIP is at
+    the instruction."""
     MISS = 10
     """No translation, on an engine whose translations its caller gives: the page `address`, and what was tried as
     `error` (0 load, 1 store, 2 fetch). The handler maps the page, or sets `refused` with `vector` and `error` of the

@@ -8,6 +8,7 @@ from emulator.board.linux_boot import EntryState
 from emulator.board.pc import Pc
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.x86 import X86Engine
+from emulator.errors import GuestFault
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
 from emulator.isa.x86.identity import identify
@@ -24,6 +25,9 @@ _EFER, _STAR, _LSTAR, _CSTAR, _FMASK = 0xC000_0080, 0xC000_0081, 0xC000_0082, 0x
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
 _DB, _PF = 1, 14
+_FETCH = 2
+_LONG_CODE = 1 << 21
+"""Of a code segment's attributes: 64-bit code."""
 _LOOK_AGAIN = 2
 """Blocks until the interrupt flag is looked at again while an interrupt waits for it: the next block's beginning."""
 _WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17})
@@ -280,9 +284,34 @@ class X86NativeCpu(NativeCpu, LinearMemory):
         value = self.machine.clock.now() & _MASK
         self.gpr[0], self.gpr[2] = value & 0xFFFF_FFFF, value >> 32
 
-    def _unbacked(self, _exit: Exit) -> None:
-        """The processor fetched from a bus without a device: all ones, which is no instruction."""
-        self._raise(Fault(6))
+    def _unbacked(self, exit_: Exit) -> None:
+        """Nothing is at a physical address. Where the processor shown to guests has no such address, an entry of the
+        tables with it is a page fault; a fetch from the bus gives all ones, which is no instruction."""
+        user = self.cpl == 3
+        try:
+            if exit_.error == _FETCH:
+                self._walker.walk(self.rip, False, user, True)
+                raise Fault(6)
+            self._walk_accesses(user)
+        except Fault as fault:
+            self._raise(fault)
+
+    def _walk_accesses(self, user: bool) -> None:
+        """Walk all that the instruction accesses, for the page fault that its tables say; raises it."""
+        from emulator.isa.x86.accesses import accesses
+        from emulator.isa.x86.decode import instruction_at
+
+        rip, long = self.rip, self.segment(1)[3] & _LONG_CODE != 0
+
+        def base(segment: int) -> int:
+            return self.registers.segment_base(segment) if segment > 3 or not long else 0
+
+        instruction = instruction_at(self.fetch_bytes(rip, 15, user), rip, 64 if long else 32)
+        if instruction is not None:
+            for access in accesses(instruction, self.gpr.__getitem__, base):
+                for address in (access.address, access.address + access.size - 1 & _MASK):
+                    self._walker.walk(address, access.write, user, False)
+        raise GuestFault(f"the guest's instruction at {rip:#x} accesses physical memory that is not there")
 
     def _halt(self, _exit: Exit) -> None:
         if not self.registers.rflags & r.FLAG_IF:

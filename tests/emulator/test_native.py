@@ -18,6 +18,7 @@ from tests.emulator.guest_image import (
     PROGRAM,
     TO_USER,
     USER_CODE,
+    USER_TABLE,
     GuestImage,
 )
 from tests.emulator.native_guest import NativeGuest
@@ -222,3 +223,42 @@ def test_a_system_call_goes_where_lstar_says_and_sysret_returns(make: Make) -> N
     assert guest.halted_in == 6
     assert (guest.cpu.gpr[3], guest.cpu.gpr[12] & r.FLAG_IF) == (1, 0)
     assert isinstance(guest, GuestImage)
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("bit", [36, 39, 40, 51])
+def test_an_entry_with_an_address_that_the_processor_lacks_is_a_page_fault(bit: int, write: bool) -> None:
+    code = "893c2500000040" if write else "8b3c2500000040"  # mov [0x40000000], edi; mov edi, [0x40000000]
+    guest = NativeGuest(code)
+    guest.tables.map(0x4000_0000, 1 << bit | USER_TABLE)
+    addresses: list[int] = []
+    events: list[tuple[str, int, int]] = []
+
+    def observe(kind: str, number: int, error: int, _rip: int, address: int) -> None:
+        events.append((kind, number, error))
+        addresses.append(address)
+
+    guest.cpu.observe = observe
+    outcome = guest.run()
+    guest.close()
+    assert outcome.kind is EndKind.HALTED
+    assert events == [("exception", 14, 0xB if write else 9)]
+    assert addresses == [0x4000_0000]
+
+
+@pytest.mark.parametrize("frame", [0xC000_0000, 0x1_0000_0000, 0xF_FFFF_F000])
+def test_what_no_device_answers_reads_as_ones_above_4_gib_as_well(frame: int) -> None:
+    guest = NativeGuest("488b3c2500000040 893c2500000040 8b342500000040" + HALT)
+    guest.tables.map(0x4000_0000, frame | USER_TABLE)
+    outcome = guest.run()
+    assert (outcome.kind, guest.cpu.gpr[7], guest.cpu.gpr[6]) == (EndKind.HALTED, (1 << 64) - 1, 0xFFFF_FFFF)
+    guest.close()
+
+
+def test_a_fetch_from_an_address_that_the_processor_lacks_is_a_page_fault() -> None:
+    guest = NativeGuest("ff242500000700")  # jmp [DATA]
+    guest.words[DATA >> 3] = 0x4000_0000
+    guest.tables.map(0x4000_0000, 1 << 36 | USER_TABLE)
+    outcome = guest.run()
+    assert (outcome.kind, guest.events) == (EndKind.HALTED, [("exception", 14, 0x19, 0x4000_0000)])
+    guest.close()

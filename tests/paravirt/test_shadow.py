@@ -184,6 +184,26 @@ def test_global_pages_survive_a_root_load_and_not_the_flush_of_everything() -> N
         assert faults(mmu, address) == 0
 
 
+@pytest.mark.parametrize("view", [KERNEL_VIEW, USER_VIEW])
+@pytest.mark.parametrize("between", [0, 300])
+def test_a_global_page_that_was_invalidated_is_gone_in_every_address_space(view: int, between: int) -> None:
+    mmu = mapped(FRAME | P | W | U | G)
+    first, second = mmu.tables.root, mmu.tables.table()
+    mmu.tables.map(PAGE, OTHER | P | W | U | G, root=second)
+    for root, frame in ((first, FRAME), (second, OTHER)):
+        mmu.context.root = root
+        mmu.shadow.load_root()
+        mmu.shadow.use(view)
+        assert mmu.access(PAGE) == frame
+    mmu.tables.map(PAGE, OTHER + 4096 | P | W | U | G, root=first)  # while the second is in use
+    mmu.shadow.invalidate(PAGE)
+    for number in range(between):
+        mmu.shadow.invalidate(HIGH + number * 4096)
+    mmu.context.root = first
+    mmu.shadow.load_root()
+    assert mmu.access(PAGE) == OTHER + 4096
+
+
 def test_two_address_spaces_see_their_own_pages_whenever_they_are_loaded() -> None:
     mmu = mapped(FRAME | P | W | U)
     first, second = mmu.tables.root, mmu.tables.table()

@@ -25,6 +25,9 @@ _NOWHERE = 0x8000_0000_0000_0000
 """A non-canonical address: the `until` that no guest reaches."""
 _NO_CODE = frozenset({8, 14})
 """UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
+_NO_READ, _NO_WRITE = 6, 7
+"""UC_ERR_READ_UNMAPPED and UC_ERR_WRITE_UNMAPPED: neither memory nor a device is where it would read or write."""
+_FETCH = 2
 _FOREVER = 1 << 62
 _NO_MEMORY = 1 << 51
 """Physical address of a page table of the engine's own that maps nothing: no entry of a table can point to it."""
@@ -144,7 +147,9 @@ class UnicornEngine:
             elif self._remaining[0] <= 0:
                 exit_.kind = ExitKind.BUDGET
             elif status in _NO_CODE:
-                exit_.kind, exit_.address = ExitKind.UNBACKED, registers.rip
+                exit_.kind, exit_.address, exit_.error = ExitKind.UNBACKED, registers.rip, _FETCH
+            elif status in (_NO_READ, _NO_WRITE):
+                exit_.kind, exit_.error = ExitKind.UNBACKED, status - _NO_READ
             elif status:
                 raise GuestFault(f"the engine lost the guest at {registers.rip:#x}: {self._message(status)}")
             else:

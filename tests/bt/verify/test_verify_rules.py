@@ -70,6 +70,16 @@ def test_equal_runs_differ_in_nothing(image: Image) -> None:
     assert differing(compared(image, one, one)) == []
 
 
+def test_a_page_fault_at_another_address_is_seen(image: Image) -> None:
+    one, other = (run(events=(event()._replace(address=address),)) for address in (0x1000, 0x1008))
+    comparison = compared(image, one, other)
+    assert differing(comparison) == ["exceptions"]
+    divergence = finding(comparison, "exceptions").result.divergence
+    assert divergence is not None
+    assert divergence.reference is not None
+    assert "accessing 0x1000" in divergence.reference.text
+
+
 def test_another_end_is_seen(image: Image) -> None:
     other = replace(run(), outcome=Outcome(EndKind.DEBUG_EXIT, 1))
     assert differing(compared(image, run(), other)) == ["outcome"]

@@ -51,5 +51,7 @@ def test_a_departure_without_need_is_refuted(bench: Bench) -> None:
 
 
 def test_a_store_that_ldtr_would_be_checked_for_reaches_kernel_memory_by_a_plain_load(bench: Bench) -> None:
-    ldr = Case(0xF940_0020, Claim(COMPLETES, {"X0": 0x1122_3344_5566_7788}), Claim(exception(x.DATA_LOWER)), {1: 0x4000_6000})
+    ldr = Case(
+        0xF940_0020, Claim(COMPLETES, {"X0": 0x1122_3344_5566_7788}), Claim(exception(x.DATA_LOWER)), {1: 0x4000_6000}
+    )
     assert prove(ROW_OF_NAME["LDTR"], [ldr], {}, bench).verdict is Verdict.PROVEN
