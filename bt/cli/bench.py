@@ -85,9 +85,11 @@ def exits_command(times: int, runs: int, json_file: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bt import progress
     from bt.bench import exits
 
-    costs = list(exits.measure(times, runs))
+    with progress.stage("counting exits"):
+        costs = list(exits.measure(times, runs))
     if json_file is not None:
         rows = [{"loop": cost.loop.name, "exits": cost.exits, "microseconds": cost.microseconds} for cost in costs]
         json_file.write_text(json.dumps({"format": 1, "loops": rows}, indent=2) + "\n")
@@ -104,10 +106,11 @@ def exits_command(times: int, runs: int, json_file: Path | None) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
 def scan_command(image: Path | None, runs: int, json_file: Path | None) -> None:
     """Measure how fast IMAGE is read and scanned; by default, the fetched debian-amd64."""
-    from bt import guests
+    from bt import guests, progress
     from bt.bench import scan
 
-    times = scan.measure(image if image is not None else guests.find("debian-amd64").kernel, runs)
+    with progress.stage("scanning"):
+        times = scan.measure(image if image is not None else guests.find("debian-amd64").kernel, runs)
     if json_file is not None:
         json_file.write_text(json.dumps({"format": 1, **asdict(times)}, indent=2) + "\n")
     click.echo(f"load             {times.load:7.3f} s")

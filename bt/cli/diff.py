@@ -22,11 +22,13 @@ def command(context: click.Context, a: str, b: str, as_json: bool) -> None:
     Anything else: sites gained, lost, or given another tactic. An original is scanned. The status is 1 when there is
     such a difference, else 0.
     """
+    from bt import progress
     from bt.diff import Comparison, diff
     from bt.report import json as json_report
     from bt.report import text
 
-    found = diff(a, b)
+    with progress.stage(f"comparing {a} and {b}"):
+        found = diff(a, b)
     if isinstance(found, Comparison):
         report = json_report.comparison_json(found) if as_json else text.comparison_text(found)
     else:

@@ -21,11 +21,13 @@ def command(image: str, tool: str, output: str | None, every: bool) -> None:
     ghidra, ida and binja: Python, run inside the tool; it adds the fixups' code as well. rizin: commands, which
     radare2 takes, too.
     """
+    from bt import progress
     from bt.report import source
     from bt.report.export import export
     from bt.rewrite import write
 
-    script = export(source.read(image), tool, every)
+    with progress.stage(f"reading {image}"):
+        script = export(source.read(image), tool, every)
     if output is None:
         click.echo(script, nl=False)
     else:

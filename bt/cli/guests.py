@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bt import guests
+from bt import guests, progress
 from emulator.errors import Unavailable
 
 
@@ -37,7 +37,8 @@ def get_command(name: str, lines: tuple[str, ...]) -> None:
 
     Nothing else in retrap downloads anything.
     """
-    guest = guests.get(name, lines, lambda line: click.echo(line, err=True))
+    with progress.stage(f"fetching {name}"):
+        guest = guests.get(name, lines, lambda line: click.echo(line, err=True))
     _describe(guest)
 
 

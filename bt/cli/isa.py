@@ -10,7 +10,7 @@ import json
 
 import click
 
-from bt import isa_report
+from bt import isa_report, progress
 from emulator.isa.isas import ISAS
 
 
@@ -27,7 +27,8 @@ def command(isa: str, prove: bool, names: tuple[str, ...], as_json: bool) -> Non
     if names and not prove:
         raise click.UsageError("--row chooses what to run: give --prove with it")
     chosen = ISAS[isa]
-    proofs = isa_report.prove_rows(chosen, names) if prove else []
+    with progress.stage(f"running the rows of {isa}"):
+        proofs = isa_report.prove_rows(chosen, names) if prove else []
     if as_json:
         click.echo(json.dumps(isa_report.table_json(chosen, proofs), indent=1))
     elif prove:

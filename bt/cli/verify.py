@@ -50,6 +50,7 @@ def command(
     import json
     import os
 
+    from bt import progress
     from bt.cli import values
     from bt.session import Options, read_initrd
     from bt.verify import report, verify
@@ -73,7 +74,8 @@ def command(
     )
     options.check()
     chosen = modes or ((guest.plan.mode,) if guest.plan is not None else MODES)
-    result = verify(guest, options, chosen, lambda line: click.echo(line, err=True))
+    with progress.stage(f"running {image} as it is and rewritten"):
+        result = verify(guest, options, chosen, lambda line: click.echo(line, err=True))
     if qemu:
         from bt.verify.third_party import compare_with_qemu
 
