@@ -69,11 +69,24 @@ def _place_on_arm(board: Any, memory: GuestMemory, image: BootImage) -> Any:
     return place(board, memory, image, SEED)
 
 
+def _make_malta(memory: GuestMemory, clock: Clock, console: Callable[[bytes], None]) -> Board:
+    from emulator.board.malta import Malta
+
+    return Malta(memory, clock, console=console)
+
+
+def _place_on_malta(_board: Board, memory: GuestMemory, image: BootImage) -> Any:
+    from emulator.board.malta_boot import place
+
+    return place(memory, image)
+
+
 PLATFORMS: dict[str, Platform] = {
     platform.isa: platform
     for platform in (
         Platform("x86-64", "pc", _make_pc, _place_on_pc),
         Platform("i386", "pc", _make_pc, _place_on_32_bit_pc),
+        Platform("mips32", "malta", _make_malta, _place_on_malta),
         Platform("armv7", "virt", _make_arm, _place_on_arm, 0x4000_0000),
     )
 }

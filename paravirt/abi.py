@@ -150,6 +150,10 @@ the place of TPIDRURO, which the kernel may then write without an exit, and TPID
 ARM_CACHE_TYPE = 0x24
 """ARMv7: offset of a copy of CTR."""
 
+ARM_USER_LIMIT = 0x28
+"""ARMv7: offset of the address below which the kernel has no page mapped that user code may not touch in the same way,
+less seven: there an unprivileged access may run as it is."""
+
 ARM_UNIT, ARM_UNIT_FIRST, ARM_UNIT_END = 0x2000, 0x40, 0x1000
 """ARMv7: the window is made of units of a page of fixups and another mapping of the shared page behind it, so that a
 fixup reaches that page relative to PC. Fixups lie from UNIT_FIRST up to UNIT_END of a unit: before, the shared words
@@ -172,5 +176,22 @@ ARMV7 = Window(
 """In the last 2 MiB of where Linux puts its modules, below its page of temporary mappings: within a branch's reach of
 the text of a kernel at 0xC0000000, and the first to be used last."""
 
-WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, ARMV7, I386)}
+MIPS32 = Window(
+    isa="mips32",
+    base=0xFFFF_0000,
+    fixup_size=0x8000,
+    size=0xA000,
+    word=4,
+    interrupt_state=0x00,
+    enabled=1,
+    disabled=0,
+    pending=0x04,
+    scratch=0x10,
+    scratch_words=8,
+    registers=0x80,
+)
+"""In the last 32 KiB of the address space, above Linux's fixed mappings (FIXADDR_TOP): a load or store with $0 as its
+base reaches the shared page in one word. Interrupts are enabled while the word of the interrupt state is not 0."""
+
+WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, ARMV7, I386, MIPS32)}
 """The window of each instruction set whose guests are rewritten."""

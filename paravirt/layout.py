@@ -54,3 +54,15 @@ ARMV7 = Layout(
     open_bus=0xC980_0000,
 )
 """A short descriptor reaches 32 bits: guests have what lies below, and memory up to here."""
+
+MIPS32 = Layout(
+    tables=0,
+    tables_size=0,
+    code=0x4000_0000,
+    code_count=32768,
+    window=0x6000_0000,
+    window_size=0xA000,
+    open_bus=0x7000_0000,
+)
+"""Above KSEG0's and KSEG1's reach. There are no tables: the engine takes its translations from the hypervisor. What a
+TLB entry of the guest's points to above its memory and devices is nothing, so that it cannot reach here."""

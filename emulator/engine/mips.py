@@ -127,6 +127,10 @@ class MipsEngine(Engine, Protocol):
         """Take all pages from `first` up to `end` out of a view."""
         ...
 
+    def frame_at(self, physical: int) -> memoryview:
+        """The 4096 bytes of memory around a physical address. Raises ValueError where there is none."""
+        ...
+
     def frame_changed(self, physical: int, size: int) -> None:
         """Bytes of memory that may have been executed were changed."""
         ...

@@ -35,7 +35,18 @@ def _armv7() -> type[Hypervisor]:
     return ArmHypervisor
 
 
-MODES: dict[str, Callable[[], type[Hypervisor]]] = {"x86-64": _x86_64, "i386": _i386, "armv7": _armv7}
+def _mips32() -> type[Hypervisor]:
+    from paravirt.modes.mips.hypervisor import MipsHypervisor
+
+    return MipsHypervisor
+
+
+MODES: dict[str, Callable[[], type[Hypervisor]]] = {
+    "x86-64": _x86_64,
+    "i386": _i386,
+    "armv7": _armv7,
+    "mips32": _mips32,
+}
 """How to load the hypervisor of each instruction set."""
 
 

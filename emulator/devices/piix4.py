@@ -1,0 +1,83 @@
+"""The power-management function of the PIIX4 south bridge, and its bridge function without more than a header.
+
+Room: `emulator/devices`. An operating system turns the machine off by PMCNTRL (suspend type 0, suspend enable) and then
+a special cycle on PCI with the message 00120002H. Source: Intel 82371AB data sheet, 7.1 and 7.3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from emulator.devices.pci import PciBus, PciFunction
+
+VENDOR, BRIDGE, POWER = 0x8086, 0x7110, 0x7113
+IO_SIZE = 0x40
+STATUS, ENABLE, CONTROL, TIMER = 0x00, 0x02, 0x04, 0x08
+SUSPEND_ENABLE, SUSPEND_TYPE = 1 << 13, 7 << 10
+STOP_GRANT = 0x0012_0002
+"""The message of the special cycle by which a processor says that it has stopped."""
+BASE_REGISTER, ENABLE_REGISTER = 0x40, 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class PowerState:
+    """The registers in I/O space, and whether power goes at the next stop-grant cycle."""
+
+    registers: bytes
+    suspending: bool
+
+
+class Piix4Power:
+    """Function 3's registers in I/O space. `power_off` is called when the processor stops after a suspend to off."""
+
+    name = "piix4-power"
+
+    def __init__(self, bus: PciBus, power_off: Callable[[], None]) -> None:
+        self._registers = bytearray(IO_SIZE)
+        self._suspending = False
+        self._power_off = power_off
+        bus.on_special_cycle = self._special_cycle
+
+    def read(self, offset: int, size: int) -> int:
+        """The registers; no event ever happens."""
+        return int.from_bytes(self._registers[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Status bits are taken away by writing them; everything else keeps what is written."""
+        for index in range(size):
+            at, byte = offset + index, value >> 8 * index & 0xFF
+            if at < ENABLE:
+                self._registers[at] &= ~byte & 0xFF
+            elif at < IO_SIZE:
+                self._registers[at] = byte
+        control = self.read(CONTROL, 2)
+        self._suspending = bool(control & SUSPEND_ENABLE) and not control & SUSPEND_TYPE
+
+    def _special_cycle(self, message: int) -> None:
+        if message == STOP_GRANT and self._suspending:
+            self._power_off()
+
+    @property
+    def state(self) -> PowerState:
+        """All of the function's state but its configuration space."""
+        return PowerState(bytes(self._registers), self._suspending)
+
+    def restore(self, state: PowerState) -> None:
+        """Take up an earlier state."""
+        self._registers[:] = state.registers
+        self._suspending = state.suspending
+
+
+def bridge() -> PciFunction:
+    """Function 0: PCI to ISA."""
+    return PciFunction("piix4-bridge", VENDOR, BRIDGE, 0x060100, multifunction=True)
+
+
+def power(io_base: int) -> PciFunction:
+    """Function 3, its registers enabled at `io_base` as firmware leaves them."""
+    function = PciFunction("piix4-power-config", VENDOR, POWER, 0x068000)
+    function.put(BASE_REGISTER, io_base | 1, 4)
+    function.writable(BASE_REGISTER, 0xFFC0, 4)
+    function.put(ENABLE_REGISTER, 1, 1)
+    function.writable(ENABLE_REGISTER, 0xFF, 1)
+    function.put(0x3D, 1, 1)
+    return function
