@@ -12,6 +12,10 @@ from emulator.engine.protocol import Engine
 SP = 31
 """Index of the current stack pointer among the general registers."""
 
+MAY_MASK, MAY_ZERO, MAY_TYPE, MAY_CACHE = 1 << 9, 1 << 14, 1 << 15, 1 << 26
+"""SCTLR_EL1.UMA (DAIF), DZE (DC ZVA), UCT (CTR_EL0), UCI (cache maintenance by address)."""
+USER_MAY = MAY_MASK | MAY_ZERO | MAY_TYPE | MAY_CACHE
+
 
 class AArch64Registers(Protocol):
     """The registers of an AArch64 CPU, readable and writable while an exit is handled, and between runs."""
@@ -24,6 +28,8 @@ class AArch64Registers(Protocol):
     pc: int
     level: int
     """The real exception level, 0 or 1 (EL1 with its own stack pointer: EL1h). Changing it changes no stack pointer."""
+    stepping: bool
+    """Whether one instruction runs at EL0 and raises a software step exception behind it."""
     nzcv: int
     """The condition flags at their place in PSTATE, bits 31-28."""
     daif: int
@@ -74,14 +80,18 @@ class AArch64Engine(Engine, Protocol):
         """The CPU's registers: one object for the engine's lifetime."""
         ...
 
-    def set_roots(self, lower: int, upper: int) -> None:
-        """Load TTBR0_EL1 and TTBR1_EL1; what was cached of other tables is not used any more."""
+    def set_roots(self, lower: int, upper: int, view: int = 0) -> None:
+        """Run in `view`, 0 or 1, with these tables in TTBR0_EL1 and TTBR1_EL1.
+
+        What is cached of a view is used in it alone, and stays while another one runs; it is forgotten when the view
+        gets other tables than it had.
+        """
         ...
 
     def set_control(self, sctlr: int, tcr: int, mair: int) -> None:
         """Load SCTLR_EL1, TCR_EL1 and MAIR_EL1; roots must be set before SCTLR_EL1.M is."""
         ...
 
-    def mask_user_accessible(self, accessible: bool) -> None:
-        """SCTLR_EL1.UMA alone: whether EL0 may access DAIF without an exit."""
+    def allow_user(self, allowed: int) -> None:
+        """What EL0 may do without an exit: any of the bits `USER_MAY` of SCTLR_EL1, and no others."""
         ...

@@ -18,12 +18,8 @@ from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.aarch64_confirm import confirm
 from emulator.engine.unicorn.aarch64_state import UnicornAArch64Registers, find_state
 from emulator.engine.unicorn.core import UnicornCpu
-from emulator.isa.aarch64.encoding import register
 from emulator.isa.aarch64.registers import BY_NAME
 
-SCR_EL3 = register(3, 6, 1, 1, 0)
-_SCR = 0x430
-"""SCR_EL3.RW, so that EL1 is AArch64; without it translation is AArch32's. HVC and SMC stay undefined and trapping."""
 _SCTLR, _TCR, _MAIR, _CPACR = (BY_NAME[name].encoding for name in ("SCTLR_EL1", "TCR_EL1", "MAIR_EL1", "CPACR_EL1"))
 _FP_ENABLED = 3 << 20
 _SMC = 13
@@ -59,18 +55,23 @@ class UnicornAArch64Engine(UnicornCpu):
         self.capabilities = CAPABILITIES
         self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
         self._count_blocks()
-        self.registers.set_public(SCR_EL3, _SCR)
         self.registers.set_public(_CPACR, _FP_ENABLED)
         self.registers.learn_modes()
+        self._roots = [(0, 0), (0, 0)]
         confirm(self)
 
     def _start_address(self) -> int:
         return self.registers.pc
 
-    def set_roots(self, lower: int, upper: int) -> None:
-        """Load TTBR0_EL1 and TTBR1_EL1, and flush."""
-        self.registers.poke_roots(lower, upper)
-        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+    def set_roots(self, lower: int, upper: int, view: int = 0) -> None:
+        """Run in a view, with these tables; flush where they are not the ones it had."""
+        registers = self.registers
+        registers.poke_roots(lower, upper)
+        if registers.world != view:
+            registers.world = view
+        if self._roots[view] != (lower, upper):
+            self._roots[view] = lower, upper
+            self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 
     def set_control(self, sctlr: int, tcr: int, mair: int) -> None:
         """Load SCTLR_EL1, TCR_EL1 and MAIR_EL1, and flush."""
@@ -81,9 +82,9 @@ class UnicornAArch64Engine(UnicornCpu):
         registers.learn_modes()
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 
-    def mask_user_accessible(self, accessible: bool) -> None:
-        """SCTLR_EL1.UMA alone."""
-        self.registers.poke_masks_accessible(accessible)
+    def allow_user(self, allowed: int) -> None:
+        """The bits `USER_MAY` of SCTLR_EL1."""
+        self.registers.poke_user_rights(allowed)
 
     def _make_fault_callback(self) -> Callable[[int, int, int], None]:
         """The hot path: a closure over everything it touches."""

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from unicorn import arm64_const
 
+from emulator.engine.aarch64 import USER_MAY
 from emulator.engine.unicorn.state import _read_memory
 from emulator.errors import EngineMissing
-from emulator.isa.aarch64.encoding import fields
+from emulator.isa.aarch64.encoding import fields, register
 from emulator.isa.aarch64.registers import BY_NAME
 
 # Offsets into the CPU state, in bytes.
@@ -31,7 +32,15 @@ _SYNDROME = 0xBD0
 _FAULT_ADDRESS = 0xBD8
 _VECTORS = 0xC10  # 256 bytes apart
 _EXCLUSIVE = 0x2F00
+_HCR, _SCR, _MDSCR = 0x3B8, 0x3C0, 0x7E8
 _SIZE = 0x2F10
+
+SCR_EL3: Final = register(3, 6, 1, 1, 0)
+HCR_EL2: Final = register(3, 4, 1, 1, 0)
+_SECURE, _NON_SECURE = 0x430, 0x431
+"""SCR_EL3.RW, so that EL1 is AArch64; without it translation is AArch32's. HVC and SMC stay undefined and trapping."""
+_HCR_RW = 1 << 31
+"""HCR_EL2.RW: the same for the other security state."""
 
 IN_PLACE: Final[dict[str, int]] = {
     "SPSR_EL1": 0x168,
@@ -63,8 +72,9 @@ _W_LOWER, _W_UPPER = IN_PLACE["TTBR0_EL1"] // 8, IN_PLACE["TTBR1_EL1"] // 8
 _PATTERN = 0x5E77_1A90_0000_0001
 _X: Final = tuple(getattr(arm64_const, f"UC_ARM64_REG_X{number}") for number in range(31))
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_UMA = 1 << 9
 _EL1H = 5
+_STEP = 1 << 21
+"""PSTATE.SS."""
 _DUMMY: Final = BY_NAME["TPIDR_EL1"].encoding
 
 
@@ -107,13 +117,15 @@ def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
     """Whether a register written through the public interface changes the word at `address`: no stale copy."""
     probe = 0x5E77_1A90_FFFF_0000
     library.uc_reg_write(handle, _X[0], ctypes.byref(ctypes.c_uint64(probe)))
-    return _read_memory(descriptor, address, 8) == struct.pack("<Q", probe)
+    seen = _read_memory(descriptor, address, 8)
+    library.uc_reg_write(handle, _X[0], ctypes.byref(ctypes.c_uint64(_PATTERN)))
+    return seen == struct.pack("<Q", probe)
 
 
 class UnicornAArch64Registers:
     """The register view of one engine (`emulator.engine.aarch64.AArch64Registers`)."""
 
-    __slots__ = ("_buffer", "_handle", "_library", "_modes", "gpr", "halves", "words")
+    __slots__ = ("_buffer", "_handle", "_library", "_modes", "_step", "_world", "gpr", "halves", "words")
 
     def __init__(self, library: Any, handle: int, address: int) -> None:
         self._buffer = (ctypes.c_char * _SIZE).from_address(address)
@@ -123,8 +135,14 @@ class UnicornAArch64Registers:
         self.gpr = self.words[_GENERAL // 8 : _GENERAL // 8 + 32]
         self._library = library
         self._handle = handle
-        self._modes = [0, 0]
-        """QEMU's summary of the mode for EL0 and EL1h."""
+        self._modes = [0, 0, 0, 0]
+        """QEMU's summary of the mode for EL0 and EL1h, in both worlds."""
+        self._step = 0
+        """The bit of it by which one instruction is executed at a time."""
+        self._world = 0
+        set_public = self.set_public
+        set_public(HCR_EL2, _HCR_RW)
+        set_public(SCR_EL3, _SECURE)
 
     # -- general registers ----------------------------------------------------------------------
 
@@ -181,7 +199,34 @@ class UnicornAArch64Registers:
     def level(self, value: int) -> None:
         halves = self.halves
         halves[_PSTATE // 4] = halves[_PSTATE // 4] & ~0xF | (_EL1H if value else 0)
-        halves[_MODE // 4] = self._modes[value]
+        halves[_MODE // 4] = self._modes[self._world << 1 | value]
+
+    @property
+    def world(self) -> int:
+        """Which of the two worlds the code runs in: 0 secure, 1 non-secure. Each has a TLB of its own."""
+        return self._world
+
+    @world.setter
+    def world(self, value: int) -> None:
+        self._world = value
+        self.words[_SCR // 8] = _NON_SECURE if value else _SECURE
+        self.level = self.level
+
+    @property
+    def stepping(self) -> bool:
+        """Whether one instruction runs at EL0, and then raises a software step exception."""
+        return self.halves[_PSTATE // 4] & _STEP != 0
+
+    @stepping.setter
+    def stepping(self, value: bool) -> None:
+        halves = self.halves
+        self.level = self.level
+        if value:
+            halves[_PSTATE // 4] |= _STEP
+            halves[_MODE // 4] |= self._step
+        else:
+            halves[_PSTATE // 4] &= ~_STEP
+        self.words[_MDSCR // 8] = 1 if value else 0
 
     @property
     def thread(self) -> int:
@@ -233,23 +278,30 @@ class UnicornAArch64Registers:
         """Change TTBR0_EL1 and TTBR1_EL1 without telling the TLB: the engine flushes."""
         self.words[_W_LOWER], self.words[_W_UPPER] = lower, upper
 
-    def poke_masks_accessible(self, accessible: bool) -> None:
-        """SCTLR_EL1.UMA, which nothing but instructions looks at, when they execute."""
+    def poke_user_rights(self, allowed: int) -> None:
+        """The bits of SCTLR_EL1 that nothing but instructions of EL0 look at, when they execute."""
         words = self.words
-        words[_W_SCTLR] = words[_W_SCTLR] | _UMA if accessible else words[_W_SCTLR] & ~_UMA
+        words[_W_SCTLR] = words[_W_SCTLR] & ~USER_MAY | allowed
 
     def learn_modes(self) -> None:
         """Have Unicorn compute the summary of the mode for both levels; it depends on the control registers.
 
         Writing PSTATE through the public interface does not compute it, writing a system register does.
         """
-        level, masks, flags = self.level, self.daif, self.nzcv
-        for number, pstate in enumerate((0, _EL1H)):
-            value = ctypes.c_uint64(pstate | masks)
-            self._library.uc_reg_write(self._handle, arm64_const.UC_ARM64_REG_PSTATE, ctypes.byref(value))
-            self.set_public(_DUMMY, self.words[IN_PLACE["TPIDR_EL1"] // 8])
-            self._modes[number] = self.halves[_MODE // 4]
-        self.nzcv, self.daif, self.level = flags, masks, level
+        level, masks, flags, world = self.level, self.daif, self.nzcv, self._world
+        for number in range(4):
+            self.set_public(SCR_EL3, _NON_SECURE if number >> 1 else _SECURE)
+            self._modes[number] = self._mode_of(_EL1H if number & 1 else 0)
+        self.words[_MDSCR // 8] = 1
+        self._step = self._mode_of(0) & ~self._modes[2]
+        self.words[_MDSCR // 8] = 0
+        self.nzcv, self.daif, self.level, self.world = flags, masks, level, world
+
+    def _mode_of(self, pstate: int) -> int:
+        value = ctypes.c_uint64(pstate)
+        self._library.uc_reg_write(self._handle, arm64_const.UC_ARM64_REG_PSTATE, ctypes.byref(value))
+        self.set_public(_DUMMY, self.words[IN_PLACE["TPIDR_EL1"] // 8])
+        return self.halves[_MODE // 4]
 
     @property
     def banked_sp(self) -> memoryview:

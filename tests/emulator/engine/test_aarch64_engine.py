@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from emulator.engine.aarch64 import AArch64Engine
+from emulator.engine.aarch64 import MAY_MASK, AArch64Engine
 from emulator.engine.engines import AARCH64_ENGINES
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import encoding as e
@@ -224,10 +224,10 @@ def test_a_page_that_is_execute_only_runs_and_does_not_read(engine: AArch64Engin
 
 def test_interrupt_masks_change_without_an_exit_only_while_they_may(engine: AArch64Engine) -> None:
     guest = Guest(engine, [0xD503_42FF, 0xD53B_4220, 0xD503_42DF, brk(1)], 0)  # daifclr #2; mrs x0, daif; daifset #2
-    engine.mask_user_accessible(True)
+    engine.allow_user(MAY_MASK)
     assert guest.run(once)[-1].vector == x.BREAKPOINT
     assert (engine.registers.gpr[0], engine.registers.daif) == (0x340, 0x3C0)
-    engine.mask_user_accessible(False)
+    engine.allow_user(0)
     engine.registers.pc = CODE
     assert guest.run(once)[-1].at == 0
 
@@ -324,3 +324,47 @@ def test_control_registers_keep_what_set_control_loads(engine: AArch64Engine) ->
     assert engine.registers.system(BY_NAME["SCTLR_EL1"].encoding) == SCTLR | 1 << 14
     assert engine.registers.system(BY_NAME["TCR_EL1"].encoding) == TCR
     assert guest.run(once)[-1].vector == x.BREAKPOINT
+
+
+def test_one_instruction_runs_at_a_time_while_stepping(engine: AArch64Engine) -> None:
+    guest = Guest(engine, [ADD_1, ADD_1, 0x1400_0002, 0, ADD_1, brk(1)], 0)
+    engine.registers.stepping = True
+
+    def handler(exit_: Exit) -> bool:
+        engine.registers.stepping = exit_.vector == x.STEP_LOWER and len(guest.exits) < 3
+        return exit_.vector == x.BREAKPOINT
+
+    seen = guest.run(handler)
+    assert [(one.vector, one.at) for one in seen] == [
+        (x.STEP_LOWER, 4),
+        (x.STEP_LOWER, 8),
+        (x.STEP_LOWER, 16),
+        (x.BREAKPOINT, 20),
+    ]
+    assert engine.registers.gpr[0] == 3
+
+
+def test_each_view_keeps_what_is_cached_of_it(engine: AArch64Engine) -> None:
+    guest = Guest(engine, [LOAD, 0, LOAD, 0, LOAD, brk(1)], 0)
+    engine.registers.gpr[1] = DATA
+    guest.memory[DATA - BASE], guest.memory[READ_ONLY - BASE] = 1, 2
+    table = BASE + 0x9000  # as ROOT's last table, with DATA elsewhere
+    other = [BASE + 0xA000, BASE + 0xB000]
+    words = guest.memory.cast("Q")
+    words[table - BASE >> 3 : (table - BASE >> 3) + 512] = words[
+        ROOT + 0x2000 - BASE >> 3 : (ROOT + 0x3000 - BASE >> 3)
+    ]
+    words[(table - BASE >> 3) + (DATA >> 12 & 511)] += READ_ONLY - DATA
+    words[(other[0] - BASE >> 3) + (BASE >> 30)] = other[1] | 3
+    words[(other[1] - BASE >> 3) + (BASE >> 21 & 511)] = table | 3
+    loaded = []
+
+    def handler(exit_: Exit) -> bool:
+        loaded.append(engine.registers.gpr[0])
+        engine.registers.advance()
+        view = len(guest.exits) & 1
+        engine.set_roots(other[0] if view else ROOT, 0, view)
+        return exit_.vector == x.BREAKPOINT
+
+    guest.run(handler)
+    assert loaded == [1, 2, 1]

@@ -9,8 +9,9 @@ from unicorn import arm64_const
 
 from emulator.engine.aarch64 import SP
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.unicorn.aarch64 import SCR_EL3, UnicornAArch64Engine
+from emulator.engine.unicorn.aarch64 import UnicornAArch64Engine
 from emulator.engine.unicorn.aarch64_quirks import QUIRKS
+from emulator.engine.unicorn.aarch64_state import SCR_EL3
 from emulator.isa.aarch64 import encoding as e
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.registers import BY_NAME
@@ -37,8 +38,10 @@ def test_every_quirk_names_a_test_that_is_here() -> None:
 
 
 def test_without_scr_rw_translation_is_aarch32(engine: UnicornAArch64Engine) -> None:
+    guest = Guest(engine, [e.NOP], 0)
     engine.registers.set_public(SCR_EL3, 0x30)
-    [seen] = Guest(engine, [e.NOP], 0).run(once)
+    engine.flush_tlb()
+    [seen] = guest.run(once)
     assert (seen.vector, seen.at) == (x.FETCH_LOWER, 0)
 
 
