@@ -147,3 +147,8 @@ def branch(condition: int, distance: int) -> bytes:
 def exchange_stack(offset: int, register: int) -> bytes:
     """`xchg [esp+offset], r32`; `offset` is a signed byte."""
     return bytes((0x87, 0x44 | register << 3, 0x24)) + struct.pack("<b", offset)
+
+
+def push_constant(value: int) -> bytes:
+    """`push value`, 5 bytes."""
+    return b"\x68" + displacement(value)

@@ -54,9 +54,10 @@ class WindowDraft:
         fixup = assemble_fixup(address, page, self.window)
         length = self.window.end - self.start
         if self.padding < 0:
-            return fixup, (Patch(self.start, patch(page + self.start, length, address)),)
+            return fixup, (Patch(self.start, patch(page + self.start, length, address, self.window.bits)),)
         short = asm.skip(self.padding - self.start - asm.SHORT_BRANCH_LENGTH).ljust(length, INT3)
-        return fixup, (Patch(self.start, short), Patch(self.padding, asm.jump(page + self.padding, address)))
+        jump = patch(page + self.padding, asm.JUMP_LENGTH, address, self.window.bits)
+        return fixup, (Patch(self.start, short), Patch(self.padding, jump))
 
 
 def last_resort(site: Found) -> Choice:
@@ -102,7 +103,7 @@ def _ways(ground: Ground, site: Found, strategy: str) -> Iterator[tuple[int, int
     """Where a window may begin, the room it must have, and the words before its refusal, best first."""
     at = site.offset
     yield at, asm.JUMP_LENGTH, ""
-    if strategy == "inline":
+    if strategy == "inline" and not ground.mode.LOOKS_BACK:
         return
     if ground.known:
         for start in earlier(ground, at, BEFORE):

@@ -1,13 +1,14 @@
 """Instructions of 32-bit code that a jump displaces: as `displace`, whose rules these are.
 
-Room: `bt/tactics/x86`. There are no operands relative to EIP; per-CPU data is reached through FS.
+Room: `bt/tactics/x86`. There are no operands relative to EIP; per-CPU data is reached through FS, and what is at a
+distance from EBP is on the stack, as compiled kernels have it.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from iced_x86 import Code, Encoder, Instruction, MemoryOperand, MemorySizeExt, Register, RegisterExt
+from iced_x86 import Code, Encoder, Instruction, MemoryOperand, MemorySizeExt, Mnemonic, Register, RegisterExt
 
 from bt.tactics.tactics import Refused
 from bt.tactics.x86 import assemble32 as asm
@@ -20,22 +21,39 @@ _SAVED: Final = frozenset({2})
 
 def displaced(code: bytes, instruction: Instruction, before: list[Template], trials: list[Template]) -> Template:
     """The template that is `instruction` itself; what must be tried first is added to `trials`. Raises `Refused`."""
+    if int(instruction.code) in _STACK:
+        push = instruction.mnemonic == Mnemonic.PUSH
+        try_stack(before, trials, push)
+        step = -asm.WORD if push else asm.WORD
+        return Template("displaced", code, changes=changes(instruction), stack=step, sensitive=False)
     if not is_movable(instruction):
         raise Refused("what follows it does something else where it would be moved to")
     quiet = not accesses_memory(instruction)
-    if not quiet and not all(template.repeatable for template in before):
-        trials += _trial(instruction, before)
+    if not quiet and not can_be_done_again(before):
+        trials += trial(instruction, before)
     return Template("displaced", code, changes=changes(instruction), on_registers=quiet, sensitive=False)
 
 
+def can_be_done_again(before: list[Template]) -> bool:
+    """Whether a fault behind these may lead to their beginning: nothing in them sees what another has changed."""
+    wrote = False
+    for template in before:
+        if not template.repeatable:
+            return False
+        wrote |= template.writes_interrupt_flag
+    reads = any(template.reads_interrupt_flag for template in before)
+    return not (wrote and reads)
+
+
 def try_stack(before: list[Template], trials: list[Template], push: bool = False) -> None:
-    """Try what a RET after `before` will pop, or a CALL push. Raises `Refused` where that cannot be told."""
-    if all(template.repeatable for template in before):
+    """Try what a pop after `before` will pop, or a push write. Raises `Refused` where that cannot be told."""
+    if can_be_done_again(before):
         return
     offset = sum(template.stack for template in before)
-    lowest = -100 if push else 0
-    if any(asm.RSP in template.changes and not template.stack for template in before) or not lowest <= offset <= 112:
+    if any(asm.RSP in template.changes and not template.stack for template in before) or not -100 <= offset <= 112:
         raise Refused("what follows it uses a stack that has moved")
+    if not push and offset < 0:
+        return  # what an instruction before it has pushed
     save, restore = asm.store(scratch(2), asm.RCX), asm.load(asm.RCX, scratch(2))
     code = save + asm.load_stack(asm.RCX, offset) + restore
     if push:
@@ -43,10 +61,12 @@ def try_stack(before: list[Template], trials: list[Template], push: bool = False
     trials.append(Template("try the stack", code, scratch=_SAVED, sensitive=False))
 
 
-def _trial(instruction: Instruction, before: list[Template]) -> list[Template]:
+def trial(instruction: Instruction, before: list[Template]) -> list[Template]:
     """Templates that fault where the memory operand of `instruction` will, and change nothing. Raises `Refused`."""
     base, index = instruction.memory_base, instruction.memory_index
-    if (base != Register.NONE or index != Register.NONE) and instruction.segment_prefix != Register.FS:
+    on_stack = base in (Register.ESP, Register.EBP) and index == Register.NONE
+    static = base == Register.NONE and index == Register.NONE
+    if not (on_stack or static or instruction.segment_prefix == Register.FS):
         raise Refused("what follows it may fault, and what comes before that cannot be done twice")
     parts = {RegisterExt.number(one) for one in (base, index) if one != Register.NONE}
     if any(parts & template.changes for template in before):
@@ -84,6 +104,7 @@ def _encode(made: Instruction) -> Template:
     return Template("try", encoder.take_buffer(), sensitive=False)
 
 
+_STACK: Final = frozenset(int(code) for code in (Code.PUSH_R32, Code.POP_R32))
 _TRIALS: Final = {
     1: (Code.MOV_R8_RM8, Code.XCHG_RM8_R8, (Register.AL, Register.CL, Register.DL)),
     2: (Code.MOV_R16_RM16, Code.XCHG_RM16_R16, (Register.AX, Register.CX, Register.DX)),

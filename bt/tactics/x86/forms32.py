@@ -13,6 +13,7 @@ from bt.tactics.tactics import Refused
 from bt.tactics.x86 import assemble32 as asm
 from bt.tactics.x86 import displace32, templates32
 from bt.tactics.x86.template import Template
+from bt.tactics.x86.templates32 import STI
 from bt.tactics.x86.window import Forms, Ground, check_place, decode
 
 _DATA_SEGMENTS: Final = frozenset({Register.ES, Register.DS, Register.FS, Register.GS})
@@ -61,7 +62,7 @@ class _Forms32:
         if code == Code.STI:
             return templates32.enable(before_halt=(ground.code + ground.after)[end : end + 1] == asm.HLT), length
         if code == Code.PUSHFD and length == 1:
-            return _read_flags(ground, end, not before)
+            return _read_flags(ground, end, before, trials)
         if code == Code.POPFD and length == 1:
             return templates32.write_flags(), length
         if code == Code.MOV_R32_CR:
@@ -82,6 +83,22 @@ class _Forms32:
         """The template that is an innocuous instruction itself. Raises `Refused`."""
         return displace32.displaced(code, instruction, before, trials)
 
+    LOOKS_BACK = True
+
+    def pair(self, ground: Ground, instruction: Instruction) -> tuple[Template, int] | None:
+        """A short Jcc over an STI: how a compiler restores an interrupt flag."""
+        end = int(instruction.next_ip)
+        if (
+            not instruction.is_jcc_short
+            or instruction.near_branch_target != end + 1
+            or ground.code[end : end + 1] != STI
+        ):
+            return None
+        sti = decode(ground, end)
+        check_place(ground, -1, end, sti)
+        opcode = ground.code[end - 2]
+        return templates32.enable_unless(opcode & 15), int(instruction.len) + len(STI)
+
     def try_stack(self, before: list[Template], trials: list[Template], push: bool) -> None:
         """Try the word that a pop (or push) after `before` will touch. Raises `Refused`."""
         displace32.try_stack(before, trials, push)
@@ -91,20 +108,24 @@ FORMS_32: Final[Forms] = _Forms32()
 """The one of its kind."""
 
 
-def _read_flags(ground: Ground, end: int, first: bool) -> tuple[Template, int]:
+def _read_flags(ground: Ground, end: int, before: list[Template], trials: list[Template]) -> tuple[Template, int]:
     """PUSHFD: alone, with the POP that follows it, or as the beginning of Linux's serialisation."""
     start = end - 1
-    resume = templates32.matches_return_to_self(ground.code, start, ground.address) if first else None
+    resume = templates32.matches_return_to_self(ground.code, start, ground.address) if not before else None
     if resume is not None:
         behind = start + templates32.RETURN_TO_SELF
         inside = (1 << behind) - (1 << end)
         if not (ground.targets | ground.taken) & inside and not start < ground.entry < behind:
             return templates32.return_to_self(resume), templates32.RETURN_TO_SELF
     pop = decode(ground, end)
+    try:
+        check_place(ground, -1, end, pop)
+    except Refused:
+        return templates32.read_flags(), 1
     if pop.code == Code.POP_R32 and pop.op0_register != Register.ESP:
-        try:
-            check_place(ground, -1, end, pop)
-        except Refused:
-            return templates32.read_flags(), 1
         return templates32.read_flags_to(pop.op0_register - Register.EAX), 1 + pop.len
+    if pop.code == Code.POP_RM32 and pop.op0_kind == OpKind.MEMORY and pop.memory_base != Register.ESP:
+        code = ground.code[end : end + pop.len]
+        trials += displace32.trial(pop, before)
+        return templates32.read_flags_to_memory(code), 1 + len(code)
     return templates32.read_flags(), 1

@@ -73,6 +73,12 @@ class _Forms64:
         """The template that is an innocuous instruction itself. Raises `Refused`."""
         return displace.displaced(code, instruction, before, trials)
 
+    LOOKS_BACK = False
+
+    def pair(self, ground: Ground, instruction: Instruction) -> tuple[Template, int] | None:
+        """None: 64-bit kernels have their interrupt-flag instructions in alternatives."""
+        return None
+
     def try_stack(self, before: list[Template], trials: list[Template], push: bool) -> None:
         """Try the word that a pop (or push) after `before` will touch. Raises `Refused`."""
         displace.try_stack(before, trials, push)

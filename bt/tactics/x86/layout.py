@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86 import assemble32
 from bt.tactics.x86.template import Template
 from bt.tactics.x86.window import Window
 from paravirt.translator import Fixup, Hypercall
@@ -35,8 +36,10 @@ def size_of(window: Window) -> int:
 class _Body:
     """A fixup while its parts are put one behind the other."""
 
-    def __init__(self, address: int, page: int) -> None:
+    def __init__(self, address: int, page: int, bits: int = 64) -> None:
         self.address = address
+        self._relative = asm.relative if bits == 64 else assemble32.relative
+        self._jump = asm.jump if bits == 64 else assemble32.jump
         self._page = page
         self.code = bytearray()
         self.calls: dict[int, Hypercall] = {}
@@ -56,7 +59,7 @@ class _Body:
             self.calls[begin + call.offset] = Hypercall(site, call.operation, after, call.instruction)
         if template.reference is not None:
             at, target = template.reference
-            body[at : at + 4] = asm.relative(begin + len(body), (self._page + target) & _MASK)
+            body[at : at + 4] = self._relative(begin + len(body), (self._page + target) & _MASK)
         self.code += body
 
     def leave(self, finish: tuple[int, Template] | None, target: int | None) -> None:
@@ -64,12 +67,12 @@ class _Body:
         if finish is not None:
             behind = self.here + len(finish[1].code)
             self.put(*finish, behind if target is None else target)
-        self.code += asm.RET if target is None else asm.jump(self.here, target)
+        self.code += asm.RET if target is None else self._jump(self.here, target)
 
 
 def assemble_fixup(address: int, page: int, window: Window) -> Fixup:
     """The fixup at `address` for a window of the page at guest-virtual `page`. Raises `asm.OutOfReach`."""
-    body = _Body(address, page)
+    body = _Body(address, page, window.bits)
     behind = (page + window.end) & _MASK
     for offset, template in window.pieces:
         body.put(offset, template, behind)
@@ -81,7 +84,8 @@ def assemble_fixup(address: int, page: int, window: Window) -> Fixup:
     else:
         target = (page + branch.target) & _MASK
         if branch.call:
-            body.code += asm.push_constant(behind)
+            push = asm.push_constant if window.bits == 64 else assemble32.push_constant
+            body.code += push(behind)
         if branch.condition is not None:
             finish = len(window.finish[1].code) if window.finish is not None else 0
             body.code += asm.branch(branch.condition, finish + asm.JUMP_LENGTH)
@@ -101,6 +105,7 @@ def assemble_stub(address: int, site: int, template: Template) -> Fixup:
     return Fixup(address, bytes(body.code), site, body.calls)
 
 
-def patch(address: int, length: int, fixup: int) -> bytes:
+def patch(address: int, length: int, fixup: int, bits: int = 64) -> bytes:
     """The `length` bytes at guest-virtual `address` once they jump to `fixup`; what is left over is INT3."""
-    return asm.jump(address, fixup).ljust(length, INT3)
+    jump = asm.jump if bits == 64 else assemble32.jump
+    return jump(address, fixup).ljust(length, INT3)

@@ -75,6 +75,10 @@ class Template:
     """Whether it takes back what an instruction with a shadow, right before it, left to be done."""
     repeatable: bool = False
     """Whether doing it again changes nothing, so that what follows it may fault and begin again at the site."""
+    reads_interrupt_flag: bool = False
+    """Whether what it does depends on the virtual interrupt flag."""
+    writes_interrupt_flag: bool = False
+    """Whether it changes the virtual interrupt flag."""
     sensitive: bool = True
     """Whether it stands for a sensitive instruction, and not for one that is only in the way."""
     changes_view: bool = False

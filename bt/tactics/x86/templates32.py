@@ -26,6 +26,7 @@ PENDING: Final = _PAGE + abi.I386.pending
 COPIED: Final = frozenset({0, 2, 3, 4})
 """Numbers of the control registers that have a copy."""
 CS, SS = 1, 2
+STI: Final = b"\xfb"
 _STACK: Final = frozenset({asm.RSP})
 _SAVED: Final = frozenset({0})
 
@@ -43,7 +44,7 @@ def control_register(number: int) -> int:
 def disable() -> Template:
     """CLI. After an STI it takes back the look at what waits: by STI's shadow nothing comes between the two."""
     code = asm.store_constant(DELTA, abi.I386.disabled)
-    return Template("disable interrupts", code, takes_back=True, repeatable=True)
+    return Template("disable interrupts", code, takes_back=True, repeatable=True, writes_interrupt_flag=True)
 
 
 def enable(before_halt: bool = False) -> Template:
@@ -52,7 +53,30 @@ def enable(before_halt: bool = False) -> Template:
     `before_halt`: the next instruction is HLT, which exits anyway, and the hypervisor delivers there.
     """
     flag = asm.store_constant(DELTA, abi.I386.enabled)
-    return Template("enable interrupts", flag, finish=None if before_halt else deliver(), shadow=True, repeatable=True)
+    finish = None if before_halt else deliver()
+    return Template("enable interrupts", flag, finish=finish, shadow=True, repeatable=True, writes_interrupt_flag=True)
+
+
+def enable_unless(condition: int) -> Template:
+    """A short Jcc over an STI, `condition` being the low four bits of its opcode.
+
+    What waits is looked at at once; if something does, the hypervisor does the whole STI, with its shadow, so that the
+    instruction behind both comes first, as always.
+    """
+    save, restore = asm.store(scratch(0), asm.RCX), asm.load(asm.RCX, scratch(0))
+    waiting = asm.store_constant(DELTA, abi.I386.disabled) + restore + asm.HLT
+    body = joined(
+        (
+            asm.store_constant(DELTA, abi.I386.enabled),
+            save,
+            asm.load(asm.RCX, PENDING),
+            asm.jump_if_rcx_zero(len(waiting)),
+            waiting,
+        )
+    )
+    code = asm.branch(condition, len(body + restore)) + body
+    call = Call(len(code) - 1, Operation.ENABLE_INTERRUPTS, instruction=STI)
+    return Template("enable interrupts on a condition", code + restore, (call,), _SAVED, writes_interrupt_flag=True)
 
 
 def deliver() -> Template:
@@ -112,7 +136,20 @@ def read_flags_to(register: int) -> Template:
             asm.store_stack(-_WORD, register),
         )
     )
-    return Template("read flags to register", code, scratch=_SAVED, changes=frozenset({register}))
+    return Template(
+        "read flags to register",
+        code,
+        scratch=_SAVED,
+        changes=frozenset({register}),
+        repeatable=True,
+        reads_interrupt_flag=True,
+    )
+
+
+def read_flags_to_memory(pop: bytes) -> Template:
+    """PUSHFD and POP m32 in one: `pop` is the second instruction, which has been tried."""
+    push = read_flags()
+    return Template("read flags to memory", push.code + pop, scratch=push.scratch, reads_interrupt_flag=True)
 
 
 def write_flags() -> Template:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from iced_x86 import Code, Decoder, Instruction
+from iced_x86 import Code, Decoder, Instruction, Register
 
 from bt.pagescan import PAGE
 from bt.tactics.tactics import Refused
@@ -70,6 +70,16 @@ class Forms(Protocol):
 
     def try_stack(self, before: list[Template], trials: list[Template], push: bool) -> None:
         """Try the word that a pop (or push) after `before` will touch. Raises `Refused`."""
+        ...
+
+    @property
+    def LOOKS_BACK(self) -> bool:
+        """Whether room is looked for before a site even where no hypercall is wanted."""
+        ...
+
+    def pair(self, ground: Ground, instruction: Instruction) -> tuple[Template, int] | None:
+        """The template for a conditional branch over the one sensitive instruction behind it, and the bytes of both;
+        None where `instruction` is no such branch."""
         ...
 
 
@@ -133,6 +143,8 @@ class Window:
     """What it does before it leaves, likewise."""
     branch: Branch | None = None
     """How it leaves, if not only to `end`."""
+    bits: int = 64
+    """Of the mode: 64 or 32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +188,7 @@ class _Composer:
             if self._want.used >> at & (1 << end - at) - 1:
                 raise Refused("another patch holds what is beside it")
         tried = tuple((self._start, template) for template in self._trials)
-        return Window(end, tried + tuple(self._pieces), self._finish, self._branch)
+        return Window(end, tried + tuple(self._pieces), self._finish, self._branch, self._ground.mode.bits)
 
     def _take(self, at: int) -> int:
         """Add the instruction at offset `at`; the offset behind what was added."""
@@ -256,6 +268,9 @@ class _Composer:
             return hypercall(code, instruction, first=not moved), len(code)
         if not ground.known:
             raise Refused("what follows it would have to move, and not all branches are known here")
+        pair = forms.pair(ground, instruction) if want.inline else None
+        if pair is not None:
+            return pair
         template = forms.displaced(code, instruction, before, self._trials)
         # Faults in a fixup are told as faults of its first instruction.
         if guarded or (moved and not template.on_registers and ground.guarded >> self._start & 1):
@@ -306,12 +321,22 @@ def _is_padding(ground: Ground, instruction: Instruction) -> bool:
 
     Five bytes are what jump labels and function tracing leave, so there the kernel's tables must be known.
     """
-    return int(instruction.code) in _PADDING and (ground.known or ground.padded or instruction.len != asm.JUMP_LENGTH)
+    if not (int(instruction.code) in _PADDING or _changes_nothing(instruction)):
+        return False
+    return ground.known or ground.padded or bool(instruction.len != asm.JUMP_LENGTH)
 
 
 def _is_filling(instruction: Instruction) -> bool:
     """Whether it can stand behind a jump without ever being reached."""
-    return int(instruction.code) in _PADDING or instruction.code == Code.INT3
+    return int(instruction.code) in _PADDING or instruction.code == Code.INT3 or _changes_nothing(instruction)
+
+
+def _changes_nothing(instruction: Instruction) -> bool:
+    """Whether it is an LEA of a register's own value, as 32-bit code is padded with."""
+    if instruction.code not in (Code.LEA_R32_M, Code.LEA_R64_M) or instruction.memory_displacement:
+        return False
+    alone = instruction.memory_index == Register.NONE
+    return bool(alone and instruction.memory_base == instruction.op0_register)
 
 
 def _signed(value: int, bits: int) -> int:
