@@ -31,11 +31,12 @@ class Blocks:
         self._shifts = (0, *(level.shift for level in form.levels))
         self._masks = (0, *((1 << level.bits) - 1 for level in form.levels))
         self._span = 1 << self._shifts[2] if len(form.levels) > 1 else 0
-        self._roles: set[int] = set()
+        self._split: dict[int, list[int]] = {}
+        """By guest-physical address of a block, the tables of its pieces."""
 
     def clear(self) -> None:
         """All tables are gone."""
-        self._roles.clear()
+        self._split.clear()
 
     def install(self, table: int, walk: PageWalk, write: bool, fetch: bool) -> int:
         """Map a guest's large page: by one large entry, or by a table of small ones (returned, or -1)."""
@@ -52,7 +53,7 @@ class Blocks:
                 mirrored = (table << pool.seen_shift) + (index >> shadow.guest.levels[level - 1].ratio)
             if level == 2:
                 break
-            table = self._part(walk.frame & ~((1 << self._shifts[level]) - 1), level - 1, role)
+            table = self._part(walk, walk.frame & ~((1 << self._shifts[level]) - 1), level - 1, role)
             if not entry & form.present or (level == walk.level and pool.seen[mirrored] != guest):
                 rights = own if level == walk.level else _ANYTHING
                 self._put(at, level, pool.address_of(table) | form.tables[rights | READ])
@@ -64,7 +65,7 @@ class Blocks:
             self._put(at, 2, base | form.blocks[READ | (WRITE if write else own & WRITE)])
             small = -1
         else:
-            small = self._part(base, 1, role)
+            small = self._part(walk, base, 1, role)
             self._put(at, 2, pool.address_of(small) | form.tables[own | READ if walk.level == 2 else _ANYTHING])
         if walk.level == 2:
             pool.seen[mirrored] = guest
@@ -77,15 +78,15 @@ class Blocks:
         if old & shadow.form.present and old != entry:
             shadow.flush_tlb()
 
-    def _part(self, base: int, level: int, role: int) -> int:
+    def _part(self, walk: PageWalk, base: int, level: int, role: int) -> int:
         """The table that splits the guest's large page at `base`; level 1 is filled at once."""
-        pool = self._shadow.pool
-        table = pool.find(base | _PIECES, level, role)
+        pool, key = self._shadow.pool, (base | _PIECES, level, role, self._shadow.place(walk.address, level, role))
+        table = pool.find(key)
         if table is None:
             table = pool.take(level)
-            pool.keep((base | _PIECES, level, role), table)
-            self._roles.add(role)
+            pool.keep(key, table)
             if level == 1:
+                self._split.setdefault(base, []).append(table)
                 self._fill(table, base)
         return table
 
@@ -109,9 +110,6 @@ class Blocks:
         """Where pieces of split large pages map a frame."""
         shadow = self._shadow
         page = shadow.frames.base + (number << 12)
-        base = page & ~(self._span - 1) | _PIECES
         index = (page >> self._shifts[1]) & self._masks[1]
-        for role in self._roles:
-            table = shadow.pool.find(base, 1, role)
-            if table is not None:
-                yield (table << shadow.pool.shift) + index
+        for table in self._split.get(page & ~(self._span - 1), ()):
+            yield (table << shadow.pool.shift) + index

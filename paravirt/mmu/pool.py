@@ -13,6 +13,11 @@ import numpy as np
 from emulator.isa.paging import GuestTables, Level, TableFormat
 
 
+Key = tuple[int, int, int, int]
+"""What a table is known by: guest-physical address of what it mirrors, level, role, and virtual place (the address bits
+above those that it covers). Code in a kernel's view is made for its address, so no table is at two places."""
+
+
 class ShadowPoolExhausted(Exception):
     """Every unit for shadow tables is in use."""
 
@@ -53,7 +58,7 @@ class TablePool:
         self.misses: list[int] = []
         self.below: list[set[int]] = []
         """By unit, the tables that its table has linked and that hold non-global translations."""
-        self._tables: dict[tuple[int, int, int], int] = {}
+        self._tables: dict[Key, int] = {}
         self.on_removed: Callable[[list[int]], None] | None = None
         """Called with the places of entries that are about to be removed, where an engine must know them."""
 
@@ -69,14 +74,15 @@ class TablePool:
 
     # -- tables ---------------------------------------------------------------------------------
 
-    def find(self, guest: int, level: int, role: int) -> int | None:
-        """The table that mirrors the guest's at a guest-physical address in a role, if there is one."""
-        return self._tables.get((guest, level, role))
+    def find(self, key: Key) -> int | None:
+        """The table that is known by a key, if there is one."""
+        return self._tables.get(key)
 
-    def mirror(self, guest: int, level: int, role: int) -> int:
-        """A new table for what lies at guest-physical address `guest`. Raises `ShadowPoolExhausted`."""
+    def mirror(self, key: Key) -> int:
+        """A new table for what lies at the key's guest-physical address. Raises `ShadowPoolExhausted`."""
+        guest, level, _, _ = key
         table = self.take(level)
-        self._tables[guest, level, role] = table
+        self._tables[key] = table
         span = self.levels[level].mirrored
         source = guest - self._base
         if span and source >= 0 and source + span <= self._guest_size:
@@ -84,7 +90,7 @@ class TablePool:
             self._look(table, source, span)
         return table
 
-    def keep(self, key: tuple[int, int, int], table: int) -> None:
+    def keep(self, key: Key, table: int) -> None:
         """Let `find` know a table that mirrors none of the guest's."""
         self._tables[key] = table
 

@@ -76,6 +76,7 @@ class ShadowPaging:
         self._shifts = (0, *(level.shift for level in form.levels))
         self._masks = (0, *((1 << level.bits) - 1 for level in form.levels))
         self._top = len(form.levels)
+        self._reach = (1 << form.levels[-1].shift + form.levels[-1].bits) - 1
         self._unit = self.pool.shift
         self._roots: dict[tuple[int, int, int], int] = {}
         """Root table by region, what names the guest's root, and role."""
@@ -208,7 +209,7 @@ class ShadowPaging:
     def _root(self, key: tuple[int, int, int], guest: int) -> int:
         root = self._roots.get(key)
         if root is None:
-            root = self._roots[key] = self._table(guest, self._top, key[2])
+            root = self._roots[key] = self._table(guest, self._top, key[2], 0)
         return root
 
     def _invalidate_in(self, table: int, address: int) -> bool:
@@ -233,12 +234,16 @@ class ShadowPaging:
 
     # -- tables ---------------------------------------------------------------------------------
 
-    def _table(self, guest: int, level: int, role: int) -> int:
-        """The shadow table for what lies at guest-physical address `guest`."""
-        pool = self.pool
-        table = pool.find(guest, level, role)
+    def place(self, address: int, level: int, role: int) -> int:
+        """The virtual place of the table of a level on the way to `address`, as the pool's keys have it."""
+        return 0 if role == USER_VIEW or level == self._top else (address & self._reach) >> self._shifts[level + 1]
+
+    def _table(self, guest: int, level: int, role: int, address: int) -> int:
+        """The shadow table for what lies at guest-physical address `guest`, on the way to `address`."""
+        pool, key = self.pool, (guest, level, role, self.place(address, level, role))
+        table = pool.find(key)
         if table is None:
-            return pool.mirror(guest, level, role)
+            return pool.mirror(key)
         # It may have been out of reach of the roots that were loaded since, and so may what it links: a guest
         # that frees and allocates its tables in order builds the same tree again, of the same frames.
         pool.revalidate_from(table)
@@ -293,7 +298,7 @@ class ShadowPaging:
             mirrored = self._seen(table, level, index)
             below = self.pool.table_in(entry) if entry & self.form.present and seen[mirrored] == guest else -1
             if below < 0:
-                below = self._table(walk.tables[level - 1], level - 1, role)
+                below = self._table(walk.tables[level - 1], level - 1, role, walk.address)
                 bits = self.form.tables[self.guest.through(guest, role == USER_VIEW)] | self.guest.carried(guest, level)
                 self.replace(at, level, self.pool.address_of(below) | bits)
                 seen[mirrored] = guest
@@ -516,7 +521,7 @@ class ShadowPaging:
             return self.pool.table_in(entry)
         guest = self.guest.below(self.pool.guest_entry(table, index), level, address)
         known = self.frames.base <= guest < self.frames.end
-        child = self._table(guest, level - 1, role) if known else self.pool.take(level - 1)
+        child = self._table(guest, level - 1, role, address) if known else self.pool.take(level - 1)
         self.link(table, level, address, self.pool.address_of(child) | bits)
         return child
 

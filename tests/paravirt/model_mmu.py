@@ -165,7 +165,7 @@ class ModelMmu:
         """(role, entry, pages) of every leaf in every shadow table."""
         words = self.shadow.pool.words
         found = []
-        for (_guest, level, role), table in self.shadow.pool._tables.items():
+        for (_guest, level, role, _place), table in self.shadow.pool._tables.items():
             if role > 3 or level > 2:
                 continue
             entries = words[table << 9 : (table + 1) << 9]

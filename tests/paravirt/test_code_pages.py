@@ -161,3 +161,31 @@ def test_pages_without_execute_right_are_never_translated() -> None:
         mmu.access(PAGE, fetch=True)
     assert translator.asked == []
     assert mmu.shadow.view == KERNEL_VIEW
+
+
+class Addressed:
+    """A translator whose copies say for which address they were made."""
+
+    def translate(self, address: int, code: bytes, before: bytes, after: bytes, entry: int) -> Translation:
+        """The page with its address at its beginning."""
+        return Translation(address.to_bytes(8, "little") + code[8:], (), 1)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_code_that_is_reached_at_two_addresses_by_one_table_executes_as_made_for_each(level: int) -> None:
+    mmu = ModelMmu(Addressed())
+    other, large = PAGE + (1 << 39), 0x20_0000
+    if level == 1:
+        mmu.tables.map(PAGE, FRAME | RIGHTS)
+    else:
+        mmu.tables.map(PAGE, large | RIGHTS | 0x80, 2)
+    mmu.tables.map(other, mmu.tables.entry(PAGE, 4), 4)  # all tables below the top are the same
+    for address in (PAGE, other, PAGE + 0x3000 * (level - 1), other + 0x3000 * (level - 1)) * 2:
+        copy = mmu.access(address, fetch=True)
+        at = copy - layout.CODE_BASE
+        assert int.from_bytes(mmu.copies[at : at + 8], "little") == address
+        mmu.check()
+    mmu.access(other, write=True)
+    for address in (PAGE, other):
+        found = mmu.walk(address)
+        assert found is None or not found.executable, "a store takes both copies out of use"
