@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from bt.pagecache import KEY_SIZE
 from bt.pagescan import PAGE, Found, PageScan
+from bt.planned import Planned
 from bt.pristine import Pristine
 from bt.tactics.page import PatchedPage, patch_page
 from bt.tactics.registry import tactics_of
-from bt.tactics.tactics import STRATEGIES, Arena, Choice, CodePage, ImagePatch, OutOfReach, Patch, Placing, Tactic
+from bt.tactics.tactics import STRATEGIES, Arena, Choice, CodePage, ImagePatch, OutOfReach, Patch, Tactic
 from emulator.errors import UsageError
 from paravirt.translator import Fixup, Translation
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from bt.image import Image
     from bt.pagecache import PageCache
-    from bt.plan import Plan, PlannedSite
+    from bt.plan import Plan
     from bt.textmap import PristinePage
 
 UNKNOWN_KEPT: Final = 1024
@@ -70,29 +71,33 @@ class LoadTimeTranslator:
         """Pages decoded, wholly or in part; the image's sweep counts as one where it was not cached."""
         self.cached = 0
         """Pages whose findings came from the pristine image, from memory or from disk."""
+        self.followed = 0
+        """Pages that are as the rewritten file has them."""
         self._tactics = tactics_of(image.isa.name, image.byte_order) if image is not None else tactics_of(isa)
         self._longest = self._tactics.longest
         self._unknown = 0
         self._cache = cache
         self._pristine: Pristine | None = None
         self._ladder = self._tactics.ladder(mode, image, delta, cache)
-        self._arena = Arena(self._ladder.region, self._ladder.alignment)
+        self._arena = Arena.of(self._ladder)
         self._waiting = self._ladder.prepare(self._arena.take)
+        self.exchanges_threads = bool(getattr(self._ladder, "exchanges_threads", False))
+        """ARMv7: whether the code that it gives has the thread registers exchanged."""
         self.image_patches: Sequence[ImagePatch] = self._ladder.patches
         """What the loader must change in the loaded image."""
-        self._fixups: dict[tuple[int, bytes], tuple[int, tuple[Patch, ...]] | None] = {}
-        self._planned: dict[int, PlannedSite] = {}
-        self._reserved: dict[int, int] = {}
+        self._fixups: dict[tuple[int, bytes], int | None] = {}
+        self._planned: Planned | None = None
         self._known: dict[tuple[int, bytes, int], _Known] = {}
         self._last: dict[int, tuple[bytes, PageScan]] = {}
         if image is not None:
             self._pristine = Pristine(image, delta, self.image_patches, cache)
-            self.scanned += not self._pristine.map.cached
         if plan is not None:
             plan.check(image, mode)
-            self._planned = {site.address: site for site in plan.sites}
-            self._reserved = {fixup.address: len(fixup.code) for fixup in plan.fixups}
+            self._planned = Planned(plan, delta == 0)
+            self._waiting += self._planned.ready()
             self._arena.next = max(self._arena.next, plan.end)
+        if self._pristine is not None and (self._planned is None or delta):
+            self.scanned += not self._pristine.map.cached
         self.seconds = time.perf_counter() - began
         """Host seconds spent here, the image's sweep included."""
 
@@ -121,6 +126,9 @@ class LoadTimeTranslator:
                 self.cached += 1
                 return known.translation
         linked = self._pristine.linked(address) if self._pristine else None
+        static = self._static(address, whole, entry, linked)
+        if static is not None:
+            return static
         page = self._pristine.page(linked) if self._pristine and linked is not None else None
         scan = self._scan(address, whole, before, entry, page, linked or 0)
         self._last[address] = (whole, scan)
@@ -138,6 +146,21 @@ class LoadTimeTranslator:
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]
         return Translation(patched.code, tuple(fresh), len(scan.sites))
+
+    def _static(self, address: int, whole: bytes, entry: int, linked: int | None) -> Translation | None:
+        """The page as the rewritten file has it, where it still is what the file was made from; else None."""
+        if self._planned is None or self._pristine is None or linked is None or self._pristine.moved(linked) != address:
+            return None
+        page = self._planned.page(linked)
+        contents = self._pristine.contents(linked)[: len(whole)]
+        if page is None or contents != whole or page.inside >> entry & 1:
+            return None
+        code = page.code(whole)
+        if code is None:
+            return None
+        self.followed += 1
+        fresh, self._waiting = self._waiting, ()
+        return Translation(code, fresh, page.sites)
 
     def _scan(
         self, address: int, whole: bytes, before: bytes, entry: int, page: PristinePage | None, linked: int
@@ -211,45 +234,47 @@ class LoadTimeTranslator:
         def strategy(site: Found) -> str:
             if alias:
                 return "trap"
-            planned = self._planned.get((linked or 0) + site.offset)
+            planned = self._planned.site(code.linked + site.offset) if self._planned is not None else None
             if planned is None or planned.tactic is not Tactic.TRAP:
                 return self.mode
-            at = planned.start - (linked or 0)
+            at = planned.start - code.linked
             return "trap" if whole[at : at + len(planned.old)] == planned.old else self.mode
 
         def place(choice: Choice) -> tuple[int, tuple[Patch, ...]] | None:
-            planned = self._planned.get((linked or 0) + choice.site.offset)
-            same = planned is not None and len(planned.old) == choice.end - choice.start
-            reserved = planned.fixup if planned is not None and same else 0
-            return self._fixup(code, choice, fresh, reserved)
+            return self._fixup(code, choice, fresh)
 
         return patch_page(code, scan.sites, self._ladder.survey(code), strategy, place)
 
-    def _fixup(
-        self, page: CodePage, choice: Choice, fresh: list[Fixup], reserved: int
-    ) -> tuple[int, tuple[Patch, ...]] | None:
+    def _fixup(self, page: CodePage, choice: Choice, fresh: list[Fixup]) -> tuple[int, tuple[Patch, ...]] | None:
         """Address of the fixup for a choice, made at its first use, and the patches; None where there is no room.
 
-        `reserved` is the place that the plan has for it, or 0.
+        Where the plan has one for the same window it is that.
         """
         draft = choice.draft
         assert draft is not None
-        key = (page.address + choice.start, page.code[choice.start : choice.end])
-        if choice.placing is not Placing.PADDING and key in self._fixups:
-            return self._fixups[key]
+        window = (page.code + page.after)[choice.start : choice.end]
+        key = (page.address + choice.start, window)
         size = draft.size
-        place = reserved if reserved and self._reserved.pop(reserved, -1) == size else self._arena.next
+        made = key in self._fixups
+        place = self._fixups.get(key)
+        if not made and self._planned is not None and page.linked >= 0:
+            planned = self._planned.fixup(page.linked + choice.start, window, size)
+            if planned is not None:
+                place, made = planned
+        if place is None and made:
+            return None
         try:
-            fixup, patches = draft.place(place, page.address)
+            fixup, patches = draft.place(self._arena.next if place is None else place, page.address)
         except OutOfReach:
             self._fixups[key] = None
             return None
-        if place == self._arena.next and self._arena.take(size) is None:
+        if place is None and self._arena.take(size) is None:
             self._fixups[key] = None
             return None
-        self._fixups[key] = place, patches
-        fresh.append(fixup)
-        return place, patches
+        self._fixups[key] = fixup.address
+        if not made:
+            fresh.append(fixup)
+        return fixup.address, patches
 
 
 def _key(whole: bytes, start: int, boundaries: int) -> bytes:

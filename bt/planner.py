@@ -51,7 +51,7 @@ class _Planner:
         self._mode = mode
         self._chosen = chosen
         self._ladder: Ladder = tactics_of(image.isa.name, image.byte_order).ladder(mode, image, 0, cache)
-        self._arena = Arena(self._ladder.region, self._ladder.alignment)
+        self._arena = Arena.of(self._ladder)
         self._fixups = [_planned_fixup(fixup, (), b"") for fixup in self._ladder.prepare(self._arena.take)]
         self._patches: Sequence[ImagePatch] = self._ladder.patches if chosen is None else ()
         self._pristine = Pristine(image, 0, self._patches, cache)
@@ -108,7 +108,7 @@ class _Planner:
     def _place(self, page: CodePage, choice: Choice) -> tuple[int, tuple[Patch, ...]] | None:
         draft = choice.draft
         assert draft is not None
-        at = self._arena.next
+        at = self._arena.place(draft.size)
         try:
             fixup, patches = draft.place(at, page.address)
         except OutOfReach:
@@ -166,6 +166,7 @@ def _planned(site: Site, placed: Placed, page: int, whole: bytes) -> PlannedSite
         confidence=site.confidence,
         confidence_reason=site.reason,
         state=site.state,
+        steps=tuple(page + patch.offset for patch in placed.patches[1:]),
     )
 
 

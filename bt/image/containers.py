@@ -29,6 +29,7 @@ class Container(Protocol):
 CONTAINERS: Final[dict[str, tuple[str, tuple[tuple[int, bytes], ...]]]] = {
     "bzimage": ("bt.image.bzimage", ((0x202, b"HdrS"),)),
     "arm64-image": ("bt.image.arm64_image", ((56, b"ARM\x64"), (0, b"\x1f\x8b\x08"))),
+    "zimage": ("bt.image.zimage", ((0x24, b"\x18\x28\x6f\x01"), (4, b"\x00\x90\x0f\xe1"))),
     "mips-self-extractor": ("bt.image.mips_self_extractor", ((0, b"\x7fELF\x01\x01"), (0, b"\x7fELF\x01\x02"))),
 }
 """Name of a container -> its module, and (offset, bytes) of which one must be there for the module to be asked."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PLACES: Final[dict[str, str]] = {
     "x86-64": "bt.tactics.x86.tactics:X86Tactics",
+    "armv7": "bt.tactics.arm.tactics:ArmTactics",
     "i386": "bt.tactics.x86.ladder32:I386Tactics",
 }
 """Instruction set -> "module:class"."""

@@ -293,15 +293,33 @@ class Arena:
     alignment: int
     next: int = -1
     """The next address."""
+    unit: tuple[int, int, int] = (0, 0, 0)
+    """Of every so many bytes of the region, fixups lie only from the second number up to the third; 0: anywhere."""
 
     def __post_init__(self) -> None:
         if self.next < 0:
             self.next = self.region.start
 
+    @classmethod
+    def of(cls, ladder: Ladder) -> Arena:
+        """The region of a ladder."""
+        return cls(ladder.region, ladder.alignment, unit=getattr(ladder, "unit", (0, 0, 0)))
+
+    def place(self, size: int) -> int:
+        """Where the next `size` bytes would lie, were there room."""
+        address = self.next
+        length, first, last = self.unit
+        if length:
+            base = address - (address - self.region.start) % length
+            address = max(address, base + first)
+            if address + size > base + last:
+                address = base + length + first
+        return address
+
     def take(self, size: int) -> int | None:
         """The address of `size` bytes, or None when the region is full."""
-        address = self.next
-        if address + size > self.region.end:
+        address = self.place(size)
+        if address + size > self.region.end or (self.unit[0] and size > self.unit[2] - self.unit[1]):
             return None
         self.next = (address + size + self.alignment - 1) & -self.alignment
         return address

@@ -12,9 +12,20 @@ from emulator.isa.operation import Operation
 from emulator.isa.sensitive import Pattern, Route, SensitiveInstruction
 
 _OTHER_NOTE = "All that the manual gives no name, or leaves to the implementation."
-_INLINE = {"TPIDRPRW", "TPIDRURW", "CTR", "ICIALLU", "BPIALL", "DCCMVAC", "DCCIMVAC", "DCCMVAU", "DCIMVAC", "ICIMVAU"}
+_INLINE = {
+    "TPIDRURO",
+    "TPIDRPRW",
+    "TPIDRURW",
+    "CTR",
+    "ICIALLU",
+    "BPIALL",
+    "DCCMVAC",
+    "DCCIMVAC",
+    "DCCMVAU",
+    "DCIMVAC",
+    "ICIMVAU",
+}
 """Registers whose accesses another word or a fixup can do."""
-_INNOCUOUS = {("TPIDRURO", "r")}
 
 
 def _place(state: str, mask: int, value: int, unless: tuple[tuple[int, int], ...] = ()) -> Pattern:
@@ -74,9 +85,7 @@ def _others(state: str, coprocessor: int, wide: bool, read: bool) -> SensitiveIn
     named = [
         word_of(register, read)
         for register in SYSTEM_REGISTERS
-        if register.coprocessor == coprocessor
-        and register.wide == wide
-        and (("r" if read else "w") in register.access or (register.name, "r" if read else "w") in _INNOCUOUS)
+        if register.coprocessor == coprocessor and register.wide == wide and (("r" if read else "w") in register.access)
     ]
     if not wide and coprocessor == 15 and not read:
         named += [(0x0FFF_0FFF, 0x0E07_0F10 | opc2 << 5 | crm) for crm, opc2 in BARRIERS]
@@ -137,8 +146,7 @@ def coprocessor_rows(state: str) -> tuple[SensitiveInstruction, ...]:
     """All coprocessor rows of one state."""
     rows: list[SensitiveInstruction] = []
     for register in SYSTEM_REGISTERS:
-        letters = [letter for letter in register.access if (register.name, letter) not in _INNOCUOUS]
-        rows += [_access(state, register, letter == "r") for letter in letters]
+        rows += [_access(state, register, letter == "r") for letter in register.access]
     for coprocessor in (15, 14):
         rows += [_others(state, coprocessor, wide, read) for wide in (False, True) for read in (True, False)]
     rows += [_debug_channel(state, load) for load in (True, False)]

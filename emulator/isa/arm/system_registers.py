@@ -72,8 +72,8 @@ _COUNTERS: Final = "PMUSERENR.EN = 0"
 _TIMER: Final = "CNTKCTL refuses it: PL0PCTEN, PL0VCTEN, PL0PTEN, PL0VTEN; the hypervisor clears them"
 _DEBUG: Final = "DBGDSCR.UDCCdis = 1"
 _THREAD: Final = (
-    "Innocuous in itself; it is a row because the kernel's TPIDRPRW can be kept in its place, where user mode reads it "
-    "without a trap."
+    "Innocuous in user code; it is a row because a kernel's thread registers can be kept in others' places, where user "
+    "mode reads them without a trap."
 )
 
 
@@ -162,7 +162,7 @@ SYSTEM_REGISTERS: Final[tuple[SystemRegister, ...]] = (
     _r15("FCSEIDR", 13, 0, 0, 0),
     _r15("CONTEXTIDR", 13, 0, 0, 1),
     _r15("TPIDRURW", 13, 0, 0, 2, user="rw", note=_THREAD),
-    _r15("TPIDRURO", 13, 0, 0, 3, user="r", note="User mode reads it: that is what it is for."),
+    _r15("TPIDRURO", 13, 0, 0, 3, user="r", note=_THREAD),
     _r15("TPIDRPRW", 13, 0, 0, 4),
     # c14: the generic timer.
     _r15("CNTFRQ", 14, 0, 0, 0, user="r", condition=_TIMER),

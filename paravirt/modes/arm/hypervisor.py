@@ -18,7 +18,7 @@ from emulator.isa.arm.system_registers import SYSTEM_REGISTERS
 from emulator.isa.arm.table import TABLES, instruction
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
-from emulator.machine import EndKind, Outcome
+from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Handlers, Hypervisor, Prepared
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
@@ -26,9 +26,12 @@ from paravirt.modes.arm.vcpu import USER, ArmVirtualCpu
 from paravirt.modes.arm.views import WORLD, ArmViews
 from paravirt.operations.arm import Instruction, action_for
 from paravirt.operations.arm.registers import read_thread
+from paravirt.translator import Translator
 
 _THREAD = abi.ARM_THREAD // 4
 _CACHE_TYPE = abi.ARM_CACHE_TYPE // 4
+_USER_LIMIT = abi.ARM_USER_LIMIT // 4
+_WIDEST = 7
 _REAL_SCTLR = 0x00C5_0079
 _IDENTITY = {"CLIDR": 0, "CCSIDR": 0xE007_E01A, "ID_PFR1": 0x0001_0001, "MPIDR": 0x8000_0000, "DBGDIDR": 0}
 """What guests are shown otherwise than the engine's processor has it: no cache to be maintained by set and way, no
@@ -48,11 +51,17 @@ class ArmHypervisor(Hypervisor):
     vcpu: ArmVirtualCpu
     shadow: ArmViews
 
+    def __init__(self, machine: Machine, translator: Translator, *, timed: bool = False) -> None:
+        super().__init__(machine, translator, timed=timed)
+        if getattr(translator, "exchanges_threads", False):
+            self.vcpu.thread_places = abi.ARM_THREADS_EXCHANGED
+
     def _make(self) -> None:
         memory = self.machine.memory
         self._registers = self.engine.registers
         self.vcpu = ArmVirtualCpu(self.engine, memory.view, memory.base, self.shared)
         self.shadow = ArmViews(self.engine, memory.view, memory.base, self.vcpu.context)
+        self.shadow.on_limit = self._limit_changed
         for register in SYSTEM_REGISTERS:
             if register.access == "r":
                 self.vcpu.system[register.name] = self._registers.system(register.name)
@@ -120,6 +129,9 @@ class ArmHypervisor(Hypervisor):
     def _line_changed(self, level: bool) -> None:
         super()._line_changed(level)
         self.shadow.guard_shared(level)
+
+    def _limit_changed(self, address: int) -> None:
+        self.shared[_USER_LIMIT] = max(0, address - _WIDEST)
 
     # -- operations at a site -------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from paravirt import abi, layout
 from paravirt.mmu.views import ACTIVE_CODE, KERNEL_VIEW, MAY_BE_CODE, PLAIN, USER_CODE, USER_VIEW
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from paravirt.mmu.views import CodeSource
@@ -62,7 +64,7 @@ def _prefill_lookup(simple: bool, user: bool) -> NDArray[np.uint32]:
 class _Root:
     """One guest address space in one view."""
 
-    __slots__ = ("epoch", "first", "index", "links")
+    __slots__ = ("epoch", "first", "index", "limit", "links")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -71,6 +73,8 @@ class _Root:
         self.links: dict[int, tuple[int, int]] = {}
         """First-level index -> (guest's descriptor when it was linked, second-level shadow table)."""
         self.epoch = 0
+        self.limit = _WINDOW.base
+        """Below, every page that the kernel may touch, user code may touch in the same way, as far as is known."""
 
 
 class ArmViews:
@@ -117,6 +121,10 @@ class ArmViews:
         self._tables: dict[tuple[int, int], int] = {}
         self._sources: list[int] = []
         """Of every second-level table: guest-physical address of the guest's, or -1."""
+        self._limits: list[int] = []
+        """Of every second-level table: offset of the first page that the kernel alone may touch, or its span."""
+        self.on_limit: Callable[[int], None] = lambda _address: None
+        """Called with the limit of the kernel's current address space when it changes."""
         self._window = -1
         self._current: list[_Root | None] = [None, None]
         self._domains = [0, 0]
@@ -163,6 +171,8 @@ class ArmViews:
             self._revalidate(root)
         self._current[view] = root
         self._load_domains(view)
+        if view == KERNEL_VIEW:
+            self.on_limit(root.limit)
         self._engine.set_root(layout.ARMV7.tables + (root.index << 14), WORLD[view])
 
     def domains_changed(self, old: int) -> None:
@@ -269,6 +279,7 @@ class ArmViews:
         self._roots.clear()
         self._tables.clear()
         self._sources.clear()
+        self._limits.clear()
         self.writers.clear()
         self.executors.clear()
         self._window = -1
@@ -293,6 +304,10 @@ class ArmViews:
         table = self._linked(walk)
         at = (_ROOTS << 12) + (table << 8) + (address >> 12 & 0xFF)
         old = self._words[at]
+        if self.view == KERNEL_VIEW and (walk.user ^ walk.kernel) & 3 and not walk.manager:
+            current = self._current[KERNEL_VIEW]
+            assert current is not None
+            self._lower(current, address)
         new = self._leaf(walk, at, write, fetch)
         self._words[at] = new
         if walk.second >= 0 and self._sources[table] >= 0:
@@ -316,9 +331,17 @@ class ArmViews:
         domain = walk.domain if walk.domain != 15 else 14
         self._words[root.first + index] = _SECOND_BASE + (table << 10) | _TABLE | domain << 5
         root.links[index] = walk.descriptor, table
+        if view == KERNEL_VIEW:
+            self._lower(root, (index << 20) + self._limits[table])
         if link is not None:
             self._engine.flush_world(WORLD[view])
         return table
+
+    def _lower(self, root: _Root, address: int) -> None:
+        """A page that the kernel alone may touch becomes reachable."""
+        if address < root.limit:
+            root.limit = address & _PAGE_MASK
+            self.on_limit(root.limit)
 
     def _second(self, walk: Walk, view: int) -> int:
         """The second-level shadow table for what a first-level descriptor says."""
@@ -337,6 +360,7 @@ class ArmViews:
         self._tables[key] = table
         source = walk.descriptor & 0xFFFF_FC00 if walk.second >= 0 else -1
         self._sources.append(source)
+        self._limits.append(0x10_0000)
         if source >= 0:
             self._prefill(table, source, view)
         else:
@@ -348,7 +372,11 @@ class ArmViews:
         at = source - self._base >> 2
         guest = self._guest[at : at + 256]
         self._seen[table] = guest
-        low = self._lookup[self.context.sctlr & SCTLR_AFE != 0, view][guest & np.uint32(0xFFF)]
+        simple = self.context.sctlr & SCTLR_AFE != 0
+        low = self._lookup[simple, view][guest & np.uint32(0xFFF)]
+        if view == KERNEL_VIEW:
+            alone = np.flatnonzero(low != self._lookup[simple, USER_VIEW][guest & np.uint32(0xFFF)])
+            self._limits[table] = int(alone[0]) << 12 if len(alone) else 0x10_0000
         frames = (guest >> np.uint32(12)).astype(np.int64) - (self._base >> 12)
         usable = (low != 0) & (frames >= 0) & (frames < self._frames)
         places = np.flatnonzero(usable)
@@ -364,6 +392,8 @@ class ArmViews:
         rights = walk.user if view == USER_VIEW else walk.kernel
         if walk.manager:
             rights = 7
+        elif (walk.user ^ walk.kernel) & 3:
+            self._limits[table] = 0
         first = ((walk.physical & 0xFFF0_0000) - self._base) >> 12
         row = self._second_words[table]
         row[:] = 0
@@ -500,6 +530,7 @@ class ArmViews:
                 assert root is not None
             self._window = len(self._sources)
             self._sources += [-1, -1]
+            self._limits += [0x10_0000, 0x10_0000]
             self._fill_window()
         for part in range(2):
             index = (_WINDOW.base >> 20) + part

@@ -1,0 +1,182 @@
+"""`ArmTactics`: scanning and rewriting of ARMv7 code, and the ladder of an ARM guest.
+
+Room: `bt/tactics/arm`. Kernels are A32 unless their image says otherwise (`states`); at run time a page is A32. What is
+replaced in place, done in a fixup, or left to a trap is decided here, site by site.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bt.pagescan import PAGE, Found, PageScan
+from bt.tactics.arm import templates
+from bt.tactics.arm.templates import Template
+from bt.tactics.arm.words import (
+    ALWAYS,
+    LOAD_PC,
+    NOP,
+    UDF,
+    branch_targets,
+    branch_word,
+    literal_words,
+    packed,
+    sparse_words,
+)
+from bt.tactics.fixed import words
+from bt.tactics.fixed.body import Body, Call
+from bt.tactics.fixed.ladder import FixedLadder, Replacement
+from bt.tactics.fixed.tactics import FixedWidth
+from bt.tactics.tactics import CodePage, Refused, Region, Tactic
+from emulator.isa.arm.table import A32_TABLE
+from emulator.isa.operation import Operation
+from emulator.isa.patterns import PatternTable
+from emulator.isa.sensitive import Route
+from paravirt import abi
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bt.image import Image
+    from bt.pagecache import PageCache
+
+_WINDOW: Final = abi.ARMV7
+_PC: Final = 15
+_TPIDR: Final = 0x0FFF_0FFF
+_READ_PRIVATE, _READ_READ_ONLY, _WRITE_READ_ONLY = 0x0E1D_0F90, 0x0E1D_0F70, 0x0E0D_0F70
+
+
+def no_code(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which of some words are no instructions."""
+    return literal_words(code) | sparse_words(code)
+
+
+class ArmTactics(FixedWidth):
+    """See `bt.tactics.tactics.Tactics`."""
+
+    far_size = 8
+
+    @cached_property
+    def table(self) -> PatternTable:
+        """A32's, whose rows are the first of the instruction set's."""
+        return A32_TABLE
+
+    def branches(self, code: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """B, BL and BLX."""
+        return branch_targets(code)
+
+    def branch(self, source: int, target: int) -> bytes:
+        """B, which reaches 32 MiB."""
+        return packed(branch_word(source, target))
+
+    def far_branch(self, source: int, target: int) -> bytes:
+        """LDR PC from the word behind it."""
+        return packed(LOAD_PC, target)
+
+    def trap(self, site: Found) -> bytes:
+        """UDF, which is unconditional: the condition is looked at when it has trapped."""
+        return packed(UDF)
+
+    @property
+    def fill(self) -> bytes:
+        """UDF."""
+        return packed(UDF)
+
+    def data_words(self, image: Image, address: int, code: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Literal pools, and words among what is no code."""
+        return no_code(code)
+
+    def scan_page(self, code: bytes, after: bytes, start: int, pristine: int = 0) -> PageScan:
+        """Every word of a page that is no literal; literals that only another page reads are not known here."""
+        boundaries = pristine & words.EVERY
+        if not boundaries:
+            literal = np.flatnonzero(no_code(words.words_of(code[:PAGE], self.byte_order)))
+            hole = sum(1 << 4 * place for place in literal.tolist())
+            boundaries = words.EVERY & -(1 << start) & ~hole
+        return words.scan_page(code, start, boundaries, self.table, self.byte_order)
+
+    def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> ArmLadder:
+        """One for all guests: what is known of a kernel is not needed."""
+        return ArmLadder(self, strategy)
+
+
+class ArmLadder(FixedLadder):
+    """See `bt.tactics.tactics.Ladder`."""
+
+    alignment = 4
+    unit = (abi.ARM_UNIT, abi.ARM_UNIT_FIRST, abi.ARM_UNIT_END)
+    """Fixups lie in the code pages of the window's units."""
+
+    def __init__(self, tactics: ArmTactics, strategy: str) -> None:
+        super().__init__(tactics, Region(_WINDOW.base, _WINDOW.base + _WINDOW.fixup_size - abi.ARM_UNIT))
+        self.exchanges_threads = strategy in ("inline", "auto")
+        """Whether the code that runs has the thread registers exchanged (`abi.ARM_THREADS_EXCHANGED`)."""
+
+    def native(self, page: CodePage, site: Found) -> str:
+        """SETEND."""
+        if self.tactics.row_of(site.code).operation is Operation.SET_ENDIANNESS:
+            return "the guest's byte order is the real one"
+        return ""
+
+    def replacement(self, page: CodePage, site: Found) -> Replacement | None:
+        """Thread registers exchanged, and cache maintenance left out."""
+        row = self.tactics.row_of(site.code)
+        word = _word(page, site)
+        if row.operation is Operation.MAINTAIN_CACHES:
+            return Replacement(packed(NOP), "stores to code are seen by their mapping, so no cache is to be maintained")
+        number = {_READ_PRIVATE: 3, _READ_READ_ONLY: 2, _WRITE_READ_ONLY: 2}.get(word & _TPIDR)
+        if number is None:
+            return None
+        return Replacement(
+            packed(word & ~0xE0 | number << 5), "the register's value is kept in one that user mode may access"
+        )
+
+    def body(self, page: CodePage, site: Found, strategy: str) -> tuple[Tactic, str, Body]:
+        """A template, or a call for the whole instruction."""
+        row = self.tactics.row_of(site.code)
+        word = _word(page, site)
+        condition = word >> 28 if word >> 28 < ALWAYS else ALWAYS
+        instruction = packed(word)
+        if (strategy in ("inline", "auto") and Route.INLINE in row.routes) or row.operation is Operation.ACCESS_AS_USER:
+            template = _template(row.name, row.operation, word)
+            if template is not None and strategy != "hypercall":
+                made = templates.pieces(template, condition, row.operation, site.offset, instruction)
+                body = Body(tuple(made), site.offset, site.offset + 4, template.clobbers)
+                return Tactic.INLINE, f"{template.name}, by the shared page", body
+        if strategy == "inline":
+            raise Refused("no fixup without the hypervisor is known for it")
+        if Route.HYPERCALL not in row.routes or not self.tactics.needs_trap(site.code):
+            raise Refused("a call would cost as much as its trap")
+        if strategy == "auto":
+            raise Refused("a call would cost as much as a planted trap")
+        call = Call(packed(UDF), row.operation, site.offset, instruction)
+        return Tactic.HYPERCALL, "the hypervisor does it", Body((call,), site.offset, site.offset + 4)
+
+
+def _word(page: CodePage, site: Found) -> int:
+    return int.from_bytes(page.code[site.offset : site.offset + 4], "little")
+
+
+def _template(name: str, operation: Operation, word: int) -> Template | None:
+    """The template that stands for an instruction; None where there is none."""
+    target = word >> 12 & 15
+    if name in ("CPSIE", "CPSID"):
+        only_interrupts = word & 0x1C0 == 0x80 and not word & 1 << 17
+        return templates.set_interrupts(name == "CPSID") if only_interrupts else None
+    if name == "MRS CPSR":
+        return templates.read_status(target) if target != _PC else None
+    if name == "MSR CPSR":
+        source = word & 15
+        plain = not word & 1 << 25 and word >> 16 & 15 == 1 and source != _PC
+        return templates.write_control(source) if plain else None
+    if name == "MRC TPIDRURW":
+        return templates.read_thread(target) if target != _PC else None
+    if name == "MCR TPIDRURW":
+        return templates.write_thread(target) if target != _PC else None
+    if name == "MRC CTR":
+        return templates.read_cache_type(target) if target != _PC else None
+    if operation is Operation.ACCESS_AS_USER:
+        return templates.access_as_user(word)
+    return None

@@ -1,0 +1,169 @@
+"""The fixups of A32: status reads and writes, thread registers and unprivileged accesses without an exit.
+
+Room: `bt/tactics/arm`. A fixup uses words of the shared page, which it reaches relative to PC, and leaves registers and
+flags as the instruction does. Its stores into the shared page exit while an interrupt waits: the first one is its first
+instruction, so all is as at the site then, and no later one is in another basic block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bt.tactics.arm.words import ALWAYS, UDF, branch_word, packed, shared_word
+from bt.tactics.fixed.body import Call, Piece, Relative
+from emulator.isa.operation import Operation
+from paravirt import abi
+
+_INTERRUPT: Final = abi.ARMV7.interrupt_state
+_STATUS: Final = abi.ARM_STATUS
+_SCRATCH: Final = abi.ARMV7.scratch
+_CACHE_TYPE: Final = abi.ARM_CACHE_TYPE
+_THREAD: Final = abi.ARM_THREAD
+_LIMIT: Final = abi.ARM_USER_LIMIT
+_REAL_MODE: Final = 0x10
+_EQ, _NE, _HS = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What stands for one instruction."""
+
+    name: str
+    words: tuple[int | Callable[[int], int], ...]
+    """Words, or what makes one from its address."""
+    call: int = -1
+    """Index of the word that is a hypercall for the whole instruction; -1: there is none."""
+    scratch: int = 0
+    """Words of scratch in the shared page that it uses up."""
+
+    @property
+    def clobbers(self) -> tuple[str, ...]:
+        """For people."""
+        return tuple(f"shared page, scratch word {number}" for number in range(self.scratch))
+
+
+def _load(register: int, offset: int) -> Callable[[int], int]:
+    return lambda at: shared_word(True, register, at, offset)
+
+
+def _store(register: int, offset: int, condition: int = ALWAYS) -> Callable[[int], int]:
+    return lambda at: shared_word(False, register, at, offset, condition)
+
+
+def _ahead(words: int, condition: int) -> Callable[[int], int]:
+    """A branch over so many words that follow it."""
+    return lambda at: branch_word(at, at + 4 + 4 * words, condition)
+
+
+def _free(count: int, *taken: int) -> list[int]:
+    """Registers that an instruction does not use."""
+    return [number for number in range(4) if number not in taken][:count]
+
+
+def set_interrupts(masked: bool) -> Template:
+    """CPSID i or CPSIE i."""
+    value = 0xE3A0_0000 | (abi.ARMV7.disabled if masked else abi.ARMV7.enabled)  # mov r0, #value
+    words = (_store(0, _SCRATCH), value, _store(0, _INTERRUPT), _load(0, _SCRATCH))
+    return Template("mask interrupts" if masked else "unmask interrupts", words, scratch=1)
+
+
+def read_status(target: int) -> Template:
+    """MRS Rd, CPSR: the real one and what the shared page adds to it."""
+    (free,) = _free(1, target)
+    add = 0xE080_0000 | target << 16 | target << 12 | free
+    words = (
+        _store(free, _SCRATCH),
+        0xE10F_0000 | target << 12,
+        _load(free, _STATUS),
+        add,
+        _load(free, _INTERRUPT),
+        add,
+        _load(free, _SCRATCH),
+    )
+    return Template("read status", words, scratch=1)
+
+
+def write_control(source: int) -> Template:
+    """MSR CPSR_c, Rn, where mode and F stay as they are; otherwise it calls."""
+    flags, other = _free(2, source)
+    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
+    words = (
+        _store(flags, _SCRATCH),
+        _store(other, _SCRATCH + 4),
+        0xE10F_0000 | flags << 12,  # mrs flags, cpsr
+        _load(other, _STATUS),
+        0xE280_0000 | other << 16 | other << 12 | _REAL_MODE,  # add other, other, #0x10
+        0xE020_0000 | other << 16 | other << 12 | source,  # eor other, other, source
+        0xE310_0000 | other << 16 | 0x5F,  # tst other, #0x5f
+        0x0200_0000 | source << 16 | other << 12 | 0x80,  # andeq other, source, #0x80
+        _store(other, _INTERRUPT, _EQ),
+        _ahead(len(leave) + 1, _NE),
+        *leave,
+        _ahead(len(leave) + 1, ALWAYS),
+        *leave,
+        UDF,
+    )
+    return Template("write control field", words, len(words) - 1, 2)
+
+
+def read_thread(target: int) -> Template:
+    """MRC TPIDRURW: the user's own register, which the shared page holds while the kernel runs."""
+    return Template("read thread register", (_load(target, _THREAD),))
+
+
+def write_thread(source: int) -> Template:
+    """MCR TPIDRURW."""
+    return Template("write thread register", (_store(source, _THREAD),))
+
+
+def read_cache_type(target: int) -> Template:
+    """MRC CTR."""
+    return Template("read cache type", (_load(target, _CACHE_TYPE),))
+
+
+def access_as_user(word: int) -> Template:
+    """LDRT, STRT and their kin: as they are below the first page that only the kernel may touch; there it calls."""
+    base, target = word >> 16 & 15, word >> 12 & 15
+    index = word & 15
+    flags, other = [number for number in range(6) if number not in (base, target, index)][:2]
+    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
+    words = (
+        _store(flags, _SCRATCH),
+        _store(other, _SCRATCH + 4),
+        0xE10F_0000 | flags << 12,
+        _load(other, _LIMIT),
+        0xE150_0000 | base << 16 | other,  # cmp base, other
+        _ahead(len(leave) + 2, _HS),
+        *leave,
+        word & 0x0FFF_FFFF | ALWAYS << 28,
+        _ahead(len(leave) + 1, ALWAYS),
+        *leave,
+        UDF,
+    )
+    return Template("access as user", words, len(words) - 1, 2)
+
+
+def pieces(template: Template, condition: int, operation: Operation, offset: int, instruction: bytes) -> list[Piece]:
+    """A template as the pieces of a body; `condition` is the instruction's, `offset` its place in its page."""
+    words = template.words
+    if condition != ALWAYS:
+        words = (_ahead(len(words), condition ^ 1), *words)
+    call = template.call + (condition != ALWAYS) if template.call >= 0 else -1
+    parts: list[Piece] = []
+    straight = words if call < 0 else words[:call]
+    parts.append(Relative(4 * len(straight), _maker(straight)))
+    if call >= 0:
+        parts.append(Call(packed(UDF), operation, offset, instruction))
+        rest = words[call + 1 :]
+        if rest:
+            parts.append(Relative(4 * len(rest), _maker(rest)))
+    return parts
+
+
+def _maker(words: tuple[int | Callable[[int], int], ...]) -> Callable[[int, int], bytes]:
+    def make(at: int, _page: int) -> bytes:
+        return packed(*(word if isinstance(word, int) else word(at + 4 * n) for n, word in enumerate(words)))
+
+    return make
