@@ -114,12 +114,14 @@ class Session:
         self.image = image
         self.options = options
         self.translator: LoadTimeTranslator | None = None
+        self.passed_over: list[str] = []
+        """Why faster engines were not taken, a sentence each, where the fastest was asked for."""
         platform = platform_of(_isa(image))
         self.machine = Machine(
             options.memory,
             console,
             platform=platform,
-            engine=lambda: open_engine(platform.isa, options.engine, options.lacks),
+            engine=lambda: open_engine(platform.isa, options.engine, options.lacks, self.passed_over),
             limits=options.limits,
         )
         try:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("bt.cli.export:command", "Label patched sites and fixups in Ghidra, IDA, Binary Ninja, rizin."),
     "run": ("bt.cli.run:command", "Run an image under the hypervisor, or natively as the reference."),
     "verify": ("bt.cli.verify:command", "Run an image as it is and rewritten, and compare everything."),
+    "engines": ("bt.cli.engines:command", "Show which CPU engines this host has, and why others are not usable."),
     "guests": ("bt.cli.guests:command", "Fetch Debian's stock kernels with a small user space."),
     "bench": ("bt.cli.bench:command", "Measure boots, exits and scans, beside QEMU."),
     "isa": ("bt.cli.isa:command", "Print the sensitive-instruction table of an instruction set."),

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from emulator.machine import Outcome
 
 MODES = ("native", "none", "trap", "inline")
+ENGINE_HELP = (
+    "The CPU: unicorn, embedded and deterministic; kvm, the host's own; auto, the fastest that can run the guest."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Request:
     show_default=True,
     help="native: full privilege, no hypervisor; none: deprivileged, not rewritten; trap, inline: rewritten.",
 )
+@click.option("--engine", default="unicorn", show_default=True, metavar="NAME", help=ENGINE_HELP)
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
 @click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Guest memory, in K, M or G.")
@@ -64,6 +68,7 @@ class Request:
 def command(
     image: str,
     virt: str,
+    engine: str,
     initrd: Path | None,
     append: str | None,
     memory: str,
@@ -97,6 +102,7 @@ def command(
     loaded = load(kernel)
     options = Options(
         mode=virt,
+        engine=engine,
         memory=size,
         initrd=read_initrd(initrd) if initrd is not None else b"",
         command_line=command_line,
@@ -150,6 +156,7 @@ class Run:
             until = (request.until or "").encode("utf-8", "surrogateescape")
             self._screen = Screen(descriptor_of(sys.stdout), until, self._reached)
             self._session = Session(self.image, self.options, self._screen.write)
+            self._tell_engine()
             try:
                 keyboard = Keyboard(descriptor_of(sys.stdin), lambda: self._end(0))
                 signals = Signals(
@@ -163,6 +170,15 @@ class Run:
         finally:
             if trace is not None:
                 trace.close()
+
+    def _tell_engine(self) -> None:
+        """Where the engine was left to us, say which it is, and why no faster one."""
+        from emulator.engine.engines import AUTO
+
+        if self.options.engine == AUTO:
+            name = self._session.machine.engine.capabilities.name
+            reasons = "".join(f"; {reason}" for reason in self._session.passed_over)
+            click.echo(f"retrap: the engine is {name}{reasons}", err=True)
 
     def _run(self, keyboard: Keyboard, signals: Signals, trace: TraceFile | None) -> int:
         from bt.report.run import Ending

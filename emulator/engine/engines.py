@@ -90,10 +90,16 @@ def _anything(_capabilities: Capabilities) -> str:
     return ""
 
 
-def open_engine(isa: str, name: str | None = None, lacks: Callable[[Capabilities], str] = _anything) -> Any:
+def open_engine(
+    isa: str,
+    name: str | None = None,
+    lacks: Callable[[Capabilities], str] = _anything,
+    passed_over: list[str] | None = None,
+) -> Any:
     """Open an engine of an instruction set by name: its default without one, with "auto" the fastest that will do.
 
-    `lacks` says what is missing of an opened engine's capabilities for what it is wanted for, or nothing. Raises
+    `lacks` says what is missing of an opened engine's capabilities for what it is wanted for, or nothing; `passed_over`
+    is given the reasons for which faster ones were not taken. Raises
     `EngineMissing` where the engine cannot be had here or lacks something, `UsageError` for a name that is none.
     """
     openers = ENGINES.get(isa)
@@ -102,7 +108,7 @@ def open_engine(isa: str, name: str | None = None, lacks: Callable[[Capabilities
     if name is None:
         name = next(iter(openers))
     if name == AUTO:
-        return _open_fastest(isa, openers, lacks)
+        return _open_fastest(isa, openers, lacks, [] if passed_over is None else passed_over)
     if name not in NAMES:
         raise UsageError(f"there is no engine called {name!r}; take one of {', '.join(NAMES)}")
     if name not in openers:
@@ -120,9 +126,8 @@ def _open(name: str, opener: Callable[[], Engine], lacks: Callable[[Capabilities
 
 
 def _open_fastest(
-    isa: str, openers: Mapping[str, Callable[[], Engine]], lacks: Callable[[Capabilities], str]
+    isa: str, openers: Mapping[str, Callable[[], Engine]], lacks: Callable[[Capabilities], str], reasons: list[str]
 ) -> Engine:
-    reasons = []
     for name in FASTEST_FIRST:
         if name in openers:
             try:
