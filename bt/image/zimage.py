@@ -90,9 +90,9 @@ def read(contents: memoryview, path: str, digest: str) -> Image:
     """The image of either. Raises `BadImage`."""
     if bytes(contents[MAGIC_AT : MAGIC_AT + 4]) != MAGIC:
         return _image(contents.toreadonly(), path, digest, "arm-image", "none", _OFFSET_UNKNOWN, 0)
-    start, end = struct.unpack_from("<II", contents, MAGIC_AT + 4)
     if len(contents) < 0x40 or struct.unpack_from("<I", contents, 0x30)[0] != _LITTLE:
         _bad(path, "is a zImage for a big-endian processor, or is truncated")
+    start, end = struct.unpack_from("<II", contents, MAGIC_AT + 4)
     if not 0x40 < end - start <= len(contents):
         _bad(path, f"says that it has {end - start} bytes, and has {len(contents)}: it is truncated")
     offset, bss, size_at = _table(contents, path)

@@ -7,6 +7,7 @@ the command line tells in a sentence, and nothing else.
 from __future__ import annotations
 
 import json
+import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -176,18 +177,25 @@ def _arm64_image() -> bytes:
 
 
 def _zimage() -> bytes:
-    """ARM's boot wrapper: NOPs, a branch, the magic word at 0x24, start and end, then a payload."""
-    body = files.COMPRESS["gzip"](struct.pack("<I", 0xE10F_0000) * 500)
-    end = 0x40 + len(body)
+    """ARM's boot wrapper: NOPs, a branch, the magic word at 0x24, start and end, a table, then a payload."""
+    kernel = struct.pack("<III", 0xEA00_0000, 0xE10F_9000, 0xE229_901A) + struct.pack("<I", 0xC000_8000) * 1500
+    body = files.COMPRESS["gzip"](kernel) + struct.pack("<I", len(kernel))
+    table = 0x40
+    begin = table + 24
+    end = begin + len(body)
     head = struct.pack("<8I", *([0xE1A0_0000] * 8)) + struct.pack("<IIII", 0xEA00_0002, 0x016F_2818, 0, end)
-    return head.ljust(0x40, b"\0") + body + struct.pack("<I", 2000)
+    head += struct.pack("<III", 0x0403_0201, 0x4545_4545, table)
+    return head.ljust(table, b"\0") + struct.pack("<6I", 5, 0x5A53_4C4B, end - 4, 0x1000, 0x8000, 0) + body
 
 
 def _self_extractor(order: str) -> bytes:
-    """A MIPS executable that carries the kernel compressed in its data."""
-    body = files.COMPRESS["gzip"](b"\x00\x60\x02\x40" * 500)
-    text = Part(".text", b"\0\0\0\0" * 32, 0x8100_0000, 0x100_0000, 5)
-    data = Part(".data", body + struct.pack(order + "I", 2000), 0x8110_0000, 0x110_0000, 6)
+    """A MIPS executable that unpacks a kernel to 0x80100000 and jumps to 0x80100400 in it."""
+    kernel = random.Random(1).randbytes(0x1_0400)
+    body = files.COMPRESS["gzip"](kernel) + struct.pack(order + "I", len(kernel))
+    # lui a0, 0x8010; nop; lui t9, 0x8010; ori t9, t9, 0x400; jr t9; nop
+    code = struct.pack(order + "6I", 0x3C04_8010, 0, 0x3C19_8010, 0x3739_0400, 0x0320_0008, 0)
+    text = Part(".text", code.ljust(128, b"\0"), 0x8100_0000, 0x100_0000, 5)
+    data = Part(".data", body, 0x8110_0000, 0x110_0000, 6)
     return files.make_elf((text, data), 0x8100_0000, machine=8, bits=32, order=order)
 
 
