@@ -150,7 +150,7 @@ class Malta:
         }
         self.gt = Gt64120(self.pci, self.pic.acknowledge)
         self.fpga = MaltaFpga(self._reset, big_endian=big_endian)
-        self.power = piix4.Piix4Power(self.pci, self._power_off)
+        self.power = piix4.Piix4Power(self._power_off)
         self.ports = PortBus()
         self.mmio = MemoryBus()
         self._wire()

@@ -47,14 +47,14 @@ def place(memory: GuestMemory, image: BootImage, *, big_endian: bool = False) ->
         end = max(end, segment.physical + segment.memory_size)
     command_line = image.command_line.encode()
     if image.initrd:
-        at = memory.size - len(image.initrd) & ~(_ALIGNMENT - 1)
+        at = memory.size - len(image.initrd) - _ALIGNMENT & ~(_ALIGNMENT - 1)
         if at < end:
             raise BootError(
                 f"an initramfs of {len(image.initrd)} bytes does not fit behind the kernel, which ends at {end:#x}, "
                 f"in {memory.size >> 20} MiB; give the guest more memory"
             )
         memory.write_bytes(at, image.initrd)
-        words = f"rd_start={KSEG0 + at:#x} rd_size={len(image.initrd)}"
+        words = f"rd_start=0xffffffff{KSEG0 + at:x} rd_size={len(image.initrd)}"
         command_line = words.encode() + (b" " + command_line if command_line else b"")
     if len(command_line) >= _LONGEST:
         raise BootError(f"the command line is {len(command_line)} bytes long; at most {_LONGEST - 1} are read")

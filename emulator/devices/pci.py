@@ -6,7 +6,6 @@ Source: PCI Local Bus Specification 2.1, chapter 6. What a function's registers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 SIZE = 256
@@ -70,8 +69,6 @@ class PciBus:
 
     def __init__(self) -> None:
         self.functions: dict[tuple[int, int], PciFunction] = {}
-        self.on_special_cycle: Callable[[int], None] = lambda _message: None
-        """Called with the message of a special cycle (device 31, function 7 of this bus)."""
 
     def read(self, address: int, size: int) -> int:
         """Configuration read at a register `address` in the form of CONFIG_ADDRESS; all ones where nothing is."""
@@ -80,9 +77,6 @@ class PciBus:
 
     def write(self, address: int, size: int, value: int) -> None:
         """Configuration write; lost where nothing is."""
-        if address & 0xFF_FF00 == 31 << 11 | 7 << 8:
-            self.on_special_cycle(value)
-            return
         function = self._find(address)
         if function is not None:
             function.write(address & 0xFF, size, value)

@@ -1,41 +1,39 @@
 """The power-management function of the PIIX4 south bridge, and its bridge function without more than a header.
 
-Room: `emulator/devices`. An operating system turns the machine off by PMCNTRL (suspend type 0, suspend enable) and then
-a special cycle on PCI with the message 00120002H. Source: Intel 82371AB data sheet, 7.1 and 7.3.
+Room: `emulator/devices`. An operating system turns the machine off by PMCNTRL: suspend type 0, suspend enable. The
+chip waits for the processor's stop-grant cycle then; here, as in QEMU, power goes at once, since a GT-64120 keeps Linux
+from making that cycle. Source: Intel 82371AB data sheet, 7.1 and 7.3.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from emulator.devices.pci import PciBus, PciFunction
+from emulator.devices.pci import PciFunction
 
 VENDOR, BRIDGE, POWER = 0x8086, 0x7110, 0x7113
 IO_SIZE = 0x40
 STATUS, ENABLE, CONTROL, TIMER = 0x00, 0x02, 0x04, 0x08
 SUSPEND_ENABLE, SUSPEND_TYPE = 1 << 13, 7 << 10
-STOP_GRANT = 0x0012_0002
-"""The message of the special cycle by which a processor says that it has stopped."""
 BASE_REGISTER, ENABLE_REGISTER = 0x40, 0x80
+BUS_REGISTER, BUS_ENABLE_REGISTER, BUS_IO = 0x90, 0xD2, 0x100
+"""Of the SMBus controller in the same function: its base, its enable bit, and how far behind the others it lies."""
 
 
 @dataclass(frozen=True, slots=True)
 class PowerState:
-    """The registers in I/O space, and whether power goes at the next stop-grant cycle."""
+    """The registers in I/O space."""
 
     registers: bytes
-    suspending: bool
 
 
 class Piix4Power:
-    """Function 3's registers in I/O space. `power_off` is called when the processor stops after a suspend to off."""
+    """Function 3's registers in I/O space. `power_off` is called at a suspend to off."""
 
     name = "piix4-power"
 
-    def __init__(self, bus: PciBus, power_off: Callable[[], None]) -> None:
+    def __init__(self, power_off: Callable[[], None]) -> None:
         self._registers = bytearray(IO_SIZE)
-        self._suspending = False
         self._power_off = power_off
-        bus.on_special_cycle = self._special_cycle
 
     def read(self, offset: int, size: int) -> int:
         """The registers; no event ever happens."""
@@ -50,21 +48,17 @@ class Piix4Power:
             elif at < IO_SIZE:
                 self._registers[at] = byte
         control = self.read(CONTROL, 2)
-        self._suspending = bool(control & SUSPEND_ENABLE) and not control & SUSPEND_TYPE
-
-    def _special_cycle(self, message: int) -> None:
-        if message == STOP_GRANT and self._suspending:
+        if control & SUSPEND_ENABLE and not control & SUSPEND_TYPE:
             self._power_off()
 
     @property
     def state(self) -> PowerState:
         """All of the function's state but its configuration space."""
-        return PowerState(bytes(self._registers), self._suspending)
+        return PowerState(bytes(self._registers))
 
     def restore(self, state: PowerState) -> None:
         """Take up an earlier state."""
         self._registers[:] = state.registers
-        self._suspending = state.suspending
 
 
 def bridge() -> PciFunction:
@@ -79,5 +73,7 @@ def power(io_base: int) -> PciFunction:
     function.writable(BASE_REGISTER, 0xFFC0, 4)
     function.put(ENABLE_REGISTER, 1, 1)
     function.writable(ENABLE_REGISTER, 0xFF, 1)
+    function.put(BUS_REGISTER, io_base + BUS_IO | 1, 4)
+    function.put(BUS_ENABLE_REGISTER, 1, 1)
     function.put(0x3D, 1, 1)
     return function

@@ -80,7 +80,8 @@ class NativeCode:
         self._words: Any = (ctypes.c_uint64 * _WORDS)()
         self.words = memoryview(self._words).cast("B").cast("Q")
         self.argument = ctypes.addressof(self._words)
-        self._maps = [mmap.mmap(-1, 4 * PAGES) for _ in range(3)]
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is given back reads as zero again
+        self._maps = [mmap.mmap(-1, 4 * PAGES, flags=flags) for _ in range(3)]
         self.tables = [memoryview(table).cast("I") for table in self._maps]
         """A table for each mode: a page's word is its physical address and rights, 0 where nothing is."""
         for mode, table in enumerate(self._maps):

@@ -43,7 +43,7 @@ class MipsVirtualCpu:
         self.index = self.entry_lo0 = self.entry_lo1 = self.page_mask = self.wired = self.hwrena = 0
         self.ebase = i.EBASE
         self.config = i.CONFIG | (i.BIG_ENDIAN if engine.byte_order == "big" else 0)
-        self._plain = dict.fromkeys(("DEPC", "ErrCtl", "TagLo", "DataLo", "TagHi", "DataHi", "DESAVE"), 0)
+        self._plain = dict.fromkeys(("DEPC", "TagLo", "DataLo", "TagHi", "DataHi", "DESAVE"), 0)
         self._replaced = 0
         """Entries that TLBWR has replaced so far."""
         self.before_write: Callable[[int], None] = lambda _frame: None
