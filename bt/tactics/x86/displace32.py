@@ -25,7 +25,10 @@ def displaced(code: bytes, instruction: Instruction, before: list[Template], tri
         push = instruction.mnemonic == Mnemonic.PUSH
         try_stack(before, trials, push)
         step = -asm.WORD if push else asm.WORD
-        return Template("displaced", code, changes=changes(instruction), stack=step, sensitive=False)
+        # A word that was tried, or that is tried again, cannot fault: a pop is as good as a move between registers.
+        return Template(
+            "displaced", code, changes=changes(instruction), stack=step, on_registers=not push, sensitive=False
+        )
     if not is_movable(instruction):
         raise Refused("what follows it does something else where it would be moved to")
     quiet = not accesses_memory(instruction)

@@ -187,8 +187,27 @@ class _Composer:
             at, end = end, self._take(end)
             if self._want.used >> at & (1 << end - at) - 1:
                 raise Refused("another patch holds what is beside it")
+        end = self._extended(end)
         tried = tuple((self._start, template) for template in self._trials)
         return Window(end, tried + tuple(self._pieces), self._finish, self._branch, self._ground.mode.bits)
+
+    def _extended(self, end: int) -> int:
+        """Take in sensitive instructions right behind: each would need room of its own."""
+        mode = self._ground.mode
+        while mode.LOOKS_BACK and self._want.inline and self._branch is None:
+            if int(decode(self._ground, end).code) not in mode.INLINE_CODES:
+                break
+            kept = len(self._pieces), len(self._trials), self._finish, self._shadowed
+            try:
+                behind = self._take(end)
+                if self._want.used >> end & (1 << behind - end) - 1:
+                    raise Refused("another patch holds what is beside it")
+            except Refused:
+                pieces, trials, self._finish, self._shadowed = kept
+                del self._pieces[pieces:], self._trials[trials:]
+                break
+            end = behind
+        return end
 
     def _take(self, at: int) -> int:
         """Add the instruction at offset `at`; the offset behind what was added."""
