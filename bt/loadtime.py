@@ -264,7 +264,7 @@ class LoadTimeTranslator:
         if place is None and made:
             return None
         try:
-            fixup, patches = draft.place(self._arena.next if place is None else place, page.address)
+            fixup, patches = draft.place(self._arena.place(size) if place is None else place, page.address)
         except OutOfReach:
             self._fixups[key] = None
             return None

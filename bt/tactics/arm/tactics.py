@@ -6,6 +6,7 @@ replaced in place, done in a fixup, or left to a trap is decided here, site by s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from bt.tactics.arm import templates
 from bt.tactics.arm.templates import Template
 from bt.tactics.arm.words import (
     ALWAYS,
+    AROUND,
     LOAD_PC,
     NOP,
     UDF,
@@ -33,7 +35,7 @@ from bt.tactics.tactics import CodePage, Refused, Region, Tactic
 from emulator.isa.arm.table import A32_TABLE
 from emulator.isa.operation import Operation
 from emulator.isa.patterns import PatternTable
-from emulator.isa.sensitive import Route
+from emulator.isa.sensitive import Patterns, Route, SensitiveInstruction
 from paravirt import abi
 
 if TYPE_CHECKING:
@@ -41,16 +43,26 @@ if TYPE_CHECKING:
 
     from bt.image import Image
     from bt.pagecache import PageCache
+    from bt.textmap import Stretch
 
 _WINDOW: Final = abi.ARMV7
 _PC: Final = 15
+_DISTINCT: Final = 20
+"""Bits that a pattern must fix to be told from data by itself."""
 _TPIDR: Final = 0x0FFF_0FFF
 _READ_PRIVATE, _READ_READ_ONLY, _WRITE_READ_ONLY = 0x0E1D_0F90, 0x0E1D_0F70, 0x0E0D_0F70
 
 
-def no_code(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Which of some words are no instructions."""
-    return literal_words(code) | sparse_words(code)
+def is_distinct(row: SensitiveInstruction, word: int) -> bool:
+    """Whether a word that matches a row fixes so many bits that data hardly looks like it."""
+    assert isinstance(row.match, Patterns)
+    return any(pattern.matches(word) and pattern.mask.bit_count() >= _DISTINCT for pattern in row.match.patterns)
+
+
+def _end_of(image: Image, address: int) -> int:
+    """Guest-virtual address behind the bytes that the file has of the segment around `address`."""
+    segment = image.segment_at(address)
+    return address + 4 if segment is None else segment.vaddr + len(segment.data) & -4
 
 
 class ArmTactics(FixedWidth):
@@ -85,17 +97,43 @@ class ArmTactics(FixedWidth):
         return packed(UDF)
 
     def data_words(self, image: Image, address: int, code: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Literal pools, and words among what is no code."""
-        return no_code(code)
+        """Literal pools."""
+        return literal_words(code)
+
+    def sweep(self, image: Image) -> tuple[Stretch, ...]:
+        """Every word that is no literal; of the rows that random data looks like, only those among instructions."""
+        stretches = super().sweep(image)
+        return tuple(replace(stretch, sites=self._plausible(image, stretch)) for stretch in stretches)
+
+    def _plausible(self, image: Image, stretch: Stretch) -> NDArray[np.int64]:
+        """The sites of a stretch that stand among instructions, or look like nothing else."""
+        sites = stretch.sites
+        keep = np.ones(len(sites), bool)
+        for number, (offset, _, row) in enumerate(sites.tolist()):
+            word = int.from_bytes(image.view(stretch.start + offset, 4), "little")
+            if not is_distinct(self.isa.rows[row], word):
+                first = max(0, offset - 4 * AROUND)
+                size = min(offset + 4 * AROUND + 4, _end_of(image, stretch.start + offset) - stretch.start) - first
+                near = words.words_of(image.view(stretch.start + first, size), self.byte_order)
+                keep[number] = not sparse_words(near)[(offset - first) // 4]
+        return sites[keep]
 
     def scan_page(self, code: bytes, after: bytes, start: int, pristine: int = 0) -> PageScan:
         """Every word of a page that is no literal; literals that only another page reads are not known here."""
         boundaries = pristine & words.EVERY
+        values = words.words_of(code[:PAGE], self.byte_order)
         if not boundaries:
-            literal = np.flatnonzero(no_code(words.words_of(code[:PAGE], self.byte_order)))
+            literal = np.flatnonzero(literal_words(values))
             hole = sum(1 << 4 * place for place in literal.tolist())
             boundaries = words.EVERY & -(1 << start) & ~hole
-        return words.scan_page(code, start, boundaries, self.table, self.byte_order)
+        scan = words.scan_page(code, start, boundaries, self.table, self.byte_order)
+        sparse = sparse_words(values)
+        sites = tuple(
+            site
+            for site in scan.sites
+            if not sparse[site.offset // 4] or is_distinct(self.isa.rows[site.code], int(values[site.offset // 4]))
+        )
+        return replace(scan, sites=sites)
 
     def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> ArmLadder:
         """One for all guests: what is known of a kernel is not needed."""

@@ -24,7 +24,8 @@ LOAD_PC: Final = 0xE51F_F004
 """LDR PC, [PC, #-4]."""
 ALWAYS: Final = 0xE
 _REACH: Final = 1 << 25
-_AROUND: Final = 4
+AROUND: Final = 4
+"""Words on either side by which a word is judged."""
 
 
 def packed(*words: int) -> bytes:
@@ -101,14 +102,25 @@ def sparse_words(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Which words stand among words that are no instructions, by the condition field: nearly all instructions of a
     kernel are unconditional, and of random data one word in sixteen looks so.
 
-    A word counts as such where fewer than half of the eight words around it are unconditional.
+    A word counts as such where fewer than half of the eight words around it are unconditional; a conditional word where
+    fewer than three quarters are, or where a PC-relative address is made of it or of the word before it.
     """
     always = (code >= np.uint32(0xE000_0000)) & (code < np.uint32(0xF000_0000))
     count = np.concatenate(([0], np.cumsum(always)))
     at = np.arange(len(code))
-    low, high = np.maximum(at - _AROUND, 0), np.minimum(at + _AROUND + 1, len(code))
-    others = count[high] - count[low] - always
-    return np.asarray(2 * others < high - low - 1)
+    low, high = np.maximum(at - AROUND, 0), np.minimum(at + AROUND + 1, len(code))
+    others, around = count[high] - count[low] - always, high - low - 1
+    conditional = code < np.uint32(0xE000_0000)
+    sparse = (2 * others < around) | conditional & (4 * others < 3 * around)
+    named = np.zeros(len(code) + 1, dtype=bool)
+    for value, sign in ((0x028F_0000, 1), (0x024F_0000, -1)):  # ADD and SUB Rd, PC, #imm
+        made = np.flatnonzero((code & np.uint32(0x0FFF_0000) == np.uint32(value)) & (code < np.uint32(0xF000_0000)))
+        rotate = (code[made].astype(np.int64) >> 8 & 15) * 2
+        small = code[made].astype(np.int64) & 0xFF
+        goal = made * 4 + 8 + sign * ((small >> rotate | small << 32 - rotate) & 0xFFFF_FFFF)
+        place = goal[(goal & 3 == 0) & (goal >= 0) & (goal < 4 * len(code))] >> 2
+        named[place] = named[place + 1] = True
+    return np.asarray(sparse | conditional & named[: len(code)])
 
 
 def does_not_go_on(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
