@@ -81,6 +81,12 @@ def _place_on_malta(_board: Board, memory: GuestMemory, image: BootImage) -> Any
     return place(memory, image)
 
 
+def _make_virt(memory: GuestMemory, clock: Clock, console: Callable[[bytes], None]) -> Board:
+    from emulator.board.virt import Virt
+
+    return Virt(memory, clock, console=console)
+
+
 PLATFORMS: dict[str, Platform] = {
     platform.isa: platform
     for platform in (
@@ -88,6 +94,7 @@ PLATFORMS: dict[str, Platform] = {
         Platform("i386", "pc", _make_pc, _place_on_32_bit_pc),
         Platform("mips32", "malta", _make_malta, _place_on_malta),
         Platform("armv7", "virt", _make_arm, _place_on_arm, 0x4000_0000),
+        Platform("aarch64", "virt", _make_virt, _place_on_arm, 0x4000_0000),
     )
 }
 """Every platform by the name of its instruction set."""

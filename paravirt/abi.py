@@ -176,6 +176,15 @@ ARMV7 = Window(
 """In the last 2 MiB of where Linux puts its modules, below its page of temporary mappings: within a branch's reach of
 the text of a kernel at 0xC0000000, and the first to be used last."""
 
+MIPS_REGISTERS = 0xFFFF_9000
+"""MIPS32: guest-virtual address of a second page shared with the guest's kernel, which it may always write."""
+
+MIPS_READABLE = {"EPC": 0x00, "BadVAddr": 0x04, "Context": 0x08, "Cause": 0x0C, "EntryHi": 0x10}
+"""MIPS32: registers of coprocessor 0 whose value the page has, by offset."""
+
+MIPS_WRITABLE = {"EPC": 0x00, "EntryLo0": 0x20, "EntryLo1": 0x24}
+"""MIPS32: registers that are words of the page: a store there is a write."""
+
 MIPS32 = Window(
     isa="mips32",
     base=0xFFFF_0000,
@@ -193,5 +202,23 @@ MIPS32 = Window(
 """In the last 32 KiB of the address space, above Linux's fixed mappings (FIXADDR_TOP): a load or store with $0 as its
 base reaches the shared page in one word. Interrupts are enabled while the word of the interrupt state is not 0."""
 
-WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, ARMV7, I386, MIPS32)}
+AARCH64 = Window(
+    isa="aarch64",
+    base=0xFFFF_8000_07E0_0000,
+    fixup_size=0x1F_F000,
+    size=0x20_0000,
+    word=8,
+    interrupt_state=0x00,
+    enabled=0,
+    disabled=0x80,
+    pending=0x08,
+    scratch=0x10,
+    scratch_words=8,
+    registers=0x80,
+)
+"""In the last 2 MiB below where Linux links its kernel for 48-bit addresses: within a branch's reach of kernel and
+modules, and the last that would be used for modules. The real interrupt masks of a deprivileged guest are the virtual
+ones, so the word of the interrupt flag is not used."""
+
+WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, ARMV7, I386, MIPS32, AARCH64)}
 """The window of each instruction set whose guests are rewritten."""

@@ -56,13 +56,17 @@ ARMV7 = Layout(
 """A short descriptor reaches 32 bits: guests have what lies below, and memory up to here."""
 
 MIPS32 = Layout(
-    tables=0,
-    tables_size=0,
+    tables=0x6800_0000,
+    tables_size=4096,
     code=0x4000_0000,
     code_count=32768,
     window=0x6000_0000,
     window_size=0xA000,
     open_bus=0x7000_0000,
 )
-"""Above KSEG0's and KSEG1's reach. There are no tables: the engine takes its translations from the hypervisor. What a
-TLB entry of the guest's points to above its memory and devices is nothing, so that it cannot reach here."""
+"""Above KSEG0's and KSEG1's reach. There are no tables, but a page of registers: the engine takes its translations from
+the hypervisor. What a TLB entry of the guest's points to above its memory and devices is nothing, so that it cannot
+reach here."""
+
+AARCH64 = Layout(TABLES_BASE, TABLE_COUNT << 12, CODE_BASE, CODE_COUNT, WINDOW_BASE, WINDOW_SIZE, OPEN_BUS)
+"""Above all memory and devices of the board; guests are never given a mapping of what is neither."""

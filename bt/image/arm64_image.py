@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import numpy as np
 
 from bt.image.elf import PF_R, PF_W, PF_X, Segment
+from emulator.board.virt import MEMORY_BASE
 from emulator.errors import BadImage
 from emulator.isa.isas import AARCH64
 
@@ -28,6 +29,8 @@ HEADER_SIZE: Final = 64
 GZIP: Final = b"\x1f\x8b\x08"
 DEFAULT_BASE: Final = 0xFFFF_8000_0800_0000
 """Where a kernel of 48-bit addresses is linked (KIMAGE_VADDR), for one that carries no relocations."""
+LOAD_ADDRESS: Final = MEMORY_BASE + 0x20_0000
+"""Where the kernel is put, but for its text offset: the first 2 MiB boundary behind where firmware would be."""
 _BIG_ENDIAN, _PAGE_SIZE = 1, 6
 _PAGES = {2: "4 KiB", 4: "16 KiB", 6: "64 KiB"}
 _LARGEST = 256 << 20
@@ -111,7 +114,7 @@ def read(contents: memoryview, path: str, digest: str) -> Image:
     header = parse(memory, path)
     code = Segment(
         vaddr=header.base,
-        paddr=header.text_offset,
+        paddr=LOAD_ADDRESS + header.text_offset,
         memory_size=header.code_end,
         flags=PF_R | PF_X,
         data=memory[: header.code_end],
@@ -119,7 +122,7 @@ def read(contents: memoryview, path: str, digest: str) -> Image:
     )
     data = Segment(
         vaddr=header.base + header.code_end,
-        paddr=header.text_offset + header.code_end,
+        paddr=LOAD_ADDRESS + header.text_offset + header.code_end,
         memory_size=header.image_size - header.code_end,
         flags=PF_R | PF_W,
         data=memory[header.code_end :],

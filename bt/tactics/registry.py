@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 PLACES: Final[dict[str, str]] = {
     "x86-64": "bt.tactics.x86.tactics:X86Tactics",
     "armv7": "bt.tactics.arm.tactics:ArmTactics",
+    "aarch64": "bt.tactics.aarch64.tactics:A64Tactics",
     "i386": "bt.tactics.x86.ladder32:I386Tactics",
+    "mips32": "bt.tactics.mips.tactics:MipsTactics",
 }
 """Instruction set -> "module:class"."""
 

@@ -24,7 +24,7 @@ MEMORY_BASE = 0x4000_0000
 GIC_DISTRIBUTOR, GIC_INTERFACE, GIC_WINDOW = 0x0800_0000, 0x0801_0000, 0x1_0000
 UART, UART_SIZE, UART_IRQ = 0x0900_0000, 0x1000, 33
 VIRTUAL_TIMER_IRQ, PHYSICAL_TIMER_IRQ = 27, 30
-ADDRESS_BITS = 40
+ADDRESS_BITS = 36
 
 _CLOCK_HANDLE, _GIC_HANDLE = 0x8000, 0x8001
 _SPI, _PPI, _HIGH, _ONE_CPU_HIGH = 0, 1, 4, 0x104
@@ -65,6 +65,8 @@ class Virt:
         self._compatible = processor, timer
         self.gic = Gicv2(self._set_intr)
         self.uart = Pl011(console, self.gic.line(UART_IRQ))
+        self.com1 = self.uart
+        """The serial port under the name that it has on every board."""
         self.timer = ArchTimer(clock, self.gic.line(VIRTUAL_TIMER_IRQ), self.gic.line(PHYSICAL_TIMER_IRQ))
         self.psci = Psci(
             lambda: self._end(Shutdown(ShutdownKind.POWER_OFF)), lambda: self._end(Shutdown(ShutdownKind.RESET))

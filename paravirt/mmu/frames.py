@@ -55,6 +55,8 @@ class Frames:
         """Per frame: plain, may be code, active code (a translated copy is mapped), or user code."""
         self.execute_only = False
         """Translated code is mapped so that it cannot be read."""
+        self.exclusive = False
+        """No mapping is both writable and executable, not even user code's: the engine misses stores to its code."""
         self.coherent = False
         """The engine sees stores to code whatever mapping they come by: user code needs no guard."""
         self._mappings = mappings
@@ -84,9 +86,9 @@ class Frames:
         readable = granted & READ
         writable = WRITE if write else granted & WRITE
         executable = granted & EXECUTE if user else 0
-        if executable and not self.coherent and (fetch or kind == USER_CODE):
+        if executable and not self.coherent and (fetch or (kind == USER_CODE and not (write and self.exclusive))):
             self._run_user_code(number, at)
-            return walk.frame, readable | writable | EXECUTE
+            return walk.frame, readable | (0 if self.exclusive else writable) | EXECUTE
         if kind and writable:
             # Code that the guest may write is about to be: it reads what it patches first.
             if write or (kind == ACTIVE_CODE and self.execute_only):

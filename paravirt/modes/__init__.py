@@ -41,11 +41,18 @@ def _mips32() -> type[Hypervisor]:
     return MipsHypervisor
 
 
+def _aarch64() -> type[Hypervisor]:
+    from paravirt.modes.aarch64.hypervisor import AArch64Hypervisor
+
+    return AArch64Hypervisor
+
+
 MODES: dict[str, Callable[[], type[Hypervisor]]] = {
     "x86-64": _x86_64,
     "i386": _i386,
     "armv7": _armv7,
     "mips32": _mips32,
+    "aarch64": _aarch64,
 }
 """How to load the hypervisor of each instruction set."""
 

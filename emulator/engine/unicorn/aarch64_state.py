@@ -93,8 +93,8 @@ def access(register: int, value: int = 0) -> SystemAccess:
 def find_state(library: Any, handle: int) -> int:
     """Host address of the CPU state behind an open engine, found by a pattern in its registers."""
     values = [_PATTERN + number * 0x0101_0307 for number in range(31)]
-    for register, value in zip(_X, values, strict=True):
-        library.uc_reg_write(handle, register, ctypes.byref(ctypes.c_uint64(value)))
+    for general, value in zip(_X, values, strict=True):
+        library.uc_reg_write(handle, general, ctypes.byref(ctypes.c_uint64(value)))
     pattern = struct.pack("<31Q", *values)
     descriptor = os.open("/proc/self/mem", os.O_RDONLY)
     try:

@@ -5,6 +5,8 @@ Room: `emulator/isa/aarch64`. By DDI 0487, D1.3 (exceptions), D19.2 (ESR_EL1) an
 
 from typing import Final
 
+from emulator.isa.exceptions import ArchitecturalException
+
 UNKNOWN: Final = 0x00
 WAITING: Final = 0x01
 FLOATING_POINT: Final = 0x07
@@ -83,3 +85,15 @@ EL0T, EL1T, EL1H = 0, 4, 5
 def syndrome(kind: int, specific: int = 0) -> int:
     """ESR_EL1 of an exception of a 32-bit instruction."""
     return kind << 26 | IL | specific
+
+
+class AArch64Exception(ArchitecturalException):
+    """A synchronous exception of the guest's processor: `vector` is its class, `error` its syndrome without class, IL
+    and what depends on the level (`ESR_EL1.ISS`), `address` FAR_EL1 where it has one."""
+
+    __slots__ = ()
+
+
+def undefined() -> AArch64Exception:
+    """An instruction that is not defined here."""
+    return AArch64Exception(UNKNOWN, 0)

@@ -1,0 +1,152 @@
+"""`A64Tactics`: what scanning and rewriting must know of A64, and its ladder.
+
+Room: `bt/tactics/aarch64`. Most sensitive instructions trap by themselves; what is frequent of them is made to need no
+exit: by a control that lets it run, by another register that user code may read, or by a fixup.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bt.tactics.fixed.body import Body, Call, Code
+from bt.tactics.fixed.ladder import FixedGround, FixedLadder, Replacement
+from bt.tactics.fixed.tactics import FixedWidth
+from bt.tactics.tactics import Choice, CodePage, OutOfReach, Refused, Region, Tactic
+from emulator.isa.aarch64.encoding import HVC, branch, mrs, msr
+from emulator.isa.aarch64.registers import BY_NAME
+from emulator.isa.sensitive import Route
+from paravirt import abi
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bt.image import Image
+    from bt.pagecache import PageCache
+    from bt.pagescan import Found
+
+_REGISTER: Final = 31
+_STACK: Final = 31
+_TRAP: Final = struct.pack("<I", HVC | 0x7E74 << 5)
+"""HVC with a number of our own: undefined at EL0, whatever its number."""
+_TEST_UPPER: Final = 0x3600_0000 | 1 << 31 | (55 - 32) << 19
+"""`tbz x0, #55, .`: the branch is taken for addresses of the lower half."""
+
+_MASKS: Final = "the interrupt masks of EL0 stand for those of EL1, and SCTLR_EL1.UMA lets it change them"
+_SAME: Final[dict[str, str]] = {
+    "MRS CTR_EL0": "SCTLR_EL1.UCT lets it read the cache type",
+    "MRS DCZID_EL0": "SCTLR_EL1.DZE lets DC ZVA run, and this says so",
+    "DC ZVA": "SCTLR_EL1.DZE lets it run",
+    "DC CVAC": "SCTLR_EL1.UCI lets it run",
+    "DC CVAU": "SCTLR_EL1.UCI lets it run",
+    "DC CIVAC": "SCTLR_EL1.UCI lets it run",
+    "IC IVAU": "SCTLR_EL1.UCI lets it run, and code that was written is seen without it",
+}
+"""Rows that do the same at EL0 while the hypervisor lets them, by whatever strategy."""
+_SAME_INLINE: Final[dict[str, str]] = dict.fromkeys(
+    ("MSR DAIFSet (immediate)", "MSR DAIFClr (immediate)", "MRS DAIF", "MSR DAIF"), _MASKS
+)
+_STAND_IN: Final[dict[str, tuple[Callable[[int, int], int], str, str]]] = {
+    "MRS SP_EL0": (mrs, "TPIDRRO_EL0", "while the kernel runs, TPIDRRO_EL0 holds SP_EL0"),
+    "MRS TPIDR_EL1": (mrs, "TPIDR_EL0", "while the kernel runs, TPIDR_EL0 stands for TPIDR_EL1"),
+    "MSR TPIDR_EL1": (msr, "TPIDR_EL0", "while the kernel runs, TPIDR_EL0 stands for TPIDR_EL1"),
+}
+"""Registers of EL1 that a register of EL0 stands for: how it is accessed, which, and why that does the same."""
+
+
+class A64Tactics(FixedWidth):
+    """See `bt.tactics.tactics.Tactics`."""
+
+    def branches(self, code: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """B and BL; B.cond; CBZ and CBNZ; TBZ and TBNZ."""
+        found = [np.empty(0, np.int64)]
+        for mask, value, low, bits in (
+            (0x7C00_0000, 0x1400_0000, 0, 26),
+            (0xFF00_0000, 0x5400_0000, 5, 19),
+            (0x7E00_0000, 0x3400_0000, 5, 19),
+            (0x7E00_0000, 0x3600_0000, 5, 14),
+        ):
+            at = np.flatnonzero((code & np.uint32(mask)) == np.uint32(value))
+            distance = (code[at] >> np.uint32(low)).astype(np.int64) & (1 << bits) - 1
+            distance -= (distance >> bits - 1) << bits
+            found.append((at + distance) * 4)
+        return np.concatenate(found)
+
+    def branch(self, source: int, target: int) -> bytes:
+        """`b target`."""
+        try:
+            return struct.pack("<I", branch(source, target))
+        except ValueError as error:
+            raise OutOfReach(str(error)) from None
+
+    def trap(self, site: Found) -> bytes:
+        """HVC."""
+        return _TRAP
+
+    @property
+    def fill(self) -> bytes:
+        """HVC."""
+        return _TRAP
+
+    def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> A64Ladder:
+        """The ladder of any guest: the window is below where Linux is linked, and out of reach for others."""
+        return A64Ladder(self, Region(abi.AARCH64.base, abi.AARCH64.shared_page))
+
+
+class A64Ladder(FixedLadder):
+    """Tactics for one guest."""
+
+    def native(self, page: CodePage, site: Found) -> str:
+        """Masks, besides what `A64Ground` says of every strategy."""
+        return _SAME_INLINE.get(self.tactics.row_of(site.code).name, "")
+
+    def replacement(self, page: CodePage, site: Found) -> Replacement | None:
+        """Another register."""
+        stand_in = _STAND_IN.get(self.tactics.row_of(site.code).name)
+        if stand_in is None:
+            return None
+        access, name, reason = stand_in
+        word = int.from_bytes(page.code[site.offset : site.offset + 4], "little")
+        return Replacement(struct.pack("<I", access(BY_NAME[name].encoding, word & _REGISTER)), reason)
+
+    def body(self, page: CodePage, site: Found, strategy: str) -> tuple[Tactic, str, Body]:
+        """LDTR and its like check bit 55 of their base; anything else can call."""
+        row = self.tactics.row_of(site.code)
+        code = page.code[site.offset : site.offset + 4]
+        call = Call(_TRAP, row.operation, site.offset, code, inside=False)
+        if row.name.startswith(("LDTR", "STTR")) and strategy != "hypercall":
+            return Tactic.INLINE, "an address of the upper half is refused", self._checked(site, code, call)
+        if strategy == "inline" or Route.HYPERCALL not in row.routes:
+            raise Refused("no fixup can do its work in the guest")
+        if strategy == "auto":
+            raise Refused("a call would exit as well, and so does the instruction")
+        body = Body((call,), site.offset, site.offset + 4, leaves=False)
+        return Tactic.HYPERCALL, "the fixup calls the hypervisor", body
+
+    def _checked(self, site: Found, code: bytes, call: Call) -> Body:
+        """An access at EL0 is a plain one; in the kernel's view it could reach what is the kernel's, all of which is in
+        the upper half. Bit 55 of the base says which half (DDI 0487, D8.1.3), and no offset changes that of an address
+        that is mapped."""
+        base = int.from_bytes(code, "little") >> 5 & _REGISTER
+        if base == _STACK:
+            raise Refused("its base is the stack pointer, which no instruction tests bit by bit")
+        over = struct.pack("<I", _TEST_UPPER | 2 << 5 | base)
+        return Body((Code(over), call, Code(code)), site.offset, site.offset + 4)
+
+    def survey(self, page: CodePage) -> FixedGround:
+        """The page."""
+        return A64Ground(self, page)
+
+
+class A64Ground(FixedGround):
+    """One page."""
+
+    def choose(self, site: Found, strategy: str, used: int = 0) -> Choice:
+        """What runs by whatever strategy, else climb."""
+        reason = _SAME.get(self._ladder.tactics.row_of(site.code).name)
+        if reason is not None:
+            return Choice(site, Tactic.SAME, reason)
+        return super().choose(site, strategy, used)

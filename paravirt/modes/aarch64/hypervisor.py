@@ -1,0 +1,414 @@
+"""The hypervisor of AArch64 guests: which exceptions are an operation, a fill or the guest's own, and the real state.
+
+Room: `paravirt/modes/aarch64`. Kernel and user code run at real EL0, in two views of the engine. Devices are not
+mapped: an access is taken apart and done here, so that an interrupt it raises comes before the next instruction. It is
+the `Context` of `paravirt.operations.aarch64`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from emulator.board.arm_boot import ArmEntry
+from emulator.board.virt import Virt
+from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, SP, AArch64Engine
+from emulator.engine.exit import Exit, ExitKind
+from emulator.isa.aarch64 import exceptions as x
+from emulator.isa.aarch64.access import Access, address_of, decode, loaded
+from emulator.isa.aarch64.exceptions import AArch64Exception
+from emulator.isa.aarch64.registers import REGISTERS
+from emulator.isa.aarch64.table import TABLE
+from emulator.isa.exceptions import ArchitecturalException
+from emulator.isa.operation import Operation
+from emulator.machine import EndKind, Machine, Outcome
+from paravirt import abi, layout
+from paravirt.hypervisor import Handlers, Hypervisor, Prepared
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes.aarch64.shadow import AArch64Shadow
+from paravirt.modes.aarch64.vcpu import AArch64VirtualCpu
+from paravirt.operations.aarch64 import IDENTITY, prepare
+from paravirt.translator import Translator
+
+_REAL_SCTLR: Final = 0x30D0_0801
+_REAL_TCR: Final = 16 | 16 << 16 | 2 << 30 | 2 << 32
+"""Both halves of 48 bits by 4 KiB pages, 40-bit physical addresses."""
+_REAL_MAIR: Final = 0xFF
+_KERNEL_MAY: Final = MAY_ZERO | MAY_TYPE | MAY_CACHE
+_USER_MAY: Final = MAY_ZERO | MAY_TYPE | MAY_CACHE
+_ABORTS: Final = frozenset({x.DATA_LOWER, x.DATA_SAME})
+
+
+class AArch64Hypervisor(Hypervisor):
+    """Runs one AArch64 guest. `Context` of the operations, and handler of the engine's exits."""
+
+    WINDOW = abi.AARCH64
+    LAYOUT = layout.AARCH64
+    USER_LEVEL = 0
+
+    engine: AArch64Engine
+    board: Virt
+    vcpu: AArch64VirtualCpu
+    shadow: AArch64Shadow
+
+    def __init__(self, machine: Machine, translator: Translator, *, timed: bool = False) -> None:
+        super().__init__(machine, translator, timed=timed)
+        self._masks_native = getattr(translator, "mode", "") in ("inline", "auto")
+
+    def _make(self) -> None:
+        memory = self.machine.memory
+        self._registers = self.engine.registers
+        self.vcpu = AArch64VirtualCpu(self._registers, memory.view, memory.base)
+        self.shadow = AArch64Shadow(self.engine, memory, self.vcpu.context)
+        for one in REGISTERS:
+            if one.kind == "identification" and not one.feature and one.name != "CSSELR_EL1":
+                self.vcpu.system[one.encoding] = self._registers.system(one.encoding)
+        self.vcpu.system |= IDENTITY
+        self._devices: dict[int, int] = {}
+        """Pages of devices in the kernel's view: guest-virtual page -> guest-physical page."""
+        self._accesses: dict[int, Access | None] = {}
+        self._masks_native = False
+        """The kernel's accesses to DAIF need no exit while no interrupt waits for them."""
+        self._may = 0
+
+    def _own_memory(self) -> Mapping[int, memoryview]:
+        return {layout.AARCH64.tables: memoryview(self.shadow.pool.memory)}
+
+    def _handlers(self) -> Handlers:
+        return {ExitKind.FAULT: self._fault, ExitKind.HALT: self._waited, ExitKind.UNBACKED: self._unbacked}
+
+    def enter(self, state: ArmEntry) -> None:
+        """Set the virtual CPU up as the boot protocol says."""
+        vcpu, gpr = self.vcpu, self.vcpu.gpr
+        for number in range(32):
+            gpr[number] = 0
+        gpr[0] = state.device_tree
+        registers = self._registers
+        registers.nzcv, registers.daif = 0, x.MASKS
+        registers.level = 0
+        self.engine.set_control(_REAL_SCTLR, _REAL_TCR, _REAL_MAIR)
+        vcpu.pc = state.pc
+        self._view_level = vcpu.level
+        self.shadow.use(KERNEL_VIEW)
+        self._allow()
+
+    # -- delivery -------------------------------------------------------------------------------
+
+    def _allow(self) -> None:
+        """Load what the guest may do without an exit: its masks, while its kernel runs and no interrupt waits."""
+        if self.vcpu.level == 0:
+            may = _USER_MAY
+        else:
+            may = _KERNEL_MAY | (MAY_MASK if self._masks_native and not self.board.intr else 0)
+        if may != self._may:
+            self._may = may
+            self.engine.allow_user(may)
+
+    def _settle(self) -> None:
+        super()._settle()
+        self._allow()
+
+    def _line_changed(self, level: bool) -> None:
+        super()._line_changed(level)
+        self._allow()
+
+    def _take_interrupt(self) -> None:
+        self._event("interrupt", x.IRQ, 0, self.vcpu.pc)
+        self.vcpu.take(x.IRQ)
+
+    def _inject(self, fault: ArchitecturalException) -> None:
+        self.vcpu.raise_exception(fault)
+
+    def _switch(self, view: int) -> None:
+        self.shadow.use(view)
+        self._allow()
+        if self.vcpu.stepping and view == USER_VIEW:
+            self._registers.stepping = True
+
+    # -- operations at a site -------------------------------------------------------------------
+
+    def _fetch(self, pc: int) -> bytes:
+        return self.vcpu.fetch(pc)
+
+    def _prepare_instruction(self, pc: int, code: bytes) -> Prepared | None:
+        if len(code) < 4:
+            return None
+        word = int.from_bytes(code, "little")
+        row = TABLE.row_of(word)
+        if row is None or row.operation in (Operation.SYSTEM_CALL, Operation.BREAKPOINT):
+            return None
+        action = prepare(self, word, row)
+        return Prepared(row.operation, 4, action) if action is not None else None
+
+    # -- exits ----------------------------------------------------------------------------------
+
+    def _fault(self, exit_: Exit) -> None:
+        kind = exit_.vector
+        if kind in (x.UNKNOWN, x.SYSTEM_REGISTER, x.WAITING):
+            self._undefined(kind)
+        elif kind == x.DATA_LOWER:
+            self._data_abort(exit_.address, exit_.error)
+        elif kind == x.FETCH_LOWER:
+            self._fetch_abort(exit_.address)
+        elif kind == x.SVC:
+            self._system_call(exit_)
+        elif kind == x.STEP_LOWER:
+            self._stepped()
+        else:
+            self._refuse(AArch64Exception(kind, exit_.error & 0x1FF_FFFF, exit_.address))
+
+    def _undefined(self, kind: int) -> None:
+        pc = self._registers.pc
+        if self.vcpu.level:
+            known = self._actions.get(pc) or self._prepare(pc)
+            if known is not None:
+                action, cell = known
+                cell[0] += 1
+                self.exits.last = cell
+                try:
+                    action()
+                except ArchitecturalException as fault:
+                    self._raise(fault)
+                return
+        elif self._perform_for_user(pc):
+            return
+        self._refuse(x.undefined())
+
+    def _system_call(self, exit_: Exit) -> None:
+        vcpu = self.vcpu
+        pc = self._registers.pc - 4
+        if vcpu.level and self.code.hypercalls and pc in self.code.hypercalls:
+            vcpu.pc = pc
+            self._perform(pc)
+            return
+        self.exits.count("SYSTEM_CALL", "fault")
+        self._event("system call", vcpu.gpr[8], 0, pc)
+        self._registers.clear_exclusive()
+        vcpu.take(x.SYNCHRONOUS, exit_.error)
+
+    def _waited(self, _exit: Exit) -> None:
+        """WFI at real EL0 traps; an engine that lets it wait comes here."""
+        self.exits.count("HALT", "exit")
+        if self.vcpu.level:
+            self.halted()
+
+    def _unbacked(self, exit_: Exit) -> None:
+        self._refuse(AArch64Exception(x.FETCH_SAME, x.EXTERNAL_ABORT, exit_.address))
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def _fetch_abort(self, address: int) -> None:
+        if self.vcpu.level and self._fill_window(address):
+            return
+        self._fill(address, False, True)
+
+    def _data_abort(self, address: int, syndrome: int) -> None:
+        write = bool(syndrome & x.WNR)
+        level = self.vcpu.level
+        if syndrome & 0x3F == x.ALIGNMENT_FAULT:
+            self._refuse(AArch64Exception(x.DATA_SAME, syndrome & 0x1FF_FFFF, address))
+            return
+        if level:
+            page = self._devices.get(address >> 12)
+            if page is not None:
+                self._device(page | address & 0xFFF, write)
+                return
+            if self.WINDOW.base <= address < self.WINDOW.base + self.WINDOW.size:
+                if not self._fill_window(address):
+                    self._refuse(AArch64Exception(x.DATA_SAME, syndrome & 0x1FF_FFFF, address))
+                return
+        try:
+            walk = self.vcpu.walker.walk(address, write, level == 0, False)
+        except ArchitecturalException as fault:
+            self._refuse(fault, "page fault to the guest")
+            return
+        frame = walk.frame
+        if not self.vcpu.is_memory(frame):
+            if level:
+                self._devices[address >> 12] = frame
+            self._device(frame | address & 0xFFF, write)
+            return
+        if level and not write and self._reads_itself(address, frame):
+            return
+        self._fill(address, write, False)
+
+    def _reads_itself(self, address: int, frame: int) -> bool:
+        """Code reads the page it executes from, which can be executed only: the load is done in its place."""
+        page = frame - self.machine.memory.base >> 12
+        pc = self._registers.pc
+        if self._in_fixup(pc) or not self.code.executes_from(pc & ~0xFFF, page):
+            return False
+        access = self._access(pc)
+        if access is None or not access.load:
+            return False
+        self.exits.count("read of the executing page", "emulated")
+        self._do_load(access, frame | address & 0xFFF)
+        self.vcpu.advance()
+        return True
+
+    def _access(self, pc: int) -> Access | None:
+        """The load or store at `pc`, taken apart; None where it is none that can be done in the guest's place."""
+        code = self.vcpu.fetch(pc)
+        if not code:
+            return None
+        word = int.from_bytes(code, "little")
+        if word not in self._accesses:
+            self._accesses[word] = decode(word)
+        return self._accesses[word]
+
+    def _do_load(self, access: Access, physical: int) -> None:
+        """Load from memory or a device that begins at `physical`, writing back the base."""
+        registers = (access.first,) if access.second < 0 else (access.first, access.second)
+        gpr = self.vcpu.gpr
+        values = [self._read(physical + number * access.size, access.size) for number in range(len(registers))]
+        self._write_back(access)
+        for register, value in zip(registers, values, strict=True):
+            if register != SP:
+                gpr[register] = loaded(access, value)
+
+    def _do_store(self, access: Access, physical: int) -> None:
+        registers = (access.first,) if access.second < 0 else (access.first, access.second)
+        gpr = self.vcpu.gpr
+        values = [gpr[register] if register != SP else 0 for register in registers]
+        self._write_back(access)
+        for number, value in enumerate(values):
+            self._write(physical + number * access.size, access.size, value & (1 << 8 * access.size) - 1)
+
+    def _write_back(self, access: Access) -> None:
+        if access.writeback and access.base >= 0:
+            gpr = self.vcpu.gpr
+            gpr[access.base] = gpr[access.base] + access.writeback & 0xFFFF_FFFF_FFFF_FFFF
+
+    def _read(self, physical: int, size: int) -> int:
+        vcpu = self.vcpu
+        if vcpu.is_memory(physical):
+            return vcpu.read_memory(physical, size)
+        return self.board.mmio.read(physical, size)
+
+    def _write(self, physical: int, size: int, value: int) -> None:
+        if self.vcpu.is_memory(physical):
+            self.vcpu.write_memory(physical, size, value)
+        else:
+            self.board.mmio.write(physical, size, value)
+
+    def _device(self, physical: int, write: bool) -> None:
+        """An access to a device."""
+        pc = self._registers.pc
+        access = self._access(self._site_of(pc) if self._in_fixup(pc) else pc)
+        if access is None or access.load == write:
+            self._refuse(AArch64Exception(x.DATA_SAME, x.EXTERNAL_ABORT | (x.WNR if write else 0), 0))
+            return
+        self.exits.count("device write" if write else "device read", "emulated")
+        self.vcpu.advance()
+        if write:
+            self._do_store(access, physical)
+            self._device_written()
+        else:
+            self._do_load(access, physical)
+
+    # -- one instruction at a time --------------------------------------------------------------
+
+    def _stepped(self) -> None:
+        """An instruction is done that was to run alone."""
+        vcpu = self.vcpu
+        if self._stepping is not None:
+            self._end_own_store()
+            return
+        self.exits.count("exception to the guest", "fault")
+        self._registers.stepping = False
+        vcpu.stepping = False
+        self._raise(AArch64Exception(x.STEP_SAME, 0x22 | 1 << 24))
+
+    def _begin_step(self) -> int:
+        guest = int(self._registers.stepping)
+        self._registers.stepping = True
+        return guest
+
+    def _end_step(self) -> None:
+        self._registers.stepping = False
+
+    def _guest_step(self) -> None:
+        self._stepped()
+
+    def _raise(self, fault: ArchitecturalException) -> None:
+        if self._registers.stepping and self._stepping is None:
+            self._registers.stepping = False
+        super()._raise(fault)
+
+    # -- what the operations ask for (`operations.aarch64.Context`) -----------------------------
+
+    def halted(self) -> None:
+        """WFI: time passes to the next interrupt, masked or not."""
+        if self.machine.poll_input is None and not self.board.intr and self.board.next_wake() is None:
+            self.end(Outcome(EndKind.HALTED, detail="waiting with no interrupt to come"))
+            return
+        self._wait_for_interrupt()
+
+    def address_space_changed(self) -> None:
+        """TTBR0_EL1 or TTBR1_EL1 were written."""
+        self._devices.clear()
+        self.shadow.load_root()
+
+    def translation_changed(self) -> None:
+        """SCTLR_EL1 or TCR_EL1 were written: everything may be translated otherwise."""
+        self._devices.clear()
+        self.shadow.change_guest(self.shadow.guest)
+
+    def invalidate(self, address: int) -> None:
+        """TLBI by address."""
+        self._devices.clear()
+        self.shadow.invalidate(address)
+
+    def invalidate_space(self) -> None:
+        """TLBI of one address space."""
+        self._devices.clear()
+        self.shadow.load_root()
+
+    def invalidate_all(self) -> None:
+        """TLBI of everything."""
+        self._devices.clear()
+        self.shadow.flush_all()
+
+    def read_timer(self, name: str) -> int:
+        """The board's generic timer."""
+        return self.board.timer.read(name)
+
+    def write_timer(self, name: str, value: int) -> None:
+        """The board's generic timer."""
+        self.board.timer.write(name, value)
+        self._device_written()
+
+    def call_firmware(self) -> None:
+        """PSCI: function and arguments in X0 to X3."""
+        gpr = self.vcpu.gpr
+        gpr[0] = self.board.psci.call(gpr[0], [gpr[1], gpr[2], gpr[3]]) & 0xFFFF_FFFF_FFFF_FFFF
+        self._device_written()
+
+    def access_as_user(self, word: int) -> None:
+        """LDTR and STTR: with the rights of EL0."""
+        access = decode(word)
+        assert access is not None
+        vcpu = self.vcpu
+        address = address_of(access, vcpu.gpr, vcpu.pc)
+        physical = vcpu.translate(address, not access.load, True)
+        if (address & 0xFFF) + access.size > 4096:
+            self._access_across(access, address, physical)
+        elif access.load:
+            self._do_load(access, physical)
+        else:
+            self._do_store(access, physical)
+        vcpu.advance()
+
+    def _access_across(self, access: Access, address: int, physical: int) -> None:
+        """An access that two pages have a part of: both must be there before either is touched."""
+        vcpu = self.vcpu
+        head = 4096 - (address & 0xFFF)
+        tail = vcpu.translate(address + head & 0xFFFF_FFFF_FFFF_FFFF, not access.load, True)
+        if access.load:
+            value = self._read(physical, head) | self._read(tail, access.size - head) << 8 * head
+            if access.first != SP:
+                vcpu.gpr[access.first] = loaded(access, value)
+        else:
+            value = vcpu.gpr[access.first] if access.first != SP else 0
+            self._write(physical, head, value & (1 << 8 * head) - 1)
+            self._write(tail, access.size - head, value >> 8 * head & (1 << 8 * (access.size - head)) - 1)
