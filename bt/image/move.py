@@ -38,7 +38,7 @@ def move(image: Image, *, delta: int = 0, physical_delta: int = 0) -> Image:
                 place = view[segment.file_offset : segment.file_offset + len(segment.data)]
                 relocations.apply(segment.paddr, place, delta)
         _move_symbols(image, contents, delta)
-    _move_headers(contents, delta, physical_delta)
+    _move_headers(image.elf, contents, delta, physical_delta)
     virtual = image.entry == image.entry_virtual
     entry = _moved(image.entry, delta) if virtual else image.entry + physical_delta
     struct.pack_into("<Q", contents, 24, entry)
@@ -66,10 +66,13 @@ def _check(image: Image, delta: int, physical_delta: int) -> Relocations | None:
     return relocations
 
 
-def _move_headers(contents: bytearray, delta: int, physical_delta: int) -> None:
-    """Addresses in program and section headers; what is not in the kernel's map (per-CPU data, at 0) stays."""
-    program_at, section_at = struct.unpack_from("<QQ", contents, 32)
-    program_size, program_count, section_size, section_count = struct.unpack_from("<HHHH", contents, 54)
+def _move_headers(elf: memoryview, contents: bytearray, delta: int, physical_delta: int) -> None:
+    """Addresses in program and section headers; what is not in the kernel's map (per-CPU data, at 0) stays.
+
+    Where the headers are is taken from `elf`, which was checked: a relocation may lie upon the header in `contents`.
+    """
+    program_at, section_at = struct.unpack_from("<QQ", elf, 32)
+    program_size, program_count, section_size, section_count = struct.unpack_from("<HHHH", elf, 54)
     for at in range(program_at, program_at + program_count * program_size, program_size):
         virtual, physical = struct.unpack_from("<QQ", contents, at + 16)
         struct.pack_into("<QQ", contents, at + 16, _moved(virtual, delta), (physical + physical_delta) & _MASK)

@@ -5,18 +5,22 @@ A short run with the other tests; `make fuzz` gives each target as many examples
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bt import manifest
 from bt.image import from_bytes
+from emulator.errors import BadImage
 from tests.fuzz.mutations import Edit, damage, distort, edits, steps
-from tests.fuzz.parsers import TARGETS, plan_value, read, target
+from tests.fuzz.parsers import TARGETS, check, plan_value, read, target
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 CRASHERS = Path(__file__).parent / "crashers"
@@ -75,14 +79,56 @@ def test_distorted_plans_are_read_or_refused_in_a_sentence(changes: list[tuple[s
     read("plan", json.dumps(value).encode("utf-8", "surrogatepass"))
 
 
+def manifest_value() -> Any:
+    """A sound manifest as plain values."""
+    data = target("manifest").seeds[0]
+    return json.loads(bz2.decompress(data) if data.startswith(b"BZh") else data)
+
+
+def as_manifest(value: Any) -> bytes:
+    """A manifest's section of plain values."""
+    text = json.dumps(value).encode()
+    return bz2.compress(text) if target("manifest").seeds[0].startswith(b"BZh") else text
+
+
 @given(changes=steps)
 @bounded
 def test_distorted_manifests_are_read_or_refused_in_a_sentence(changes: list[tuple[str, list[int], int]]) -> None:
-    try:
-        value = json.loads(target("manifest").seeds[0])
-    except ValueError:
-        pytest.skip("the manifest is not plain JSON")
-    read("manifest", json.dumps(distort(value, changes)).encode("utf-8", "surrogatepass"))
+    read("manifest", as_manifest(distort(manifest_value(), changes)))
+
+
+LONG = ["x" * 100] * 100
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"original_size": float("inf")},
+        {"appended_size": float("nan")},
+        {"format": {"plan": LONG}},
+        {"format": "9" * 5000},
+        {"plan": {"sites": LONG}},
+        {"plan": LONG},
+        {"header": "é" * 128},
+        {"container": None, "header": "00" * 63},
+    ],
+    ids=str,
+)
+def test_manifests_that_once_were_not_are_refused_in_a_sentence(change: dict[str, Any]) -> None:
+    with pytest.raises(BadImage) as caught:
+        manifest.parse(as_manifest({**manifest_value(), **change}), "file")
+    check(caught.value)
+
+
+def test_a_manifest_that_unpacks_to_more_than_any_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where manifests are packed: a bomb of spaces in front of a sound one."""
+    if not target("manifest").seeds[0].startswith(b"BZh"):
+        pytest.skip("manifests are not packed")
+    monkeypatch.setattr(manifest, "_LARGEST", 1 << 20)
+    bomb = bz2.compress(b" " * (1 << 22))
+    with pytest.raises(BadImage) as caught:
+        manifest.parse(bomb, "file")
+    check(caught.value)
 
 
 @given(data=st.binary(max_size=600), name=st.sampled_from(TARGETS))

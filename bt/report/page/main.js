@@ -68,6 +68,11 @@ function makeFacets() {
     const menu = element("div", "menu", boxes.map((part) => part.label), { role: "group", "aria-label": TITLES[name] });
     const facet = element("details", "facet", [summary, menu], { "data-facet": name });
     facet.addEventListener("toggle", () => {
+      // Of many values those that would leave something come first; never while somebody chooses among them.
+      if (facet.open && boxes.length > 8) {
+        const counts = facetCounts[name];
+        menu.append(...[...boxes].sort((a, b) => counts[b.index] - counts[a.index] || a.index - b.index).map((part) => part.label));
+      }
       if (facet.open) for (const other of document.querySelectorAll(".facet[open]")) if (other !== facet) other.open = false;
     });
     facet.addEventListener("keydown", (event) => {
