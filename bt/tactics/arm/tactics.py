@@ -126,7 +126,19 @@ class ArmTactics(FixedWidth):
             literal = np.flatnonzero(literal_words(values))
             hole = sum(1 << 4 * place for place in literal.tolist())
             boundaries = words.EVERY & -(1 << start) & ~hole
-        scan = words.scan_page(code, start, boundaries, self.table, self.byte_order)
+        return self._sure(words.scan_page(code, start, boundaries, self.table, self.byte_order), code)
+
+    def rescan_page(self, old: bytes, scan: PageScan, new: bytes, pristine: int = 0) -> PageScan:
+        """As `scan_page`: words do not depend on each other, but for what is around them."""
+        return self.scan_page(new[:PAGE], new[PAGE:], scan.start, pristine or scan.boundaries)
+
+    def with_entry(self, scan: PageScan, code: bytes, after: bytes, entry: int) -> PageScan:
+        """What is entered is no literal."""
+        return self._sure(super().with_entry(scan, code, after, entry), code)
+
+    def _sure(self, scan: PageScan, code: bytes) -> PageScan:
+        """Without the sites that are rather data."""
+        values = words.words_of(code[:PAGE], self.byte_order)
         sparse = sparse_words(values)
         sites = tuple(
             site

@@ -103,7 +103,7 @@ def sparse_words(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
     kernel are unconditional, and of random data one word in sixteen looks so.
 
     A word counts as such where fewer than half of the eight words around it are unconditional; a conditional word where
-    fewer than three quarters are, or where a PC-relative address is made of it or of the word before it.
+    not all of them are, or where a PC-relative address is made of it or of the word before it.
     """
     always = (code >= np.uint32(0xE000_0000)) & (code < np.uint32(0xF000_0000))
     count = np.concatenate(([0], np.cumsum(always)))
@@ -111,7 +111,7 @@ def sparse_words(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
     low, high = np.maximum(at - AROUND, 0), np.minimum(at + AROUND + 1, len(code))
     others, around = count[high] - count[low] - always, high - low - 1
     conditional = code < np.uint32(0xE000_0000)
-    sparse = (2 * others < around) | conditional & (4 * others < 3 * around)
+    sparse = (2 * others < around) | conditional & (others < around)
     named = np.zeros(len(code) + 1, dtype=bool)
     for value, sign in ((0x028F_0000, 1), (0x024F_0000, -1)):  # ADD and SUB Rd, PC, #imm
         made = np.flatnonzero((code & np.uint32(0x0FFF_0000) == np.uint32(value)) & (code < np.uint32(0xF000_0000)))
