@@ -6,6 +6,7 @@ a view of its own, so that neither a privilege change nor an address space costs
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -41,17 +42,22 @@ class MipsHypervisor(Hypervisor):
     def _make(self) -> None:
         engine = self.machine.engine
         self._registers = engine.registers
-        self.vcpu = MipsVirtualCpu(engine, self.machine.memory, self.machine.board, self.shared)
+        registers = memoryview(mmap.mmap(-1, 4096))
+        self.vcpu = MipsVirtualCpu(engine, self.machine.memory, self.machine.board, self.shared, registers.cast("I"))
         self.shadow = MipsViews(engine, self.machine.memory, self.vcpu, self.LAYOUT)
         self.vcpu.on_space_changed = self.shadow.space_changed
         self.vcpu.on_translation_replaced = self.shadow.translation_replaced
         window, own = self.WINDOW, self.LAYOUT.window
-        self.shadow.window = {window.shared_page: (own + window.fixup_size, READ | WRITE)}
+        self._pages = {self.LAYOUT.tables: registers}
+        self.shadow.window = {
+            window.shared_page: (own + window.fixup_size, READ | WRITE),
+            abi.MIPS_REGISTERS: (self.LAYOUT.tables, READ | WRITE),
+        }
         engine.use_views(True)
         engine.registers.set_cp0("HWREna", 0)
 
     def _own_memory(self) -> Mapping[int, memoryview]:
-        return {}
+        return self._pages
 
     def _handlers(self) -> Handlers:
         # A store into code needs no single step: the architecture shows it to the instruction cache when told to.
@@ -124,10 +130,17 @@ class MipsHypervisor(Hypervisor):
         deliver(self.vcpu, r.INT)
 
     def _cannot_deliver(self) -> None:
-        """The guest's kernel may enable interrupts without an exit: see it when it does."""
-        self.shadow.guard_window(self.WINDOW.shared_page, False)
+        """The guest's kernel may enable interrupts without an exit: see it when it does, if that lets one in."""
+        if self.vcpu.interrupt_requested:
+            self.shadow.guard_window(self.WINDOW.shared_page, False)
+
+    def _interrupt_waits(self) -> None:
+        """Look when the block is over, if the interrupt may come or is about to be enabled."""
+        if self.vcpu.interrupt_requested and self.shadow.is_open(self.WINDOW.shared_page):
+            self.engine.set_deadline(self.engine.progress + 1)
 
     def _line_changed(self, level: bool) -> None:
+        self.vcpu.lines_changed()
         if level:
             self.engine.set_deadline(self.engine.progress + 1)
 

@@ -17,30 +17,39 @@ from emulator.isa.mips import registers as r
 from emulator.isa.mips.exceptions import MipsException, is_kernel
 from emulator.isa.mips.tlb import Tlb, entry_of
 from emulator.memory import GuestMemory
+from paravirt import abi
 
 KERNEL_LEVEL, USER_LEVEL = 0, 2
 _MASK = 0xFFFF_FFFF
+_EPC, _BAD_V_ADDR, _CONTEXT, _CAUSE, _ENTRY_HI = (
+    abi.MIPS_READABLE[name] // 4 for name in ("EPC", "BadVAddr", "Context", "Cause", "EntryHi")
+)
+_ENTRY_LO0, _ENTRY_LO1 = (abi.MIPS_WRITABLE[name] // 4 for name in ("EntryLo0", "EntryLo1"))
 
 
 class MipsVirtualCpu:
     """Coprocessor 0 of one guest."""
 
-    def __init__(self, engine: MipsEngine, memory: GuestMemory, board: Malta, shared: memoryview) -> None:
-        """`shared`: the words of the shared page; word 0 is not 0 while interrupts are enabled."""
+    def __init__(
+        self, engine: MipsEngine, memory: GuestMemory, board: Malta, shared: memoryview, page: memoryview
+    ) -> None:
+        """`shared`: the words of the shared page; word 0 is not 0 while interrupts are enabled. `page`: those of the
+        page of registers (`abi.MIPS_REGISTERS`)."""
         self.registers = engine.registers
         self.gpr = engine.registers.gpr
         self.board = board
         self._memory = memory.view
         self._size = memory.size
         self._shared = shared
+        self._page = page
         self._order = "big" if engine.byte_order == "big" else "little"
         self.tlb = Tlb(i.TLB_SIZE)
         self.level = KERNEL_LEVEL
         self._status = r.STATUS_BEV | r.STATUS_ERL
         self._cause = 0
-        self.epc = self.error_epc = self.bad_v_addr = self.context = self.entry_hi = 0
+        self.error_epc = self._bad_v_addr = self._context = self._entry_hi = 0
         self.int_ctl = i.INT_CTL
-        self.index = self.entry_lo0 = self.entry_lo1 = self.page_mask = self.wired = self.hwrena = 0
+        self.index = self.page_mask = self.wired = self.hwrena = 0
         self.ebase = i.EBASE
         self.config = i.CONFIG | (i.BIG_ENDIAN if engine.byte_order == "big" else 0)
         self._plain = dict.fromkeys(("DEPC", "TagLo", "DataLo", "TagHi", "DataHi", "DESAVE"), 0)
@@ -84,8 +93,13 @@ class MipsVirtualCpu:
     @property
     def interrupts_enabled(self) -> bool:
         """Whether a requested interrupt is taken now."""
+        return bool(self._shared[0]) and self.interrupt_requested
+
+    @property
+    def interrupt_requested(self) -> bool:
+        """Whether an interrupt waits for nothing but IE."""
         status = self._status
-        if status & (r.STATUS_EXL | r.STATUS_ERL) or not self._shared[0]:
+        if status & (r.STATUS_EXL | r.STATUS_ERL):
             return False
         return bool(status & (self._cause | self.board.lines << 8) & r.STATUS_IM)
 
@@ -117,6 +131,65 @@ class MipsVirtualCpu:
     def cause(self, value: int) -> None:
         """All but the lines."""
         self._cause = value & ~(r.CAUSE_TI | 0xFC00)
+        self._page[_CAUSE] = self.cause
+
+    def lines_changed(self) -> None:
+        """The board drives other lines: the copy of Cause shows them."""
+        self._page[_CAUSE] = self.cause
+
+    @property
+    def epc(self) -> int:
+        """EPC, a word of the shared page."""
+        return self._page[_EPC]
+
+    @epc.setter
+    def epc(self, value: int) -> None:
+        self._page[_EPC] = value
+
+    @property
+    def entry_lo0(self) -> int:
+        """EntryLo0, a word of the shared page that the guest may have stored anything to."""
+        return self._page[_ENTRY_LO0] & i.ENTRY_LO_WRITABLE
+
+    @entry_lo0.setter
+    def entry_lo0(self, value: int) -> None:
+        self._page[_ENTRY_LO0] = value
+
+    @property
+    def entry_lo1(self) -> int:
+        """EntryLo1, likewise."""
+        return self._page[_ENTRY_LO1] & i.ENTRY_LO_WRITABLE
+
+    @entry_lo1.setter
+    def entry_lo1(self, value: int) -> None:
+        self._page[_ENTRY_LO1] = value
+
+    @property
+    def bad_v_addr(self) -> int:
+        """BadVAddr, with a copy in the shared page."""
+        return self._bad_v_addr
+
+    @bad_v_addr.setter
+    def bad_v_addr(self, value: int) -> None:
+        self._bad_v_addr = self._page[_BAD_V_ADDR] = value
+
+    @property
+    def context(self) -> int:
+        """Context, with a copy in the shared page."""
+        return self._context
+
+    @context.setter
+    def context(self, value: int) -> None:
+        self._context = self._page[_CONTEXT] = value
+
+    @property
+    def entry_hi(self) -> int:
+        """EntryHi, with a copy in the shared page. Setting it changes no ASID."""
+        return self._entry_hi
+
+    @entry_hi.setter
+    def entry_hi(self, value: int) -> None:
+        self._entry_hi = self._page[_ENTRY_HI] = value
 
     @property
     def exception_base(self) -> int:

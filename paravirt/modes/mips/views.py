@@ -230,3 +230,7 @@ class MipsViews:
         if self._engine.mapped(SUPERVISOR, page) != physical | rights:
             self._engine.unmap_page(SUPERVISOR, page)
             self._engine.map_page(SUPERVISOR, page, physical, rights)
+
+    def is_open(self, page: int) -> bool:
+        """Whether the guest's kernel may store into a page of the window unseen."""
+        return bool(self._engine.mapped(SUPERVISOR, page) & WRITE)

@@ -1,0 +1,165 @@
+"""`MipsTactics`: scanning and rewriting of MIPS32 code of either byte order, and the ladder of a MIPS guest.
+
+Room: `bt/tactics/mips`. The page shared with the hypervisor lies where $0 reaches it, so that most of what is frequent
+becomes one load or store in the place of the instruction, in a delay slot as well as elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bt.pagescan import PAGE, Found
+from bt.tactics.fixed.body import Body
+from bt.tactics.fixed.ladder import FixedGround, FixedLadder, Replacement
+from bt.tactics.fixed.tactics import FixedWidth
+from bt.tactics.mips import words
+from bt.tactics.tactics import Choice, CodePage, Placing, Refused, Region, Tactic
+from emulator.isa.operation import Operation
+from paravirt import abi
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bt.image import Image
+    from bt.pagecache import PageCache
+    from bt.tactics.tactics import Ground
+
+_WINDOW: Final = abi.MIPS32
+_ENABLED: Final = _WINDOW.shared_page + _WINDOW.interrupt_state
+_REGISTERS: Final = abi.MIPS_REGISTERS
+_SAME: Final = {
+    Operation.LOAD_LINKED: "the link is broken at every exception return, as on the bare processor",
+    Operation.STORE_CONDITIONAL: "the link is broken at every exception return, as on the bare processor",
+    Operation.USE_COPROCESSOR: "the real coprocessor is usable exactly when the virtual one is",
+    Operation.READ_HARDWARE_REGISTER: "the real HWREna lets it run where the virtual one does",
+}
+_NAMED: Final = frozenset({Operation.READ_HARDWARE_REGISTER})
+_RUNS: Final = frozenset({"RDHWR UserLocal", "LL", "SC", "COP1", "SYNCI"})
+
+
+class MipsTactics(FixedWidth):
+    """See `bt.tactics.tactics.Tactics`."""
+
+    branch_size = 8
+
+    def pack(self, *values: int) -> bytes:
+        """Words in the guest's byte order."""
+        order = ">" if self.byte_order == "big" else "<"
+        return np.array(values, dtype=f"{order}u4").tobytes()
+
+    def word(self, code: bytes, offset: int) -> int:
+        """The word at an offset."""
+        return int.from_bytes(code[offset : offset + 4], "big" if self.byte_order == "big" else "little")
+
+    def branches(self, code: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Branches relative to PC."""
+        return words.branch_targets(code)
+
+    def branch(self, source: int, target: int) -> bytes:
+        """J and an empty delay slot."""
+        return self.pack(words.jump(source, target), words.NOP)
+
+    def trap(self, site: Found) -> bytes:
+        """A reserved instruction of coprocessor 0."""
+        return self.pack(words.TRAP)
+
+    @property
+    def fill(self) -> bytes:
+        """The same."""
+        return self.pack(words.TRAP)
+
+    def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> MipsLadder:
+        """One for all guests: what is known of a kernel is not needed."""
+        return MipsLadder(self)
+
+
+class MipsLadder(FixedLadder):
+    """See `bt.tactics.tactics.Ladder`."""
+
+    tactics: MipsTactics
+
+    def __init__(self, tactics: MipsTactics) -> None:
+        # J stays in its region of 256 MiB. That of a kernel in KSEG0 is all memory, and nothing of it is ours.
+        super().__init__(tactics, Region(_WINDOW.base, _WINDOW.base))
+
+    def native(self, page: CodePage, site: Found) -> str:
+        """What runs by itself."""
+        row = self.tactics.row_of(site.code)
+        if row.name == "SYNCI":
+            return "no page is writable and executable, so nothing stale is executed"
+        return _SAME[row.operation] if row.name in _RUNS else ""
+
+    def replacement(self, page: CodePage, site: Found) -> Replacement | None:
+        """One word for one word; right in a delay slot, too."""
+        row = self.tactics.row_of(site.code)
+        word = self.tactics.word(page.code, site.offset)
+        register = word >> 16 & 31
+        if row.operation is Operation.MAINTAIN_CACHES:
+            return self._one(words.NOP, "caches keep nothing that memory has not")
+        if row.operation is Operation.DISABLE_INTERRUPTS and not register:
+            return self._one(words.store(0, _ENABLED), "the interrupt enable is a word of the shared page")
+        if row.operation is Operation.ENABLE_INTERRUPTS and not register:
+            reason = "the interrupt enable is a word of the shared page, and SP is never 0"
+            return self._one(words.store(words.SP, _ENABLED), reason)
+        kind, _, name = row.name.partition(" ")
+        if kind == "MFC0" and name in abi.MIPS_READABLE:
+            return self._one(words.load(register, _REGISTERS + abi.MIPS_READABLE[name]), "a copy is in the shared page")
+        if kind == "MTC0" and name in abi.MIPS_WRITABLE:
+            at = _REGISTERS + abi.MIPS_WRITABLE[name]
+            return self._one(words.store(register, at), "the register is a word of the shared page")
+        return None
+
+    def _one(self, word: int, reason: str) -> Replacement:
+        return Replacement(self.tactics.pack(word), reason)
+
+    def body(self, page: CodePage, site: Found, strategy: str) -> tuple[Tactic, str, Body]:
+        """There are no fixups yet that would be worth two branches and their delay slots."""
+        if site.offset and words.has_delay_slot(self.tactics.word(page.code, site.offset - 4)):
+            raise Refused("it is in a delay slot, where no branch may stand")
+        raise Refused("a fixup would save nothing: the instruction exits by itself, and a hypercall exits as well")
+
+    def survey(self, page: CodePage) -> Ground:
+        """The page, with an eye for clusters."""
+        return MipsGround(self, page)
+
+
+class MipsGround(FixedGround):
+    """One page; see `bt.tactics.tactics.Ground`."""
+
+    def choose(self, site: Found, strategy: str, used: int = 0) -> Choice:
+        """DI with a result and what is made of it go together; for the rest climb."""
+        tactics = self._tactics
+        assert isinstance(tactics, MipsTactics)
+        row = tactics.row_of(site.code)
+        code, at = self._page.code, site.offset
+        word = tactics.word(code, at)
+        register = word >> 16 & 31
+        if strategy not in ("inline", "auto") or row.operation is not Operation.DISABLE_INTERRUPTS or not register:
+            return super().choose(site, strategy, used)
+        refused = self._refusal(tactics, at, register, used)
+        if refused:
+            return Choice(site, Tactic.NATIVE, "exits by itself in user mode", refused)
+        made = tactics.pack(words.load(register, _ENABLED), words.store(0, _ENABLED), words.set_if_nonzero(register))
+        reason = "the interrupt enable is a word of the shared page; done with the two instructions behind it"
+        return Choice(site, Tactic.REPLACED, reason, "", Placing.CLUSTER, at, at + len(made), made)
+
+    def _refusal(self, tactics: MipsTactics, at: int, register: int, used: int) -> str:
+        """Why DI at `at` does not become one with ANDI and EHB behind it; "" where it does."""
+        page = self._page
+        if at + 12 > PAGE:
+            return "what is made of its result is in the next page"
+        if at and words.has_delay_slot(tactics.word(page.code, at - 4)):
+            return "it is in a delay slot, which holds one instruction"
+        follows = tactics.word(page.code, at + 4), tactics.word(page.code, at + 8)
+        if not words.keeps_lowest_bit(follows[0], register) or follows[1] not in (words.EHB, words.NOP):
+            return "it gives all of Status, not only the interrupt enable"
+        inside = 1 << at + 4 | 1 << at + 8
+        if used & (inside | 1 << at):
+            return "another patch holds what is beside it"
+        if page.pristine is None:
+            return "what is behind it would change as well, and not all branches are known here"
+        if self._targets & inside or page.pristine.taken & inside:
+            return "a branch leads behind it, or the kernel looks there"
+        return "execution begins behind it" if at < page.entry < at + 12 else ""
