@@ -77,6 +77,10 @@ class PatternTable:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
         return np.concatenate(where), np.concatenate(which)
 
+    def upper_halfwords(self, size: int = 4) -> NDArray[np.bool_]:
+        """Which upper halfwords (of a `size` of 2: which halfwords) a word that some row matches may have."""
+        return self._finders[size].may
+
     @cached_property
     def _finders(self) -> dict[int, _Finder]:
         return {
@@ -106,14 +110,14 @@ class _Finder:
                 if any(p.unless for p, _ in by_value[value])
             }
             self._groups.append((mask, values, np.array(plain, dtype=np.int32), excepted))
-        self._may = may
+        self.may = may
 
     def find(self, words: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Ascending positions of the words that rows match, and the rows."""
         import numpy as np
 
         upper = words.view(np.uint16)[1::2] if self._shift else words.astype(np.uint16, copy=False)
-        positions = np.flatnonzero(self._may[upper])
+        positions = np.flatnonzero(self.may[upper])
         few = words[positions].astype(np.uint32, copy=False)
         found = np.full(len(few), -1, dtype=np.int32)
         for mask, values, rows, excepted in self._groups:

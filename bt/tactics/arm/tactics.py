@@ -49,6 +49,10 @@ _WINDOW: Final = abi.ARMV7
 _PC: Final = 15
 _DISTINCT: Final = 20
 """Bits that a pattern must fix to be told from data by itself."""
+_LOOSE: Final = 1 << 20
+"""Mark of a row whose word must be looked at with its neighbours."""
+_MANY: Final = 400
+"""Changed words from which on a page is scanned as a whole."""
 _TPIDR: Final = 0x0FFF_0FFF
 _READ_PRIVATE, _READ_READ_ONLY, _WRITE_READ_ONLY = 0x0E1D_0F90, 0x0E1D_0F70, 0x0E0D_0F70
 
@@ -126,26 +130,57 @@ class ArmTactics(FixedWidth):
             literal = np.flatnonzero(literal_words(values))
             hole = sum(1 << 4 * place for place in literal.tolist())
             boundaries = words.EVERY & -(1 << start) & ~hole
-        return self._sure(words.scan_page(code, start, boundaries, self.table, self.byte_order), code)
+        found = []
+        for place in np.flatnonzero(self._may[values >> np.uint32(16)]).tolist():
+            row = self._row_at(values, place) if boundaries >> 4 * place & 1 else -1
+            if row >= 0:
+                found.append(Found(4 * place, 4, row))
+        return PageScan(tuple(found), boundaries, 0)
+
+    @cached_property
+    def _may(self) -> NDArray[np.bool_]:
+        """Upper halfwords that some row has."""
+        return np.asarray(self.table.upper_halfwords(4))
+
+    @cached_property
+    def _rows(self) -> dict[int, int]:
+        """Rows of words that were looked up: a kernel's sensitive words are few, and stand at many places."""
+        return {}
+
+    def _row_at(self, values: NDArray[np.uint32], place: int) -> int:
+        """The row of one of a page's words, -1 where there is none, or the word is rather data."""
+        word = int(values[place])
+        row = self._rows.get(word)
+        if row is None:
+            row = self._rows[word] = self.table.index_of(word)
+            if row >= 0 and not is_distinct(self.isa.rows[row], word):
+                row = self._rows[word] = row | _LOOSE
+        if row < _LOOSE:
+            return row
+        first = max(0, place - AROUND)
+        return -1 if sparse_words(values[first : place + AROUND + 1])[place - first] else row & ~_LOOSE
 
     def rescan_page(self, old: bytes, scan: PageScan, new: bytes, pristine: int = 0) -> PageScan:
-        """As `scan_page`: words do not depend on each other, but for what is around them."""
-        return self.scan_page(new[:PAGE], new[PAGE:], scan.start, pristine or scan.boundaries)
+        """What changed, anew; words do not depend on each other, but for what is around them."""
+        before, after = words.words_of(old[:PAGE], self.byte_order), words.words_of(new[:PAGE], self.byte_order)
+        boundaries = (pristine or scan.boundaries) & words.EVERY
+        changed = np.flatnonzero(before != after).tolist()
+        if boundaries != scan.boundaries or len(changed) > _MANY:
+            return self.scan_page(new[:PAGE], new[PAGE:], scan.start, boundaries)
+        sites = {site.offset: site for site in scan.sites}
+        for place in changed:
+            sites.pop(4 * place, None)
+            row = self._row_at(after, place) if boundaries >> 4 * place & 1 else -1
+            if row >= 0:
+                sites[4 * place] = Found(4 * place, 4, row)
+        return PageScan(tuple(sorted(sites.values())), boundaries, 0)
 
     def with_entry(self, scan: PageScan, code: bytes, after: bytes, entry: int) -> PageScan:
         """What is entered is no literal."""
-        return self._sure(super().with_entry(scan, code, after, entry), code)
-
-    def _sure(self, scan: PageScan, code: bytes) -> PageScan:
-        """Without the sites that are rather data."""
-        values = words.words_of(code[:PAGE], self.byte_order)
-        sparse = sparse_words(values)
-        sites = tuple(
-            site
-            for site in scan.sites
-            if not sparse[site.offset // 4] or is_distinct(self.isa.rows[site.code], int(values[site.offset // 4]))
-        )
-        return replace(scan, sites=sites)
+        if scan.boundaries >> entry & 1:
+            return scan
+        wider = super().with_entry(scan, code, after, entry)
+        return self.scan_page(code, after, 0, wider.boundaries)
 
     def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> ArmLadder:
         """One for all guests: what is known of a kernel is not needed."""
