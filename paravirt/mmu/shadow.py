@@ -170,12 +170,12 @@ class ShadowPaging:
 
     def invalidate(self, address: int) -> None:
         """Drop the translations of one page in both views: here now, and in any other address space before it runs."""
-        if len(self._invalidated) == _MOST_INVALIDATED:
+        flush = len(self._invalidated) == _MOST_INVALIDATED
+        if flush:
             self.pool.revalidate_all()
             self._invalidated.clear()
             self._reached.clear()
         self._invalidated.append(address)
-        flush = False
         region = self.guest.region(address)
         name = self.guest.roots[region]
         for role in (self.role if self.view == KERNEL_VIEW else KERNEL_VIEW, USER_VIEW):
