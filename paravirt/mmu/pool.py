@@ -12,7 +12,6 @@ import numpy as np
 
 from emulator.isa.paging import GuestTables, Level, TableFormat
 
-
 Key = tuple[int, int, int, int]
 """What a table is known by: guest-physical address of what it mirrors, level, role, and virtual place (the address bits
 above those that it covers). Code in a kernel's view is made for its address, so no table is at two places."""

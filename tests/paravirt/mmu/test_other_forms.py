@@ -154,7 +154,8 @@ class Cpu:
     def __init__(self, form: TableFormat, levels: tuple[Level, ...], bits: int, room: int = 1 << 20) -> None:
         self.memory = GuestMemory(MEMORY, BASE)
         self.guest = Toy(self.memory, levels, bits)
-        self.form, self.roots = form, (0,)
+        self.form = form
+        self.roots: tuple[int, ...] = (0,)
         self.forgotten: list[int] = []
         places = replace(layout.X86_64, tables=0x1000_0000, tables_size=room, code=0x2000_0000, code_count=16)
         places = replace(places, window=0x3000_0000, window_size=WINDOW.size, open_bus=0x3800_0000)
