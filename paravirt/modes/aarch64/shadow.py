@@ -10,11 +10,9 @@ import numpy as np
 
 from emulator.engine.aarch64 import AArch64Engine
 from emulator.isa.aarch64.paging import EL0_TABLES, AArch64Tables, TranslationContext
-from emulator.isa.exceptions import ArchitecturalException
 from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.shadow import ShadowPaging
-from paravirt.mmu.views import KERNEL_VIEW
 
 
 class AArch64Shadow(ShadowPaging):
@@ -22,6 +20,8 @@ class AArch64Shadow(ShadowPaging):
 
     def __init__(self, engine: AArch64Engine, memory: GuestMemory, context: TranslationContext) -> None:
         self._cpu = engine
+        self._dirty = False
+        """Entries in use were changed, and the engine has not been told."""
         super().__init__(
             engine,  # type: ignore[arg-type]
             memory,
@@ -32,26 +32,33 @@ class AArch64Shadow(ShadowPaging):
         )
         self.frames.exclusive = True
         self.frames.execute_only = engine.capabilities.execute_only
-        self._memory_base = memory.base
+        self.pool.on_removed = self._removed
+
+    def _removed(self, _places: list[int]) -> None:
+        self._dirty = True
+
+    def replace(self, at: int, level: int, entry: int) -> None:
+        """As the base, noting a change of what may be in use."""
+        old = self._words[at]
+        if old & 1 and old != entry:
+            self._dirty = True
+        self._words[at] = entry
+
+    def _forget(self) -> None:
+        self._dirty = True
+        super()._forget()
+
+    def flush_tlb(self) -> None:
+        """Let the engine forget what it has cached, of both views."""
+        self._dirty = False
+        self._cpu.flush_tlb()
 
     def _enter(self, roots: tuple[int, ...]) -> None:
+        """Switch views; what is cached of either stays unless something was changed."""
         lower, upper = map(self.pool.address_of, roots)
         self._cpu.set_roots(lower, upper, self.view)
-
-    def forget_code(self, number: int) -> None:
-        """As the base; the tables in use are another view's afterwards, so what it had is walked again."""
-        super().forget_code(number)
-
-    def executes(self, address: int) -> bool:
-        """Whether a page is executed in the kernel view now."""
-        return self.view == KERNEL_VIEW and self._leaf_of(address) >= 0
-
-    def physical_of(self, address: int) -> int | None:
-        """Guest-physical address that the kernel has mapped, or None."""
-        try:
-            return self.guest.walk(address, False, False, False).frame
-        except ArchitecturalException:
-            return None
+        if self._dirty:
+            self.flush_tlb()
 
     def executable_ahead(self, guest: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """Never: code is entered at its first execution."""
