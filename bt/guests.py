@@ -31,8 +31,8 @@ VIRT_COMMAND_LINE = "console=ttyAMA0 panic=-1"
 """Boots on the `virt` board and on QEMU's."""
 
 MALTA_COMMAND_LINE = "console=ttyS0 panic=-1 nokaslr"
-"""Boots on the `malta` board (GT64120, 16550, 8259 pair, 8254, CMOS) and on QEMU's `malta`. The kernel stays where it is
-linked, so that what is known of its text holds."""
+"""Boots on the `malta` board (GT64120, 16550, 8259 pair, 8254, CMOS) and on QEMU's `malta`. The kernel stays where it
+is linked, so that what is known of its text holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,14 @@ RECIPES: dict[str, Recipe] = {
             "arm64",
             "linux-image-cloud-arm64",
             _KERNEL + r"-cloud-arm64(-unsigned)?",
+            VIRT_COMMAND_LINE,
+        ),
+        Recipe(
+            "debian-armhf",
+            "Debian's kernel for 32-bit Arm with hardware floating point",
+            "armhf",
+            "linux-image-armmp",
+            _KERNEL + r"-armmp(-unsigned)?",
             VIRT_COMMAND_LINE,
         ),
         Recipe(

@@ -33,9 +33,9 @@ _CACHE_TYPE = abi.ARM_CACHE_TYPE // 4
 _USER_LIMIT = abi.ARM_USER_LIMIT // 4
 _WIDEST = 7
 _REAL_SCTLR = 0x00C5_0079
-_IDENTITY = {"CLIDR": 0, "CCSIDR": 0xE007_E01A, "ID_PFR1": 0x0001_0001, "MPIDR": 0x8000_0000, "DBGDIDR": 0}
+_IDENTITY = {"CLIDR": 0, "CCSIDR": 0xE007_E01A, "ID_PFR1": 0x0001_0001, "MPIDR": 0x8000_0000}
 """What guests are shown otherwise than the engine's processor has it: no cache to be maintained by set and way, no
-Hyp and Secure state, no debug registers."""
+Hyp and Secure state."""
 
 
 class ArmHypervisor(Hypervisor):

@@ -69,6 +69,8 @@ def read_register(context: Context, name: str) -> int:
         return found
     if name in ("TPIDRPRW", "TPIDRURO", "TPIDRURW"):
         return read_thread(vcpu, name)
+    if name == "DBGDSCRint":
+        name = "DBGDSCRext"
     if name == "ISR":
         return x.MASK_I if context.requested else 0
     return vcpu.system.get(name, 0)
