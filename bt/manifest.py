@@ -1,13 +1,15 @@
 """The manifest: what a rewritten ELF says about itself, in a section of its own, enough to undo and to repeat it.
 
-Room: `bt`. Section `.retrap.manifest` holds JSON: hashes of the original and of the rewritten contents, the bytes of
-the ELF header as they were, and the plan. The other sections are `.retrap.fixups` and `.retrap.relocations`.
+Room: `bt`. Section `.retrap.manifest` holds JSON, compressed: hashes of the original and of the rewritten contents, the
+bytes of the ELF header as they were, and the plan, whose fixups' code is in `.retrap.fixups`. `.retrap.relocations` is
+what followed the ELF. bzip2 is used because its output is the same everywhere, and it carries a checksum.
 """
 
 from __future__ import annotations
 
+import bz2
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from bt.plan import Plan
@@ -16,11 +18,14 @@ from emulator.errors import BadImage, brief
 if TYPE_CHECKING:
     from bt.image import Image
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST: Final = ".retrap.manifest"
 FIXUPS: Final = ".retrap.fixups"
 RELOCATIONS: Final = ".retrap.relocations"
 """What followed the ELF in its container: Linux's relocation table."""
+_LARGEST: Final = 256 << 20
+"""Bytes of JSON at most."""
+_MAGIC: Final = b"BZh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +34,22 @@ class Manifest:
 
     plan: Plan
     container: str
-    """Of the original: "elf64" or "bzimage"."""
+    """Of the original (`Image.container`)."""
     original_size: int
     """Bytes of the original ELF; the rewritten file begins with as many."""
     original_sha256: str
     """Of the original ELF."""
     patched_sha256: str
-    """Of the first `original_size` bytes of the rewritten file."""
+    """Of the first `original_size` bytes of the rewritten file, with the original's header."""
+    fixups_sha256: str
+    """Of the fixups as they lie in memory."""
     appended_size: int
     """Bytes of what followed the ELF."""
     appended_sha256: str
     header: bytes
-    """The original's ELF header, 64 bytes."""
+    """The original's ELF header, 52 or 64 bytes."""
+    sizes: tuple[int, ...]
+    """Bytes of each of the plan's fixups."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`."""
@@ -50,21 +59,23 @@ class Manifest:
             "original_size": self.original_size,
             "original_sha256": self.original_sha256,
             "patched_sha256": self.patched_sha256,
+            "fixups_sha256": self.fixups_sha256,
             "appended_size": self.appended_size,
             "appended_sha256": self.appended_sha256,
             "header": self.header.hex(),
+            "sizes": list(self.sizes),
             "plan": self.plan.to_json(),
         }
 
     def to_bytes(self) -> bytes:
         """The section's contents; the same for the same manifest."""
-        return json.dumps(self.to_json(), separators=(",", ":"), sort_keys=True).encode()
+        return bz2.compress(json.dumps(self.to_json(), separators=(",", ":"), sort_keys=True).encode())
 
 
 def parse(data: bytes | memoryview, path: str) -> Manifest:
-    """The manifest of a section's contents; `path` is for messages. Raises `BadImage`."""
+    """The manifest of a section's contents, without the code of its fixups. Raises `BadImage`."""
     try:
-        value = json.loads(bytes(data))
+        value = json.loads(_unpacked(data, path))
         if value["format"] != FORMAT:
             raise BadImage(
                 f"{path}: its manifest has format {brief(value['format'])}, this retrap reads {FORMAT}; "
@@ -76,18 +87,45 @@ def parse(data: bytes | memoryview, path: str) -> Manifest:
             original_size=int(value["original_size"]),
             original_sha256=str(value["original_sha256"]),
             patched_sha256=str(value["patched_sha256"]),
+            fixups_sha256=str(value["fixups_sha256"]),
             appended_size=int(value["appended_size"]),
             appended_sha256=str(value["appended_sha256"]),
             header=bytes.fromhex(value["header"]),
+            sizes=tuple(int(size) for size in value["sizes"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadImage(f"{path}: its manifest is damaged ({brief(error)}); start from the original image") from None
-    if len(made.header) != 64 or made.original_size < 64 or made.appended_size < 0:
+    sizes_fit = made.original_size >= len(made.header) and made.appended_size >= 0
+    if len(made.header) not in (52, 64) or not sizes_fit or len(made.sizes) != len(made.plan.fixups):
         raise BadImage(f"{path}: its manifest is damaged (impossible sizes); start from the original image")
     return made
 
 
+def _unpacked(data: bytes | memoryview, path: str) -> bytes:
+    if bytes(data[:1]) == b"{":
+        raise BadImage(f"{path}: its manifest is of format 1; revert it with the version that wrote it")
+    decoder = bz2.BZ2Decompressor()
+    try:
+        text = decoder.decompress(bytes(data), _LARGEST + 1)
+    except (OSError, ValueError):
+        raise BadImage(f"{path}: its manifest is damaged; start from the original image") from None
+    if len(text) > _LARGEST or not decoder.eof:
+        raise BadImage(f"{path}: its manifest is cut short, or larger than any; start from the original image")
+    return text
+
+
 def read(image: Image) -> Manifest | None:
-    """The manifest of a rewritten image, or None where it is an original. Raises `BadImage` for a damaged one."""
+    """The manifest of a rewritten image, its plan whole, or None where it is an original. Raises `BadImage`."""
     section = image.section(MANIFEST)
-    return parse(section.data, image.path) if section is not None else None
+    if section is None:
+        return None
+    found = parse(section.data, image.path)
+    code = image.section(FIXUPS)
+    data = code.data if code is not None else memoryview(b"")
+    start, fixups = found.plan.region.start, []
+    for fixup, size in zip(found.plan.fixups, found.sizes, strict=True):
+        at = fixup.address - start
+        if size < 0 or at + size > len(data):
+            raise BadImage(f"{image.path}: lacks the fixup at {fixup.address:#x}; start from the original image")
+        fixups.append(replace(fixup, code=bytes(data[at : at + size])))
+    return replace(found, plan=replace(found.plan, fixups=tuple(fixups)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bt.scan import Confidence
 from bt.tactics.tactics import STRATEGIES, Placing, Region, Tactic
-from emulator.errors import BadImage, UsageError
+from emulator.errors import BadImage, WrongManifest
 from emulator.isa.operation import Operation
 from paravirt.abi import ABI_VERSION
 from paravirt.translator import Fixup, Hypercall
@@ -58,6 +58,8 @@ class PlannedSite:
     confidence_reason: str
     state: str = ""
     """The instruction-set state ("a32", "t32"), where the instruction set has several."""
+    steps: tuple[int, ...] = ()
+    """Guest-virtual addresses of the changes that lead from here to its fixup, besides the site's own."""
     home: int = 0
     """Where the kernel copies it to before it runs, guest-virtual as linked; 0 where it runs where it stands."""
 
@@ -149,20 +151,24 @@ class Plan:
     abi: int = ABI_VERSION
 
     def check(self, image: Image | None, mode: str) -> None:
-        """Raise `UsageError` where the plan is not for this image and mode."""
+        """Raise `WrongManifest` where the plan is not for this image and mode."""
         if mode != self.mode:
-            raise UsageError(f"the plan is for mode {self.mode!r}, not {mode!r}; run it in its mode, or plan anew")
+            raise WrongManifest(f"the plan is for mode {self.mode!r}, not {mode!r}; run it in its mode, or plan anew")
         if image is None or elf_digest(image) != self.sha256:
-            raise UsageError("the plan is for another image; plan anew")
+            raise WrongManifest("the plan is for another image; plan anew")
 
     def counts(self) -> dict[str, int]:
         """Sites by tactic, in the order of `Tactic`."""
         return {tactic.value: sum(site.tactic is tactic for site in self.sites) for tactic in Tactic}
 
     def share(self, section: str | None = None) -> float:
-        """Per cent of the sites (of one section) that run without a trap; 100 where there are none."""
+        """Per cent of the sites (of one section) that run without a trap; 100 where there are none.
+
+        Sites that nobody asked for, and those that never run, do not count.
+        """
         sites = [site for site in self.sites if section is None or site.section == section]
-        return 100.0 * sum(site.without_trap for site in sites) / len(sites) if sites else 100.0
+        counted = [site for site in sites if site.tactic is not Tactic.LEAVE]
+        return 100.0 * sum(site.without_trap for site in counted) / len(counted) if counted else 100.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps` (`bt.plan_json`)."""

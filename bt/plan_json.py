@@ -87,6 +87,12 @@ def _number(value: object) -> int:
     return value
 
 
+def _numbers(value: object) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{value!r} is no list")
+    return tuple(_number(one) for one in value)
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
@@ -138,6 +144,7 @@ _SITE: dict[str, Callable[[object], Any]] = {
     "confidence": _enum(Confidence),
     "confidence_reason": _text,
     "state": _text,
+    "steps": _numbers,
     "home": _number,
 }
 _FIXUP: dict[str, Callable[[object], Any]] = {

@@ -6,6 +6,7 @@ Room: `bt`. Where a page's bytes still are these, nothing need be decoded. Knows
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from bt import textmap
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from bt.image import Image
     from bt.pagecache import PageCache
     from bt.tactics.tactics import ImagePatch
-    from bt.textmap import PristinePage
+    from bt.textmap import PristinePage, TextMap
 
 _MASK = (1 << 64) - 1
 
@@ -28,12 +29,15 @@ class Pristine:
 
     def __init__(self, image: Image, delta: int, patches: Sequence[ImagePatch], cache: PageCache | None) -> None:
         """`patches`: what the loader applies, at addresses moved by `delta`."""
-        self.map = textmap.sweep(image, cache)
+        self._image = image
+        self._cache = cache
         self._longest = tactics_of(image.isa.name, image.byte_order).longest
         self._delta = delta
         self._segments: list[tuple[int, int, int, bytes | memoryview]] = []
         for segment in image.segments:
-            if not segment.executable:
+            # Linux on i386 has code of its beginning in a segment for data, since it uses no NX so early.
+            end = segment.vaddr + segment.memory_size
+            if not any(segment.vaddr <= text.start < end for text in image.text_ranges):
                 continue
             data: bytes | memoryview = segment.data
             if delta and image.relocations is not None:
@@ -45,6 +49,11 @@ class Pristine:
         for patch in patches:
             at = patch.address - delta
             self._changes.setdefault(at & -PAGE, []).append((at, patch.new))
+
+    @cached_property
+    def map(self) -> TextMap:
+        """The image's code, swept when it is first asked for."""
+        return textmap.sweep(self._image, self._cache)
 
     def linked(self, address: int) -> int | None:
         """The link-time address of the page at guest-virtual `address`, or None where no code of the image is.

@@ -8,56 +8,62 @@ Nothing moves, so `revert` restores the original bit for bit. An original is nev
 from __future__ import annotations
 
 import hashlib
-import os
-import struct
-import tempfile
-from pathlib import Path
+import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from bt import manifest as manifests
-from bt.manifest import Manifest
-from emulator.errors import BadImage, UsageError
+from bt.image.elf import FORMS, Form
+from bt.manifest import MANIFEST, Manifest
+from bt.output import write
+from emulator.errors import AlreadyRewritten, BadImage, Tampered, WrongManifest
 
 if TYPE_CHECKING:
     from bt.image import Image
     from bt.plan import Plan, PlannedChange, PlannedSite
 
-_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
-_SHOFF, _SHENTSIZE = 0x28, 0x3A
-_HEADER_SIZE: Final = 64
+__all__ = ["MANIFEST", "manifest_text", "original", "replay", "revert", "rewrite", "verify", "write"]
+
 _PROGBITS, _STRTAB, _EXECUTABLE = 1, 3, 4
 _ALIGNMENT: Final = 16
 _MOST_SECTIONS: Final = 0xFF00
+_OFFSET_AT, _COUNT_AT, _NAMES_AT = 6, 12, 13
+"""Fields of the ELF header: e_shoff, e_shnum, e_shstrndx."""
 
 
 def rewrite(image: Image, plan: Plan) -> bytes:
-    """The rewritten ELF. Raises `UsageError` where the plan is for another image, `BadImage` where it does not fit."""
-    plan.check(image, plan.mode)
+    """The rewritten ELF. Raises `WrongManifest` where the plan is for another image, `AlreadyRewritten` for one that
+    carries a manifest, `BadImage` where the plan does not fit or the image is no ELF (`bt.image.elf_form`)."""
     if image.section(manifests.MANIFEST) is not None:
-        raise UsageError(f"{image.path}: is rewritten already; revert it first")
+        raise AlreadyRewritten(f"{image.path}: is rewritten already; revert it first")
+    plan.check(image, plan.mode)
+    if image.raw:
+        raise BadImage(f"{image.path}: is raw memory, in which nothing can be carried; rewrite its ELF form")
     original = bytes(image.elf)
     output = bytearray(original)
     for item in _changed(plan):
         _apply(output, item, image.path)
+    patched_hash = _sha256(output)
     appended = bytes(image.appended)
-    header = bytes(original[:_HEADER_SIZE])
-    names, sections = _section_table(image)
-    body = _Body(output, names, sections)
+    form = FORMS[image.isa.bits, image.byte_order]
+    body = _Body(output, form, *_section_table(image, form))
     body.add(manifests.RELOCATIONS, appended, at=len(output)) if appended else None
     if plan.fixups:
         body.add(manifests.FIXUPS, _region(plan), address=plan.region.start, flags=_EXECUTABLE)
-    patched = bytearray(output[: len(original)])
+    carried = replace(plan, fixups=tuple(replace(fixup, code=b"") for fixup in plan.fixups))
     body.add(
         manifests.MANIFEST,
         Manifest(
-            plan=plan,
+            plan=carried,
             container=image.container,
             original_size=len(original),
             original_sha256=_sha256(original),
-            patched_sha256=_sha256(patched),
+            patched_sha256=patched_hash,
+            fixups_sha256=_sha256(_region(plan)),
             appended_size=len(appended),
             appended_sha256=_sha256(appended),
-            header=header,
+            header=original[: form.header.size],
+            sizes=tuple(len(fixup.code) for fixup in plan.fixups),
         ).to_bytes(),
     )
     return body.finish()
@@ -96,28 +102,29 @@ def _region(plan: Plan) -> bytes:
     return bytes(region)
 
 
-def _section_table(image: Image) -> tuple[bytearray, list[list[int]]]:
+def _section_table(image: Image, form: Form) -> tuple[bytearray, list[list[int]]]:
     """Section names and headers of the original; a lone null header where it has none."""
-    (offset,) = struct.unpack_from("<Q", image.elf, _SHOFF)
-    _, count, index = struct.unpack_from("<HHH", image.elf, _SHENTSIZE)
+    fields = form.header.unpack_from(image.elf)
+    offset, count, index = fields[_OFFSET_AT], fields[_COUNT_AT], fields[_NAMES_AT]
     if not image.sections:
         return bytearray(b"\0"), [[0] * 10, [0, _STRTAB, 0, 0, 0, 0, 0, 0, 1, 0]]
     if count == 0 or count + 4 >= _MOST_SECTIONS or index == 0 or index >= count:
         raise BadImage(f"{image.path}: has {count} sections and names in section {index}; no section can be added")
-    headers = [list(_SECTION.unpack_from(image.elf, offset + _SECTION.size * number)) for number in range(count)]
+    size = fields[11]
+    headers = [list(form.section.unpack_from(image.elf, offset + size * number)) for number in range(count)]
     return bytearray(image.sections[index].data), headers
 
 
 class _Body:
     """The output while sections are added to its end."""
 
-    def __init__(self, output: bytearray, names: bytearray, headers: list[list[int]]) -> None:
+    def __init__(self, output: bytearray, form: Form, names: bytearray, headers: list[list[int]]) -> None:
         self._output = output
+        self._form = form
         self._names = names
         self._headers = headers
-        (self._index,) = struct.unpack_from("<H", output, _SHENTSIZE + 4)
-        # Made here for a file without sections, whatever its header says of names.
-        if len(headers) == 2 and headers[1][1] == _STRTAB and headers[1][5] == 0:
+        self._index = form.header.unpack_from(output)[_NAMES_AT]
+        if len(headers) == 2 and headers[1][1] == _STRTAB and headers[1][5] == 0 and not self._index:
             self._index = 1
             headers[1][0] = self._name(".shstrtab")
 
@@ -139,56 +146,75 @@ class _Body:
 
     def finish(self) -> bytes:
         """The names and the table of sections, and the header that points to them."""
+        form = self._form
         start = self._append(bytes(self._names))
         self._headers[self._index][4:6] = [start, len(self._names)]
-        table = self._append(b"".join(_SECTION.pack(*header) for header in self._headers))
-        struct.pack_into("<Q", self._output, _SHOFF, table)
-        struct.pack_into("<HHH", self._output, _SHENTSIZE, _SECTION.size, len(self._headers), self._index)
+        table = self._append(b"".join(form.section.pack(*header) for header in self._headers))
+        fields = list(form.header.unpack_from(self._output))
+        fields[_OFFSET_AT] = table
+        fields[11:] = [form.section.size, len(self._headers), self._index]
+        form.header.pack_into(self._output, 0, *fields)
         return bytes(self._output)
 
 
-def _sha256(data: bytes | bytearray) -> str:
+def _sha256(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def verify(data: bytes, path: str = "the image") -> Manifest:
-    """The manifest of a rewritten ELF whose contents are what it says. Raises `BadImage`."""
+def verify(data: bytes | memoryview, path: str = "the image") -> Manifest:
+    """The manifest of a rewritten ELF whose contents are what it says, its plan whole. Raises `BadImage`."""
     from bt.image import from_bytes
 
-    found = manifests.read(from_bytes(data, path))
+    return _verify(from_bytes(data, path), data, path)
+
+
+def _verify(image: Image, data: bytes | memoryview, path: str) -> Manifest:
+    found = manifests.read(image)
     if found is None:
         raise BadImage(f"{path}: carries no manifest, so it was not rewritten by retrap")
     end = found.original_size + found.appended_size
     if end > len(data):
-        raise BadImage(f"{path}: is shorter than the original it was made from; start from the original image")
-    patched = found.header + data[_HEADER_SIZE : found.original_size]
-    if _sha256(patched) != found.patched_sha256:
-        raise BadImage(f"{path}: was changed after it was rewritten; start from the original image")
-    if _sha256(data[found.original_size : end]) != found.appended_sha256:
-        raise BadImage(f"{path}: its relocation table was changed after it was rewritten; start from the original")
+        raise Tampered(f"{path}: is shorter than the original it was made from; start from the original image")
+    head = len(found.header)
+    patched = hashlib.sha256(found.header)
+    patched.update(memoryview(data)[head : found.original_size])
+    if patched.hexdigest() != found.patched_sha256:
+        raise Tampered(f"{path}: was changed after it was rewritten; start from the original image")
+    if _sha256(memoryview(data)[found.original_size : end]) != found.appended_sha256:
+        raise Tampered(f"{path}: its relocation table was changed after it was rewritten; start from the original")
+    if _sha256(_region(found.plan)) != found.fixups_sha256:
+        raise Tampered(f"{path}: its fixups were changed after it was rewritten; start from the original image")
     return found
 
 
-def revert(data: bytes, path: str = "the image", appended: bool | None = None) -> bytes:
+def revert(data: bytes | memoryview, path: str = "the image", appended: bool | None = None) -> bytes:
     """The original of a rewritten ELF, bit for bit. Raises `BadImage`.
 
-    For an original that was an ELF this is the file; for a bzImage it is the ELF inside. `appended` says whether
-    what followed the ELF is to follow (by default: as the file was).
+    For an original that was an ELF this is the file; for another container it is the ELF inside, or made of what was
+    inside. `appended` says whether what followed the ELF is to follow (by default: as the file was).
     """
-    found = verify(data, path)
+    from bt.image import from_bytes
+
+    return _revert(from_bytes(data, path), data, path, appended)[0]
+
+
+def _revert(image: Image, data: bytes | memoryview, path: str, appended: bool | None = None) -> tuple[bytes, Manifest]:
+    found = _verify(image, data, path)
     end = found.original_size
-    output = bytearray(found.header + data[_HEADER_SIZE:end])
+    output = bytearray(found.header)
+    output += memoryview(data)[len(found.header) : end]
     for item in reversed(_changed(found.plan)):
         at = _offset(item)
         if output[at : at + len(item.new)] != item.new:
-            raise BadImage(
+            raise Tampered(
                 f"{path}: at {item.address:#x} does not stand what its manifest says; start from the original"
             )
         output[at : at + len(item.old)] = item.old
     if _sha256(output) != found.original_sha256:
-        raise BadImage(f"{path}: cannot be reverted, its manifest does not lead to the original; fetch that again")
-    with_appended = found.container == "elf64" if appended is None else appended
-    return bytes(output) + (data[end : end + found.appended_size] if with_appended else b"")
+        raise Tampered(f"{path}: cannot be reverted, its manifest does not lead to the original; fetch that again")
+    with_appended = found.container.startswith("elf") if appended is None else appended
+    rest = bytes(memoryview(data)[end : end + found.appended_size]) if with_appended else b""
+    return bytes(output) + rest, found
 
 
 def original(image: Image) -> tuple[Image, Manifest | None]:
@@ -198,27 +224,24 @@ def original(image: Image) -> tuple[Image, Manifest | None]:
     """
     from bt.image import from_bytes
 
-    found = manifests.read(image)
-    if found is None:
+    if image.section(manifests.MANIFEST) is None:
         return image, None
-    return from_bytes(revert(bytes(image.elf), image.path, appended=True), image.path), found
+    data, found = _revert(image, image.elf, image.path, appended=True)
+    return from_bytes(data, image.path), found
 
 
-def write(path: Path, data: bytes, source: Path) -> None:
-    """Write an output file: beside it, then renamed. Raises `UsageError` where that would replace the original."""
-    if path.exists() and source.exists() and path.samefile(source):
-        raise UsageError(f"{path}: is the original, which is never overwritten; name another output")
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); name a file that can") from None
+def manifest_text(plan: Plan) -> bytes:
+    """A plan as the JSON file from which `replay` repeats it."""
+    return (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def replay(plan: Plan, image: Image) -> bytes:
+    """The rewritten form of an original by a plan that was made for it. Raises `WrongManifest` for another image."""
+    from bt.plan import elf_digest
+
+    if elf_digest(image) != plan.sha256:
+        raise WrongManifest(
+            f"{image.path}: is not the image that the manifest was made for (its contents hash to "
+            f"{elf_digest(image)[:16]}..., not {plan.sha256[:16]}...); give that one"
+        )
+    return rewrite(image, plan)

@@ -80,6 +80,41 @@ class Unavailable(RetrapError):
     meaning: ClassVar[str] = "a package or program that the command needs is not to be had"
 
 
+class Unwritable(UsageError):
+    """An output cannot be written: no right, no room, no such directory. Nothing partial is left."""
+
+    exit_status: ClassVar[int] = 8
+    meaning: ClassVar[str] = "an output file cannot be written; nothing partial is left"
+
+
+class AlreadyRewritten(UsageError):
+    """An image that is to be rewritten was rewritten before."""
+
+    exit_status: ClassVar[int] = 9
+    meaning: ClassVar[str] = "the image was rewritten before; revert it first"
+
+
+class WrongManifest(UsageError):
+    """A plan or manifest is not for this image, or not for this mode."""
+
+    exit_status: ClassVar[int] = 10
+    meaning: ClassVar[str] = "the manifest or plan belongs to another image"
+
+
+class Tampered(BadImage):
+    """A rewritten image is not what its manifest says."""
+
+    exit_status: ClassVar[int] = 11
+    meaning: ClassVar[str] = "a rewritten image was changed after it was rewritten"
+
+
+class CoverageMissed(RetrapError):
+    """Fewer sites than asked for run without a trap."""
+
+    exit_status: ClassVar[int] = 12
+    meaning: ClassVar[str] = "fewer sites run without a trap than `--fail-under` asks for"
+
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, by the shell's convention of 128 + SIGINT."""
 
@@ -97,5 +132,10 @@ KINDS: tuple[type[RetrapError], ...] = (
     Timeout,
     EngineMissing,
     Unavailable,
+    Unwritable,
+    AlreadyRewritten,
+    WrongManifest,
+    Tampered,
+    CoverageMissed,
 )
 """Every kind in order of exit status; the documentation's table is printed from it."""

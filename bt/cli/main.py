@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scan": ("bt.cli.scan:command", "List the sensitive instructions of an image."),
     "rewrite": ("bt.cli.rewrite:command", "Write an image whose sensitive instructions are patched."),
     "revert": ("bt.cli.rewrite:revert_command", "Give back the original of a rewritten image, bit for bit."),
+    "check": ("bt.cli.rewrite:check_command", "Verify a rewritten image against its manifest, by hash."),
+    "apply": ("bt.cli.rewrite:apply_command", "Repeat on an original what a manifest says."),
     "diff": ("bt.cli.diff:command", "Show what two images or manifests differ in."),
     "report": ("bt.cli.report:command", "Tell what was done to an image: text, JSON, SARIF or a page of HTML."),
     "export": ("bt.cli.export:command", "Label patched sites and fixups in Ghidra, IDA, Binary Ninja, rizin."),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import UsageError
@@ -49,6 +51,33 @@ def number(text: str, option: str) -> int:
     if not 0 <= value < 1 << 64:
         raise UsageError(f"{option} {text}: is no offset; give bytes, such as 0x1000000")
     return value
+
+
+def kernel(image: str) -> Path:
+    """The kernel's file: as named, or of a fetched guest (`retrap guests`) by its name."""
+    from bt import guests
+
+    if os.path.lexists(image) or os.sep in image or image not in guests.RECIPES:
+        return Path(image)
+    return guests.find(image).kernel
+
+
+LARGEST_TEXT: Final = 256 << 20
+
+
+def text_file(path: Path) -> str:
+    """The text of a file that a command reads. Raises `UsageError` where it cannot be read, or is no text."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
+            raise UsageError(f"{path}: is larger than 256 MiB; name another file")
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is no text; name the file that `retrap rewrite --manifest` wrote") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: cannot be read ({reason}); name a file that can") from None
 
 
 def virtual_offset(text: str, image: Image) -> int:

@@ -288,7 +288,7 @@ def test_debians_pages_are_translated_as_they_were_planned(debian: Image, delta:
         if not delta:
             assert result.code == data[offset + at : offset + at + PAGE]
     assert compared > 250
-    assert translator.scanned == 1
+    assert translator.scanned == (1 if delta else 0), "what is as the file has it is not scanned"
 
 
 @pytest.mark.kernel

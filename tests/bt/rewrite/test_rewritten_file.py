@@ -105,7 +105,7 @@ def test_a_file_that_was_changed_is_refused(position: str) -> None:
     found = from_bytes(bytes(data), "out")
     section = found.section(manifest.MANIFEST)
     assert section is not None
-    at = {"text": found.segments[0].file_offset + 0x300, "header": 24, "manifest": section.file_offset + 2000}[position]
+    at = {"text": found.segments[0].file_offset + 0x300, "header": 24, "manifest": section.file_offset + 200}[position]
     data[at] ^= 1
     if position == "header":  # the entry point of the patched file is not what the original's header restores
         assert revert(bytes(data)) == kernel()
