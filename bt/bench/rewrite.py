@@ -24,7 +24,7 @@ from emulator.errors import BadImage, RetrapError, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from bt.image import Image
-    from bt.plan import Plan
+    from bt.plan import Plan, PlannedSite
 
 MIB: Final = 1 << 20
 GUESTS: Final = ("debian-amd64", "debian-i386-pae", "debian-arm64", "debian-armhf", "debian-mipsel")
@@ -87,7 +87,7 @@ class Figures:
     name: str
     isa: str
     image: int
-    """Bytes of the uncompressed image with what is appended to it."""
+    """Bytes of the kernel as an ELF, with what is appended to it."""
     text: int
     """Bytes of executable sections."""
     scan: float
@@ -156,9 +156,10 @@ def measure(name: str, path: Path, runs: int = 3) -> Figures:
     """
     from bt import rewrite
     from bt.image import from_bytes, load
+    from bt.image.elf_form import as_elf
     from bt.scan import scan
 
-    image = load(path)
+    image = as_elf(load(path))
     elf = bytes(image.elf) + bytes(image.appended)
     seconds, sites = [], 0
     for _ in range(runs):
@@ -184,9 +185,9 @@ def measure(name: str, path: Path, runs: int = 3) -> Figures:
         rewrite=min(commands, key=lambda command: command.wall),
         objdump=objdump,
         sites=len(plan.sites),
-        text_sites=sum(site.section == ".text" for site in plan.sites),
+        text_sites=len(_text_sites(plan)),
         without_trap=sum(site.without_trap for site in plan.sites),
-        text_without_trap=_quiet_text(plan),
+        text_without_trap=sum(site.without_trap for site in _text_sites(plan)),
         by_tactic=plan.counts(),
         growth=100 * (len(data) - len(elf)) / len(elf),
         restored=rewrite.revert(data, name, appended=True) == elf,
@@ -197,8 +198,9 @@ def _text(image: Image) -> int:
     return sum(end - start for start, end in image.text_ranges)
 
 
-def _quiet_text(plan: Plan) -> int:
-    return sum(site.section == ".text" and site.without_trap for site in plan.sites)
+def _text_sites(plan: Plan) -> list[PlannedSite]:
+    """Those in .text; the executable ranges of a kernel that came as raw memory are .text, .text.1 and so on."""
+    return [site for site in plan.sites if f"{site.section}.".startswith(".text.")]
 
 
 def _rewrite(source: Path, out: Path) -> Command:
