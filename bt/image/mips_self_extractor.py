@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from bt.image.image import Image
+    from bt.image.image import Image, Range
 
 _EM_MIPS = 8
 _HEAD = 64
@@ -42,6 +42,20 @@ class SelfExtractor:
     """Guest-virtual address of its entry."""
     payload: memoryview
     """The compressed kernel and what follows it in the file."""
+
+    def text_ranges(self, image: Image) -> tuple[Range, ...]:
+        """Where the code is, by the names that the linker script gives; all of it where those are not there."""
+        from bt.image.image import Range
+
+        address = image.symbols.address_of
+        pairs = ((address("_stext"), address("_etext")), (address("_sinittext"), address("_einittext")))
+        end = self.load_address + len(image.elf)
+        found = [
+            Range(first & ~3, last & ~3)
+            for first, last in pairs
+            if first is not None and last is not None and self.load_address <= first < last <= end
+        ]
+        return tuple(sorted(found)) or (Range(self.load_address, end & ~3),)
 
 
 def recognise(contents: memoryview) -> bool:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from bt.image import Image
     from bt.pagecache import PageCache
-    from bt.tactics.tactics import Ground
 
 _WINDOW: Final = abi.MIPS32
 _ENABLED: Final = _WINDOW.shared_page + _WINDOW.interrupt_state
@@ -120,7 +119,7 @@ class MipsLadder(FixedLadder):
             raise Refused("it is in a delay slot, where no branch may stand")
         raise Refused("a fixup would save nothing: the instruction exits by itself, and a hypercall exits as well")
 
-    def survey(self, page: CodePage) -> Ground:
+    def survey(self, page: CodePage) -> MipsGround:
         """The page, with an eye for clusters."""
         return MipsGround(self, page)
 
