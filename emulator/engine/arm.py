@@ -121,6 +121,11 @@ class ArmEngine(Engine, Protocol):
         """Forget what is cached of one page's translation in one world."""
         ...
 
+    def withhold_timer(self) -> None:
+        """From now on accesses to the generic timer are undefined instructions at every privilege, so that whoever
+        drives the CPU gives it one that counts guest progress."""
+        ...
+
     def frame_changed(self, physical: int, size: int) -> None:
         """Bytes of memory that may have been executed were changed, by the host or through another mapping."""
         ...

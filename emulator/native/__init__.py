@@ -24,7 +24,13 @@ def _i386() -> type[NativeCpu]:
     return I386NativeCpu
 
 
-NATIVES: dict[str, Callable[[], type[NativeCpu]]] = {"x86-64": _x86_64, "i386": _i386}
+def _armv7() -> type[NativeCpu]:
+    from emulator.native.arm import ArmNativeCpu
+
+    return ArmNativeCpu
+
+
+NATIVES: dict[str, Callable[[], type[NativeCpu]]] = {"x86-64": _x86_64, "i386": _i386, "armv7": _armv7}
 """How to load the reference of each instruction set."""
 
 

@@ -17,8 +17,9 @@ from emulator.engine.exit import ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import arm_state as state
 from emulator.engine.unicorn import library as lib
-from emulator.engine.unicorn.arm_confirm import confirm
+from emulator.engine.unicorn.arm_confirm import confirm, confirm_timer
 from emulator.engine.unicorn.arm_state import UnicornArmRegisters, access, find_cpu, find_state
+from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
 from emulator.errors import EngineMissing
 from emulator.isa.arm.system_registers import REGISTER_OF_NAME
@@ -102,6 +103,11 @@ class UnicornArmEngine(UnicornCpu):
     def frame_changed(self, physical: int, size: int) -> None:
         """Forget what was made of the code in some physical memory."""
         self._forget_range(self.handle, physical, physical + size)
+
+    def withhold_timer(self) -> None:
+        """Make accesses to the generic timer undefined; raises `EngineMissing` where that does not work."""
+        self._timer = WithheldTimer(self._cpu)
+        confirm_timer(self)
 
     def _find_functions(self) -> None:
         """The functions of QEMU's that flush a part of the TLB: the wheel exports them, and Unicorn does not."""

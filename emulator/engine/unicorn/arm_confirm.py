@@ -189,3 +189,37 @@ def _confirm_flush(engine: UnicornArmEngine, world: int, words: memoryview) -> N
     expected = [0, DATA_ABORT, 0, DATA_ABORT, 0, 0, 0, DATA_ABORT]
     if seen != expected:
         raise _refuse("the TLB", expected, seen)
+
+
+_TIMER = (0xEC510F1E, 0xEE0E0F33, 0xEE1E0F13, 0xEF000000)
+"""mrrc CNTVCT; mcr CNTV_CTL; mrc CNTFRQ; svc."""
+
+
+def confirm_timer(engine: UnicornArmEngine) -> None:
+    """Accesses to the timer are undefined in Supervisor mode. Raises `EngineMissing`."""
+    registers = engine.registers
+    memory = mmap.mmap(-1, _SIZE)
+    pinned = (ctypes.c_char * _SIZE).from_buffer(memory)
+    memory[: 4 * len(_TIMER)] = b"".join(word.to_bytes(4, "little") for word in _TIMER)
+    engine.library.uc_mem_map_ptr(engine.handle, _SCRATCH, _SIZE, lib.PROT_ALL, ctypes.addressof(pinned))
+    before = registers.cpsr
+    seen: list[int] = []
+
+    def handler(exit_: Exit) -> None:
+        seen.append(exit_.vector if exit_.kind is ExitKind.FAULT else 0)
+        if exit_.kind is not ExitKind.FAULT or len(seen) > len(_TIMER):
+            engine.stop()
+        registers.pc += 4
+
+    try:
+        registers.cpsr = 0xC0 | SVC
+        registers.pc = _SCRATCH
+        engine.run(handler)
+    except GuestFault as fault:
+        raise _refuse("the timer", "undefined instructions", fault) from None
+    finally:
+        engine.library.uc_mem_unmap(engine.handle, _SCRATCH, _SIZE)
+        registers.cpsr, registers.pc = before, 0
+        engine.flush_code()
+    if seen != [UNDEFINED, UNDEFINED, UNDEFINED, 0]:
+        raise _refuse("the timer", [UNDEFINED, UNDEFINED, UNDEFINED, 0], seen)
