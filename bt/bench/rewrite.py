@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from emulator.errors import BadImage, RetrapError, Unavailable, UsageError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from bt.image import Image
     from bt.plan import Plan, PlannedSite
 
+T = TypeVar("T")
 MIB: Final = 1 << 20
 GUESTS: Final = ("debian-amd64", "debian-i386-pae", "debian-arm64", "debian-armhf", "debian-mipsel")
 """Guests that are measured where they have been fetched."""
@@ -90,8 +92,10 @@ class Figures:
     """Bytes of the kernel as an ELF, with what is appended to it."""
     text: int
     """Bytes of executable sections."""
+    sweep: float
+    """CPU seconds to find the sensitive instructions, with nothing known but the file's bytes."""
     scan: float
-    """CPU seconds of a scan with nothing known."""
+    """CPU seconds of a whole scan, the section, symbol and confidence of each site included."""
     rewrite: Command
     """Of `retrap rewrite` on the uncompressed image."""
     objdump: float | None
@@ -107,6 +111,11 @@ class Figures:
     """Per cent by which the file is larger."""
     restored: bool
     """Whether revert gives the original back, bit for bit."""
+
+    @property
+    def sweep_speed(self) -> float:
+        """MiB of text swept in a second, by one core."""
+        return self.text / MIB / self.sweep if self.sweep else 0.0
 
     @property
     def speed(self) -> float:
@@ -158,15 +167,16 @@ def measure(name: str, path: Path, runs: int = 3) -> Figures:
     from bt.image import from_bytes, load
     from bt.image.elf_form import as_elf
     from bt.scan import scan
+    from bt.textmap import sweep
 
     image = as_elf(load(path))
     elf = bytes(image.elf) + bytes(image.appended)
-    seconds, sites = [], 0
+    sweeps, scans, sites = [], [], 0
     for _ in range(runs):
-        fresh = from_bytes(elf, name)
-        started = time.process_time()
-        sites = len(scan(fresh))
-        seconds.append(time.process_time() - started)
+        sweeps.append(_seconds(partial(sweep, from_bytes(elf, name)))[0])
+        seconds, found = _seconds(partial(scan, from_bytes(elf, name)))
+        scans.append(seconds)
+        sites = len(found)
     with tempfile.TemporaryDirectory(prefix="retrap-bench.") as directory:
         source, out = Path(directory) / "image", Path(directory) / "out"
         source.write_bytes(elf)
@@ -181,7 +191,8 @@ def measure(name: str, path: Path, runs: int = 3) -> Figures:
         isa=image.isa.name,
         image=len(elf),
         text=_text(image),
-        scan=min(seconds),
+        sweep=min(sweeps),
+        scan=min(scans),
         rewrite=min(commands, key=lambda command: command.wall),
         objdump=objdump,
         sites=len(plan.sites),
@@ -192,6 +203,13 @@ def measure(name: str, path: Path, runs: int = 3) -> Figures:
         growth=100 * (len(data) - len(elf)) / len(elf),
         restored=rewrite.revert(data, name, appended=True) == elf,
     )
+
+
+def _seconds(work: Callable[[], T]) -> tuple[float, T]:
+    """CPU seconds of this process, and the result."""
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
 
 
 def _text(image: Image) -> int:
@@ -323,7 +341,7 @@ def as_text(figures: Sequence[Figures | tuple[str, RetrapError]], grown: Sequenc
 
 
 _COLUMNS: Final = (
-    *("image", "set", "MiB", "text MiB", "scan MiB/s", "rewrite s", "CPU s", "peak MiB", "objdump s"),
+    *("image", "set", "MiB", "text MiB", "sweep MiB/s", "scan MiB/s", "rewrite s", "CPU s", "peak MiB", "objdump s"),
     *("sites", "without a trap", "in .text", "growth", "reverted"),
 )
 
@@ -334,6 +352,7 @@ def _cells(row: Figures) -> tuple[object, ...]:
         row.isa,
         f"{row.image / MIB:.1f}",
         f"{row.text / MIB:.1f}",
+        f"{row.sweep_speed:.1f}",
         f"{row.speed:.1f}",
         f"{row.rewrite.wall:.2f}",
         f"{row.rewrite.cpu:.2f}",
@@ -354,7 +373,14 @@ def as_json(figures: Sequence[Figures | tuple[str, RetrapError]], grown: Sequenc
     rows: list[dict[str, Any]] = []
     for row in figures:
         if isinstance(row, Figures):
-            rows.append({**asdict(row), "mib_per_second": row.speed, "text_share": row.text_share})
+            rows.append(
+                {
+                    **asdict(row),
+                    "mib_per_second": row.speed,
+                    "swept_mib_per_second": row.sweep_speed,
+                    "text_share": row.text_share,
+                }
+            )
         else:
             rows.append({"name": row[0], "error": str(row[1])})
     quoted = [{**asdict(one), "share": one.share} for one in QUOTED]
