@@ -52,12 +52,14 @@ _DATA: Final = 0x00CF_9300_0000_FFFF
 _OPEN, _CLOSED = 104, 0xFFFF
 
 WINDOW: Final = BASE + (1 << 38)
-"""From here on physical memory, 256 GiB of it, for the stub's stores."""
+"""From here on physical memory, up to 256 GiB, for the stub's stores: a GiB at a time as it is asked for."""
+_DIRECTORIES: Final = 16
+"""GiB of physical memory that the window can show."""
 
 _PAGES: Final = 64
 
-_TABLES: Final = 3
-"""Tables in front of the pages: one each of levels 3, 2 and 1."""
+_TABLES: Final = 3 + _DIRECTORIES
+"""Tables in front of the pages: one each of levels 3, 2 and 1, and the window's of level 2."""
 SIZE: Final = (_TABLES + _PAGES) * _PAGE
 
 HLT: Final = 0xF4
@@ -68,7 +70,7 @@ _STORES: Final = (
     bytes.fromhex("4d8901"),  # mov [r9], r8
     bytes.fromhex("4d8913"),  # mov [r11], r10
     bytes.fromhex("4d896500"),  # mov [r13], r12
-    bytes.fromhex("4d893f"),  # mov [r15], r14
+    bytes.fromhex("4d8937"),  # mov [r15], r14
 )
 STORE_REGISTERS: Final = ((7, 0), (6, 1), (3, 2), (9, 8), (11, 10), (13, 12), (15, 14))
 """Address and value register of each store of the stub, by encoding."""
@@ -77,12 +79,12 @@ STORE_REGISTERS: Final = ((7, 0), (6, 1), (3, 2), (9, 8), (11, 10), (13, 12), (1
 class Room:
     """The pages of one engine."""
 
-    def __init__(self, gigabyte_pages: bool) -> None:
+    def __init__(self) -> None:
         self.memory = mmap.mmap(-1, SIZE)
         self.words = memoryview(self.memory).cast("Q")
         self.frame = (self._at(_STACK) + _PAGE) // 8
         """Index in `words` behind a trap's frame: SS, RSP, RFLAGS, CS, RIP, error code come before it, at -1 to -6."""
-        self._gigabyte_pages = gigabyte_pages
+        self._shown_gigabytes: dict[int, int] = {}
         self._shown = b""
         self._fill_tables()
         self._fill_handlers()
@@ -107,9 +109,6 @@ class Room:
             # The empty descriptor table is one page of nothing, again and again, and its last.
             shown = _GDT_NONE + 1 if _GDT_NONE <= page < _GDT_NONE + 15 else page
             words[1024 + page] = PHYSICAL + self._at(shown) | _SUPERVISOR
-        if self._gigabyte_pages:
-            for number in range(256):
-                words[256 + number] = number << 30 | _SUPERVISOR | _LARGE | _NO_EXECUTE
 
     def _fill_handlers(self) -> None:
         for vector in range(256):
@@ -162,4 +161,13 @@ class Room:
 
     def window(self, physical: int) -> int | None:
         """Where the stub reaches a physical address; None where it does not."""
-        return WINDOW + physical if self._gigabyte_pages and physical < 1 << 38 else None
+        number = physical >> 30
+        if number not in self._shown_gigabytes:
+            if number >= 256 or len(self._shown_gigabytes) == _DIRECTORIES:
+                return None
+            table = 3 + len(self._shown_gigabytes)
+            for index in range(512):
+                self.words[table * 512 + index] = (number << 30) + (index << 21) | _SUPERVISOR | _LARGE | _NO_EXECUTE
+            self.words[256 + number] = PHYSICAL + table * _PAGE | _SUPERVISOR
+            self._shown_gigabytes[number] = table
+        return WINDOW + physical

@@ -11,7 +11,7 @@ from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.x86 import X86Engine, X86Registers
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.room import CODE, DATA, ROOM_SIZE, ROOT
-from tests.emulator.engine.bare_engine import BareGuest, Seen
+from tests.emulator.engine.bare_engine import PAGE_TABLE, BareGuest, Seen
 
 LOOP = "48ffc3 ebfb"
 """inc rbx; jmp back: a block an iteration."""
@@ -261,6 +261,68 @@ def test_an_entry_that_was_changed_is_seen_after_a_flush(engine: X86Engine) -> N
     engine.flush_tlb()
     engine.registers.rip = CODE
     assert guest.run()[0].vector == 14
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 15, 40])
+@pytest.mark.parametrize("named", ["pages", "entries"])
+def test_changed_entries_that_are_named_are_seen_after_a_flush(engine: X86Engine, count: int, named: str) -> None:
+    first = ROOM_SIZE >> 12
+    pages = memoryview(mmap.mmap(-1, 2 * count << 12))
+    words = pages.cast("Q")
+    for number in range(2 * count):
+        words[number << 9] = 1000 + number
+    # mov rsi, room's end; mov ecx, count; add rax, [rsi]; add rsi, 4096; dec ecx; jnz; int3
+    code = f"be{ROOM_SIZE.to_bytes(4, 'little').hex()} b9{count.to_bytes(4, 'little').hex()}"
+    guest = BareGuest(engine, code + "480306 4881c600100000 ffc9 75f2 cc")
+    engine.map_memory(1 << 32, pages)
+    for shift in (0, count, 0):
+        changes = []
+        for number in range(count):
+            at = PAGE_TABLE + 8 * (first + number)
+            old = guest.words[at >> 3] & ~0xFFF
+            guest.page(first + number, (1 << 32) + (number + shift << 12) | 7)
+            changes.append((at, old if named == "pages" and old else -1))
+        engine.flush_tlb(changes)
+        engine.registers.rip, engine.registers.gpr[0] = CODE, 0
+        (seen,) = guest.run()
+        assert seen.kind is ExitKind.SOFTWARE_INTERRUPT
+        assert engine.registers.gpr[0] == sum(1000 + number + shift for number in range(count))
+        assert [guest.words[at >> 3] & ~0xFFF for at, _ in changes] == [
+            (1 << 32) + (number + shift << 12) for number in range(count)
+        ]
+
+
+def test_a_changed_table_is_seen_after_a_flush_that_names_its_entry(engine: X86Engine) -> None:
+    guest = BareGuest(engine, "488b042500900000 cc")
+    other = memoryview(mmap.mmap(-1, 4096))
+    engine.map_memory(1 << 32, other)
+    words = other.cast("Q")
+    for page in range(16):
+        words[page] = page << 12 | 7
+    words[DATA >> 12] = CODE | 7
+    guest.words[DATA >> 3] = 1
+    directory = PAGE_TABLE - 0x1000
+    for table, expected in ((PAGE_TABLE, 1), (1 << 32, guest.words[CODE >> 3]), (PAGE_TABLE, 1)):
+        guest.words[directory >> 3] = table | 7
+        engine.flush_tlb([(directory, -1)])
+        engine.registers.rip = CODE
+        guest.run()
+        assert engine.registers.gpr[0] == expected
+
+
+def test_no_breakpoint_is_lost_to_a_budget(engine: X86Engine) -> None:
+    guest = BareGuest(engine, "b900040000 cc ffc9 75fb 0f0b")  # 1024 x int3
+
+    def again(exit_: Exit) -> bool:
+        if exit_.kind is ExitKind.SOFTWARE_INTERRUPT:
+            engine.registers.rip += exit_.length
+        engine.set_deadline(engine.progress + 20_000)
+        return exit_.kind is not ExitKind.FAULT
+
+    engine.set_deadline(engine.progress + 20_000)
+    seen = guest.run(again)
+    assert (seen[-1].vector, seen[-1].rip) == (6, CODE + 10)
+    assert sum(one.kind is ExitKind.SOFTWARE_INTERRUPT for one in seen) == 1024
 
 
 def test_an_entry_that_became_present_needs_no_flush(engine: X86Engine) -> None:
