@@ -204,6 +204,15 @@ def test_a_global_page_that_was_invalidated_is_gone_in_every_address_space(view:
     assert mmu.access(PAGE) == OTHER + 4096
 
 
+def test_every_one_of_many_invalidations_counts() -> None:
+    mmu = mapped(FRAME | P | W | U)
+    for number in range(600):
+        frame = FRAME + number % 5 * 4096
+        mmu.tables.map(PAGE, frame | P | W | U)
+        mmu.shadow.invalidate(PAGE)
+        assert mmu.access(PAGE) == frame
+
+
 def test_two_address_spaces_see_their_own_pages_whenever_they_are_loaded() -> None:
     mmu = mapped(FRAME | P | W | U)
     first, second = mmu.tables.root, mmu.tables.table()

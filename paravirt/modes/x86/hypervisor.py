@@ -52,6 +52,8 @@ class X86Hypervisor(Hypervisor):
     WITHIN_AN_INSTRUCTION = frozenset({ExitKind.PORT_READ, ExitKind.PORT_WRITE, ExitKind.IDENTIFY, ExitKind.TIME_STAMP})
 
     DESCRIPTORS = DescriptorCopy
+    FLAT = True
+    """The kernel's code segment has no base: RIP is an address."""
 
     engine: X86Engine
     board: Pc
@@ -70,6 +72,9 @@ class X86Hypervisor(Hypervisor):
         self.descriptors = self.DESCRIPTORS(self.vcpu, self._descriptors, self.shadow, show)
         self._early = not able.task_switched_faults
         """No instruction can be had to fault for CR0.TS: the guest's handler runs before user code is entered."""
+        self._port_reads = self.exits.cell("READ_PORT", "exit")
+        self._port_writes = self.exits.cell("WRITE_PORT", "exit")
+        self._late_writes = self.exits.cell("WRITE_PORT", "late")
         self._in_shadow = False
         """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
         self._faults: dict[int, Callable[[Exit], None]] = {
@@ -233,6 +238,11 @@ class X86Hypervisor(Hypervisor):
     # -- faults ---------------------------------------------------------------------------------
 
     def _fault(self, exit_: Exit) -> None:
+        if self.FLAT and exit_.vector == _GP and self.vcpu.level == 0 and not self._in_shadow:
+            known = self._actions.get(self._registers.rip)
+            if known is not None:  # the hottest path of a run
+                self._act(known)
+                return
         handler = self._faults.get(exit_.vector)
         if handler is not None:
             handler(exit_)
@@ -245,25 +255,28 @@ class X86Hypervisor(Hypervisor):
             return
         self._raise(Fault(exit_.vector, error))
 
+    def _act(self, known: tuple[Action, list[int]]) -> None:
+        """Do an operation of the kernel's, over which a guest may step."""
+        action, cell = known
+        cell[0] += 1
+        self.exits.last = cell
+        stepped = self._registers.trap_flag
+        try:
+            action()
+        except Fault as fault:
+            self._raise(fault)
+            return
+        if stepped:
+            self._single_stepped()
+
     def _general_protection(self, exit_: Exit) -> None:
         rip = self._registers.rip
         if self._in_shadow:
             self._end_shadow()
         if self.vcpu.level == 0:
-            # `_perform`, in place, since it is the hottest path of a run; and a guest may step over the instruction.
             known = self._actions.get(rip) or self._prepare(rip)
             if known is not None:
-                action, cell = known
-                cell[0] += 1
-                self.exits.last = cell
-                stepped = self._registers.trap_flag
-                try:
-                    action()
-                except Fault as fault:
-                    self._raise(fault)
-                    return
-                if stepped:
-                    self._single_stepped()
+                self._act(known)
                 return
         elif self._perform_for_user(rip):
             return
@@ -361,14 +374,14 @@ class X86Hypervisor(Hypervisor):
         if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
             exit_.refused = True
             return
-        self.exits.count("READ_PORT", "exit")
+        self._count(self._port_reads)
         exit_.value = self.board.ports.read(exit_.port, exit_.size)
 
     def _port_write(self, exit_: Exit) -> None:
         if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
             exit_.refused = True
             return
-        self.exits.count("WRITE_PORT", "late" if exit_.late else "exit")
+        self._count(self._late_writes if exit_.late else self._port_writes)
         self.write_port(exit_.port, exit_.size, exit_.value)
 
     def _identify(self, _exit: Exit) -> None:
