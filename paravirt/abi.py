@@ -212,13 +212,31 @@ AARCH64 = Window(
     enabled=0,
     disabled=0x80,
     pending=0x08,
-    scratch=0x10,
+    scratch=0x40,
     scratch_words=8,
     registers=0x80,
 )
 """In the last 2 MiB below where Linux links its kernel for 48-bit addresses: within a branch's reach of kernel and
 modules, and the last that would be used for modules. The real interrupt masks of a deprivileged guest are the virtual
 ones, so the word of the interrupt flag is not used."""
+
+AARCH64_STAND_INS = {
+    "SP_EL0": "TPIDRRO_EL0",
+    "TPIDR_EL1": "TPIDR_EL0",
+    "ELR_EL1": "PMEVCNTR1_EL0",
+    "SPSR_EL1": "PMEVCNTR2_EL0",
+    "ESR_EL1": "PMEVCNTR3_EL0",
+    "FAR_EL1": "PMCCNTR_EL0",
+}
+"""AArch64: registers of EL1, and the registers of EL0 that hold them while the guest's kernel runs. The first can be
+read only; user code never sees the others' contents, since the performance monitors are closed to it."""
+
+AARCH64_SCRATCH = "PMEVCNTR0_EL0"
+"""AArch64: a register that a fixup may use between its first and last instruction."""
+
+AARCH64_UNMAPPED = 0x20
+"""AArch64: offset of the operand of the last TLBI by address and of any address space that has nothing to invalidate:
+the page has not been mapped since. Written by the hypervisor; all ones where there is none."""
 
 WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, ARMV7, I386, MIPS32, AARCH64)}
 """The window of each instruction set whose guests are rewritten."""

@@ -92,6 +92,10 @@ class AArch64Engine(Engine, Protocol):
         """Load SCTLR_EL1, TCR_EL1 and MAIR_EL1; roots must be set before SCTLR_EL1.M is."""
         ...
 
-    def allow_user(self, allowed: int) -> None:
-        """What EL0 may do without an exit: any of the bits `USER_MAY` of SCTLR_EL1, and no others."""
+    def allow_user(self, allowed: int, counters: bool = False) -> None:
+        """What EL0 may do without an exit: any of the bits `USER_MAY` of SCTLR_EL1, and no others.
+
+        With `counters` EL0 may access the performance monitors. None of them counts, so that PMCCNTR_EL0 and
+        PMEVCNTR0_EL0..PMEVCNTR3_EL0 keep what is written to them, 64 bits each.
+        """
         ...

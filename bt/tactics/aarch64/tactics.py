@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from bt.tactics.fixed.body import Body, Call, Code
+from bt.tactics.fixed.body import Body, Call, Code, Relative
 from bt.tactics.fixed.ladder import FixedGround, FixedLadder, Replacement
 from bt.tactics.fixed.tactics import FixedWidth
 from bt.tactics.tactics import Choice, CodePage, OutOfReach, Refused, Region, Tactic
@@ -49,12 +49,16 @@ _SAME: Final[dict[str, str]] = {
 _SAME_INLINE: Final[dict[str, str]] = dict.fromkeys(
     ("MSR DAIFSet (immediate)", "MSR DAIFClr (immediate)", "MRS DAIF", "MSR DAIF"), _MASKS
 )
+_WHILE: Final = "while the kernel runs, {} holds {}"
 _STAND_IN: Final[dict[str, tuple[Callable[[int, int], int], str, str]]] = {
-    "MRS SP_EL0": (mrs, "TPIDRRO_EL0", "while the kernel runs, TPIDRRO_EL0 holds SP_EL0"),
-    "MRS TPIDR_EL1": (mrs, "TPIDR_EL0", "while the kernel runs, TPIDR_EL0 stands for TPIDR_EL1"),
-    "MSR TPIDR_EL1": (msr, "TPIDR_EL0", "while the kernel runs, TPIDR_EL0 stands for TPIDR_EL1"),
+    f"{way} {name}": (word, stand_in, _WHILE.format(stand_in, name))
+    for name, stand_in in abi.AARCH64_STAND_INS.items()
+    for way, word in (("MRS", mrs), ("MSR", msr))
+    if (way, name) != ("MSR", "SP_EL0")  # its stand-in can be read only
 }
 """Registers of EL1 that a register of EL0 stands for: how it is accessed, which, and why that does the same."""
+_INVALIDATES: Final = frozenset({"TLBI VAAE1", "TLBI VAALE1"})
+_SCRATCH: Final = BY_NAME[abi.AARCH64_SCRATCH].encoding
 
 
 class A64Tactics(FixedWidth):
@@ -85,6 +89,13 @@ class A64Tactics(FixedWidth):
     def trap(self, site: Found) -> bytes:
         """HVC."""
         return _TRAP
+
+    def needs_trap(self, code: int) -> bool:
+        """Besides what goes on silently: the performance monitors, of which some hold other registers."""
+        return super().needs_trap(code) or self._is_monitor(code)
+
+    def _is_monitor(self, code: int) -> bool:
+        return self.row_of(code).condition.startswith("PMUSERENR_EL0")
 
     @property
     def fill(self) -> bytes:
@@ -119,12 +130,37 @@ class A64Ladder(FixedLadder):
         call = Call(_TRAP, row.operation, site.offset, code, inside=False)
         if row.name.startswith(("LDTR", "STTR")) and strategy != "hypercall":
             return Tactic.INLINE, "an address of the upper half is refused", self._checked(site, code, call)
+        if row.name in _INVALIDATES and strategy != "hypercall":
+            reason = "a page that was not mapped since is not invalidated again"
+            return Tactic.INLINE, reason, self._invalidation(site, code)
         if strategy == "inline" or Route.HYPERCALL not in row.routes:
             raise Refused("no fixup can do its work in the guest")
         if strategy == "auto":
             raise Refused("a call would exit as well, and so does the instruction")
         body = Body((call,), site.offset, site.offset + 4, leaves=False)
         return Tactic.HYPERCALL, "the fixup calls the hypervisor", body
+
+    def _invalidation(self, site: Found, code: bytes) -> Body:
+        """TLBI by address, left out where the hypervisor says that there is nothing to invalidate (`abi`)."""
+        operand = int.from_bytes(code, "little") & _REGISTER
+        scratch = 16 if operand != 16 else 17
+        save, restore = msr(_SCRATCH, scratch), mrs(_SCRATCH, scratch)
+        load = Relative(8, lambda at, _page: _load_shared(at, scratch, abi.AARCH64_UNMAPPED))
+        differs = 0xCA00_0000 | operand << 16 | scratch << 5 | scratch  # eor
+        skip = 0xB400_0000 | 3 << 5 | scratch  # cbz, to what is behind the call
+        row = self.tactics.row_of(site.code)
+        return Body(
+            (
+                Code(struct.pack("<I", save)),
+                load,
+                Code(struct.pack("<3I", differs, skip, restore)),
+                Call(_TRAP, row.operation, site.offset, code, inside=False),
+                Code(struct.pack("<I", restore)),
+            ),
+            site.offset,
+            site.offset + 4,
+            (abi.AARCH64_SCRATCH,),
+        )
 
     def _checked(self, site: Found, code: bytes, call: Call) -> Body:
         """An access at EL0 is a plain one; in the kernel's view it could reach what is the kernel's, all of which is in
@@ -139,6 +175,18 @@ class A64Ladder(FixedLadder):
     def survey(self, page: CodePage) -> FixedGround:
         """The page."""
         return A64Ground(self, page)
+
+
+def _load_shared(at: int, register: int, offset: int) -> bytes:
+    """`adrp` and `ldr` of a word of the shared page."""
+    pages = (abi.AARCH64.shared_page >> 12) - (at >> 12)
+    if not -(1 << 20) <= pages < 1 << 20:
+        raise OutOfReach(f"the shared page is out of reach from {at:#x}")
+    return struct.pack(
+        "<2I",
+        0x9000_0000 | (pages & 3) << 29 | (pages >> 2 & 0x7FFFF) << 5 | register,
+        0xF940_0000 | offset // 8 << 10 | register << 5 | register,
+    )
 
 
 class A64Ground(FixedGround):

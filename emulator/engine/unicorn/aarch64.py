@@ -82,9 +82,9 @@ class UnicornAArch64Engine(UnicornCpu):
         registers.learn_modes()
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
 
-    def allow_user(self, allowed: int) -> None:
-        """The bits `USER_MAY` of SCTLR_EL1."""
-        self.registers.poke_user_rights(allowed)
+    def allow_user(self, allowed: int, counters: bool = False) -> None:
+        """The bits `USER_MAY` of SCTLR_EL1, and the performance monitors."""
+        self.registers.poke_user_rights(allowed, counters)
 
     def _make_fault_callback(self) -> Callable[[int, int, int], None]:
         """The hot path: a closure over everything it touches."""

@@ -55,6 +55,11 @@ IN_PLACE: Final[dict[str, int]] = {
     "PAR_EL1": 0x450,
     "PMUSERENR_EL0": 0x488,
     "MAIR_EL1": 0x4A8,
+    "PMCCNTR_EL0": 0x808,
+    "PMEVCNTR0_EL0": 0x818,
+    "PMEVCNTR1_EL0": 0x820,
+    "PMEVCNTR2_EL0": 0x828,
+    "PMEVCNTR3_EL0": 0x830,
     "VBAR_EL1": 0x4C8,
     "CONTEXTIDR_EL1": 0x4F8,
     "TPIDR_EL0": 0x510,
@@ -68,6 +73,7 @@ W_PC: Final = _PC // 8
 W_FAULT_ADDRESS: Final = _FAULT_ADDRESS // 8
 H_SYNDROME: Final = _SYNDROME // 4
 _W_SCTLR: Final = IN_PLACE["SCTLR_EL1"] // 8
+_W_COUNTERS: Final = IN_PLACE["PMUSERENR_EL0"] // 8
 _W_LOWER, _W_UPPER = IN_PLACE["TTBR0_EL1"] // 8, IN_PLACE["TTBR1_EL1"] // 8
 _PATTERN = 0x5E77_1A90_0000_0001
 _X: Final = tuple(getattr(arm64_const, f"UC_ARM64_REG_X{number}") for number in range(31))
@@ -278,10 +284,11 @@ class UnicornAArch64Registers:
         """Change TTBR0_EL1 and TTBR1_EL1 without telling the TLB: the engine flushes."""
         self.words[_W_LOWER], self.words[_W_UPPER] = lower, upper
 
-    def poke_user_rights(self, allowed: int) -> None:
-        """The bits of SCTLR_EL1 that nothing but instructions of EL0 look at, when they execute."""
+    def poke_user_rights(self, allowed: int, counters: bool) -> None:
+        """The bits of SCTLR_EL1 that nothing but instructions of EL0 look at, when they execute; PMUSERENR_EL0.EN."""
         words = self.words
         words[_W_SCTLR] = words[_W_SCTLR] & ~USER_MAY | allowed
+        words[_W_COUNTERS] = 1 if counters else 0
 
     def learn_modes(self) -> None:
         """Have Unicorn compute the summary of the mode for both levels; it depends on the control registers.

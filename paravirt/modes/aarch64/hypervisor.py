@@ -36,7 +36,12 @@ _REAL_TCR: Final = 16 | 16 << 16 | 2 << 30 | 2 << 32
 _REAL_MAIR: Final = 0xFF
 _KERNEL_MAY: Final = MAY_ZERO | MAY_TYPE | MAY_CACHE
 _USER_MAY: Final = MAY_ZERO | MAY_TYPE | MAY_CACHE
-_ABORTS: Final = frozenset({x.DATA_LOWER, x.DATA_SAME})
+_UNMAPPED: Final = abi.AARCH64_UNMAPPED // 8
+_NONE: Final = 0xFFFF_FFFF_FFFF_FFFF
+_MOST_PASSED: Final = 32
+"""Accesses by one and the same entry from which on a page of passage is mapped."""
+_OFTEN: Final = 8
+"""Invalidations of a page from which on its first access afterwards is done without mapping it."""
 
 
 class AArch64Hypervisor(Hypervisor):
@@ -69,7 +74,11 @@ class AArch64Hypervisor(Hypervisor):
         self._accesses: dict[int, Access | None] = {}
         self._masks_native = False
         """The kernel's accesses to DAIF need no exit while no interrupt waits for them."""
-        self._may = 0
+        self._may = -1
+        self._passing, self._passed = 0, 0
+        """Entry of the page of passage, and how many accesses were done by it one after the other."""
+        self.shadow.on_mapped = self._mapped
+        self._mapped()
 
     def _own_memory(self) -> Mapping[int, memoryview]:
         return {layout.AARCH64.tables: memoryview(self.shadow.pool.memory)}
@@ -92,17 +101,22 @@ class AArch64Hypervisor(Hypervisor):
         self.shadow.use(KERNEL_VIEW)
         self._allow()
 
+    def _mapped(self) -> None:
+        """A page was mapped: nothing is known to be unmapped any more."""
+        self.shared[_UNMAPPED] = _NONE
+
     # -- delivery -------------------------------------------------------------------------------
 
     def _allow(self) -> None:
         """Load what the guest may do without an exit: its masks, while its kernel runs and no interrupt waits."""
         if self.vcpu.level == 0:
-            may = _USER_MAY
+            may = _USER_MAY & self.vcpu.context.sctlr
         else:
             may = _KERNEL_MAY | (MAY_MASK if self._masks_native and not self.board.intr else 0)
-        if may != self._may:
-            self._may = may
-            self.engine.allow_user(may)
+        state = may | self.vcpu.level
+        if state != self._may:
+            self._may = state
+            self.engine.allow_user(may, self.vcpu.level == 1)
 
     def _settle(self) -> None:
         super()._settle()
@@ -230,7 +244,43 @@ class AArch64Hypervisor(Hypervisor):
             return
         if level and not write and self._reads_itself(address, frame):
             return
-        self._fill(address, write, False)
+        if level and self._reused(address, frame, write, walk.entries[1]):
+            return
+        self.shadow.fill_walked(walk, write)
+        if self._own_store >= 0:
+            self._begin_own_store()
+        self.exits.count("page", "fill")
+
+    def _reused(self, address: int, frame: int, write: bool, entry: int) -> bool:
+        """A page of the kernel's that is mapped for one access and invalidated again, many times over: its accesses
+        are done here, and there is nothing to invalidate afterwards. Linux patches its text so, a word at a time.
+
+        Whether it was invalidated in between is not seen then; a page that is used a little longer is mapped.
+        """
+        shadow = self.shadow
+        page = address >> 12
+        if shadow.clean_page != page or shadow.invalidations.get(page, 0) < _OFTEN:
+            return False
+        self._passed = self._passed + 1 if entry == self._passing else 0
+        self._passing = entry
+        access = self._access(self._registers.pc)
+        if self._passed > _MOST_PASSED or access is None or access.load == write:
+            return False
+        if (address & 0xFFF) + 2 * access.size > 4096:
+            return False
+        self.exits.count("access to a page of passage", "emulated")
+        self._shared_unmapped(page)
+        if write:
+            self._do_store(access, frame | address & 0xFFF)
+            self._own_store = -1  # it is done
+        else:
+            self._do_load(access, frame | address & 0xFFF)
+        self.vcpu.advance()
+        return True
+
+    def _shared_unmapped(self, page: int) -> None:
+        """Tell fixups which page has nothing to invalidate."""
+        self.shared[_UNMAPPED] = page & (1 << 44) - 1
 
     def _reads_itself(self, address: int, frame: int) -> bool:
         """Code reads the page it executes from, which can be executed only: the load is done in its place."""
@@ -356,7 +406,8 @@ class AArch64Hypervisor(Hypervisor):
 
     def invalidate(self, address: int) -> None:
         """TLBI by address."""
-        self._devices.clear()
+        if self._devices:
+            self._devices.clear()
         self.shadow.invalidate(address)
 
     def invalidate_space(self) -> None:

@@ -6,13 +6,20 @@ mapping is both writable and executable, since the engine misses stores to its c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import numpy as np
 
 from emulator.engine.aarch64 import AArch64Engine
 from emulator.isa.aarch64.paging import EL0_TABLES, AArch64Tables, TranslationContext
+from emulator.isa.paging import PageWalk
 from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.shadow import ShadowPaging
+
+_REMEMBERED: Final = 4096
+"""Pages whose invalidations are counted."""
 
 
 class AArch64Shadow(ShadowPaging):
@@ -33,6 +40,33 @@ class AArch64Shadow(ShadowPaging):
         self.frames.exclusive = True
         self.frames.execute_only = engine.capabilities.execute_only
         self.pool.on_removed = self._removed
+        self.clean_page = -1
+        """The page that was invalidated last and not mapped since, or -1."""
+        self.invalidations: dict[int, int] = {}
+        """Pages of the kernel's that were invalidated by themselves, and how often."""
+        self.on_mapped: Callable[[], None] = lambda: None
+        """Called before a page is mapped."""
+
+    def _install(self, walk: PageWalk, write: bool, fetch: bool) -> None:
+        self.clean_page = -1
+        self.on_mapped()
+        super()._install(walk, write, fetch)
+
+    def fill_walked(self, walk: PageWalk, write: bool) -> None:
+        """`fill` for data, by a walk that was just made."""
+        self.fills += 1
+        self._with_room(lambda: self._install(walk, write, False))
+
+    def invalidate(self, address: int) -> None:
+        """As the base; the kernel's pages that are invalidated again and again are remembered."""
+        super().invalidate(address)
+        if address >> 63:
+            page = address >> 12
+            self.clean_page = page
+            counts = self.invalidations
+            if len(counts) > _REMEMBERED:
+                counts.clear()
+            counts[page] = counts.get(page, 0) + 1
 
     def _removed(self, _places: list[int]) -> None:
         self._dirty = True

@@ -17,13 +17,16 @@ from emulator.isa.aarch64.exceptions import AArch64Exception
 from emulator.isa.aarch64.paging import TranslationContext, Walker
 from emulator.isa.aarch64.registers import BY_NAME
 from emulator.isa.exceptions import ArchitecturalException
+from paravirt.abi import AARCH64_STAND_INS
 
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _RESET_SCTLR: Final = 0x30D0_0800
 MDSCR_SS, MDSCR_KDE = 1 << 0, 1 << 13
 MDSCR: Final = BY_NAME["MDSCR_EL1"].encoding
 VBAR: Final = BY_NAME["VBAR_EL1"].encoding
-_NEVER = 1 << 63
+_ELR, _SPSR, _ESR, _FAR = (
+    BY_NAME[AARCH64_STAND_INS[name]].encoding for name in ("ELR_EL1", "SPSR_EL1", "ESR_EL1", "FAR_EL1")
+)
 
 
 class AArch64VirtualCpu:
@@ -48,7 +51,6 @@ class AArch64VirtualCpu:
         """TPIDR_EL0 and TPIDRRO_EL0 while the kernel runs."""
         self.kernel_thread = 0
         """TPIDR_EL1 while user code runs."""
-        self.elr = self.spsr = self.esr = self.far = 0
         self.system: dict[int, int] = {}
         """The other system registers by their 16-bit names."""
         self.stepping = False
@@ -138,6 +140,44 @@ class AArch64VirtualCpu:
     def select_stack(self, own: bool) -> None:
         """MSR SPSel."""
         self._enter(1, own)
+
+    # -- registers that stand-ins hold ----------------------------------------------------------
+
+    @property
+    def elr(self) -> int:
+        """ELR_EL1."""
+        return self.registers.system(_ELR)
+
+    @elr.setter
+    def elr(self, value: int) -> None:
+        self.registers.set_system(_ELR, value)
+
+    @property
+    def spsr(self) -> int:
+        """SPSR_EL1."""
+        return self.registers.system(_SPSR)
+
+    @spsr.setter
+    def spsr(self, value: int) -> None:
+        self.registers.set_system(_SPSR, value)
+
+    @property
+    def esr(self) -> int:
+        """ESR_EL1."""
+        return self.registers.system(_ESR)
+
+    @esr.setter
+    def esr(self, value: int) -> None:
+        self.registers.set_system(_ESR, value)
+
+    @property
+    def far(self) -> int:
+        """FAR_EL1."""
+        return self.registers.system(_FAR)
+
+    @far.setter
+    def far(self, value: int) -> None:
+        self.registers.set_system(_FAR, value)
 
     # -- exceptions -----------------------------------------------------------------------------
 
