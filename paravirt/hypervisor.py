@@ -19,6 +19,7 @@ from emulator.isa.operation import Operation
 from emulator.machine import EndKind, Machine, Outcome
 from paravirt.abi import Window
 from paravirt.accounting import ExitTable
+from paravirt.code_access import CodeAccess
 from paravirt.layout import Layout
 from paravirt.mmu.code import CodePages
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW, MemoryViews
@@ -28,7 +29,6 @@ from paravirt.vcpu import VirtualCpu
 Action = Callable[[], None]
 """Does an operation for the guest and moves its PC. Raises `ArchitecturalException` for what the guest did wrong."""
 Handlers = Mapping[ExitKind, Callable[[Exit], None]]
-_WRITABLE = 2
 _EXITS = Machine.EXITS
 
 
@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
     action: Action
 
 
-class Hypervisor(Driver):
+class Hypervisor(CodeAccess, Driver):
     """Runs one guest on one machine: handler of the engine's exits. Abstract: see `paravirt.modes`."""
 
     WINDOW: ClassVar[Window]
@@ -133,18 +133,6 @@ class Hypervisor(Driver):
     def _finish_hypercall(self, call: Hypercall) -> Action:
         """What is left to do of an operation that a fixup began."""
         raise ValueError(f"no fixup calls the hypervisor for {call.operation.name}")
-
-    def _begin_step(self) -> int:
-        """Have the engine come back after one instruction; returns whether the guest itself has asked for that."""
-        raise NotImplementedError
-
-    def _end_step(self) -> None:
-        """The instruction is done, and the guest had not asked for steps."""
-        raise NotImplementedError
-
-    def _guest_step(self) -> None:
-        """The instruction is done, and the guest steps as well: its debug exception follows."""
-        raise NotImplementedError
 
     # -- a run ----------------------------------------------------------------------------------
 
@@ -358,67 +346,3 @@ class Hypervisor(Driver):
         self.shadow.install_window()
         self.exits.count("hypervisor window", "fill")
         return True
-
-    def _code_changed(self, page: int) -> None:
-        for pc in self._actions_by_page.pop(page >> 12, ()):
-            self._actions.pop(pc, None)
-
-    def _entry_of(self, page: int) -> int:
-        """Where the page of code at `page` is entered."""
-        pc = self.vcpu.pc
-        return pc if pc >> 12 == page >> 12 else page
-
-    def _read_code(self, address: int) -> bool:
-        """The guest reads code that executes from a copy: let it see its own bytes.
-
-        A read from the page under the PC runs that one instruction from the guest's frame; any other maps the frame
-        for reading until the page executes again (False: an ordinary fill).
-        """
-        frame = self.shadow.frame_of(address)
-        page = self._page_executed_from(frame) if frame >= 0 else None
-        if page is None:
-            return False
-        self._step_from_frame(page, frame, 0, "read of the executing page")
-        return True
-
-    def _code_stored(self, frame: int) -> None:
-        page = self._page_executed_from(frame)
-        if page is not None:
-            self._own_store, self._own_page = frame, page
-
-    def _page_executed_from(self, frame: int) -> int | None:
-        """The page under the PC that executes from a copy of `frame`: the PC's own, or the next if the instruction may
-        reach into it. Both must be there for it to complete."""
-        pc = self.vcpu.pc
-        for page in (pc & ~0xFFF, (pc + self.LONGEST - 1 & ~0xFFF) & self.WINDOW.last_address):
-            if self.code.executes_from(page, frame):
-                return page
-        return None
-
-    def _begin_own_store(self) -> None:
-        """The guest stores into the page it executes from: run that one instruction from the frame itself."""
-        frame, self._own_store = self._own_store, -1
-        self._step_from_frame(self._own_page, frame, _WRITABLE, "store into the executing page")
-
-    def _step_from_frame(self, page: int, frame: int, rights: int, what: str) -> None:
-        """Execute one instruction of `page` from the guest's own frame."""
-        try:
-            at = self.shadow.expose(page, frame, rights != 0)
-        except ArchitecturalException as fault:  # the page itself is gone since it was fetched from
-            self._raise(fault)
-            return
-        self._stepping = at, self._begin_step() if self._stepping is None else self._stepping[1]  # it also stores
-        self.engine.code_changed(page, 4096)
-        self.exits.count(what, "step")
-
-    def _end_own_store(self) -> None:
-        """The instruction that ran from the guest's frame is done."""
-        assert self._stepping is not None
-        at, guest_steps = self._stepping
-        self._stepping = None
-        self.shadow.drop(at)
-        self.shadow.flush_tlb()
-        if guest_steps:
-            self._guest_step()
-        else:
-            self._end_step()

@@ -1,17 +1,15 @@
 """The hypervisor of x86-64 guests: which of its faults is an operation, a fill or the guest's own, and the real state.
 
 Room: `paravirt/modes/x86`. The guest runs at real CPL 3 in four-level shadow tables. One instruction runs alone by the
-real trap flag: behind STI, and from the guest's own frame. It is the `Context` of `paravirt.operations.x86`.
+real trap flag: behind STI, and from the guest's own frame.
 """
 
 import mmap
 from collections.abc import Callable, Mapping
 
 from emulator.board.linux_boot import EntryState
-from emulator.board.pc import Pc
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.protocol import Capabilities
-from emulator.engine.x86 import X86Engine
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
@@ -20,11 +18,11 @@ from emulator.isa.x86.delivery import interrupt, raise_exception, software_inter
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.segments import port_permitted
 from emulator.isa.x86.transfer import syscall
-from emulator.machine import EndKind, Outcome
 from paravirt import abi, layout
-from paravirt.hypervisor import Action, Handlers, Hypervisor, Prepared
+from paravirt.hypervisor import Action, Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.x86.descriptors import DescriptorCopy
+from paravirt.modes.x86.requests import X86Requests
 from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
 from paravirt.operations.x86 import PREPARE, perform_identify, pop_flags
@@ -42,7 +40,7 @@ DEAR = 10.0
 """Microseconds from which on an exit costs more than what avoids a few."""
 
 
-class X86Hypervisor(Hypervisor):
+class X86Hypervisor(X86Requests):
     """Runs one x86-64 guest. `Context` of the operations, and handler of the engine's exits."""
 
     WINDOW = abi.X86_64
@@ -54,11 +52,6 @@ class X86Hypervisor(Hypervisor):
     DESCRIPTORS = DescriptorCopy
     FLAT = True
     """The kernel's code segment has no base: RIP is an address."""
-
-    engine: X86Engine
-    board: Pc
-    vcpu: X86VirtualCpu
-    shadow: X86Shadow
 
     def _make(self) -> None:
         self._registers = self.engine.registers
@@ -321,12 +314,6 @@ class X86Hypervisor(Hypervisor):
         self.exits.count("exception to the guest", "fault")
         self._single_stepped()
 
-    def shadow_begins(self) -> None:
-        """STI: one more instruction runs before an interrupt that waits is delivered."""
-        if self.board.intr and not self._registers.trap_flag:
-            self._in_shadow = True
-            self._registers.rflags |= _TF
-
     def _end_shadow(self) -> None:
         self._in_shadow = False
         self._registers.rflags &= ~_TF
@@ -392,54 +379,3 @@ class X86Hypervisor(Hypervisor):
         self.exits.count("READ_TIME_STAMP", "exit")
         value, gpr = self.time_stamp(), self.vcpu.gpr
         gpr[0], gpr[2] = value & 0xFFFF_FFFF, value >> 32
-
-    # -- what the operations ask for (`operations.x86.Context`) ---------------------------------
-
-    def halted(self) -> None:
-        """HLT: time passes to the next interrupt."""
-        if not self.vcpu.interrupts_enabled:
-            self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
-            return
-        self._wait_for_interrupt()
-
-    def root_loaded(self) -> None:
-        """CR3 was written."""
-        self.shadow.load_root()
-
-    def translations_changed(self) -> None:
-        """Every translation goes."""
-        self.vcpu.forget_translations()
-        self.shadow.flush_all()
-
-    def real_controls_changed(self) -> None:
-        """Carry the guest's floating-point bits into the real control registers."""
-        vcpu = self.vcpu
-        kept = r.CR0_MP | r.CR0_EM | r.CR0_TS | r.CR0_NE
-        cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (vcpu.cr0 & kept)
-        cr4 = r.CR4_PAE | r.CR4_TSD | (vcpu.cr4 & (r.CR4_OSFXSR | r.CR4_OSXMMEXCPT))
-        self.engine.set_control(cr0, cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
-        if self._guarded:
-            self.engine.guard_code()
-
-    def descriptors_changed(self) -> None:
-        """A descriptor-table register was loaded."""
-        self.descriptors.reload(self._view_level)
-
-    def invalidate(self, address: int) -> None:
-        """INVLPG."""
-        self.vcpu.forget_translations()
-        if not (address + 0x8000_0000_0000) >> 48 & 0xFFFF:
-            self.shadow.invalidate(address)
-
-    def read_port(self, port: int, size: int) -> int:
-        """IN by a planted trap."""
-        return self.board.ports.read(port, size)
-
-    def write_port(self, port: int, size: int, value: int) -> None:
-        """OUT, however it arrived."""
-        self.board.ports.write(port, size, value)
-        self._device_written()
-
-    def time_stamp(self) -> int:
-        """Virtual nanoseconds."""
-        return self.machine.clock.now() & _MASK
