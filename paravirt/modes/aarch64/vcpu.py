@@ -42,6 +42,8 @@ class AArch64VirtualCpu:
         self._base = base
         self._end = base + memory.nbytes
         self.walker = Walker(memory.cast("Q"), base, self.context)
+        self._code_walker = Walker(memory.cast("Q"), base, self.context)
+        """Looks at code while the result of the other one is in use."""
         self.level = 1
         self.own_stack = True
         """PSTATE.SP: EL1 uses SP_EL1."""
@@ -251,7 +253,7 @@ class AArch64VirtualCpu:
     def peek_page(self, address: int) -> bytes:
         """The page that holds `address` as the guest's kernel would read it; empty where nothing is mapped."""
         try:
-            frame = self.walker.walk(address & ~0xFFF, False, False, False).frame
+            frame = self._code_walker.walk(address & ~0xFFF, False, False, False).frame
         except AArch64Exception:
             return b""
         if not self.is_memory(frame):
@@ -261,7 +263,7 @@ class AArch64VirtualCpu:
     def fetch(self, pc: int) -> bytes:
         """The word at `pc` as the guest has it; empty where there is none."""
         try:
-            frame = self.walker.walk(pc, False, self.level == 0, True).frame
+            frame = self._code_walker.walk(pc, False, self.level == 0, True).frame
         except AArch64Exception:
             return b""
         if pc & 3 or not self.is_memory(frame):
