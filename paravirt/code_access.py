@@ -1,7 +1,7 @@
 """Code that the guest reads or stores into while it executes from a copy: one instruction at a time from its own frame.
 
 Room: `paravirt`, a part of the event loop. The views see such an access (`paravirt.mmu`); here the instruction under
-the PC runs alone with the guest's own page in the place of the copy. How a processor is made to run one instruction is the
+the PC runs alone with the guest's own page in the place of the copy. How a processor is made to run one is the
 instruction set's.
 """
 

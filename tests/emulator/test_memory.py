@@ -109,3 +109,19 @@ def test_the_digest_finds_pages_behind_the_first_search_block() -> None:
     empty = memory.digest()
     memory.write((40 << 20) + 1, 1, 1)
     assert memory.digest() != empty
+
+
+def test_memory_that_begins_elsewhere_is_addressed_from_there() -> None:
+    memory = GuestMemory(2 * 4096, 0x4000_0000)
+    memory.write(0x4000_1FF8, 8, 0x1122_3344_5566_7788)
+    assert memory.read(0x4000_1FF8, 8) == memory.words[-1] == 0x1122_3344_5566_7788
+    assert (memory.size, memory.end) == (8192, 0x4000_2000)
+    memory.clear(0x4000_1000, 4096)
+    assert not any(memory.view)
+    for outside in (0, 0x3FFF_FFFF, 0x4000_2000):
+        with pytest.raises(UnbackedAddress, match="outside memory"):
+            memory.read(outside, 1)
+    other = GuestMemory(2 * 4096, 0x8000_0000)
+    assert memory.digest([(0x4000_0000, 8)]) == other.digest(), "contents count, and not where they lie"
+    with pytest.raises(ValueError, match="multiple of 4096"):
+        GuestMemory(4096, 12)
