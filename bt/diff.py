@@ -115,7 +115,7 @@ def check(original: Image, rewritten: Image) -> Account:
     Raises `BadImage` for a file that carries no sound manifest, `UsageError` where it was made from another original,
     and `VerifyFailed` where bytes differ that the manifest does not tell of.
     """
-    from bt.report.source import of_rewritten
+    from bt.report.source import of_manifest
 
     found = verify(bytes(rewritten.elf), rewritten.path)
     before = bytes(original.elf)
@@ -126,9 +126,7 @@ def check(original: Image, rewritten: Image) -> Account:
     if not made_from(original, found):
         raise UsageError(f"{rewritten.path}: was not made from {original.path}; give the original it was made from")
     _check_told(before, bytes(rewritten.elf[: found.original_size]), found.plan, rewritten.path)
-    made = of_rewritten(rewritten)
-    assert made is not None
-    return made
+    return of_manifest(rewritten, found)
 
 
 def made_from(original: Image, manifest: manifests.Manifest) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from emulator.errors import UsageError
+from emulator.errors import UsageError, brief
 
 if TYPE_CHECKING:
     from bt.scan import Site
@@ -120,7 +120,7 @@ class _Parser:
             self._fail(f"here must be a comparison, such as mnemonic=PUSHF; fields are {', '.join(FIELDS)}")
         name = token[2]
         if name not in FIELDS:
-            self._fail(f"there is no field {name!r}; fields are {', '.join(FIELDS)}")
+            self._fail(f"there is no field {brief(repr(name))}; fields are {', '.join(FIELDS)}")
         self._take()
         operator = self._peek()
         if operator is None or operator[1] not in ("=", "!="):

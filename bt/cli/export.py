@@ -22,9 +22,9 @@ def command(image: str, tool: str, output: str | None, every: bool) -> None:
     radare2 takes, too.
     """
     from bt import progress
+    from bt.output import write
     from bt.report import source
     from bt.report.export import export
-    from bt.rewrite import write
 
     with progress.stage(f"reading {image}"):
         script = export(source.read(image), tool, every)

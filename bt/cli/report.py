@@ -23,9 +23,9 @@ def command(image: str, name: str, output: str | None) -> None:
     needs no network, with search, filters, a map of the image and old and new code side by side.
     """
     from bt import progress
+    from bt.output import write
     from bt.report import source
     from bt.report.formats import render
-    from bt.rewrite import write
 
     with progress.stage(f"reading {image}"):
         account = source.read(image)

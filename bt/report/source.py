@@ -13,6 +13,7 @@ from emulator.errors import BadImage, UsageError
 
 if TYPE_CHECKING:
     from bt.image import Image
+    from bt.manifest import Manifest
 
 MAXIMUM_PLAN: Final = 256 << 20
 """Largest plan read, bytes; Debian's arm64 kernel makes one of 30 MB."""
@@ -67,12 +68,15 @@ def of_rewritten(image: Image) -> Account | None:
     """The account that a rewritten image gives of itself, or None for an original. Raises `BadImage`."""
     from bt import manifest, rewrite
 
-    if manifest.read(image) is None:
+    if image.section(manifest.MANIFEST) is None:
         return None
-    data = bytes(image.elf)
-    found = rewrite.verify(data, image.path)
+    return of_manifest(image, rewrite.verify(bytes(image.elf), image.path))
+
+
+def of_manifest(image: Image, found: Manifest) -> Account:
+    """The account of a rewritten image whose manifest has been verified."""
     size = found.original_size + found.appended_size
-    return account(found.plan, image.path, image, size, len(data) + len(image.appended))
+    return account(found.plan, image.path, image, size, len(image.elf) + len(image.appended))
 
 
 def _of_plan(data: bytes, path: str) -> Account:
