@@ -118,6 +118,14 @@ class X86Engine(Engine, Protocol):
         """
         ...
 
+    def vectors(self) -> bytes:
+        """The vector state beyond x87 and SSE as a value; empty in its initial state, or where there is none."""
+        ...
+
+    def set_vectors(self, state: bytes) -> None:
+        """Put a state back that `vectors` gave."""
+        ...
+
     def show_segments(self, table: bytes) -> None:
         """Let user code load the segments of this descriptor table, which holds no others than user segments, or none
         at all if it is empty. Only for an engine whose capabilities say `shows_segments`; others do nothing."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from emulator.engine.exit import ExitKind
-from emulator.engine.kvm import api, room
+from emulator.engine.kvm import api, room, vectors
 from emulator.engine.kvm.alarm import Alarm
 from emulator.engine.kvm.device import Read, Vm, Write
 from emulator.engine.kvm.findings import Findings
@@ -517,6 +517,14 @@ class KvmEngine:
         if self._ring is not None:
             self._posted = list(ports)
             self._vm.coalesce(self._posted)
+
+    def vectors(self) -> bytes:
+        """The vector state beyond x87 and SSE; empty in its initial state."""
+        return vectors.take(self._vm.cpu)
+
+    def set_vectors(self, state: bytes) -> None:
+        """Put a state back that `vectors` gave."""
+        vectors.put(self._vm.cpu, state)
 
     def show_segments(self, table: bytes) -> None:
         """Let user code load the segments of this descriptor table; it finds no others. Empty: none at all."""

@@ -68,6 +68,7 @@ class Findings:
             reserved_root_slots=(room.SLOT - 1, room.SLOT),
             time_stamp_faults=self.time_stamp_faults,
             task_switched_faults=self.task_switched_faults,
+            wide_vectors=self.wide_vectors_open,
             opens_ports=True,
             shows_segments=True,
             names_changes=not self.flush_by_control,

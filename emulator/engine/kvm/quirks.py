@@ -135,7 +135,8 @@ QUIRKS: Final = (
         "vector instructions work with CR4.OSXSAVE clear, and so does XGETBV: user code may keep state that its kernel "
         "does not save",
         "VMOVDQA with CR4.OSXSAVE clear",
-        "FXSAVE and FXRSTOR of the guest's kernel save and restore the upper parts, too (`wide_vectors`)",
+        "the hypervisor keeps the upper parts apart by thread (`paravirt/modes/x86/vectors.py`); a signal handler that "
+        "uses them may still change those of the code that it interrupts",
         "wide_vectors_open",
         True,
         _PVM,

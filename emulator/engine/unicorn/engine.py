@@ -208,6 +208,13 @@ class UnicornEngine:
     def post_ports(self, ports: Sequence[tuple[int, int]]) -> None:
         """Nothing: every write to a port exits by itself."""
 
+    def vectors(self) -> bytes:
+        """None: CPUID shows no AVX, and CR4.OSXSAVE is clear."""
+        return b""
+
+    def set_vectors(self, state: bytes) -> None:
+        """Nothing."""
+
     def show_segments(self, table: bytes) -> None:
         """Nothing: segments come from the table in GDTR."""
 

@@ -25,6 +25,7 @@ from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.requests import X86Requests
 from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
+from paravirt.modes.x86.vectors import Vectors
 from paravirt.operations.x86 import PREPARE, perform_identify, pop_flags
 from paravirt.translator import Hypercall
 
@@ -52,6 +53,8 @@ class X86Hypervisor(X86Requests):
     DESCRIPTORS = DescriptorCopy
     FLAT = True
     """The kernel's code segment has no base: RIP is an address."""
+    WORD = 8
+    """Bytes of a return address."""
 
     def _make(self) -> None:
         self._registers = self.engine.registers
@@ -68,6 +71,7 @@ class X86Hypervisor(X86Requests):
         self._port_reads = self.exits.cell("READ_PORT", "exit")
         self._port_writes = self.exits.cell("WRITE_PORT", "exit")
         self._late_writes = self.exits.cell("WRITE_PORT", "late")
+        self._vectors = Vectors(self.engine) if able.wide_vectors else None
         self._in_shadow = False
         """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
         self._faults: dict[int, Callable[[Exit], None]] = {
@@ -161,6 +165,8 @@ class X86Hypervisor(X86Requests):
             self.engine.guard_code(view != USER_VIEW)
         self.engine.open_ports(view != USER_VIEW)
         if view == USER_VIEW:
+            if self._vectors is not None:
+                self._vectors.enter((self.vcpu.cr3, self._registers.segment_base(r.FS)))
             self.descriptors.enter_user()
             self.shadow.use(view)
             self.descriptors.withhold()
@@ -207,10 +213,10 @@ class X86Hypervisor(X86Requests):
         if self.code.fixup_byte(vcpu.rip) != _RET:
             return
         try:
-            target = vcpu.read(vcpu.gpr[4], 8)
+            target = vcpu.read(vcpu.gpr[4], self.WORD)
         except Fault:
             return  # the stub's own return raises it
-        vcpu.gpr[4] = vcpu.gpr[4] + 8 & _MASK
+        vcpu.gpr[4] = vcpu.gpr[4] + self.WORD & _MASK >> 64 - 8 * self.WORD
         vcpu.rip = target
 
     def _entry_of(self, page: int) -> int:
