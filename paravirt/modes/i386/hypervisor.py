@@ -33,6 +33,7 @@ class I386Hypervisor(X86Hypervisor):
     """Runs one 32-bit guest."""
 
     WINDOW = abi.I386
+    WORD = 4
     FLAT = False
     LAYOUT = layout.X86_64
     DESCRIPTORS = DescriptorCopy32
