@@ -124,7 +124,8 @@ class _Body:
         self._names = names
         self._headers = headers
         self._index = form.header.unpack_from(output)[_NAMES_AT]
-        if len(headers) == 2 and headers[1][1] == _STRTAB and headers[1][5] == 0 and not self._index:
+        # Made here for a file without sections, whatever its header says of names.
+        if len(headers) == 2 and headers[1][1] == _STRTAB and headers[1][5] == 0:
             self._index = 1
             headers[1][0] = self._name(".shstrtab")
 
