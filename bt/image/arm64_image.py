@@ -7,6 +7,7 @@ does. What a header, PE header or table claims is checked against the file.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -71,6 +72,19 @@ class Arm64Header:
 
     def text_ranges(self, image: Image) -> tuple[Range, ...]:
         """Executable ranges: between the kernel's own marks, or everything that is not data."""
+        from bt.image.image import Range
+        from bt.pagecache import PageCache
+
+        # Reading all symbols takes a quarter of a second: what they say of this file is kept.
+        cache, key = PageCache(isa="aarch64"), hashlib.sha256(f"arm64 text 1 {image.sha256}".encode()).hexdigest()
+        kept = cache.load_notes(key)
+        if kept is not None:
+            return tuple(Range(start, end) for start, end in kept["ranges"])
+        found = self._find_text(image)
+        cache.store_notes(key, {"ranges": [list(one) for one in found]})
+        return found
+
+    def _find_text(self, image: Image) -> tuple[Range, ...]:
         from bt.image.image import Range
 
         address_of = image.symbols.address_of

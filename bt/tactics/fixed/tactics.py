@@ -102,7 +102,11 @@ class FixedWidth(ABC):
         """The row with this index."""
         if code < 0:
             raise KeyError(code)
-        return self.isa.rows[code]
+        return self._rows[code]
+
+    @cached_property
+    def _rows(self) -> tuple[SensitiveInstruction, ...]:
+        return self.isa.rows
 
     def needs_trap(self, code: int) -> bool:
         """Whether the row does not exit by itself in user mode."""

@@ -96,6 +96,8 @@ class TranslationContext:
     tcr: int = 0
     ttbr0: int = 0
     ttbr1: int = 0
+    generation: int = 0
+    """Raised whenever what a walk may have remembered of tables above the last level must not be used any more."""
 
     @property
     def asid(self) -> int:
@@ -114,11 +116,27 @@ class Walker:
         self._end = base + len(words) * 8
         self._context = context
         self.result = PageWalk()
+        self._generation = -1
+        self._last: dict[int, tuple[int, int, list[int], list[int]]] = {}
+        """By stretch of 2 MiB: the table of the last level and what those above let through, as a processor remembers
+        them until it is told otherwise; with all entries and tables on the way."""
 
     def walk(self, address: int, write: bool, user: bool, fetch: bool) -> PageWalk:
         """Translate for an access of EL1 or EL0; raises `AArch64Exception` with the syndrome of the abort."""
         context, result = self._context, self.result
         result.address = address
+        if context.generation != self._generation:
+            self._generation = context.generation
+            self._last.clear()
+        known = self._last.get(address >> 21)
+        if known is not None:
+            table, limits, entries, tables = known
+            result.entries[:], result.tables[:] = entries, tables
+            entry = self._words[table + (address >> 9 & 0xFF8) - self._base >> 3]
+            result.entries[1] = entry
+            if entry & 3 != 3:
+                raise _abort(address, x.TRANSLATION_FAULT | 3, write, fetch)
+            return self._found(address, entry, 1, limits, address >> 55 & 1, write, user, fetch)
         if not context.sctlr & SCTLR_M:
             return self._flat(address, write, fetch)
         upper = address >> 55 & 1
@@ -155,6 +173,8 @@ class Walker:
             entries[level] = entry
             if not entry & VALID or (not entry & TABLE and level in (1, 4)):
                 raise _abort(address, x.TRANSLATION_FAULT | 4 - level, write, fetch)
+            if level == 1:
+                self._last[address >> 21] = table, limits, list(entries), list(tables)
             if level == 1 or not entry & TABLE:
                 break
             if not context.tcr & (TCR_HPD1 if upper else TCR_HPD0):
@@ -162,6 +182,13 @@ class Walker:
             table = entry & FRAME_MASK
             level -= 1
             bits = 9
+        return self._found(address, entry, level, limits, upper, write, user, fetch)
+
+    def _found(
+        self, address: int, entry: int, level: int, limits: int, upper: int, write: bool, user: bool, fetch: bool
+    ) -> PageWalk:
+        """The page or block that an entry maps, if the access may be made."""
+        context, result, shift = self._context, self.result, level * 9 + 3
         if entry & FRAME_MASK >> PHYSICAL_BITS << PHYSICAL_BITS:
             raise _abort(address, x.ADDRESS_SIZE_FAULT | 4 - level, write, fetch)
         if not entry & ACCESSED:

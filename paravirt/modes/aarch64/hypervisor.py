@@ -72,6 +72,9 @@ class AArch64Hypervisor(Hypervisor):
         self._devices: dict[int, int] = {}
         """Pages of devices in the kernel's view: guest-virtual page -> guest-physical page."""
         self._accesses: dict[int, Access | None] = {}
+        """Words, taken apart."""
+        self._access_at: dict[int, Access] = {}
+        """What stands at addresses of the kernel's code that is executed now."""
         self._masks_native = False
         """The kernel's accesses to DAIF need no exit while no interrupt waits for them."""
         self._may = -1
@@ -298,13 +301,27 @@ class AArch64Hypervisor(Hypervisor):
 
     def _access(self, pc: int) -> Access | None:
         """The load or store at `pc`, taken apart; None where it is none that can be done in the guest's place."""
+        known = self._access_at.get(pc)
+        if known is not None:
+            return known
         code = self.vcpu.fetch(pc)
         if not code:
             return None
         word = int.from_bytes(code, "little")
         if word not in self._accesses:
             self._accesses[word] = decode(word)
-        return self._accesses[word]
+        access = self._accesses[word]
+        if access is not None and self.vcpu.level:
+            self._access_at[pc] = access
+        return access
+
+    def _code_changed(self, page: int) -> None:
+        self._access_at.clear()
+        super()._code_changed(page)
+
+    def _code_stored(self, frame: int) -> None:
+        self._access_at.clear()
+        super()._code_stored(frame)
 
     def _do_load(self, access: Access, physical: int) -> None:
         """Load from memory or a device that begins at `physical`, writing back the base."""
@@ -396,27 +413,33 @@ class AArch64Hypervisor(Hypervisor):
 
     def address_space_changed(self) -> None:
         """TTBR0_EL1 or TTBR1_EL1 were written."""
+        self.vcpu.context.generation += 1
         self._devices.clear()
         self.shadow.load_root()
 
     def translation_changed(self) -> None:
         """SCTLR_EL1 or TCR_EL1 were written: everything may be translated otherwise."""
+        self.vcpu.context.generation += 1
         self._devices.clear()
         self.shadow.change_guest(self.shadow.guest)
 
-    def invalidate(self, address: int) -> None:
-        """TLBI by address."""
+    def invalidate(self, address: int, last: bool) -> None:
+        """TLBI by address, of the last level only or of all."""
+        if not last:
+            self.vcpu.context.generation += 1
         if self._devices:
             self._devices.clear()
         self.shadow.invalidate(address)
 
     def invalidate_space(self) -> None:
         """TLBI of one address space."""
+        self.vcpu.context.generation += 1
         self._devices.clear()
         self.shadow.load_root()
 
     def invalidate_all(self) -> None:
         """TLBI of everything."""
+        self.vcpu.context.generation += 1
         self._devices.clear()
         self.shadow.flush_all()
 

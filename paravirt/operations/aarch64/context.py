@@ -34,8 +34,8 @@ class Context(Protocol):
         """SCTLR_EL1 or TCR_EL1 were written."""
         ...
 
-    def invalidate(self, address: int) -> None:
-        """One page's translation goes, in every address space."""
+    def invalidate(self, address: int, last: bool) -> None:
+        """One page's translation goes, in every address space; with `last` what leads to its table may stay."""
         ...
 
     def invalidate_space(self) -> None:

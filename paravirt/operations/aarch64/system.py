@@ -22,7 +22,7 @@ _PAR: Final = BY_NAME["PAR_EL1"].encoding
 _NTWI, _NTWE, _DZE, _UCI = 1 << 16, 1 << 18, 1 << 14, 1 << 26
 _LINE: Final = 64
 _BY_SPACE, _ALL = 2, 0
-_UPPER: Final = 0xFFF << 44
+_LAST_LEVEL: Final = (5, 7)
 _ADDRESS: Final = (1 << 44) - 1
 
 
@@ -63,7 +63,8 @@ def invalidate(context: Context, word: int, row: SensitiveInstruction) -> Action
             context.invalidate_space()
         else:
             operand = vcpu.gpr[source] & _ADDRESS if source != _ZERO_REGISTER else 0
-            context.invalidate((operand | (0xFF_FFFF << 40 if operand >> 43 else 0)) << 12 & 0xFFFF_FFFF_FFFF_F000)
+            address = (operand | (0xFF_FFFF << 40 if operand >> 43 else 0)) << 12 & 0xFFFF_FFFF_FFFF_F000
+            context.invalidate(address, op2 in _LAST_LEVEL)
 
     return action
 
