@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emulator.board.boot import BootError, BootImage
-from emulator.isa.mips.registers import KSEG0
+from emulator.isa.mips.registers import KSEG0, UNMAPPED
 from emulator.memory import GuestMemory
 
 ENVIRONMENT, ENVIRONMENT_END = 0x2000, 0x4000
@@ -37,14 +37,15 @@ def place(memory: GuestMemory, image: BootImage, *, big_endian: bool = False) ->
         )
     end = ENVIRONMENT_END
     for segment in image.segments:
-        if not ENVIRONMENT_END <= segment.physical <= memory.size - segment.memory_size:
-            last = segment.physical + segment.memory_size
+        physical = segment.physical & UNMAPPED if segment.physical >= KSEG0 else segment.physical
+        last = physical + segment.memory_size
+        if physical < ENVIRONMENT_END or last > memory.size:
             raise BootError(
-                f"the kernel wants {segment.physical:#x}..{last:#x}, but memory ends at {memory.size:#x} and begins "
+                f"the kernel wants {physical:#x}..{last:#x}, but memory ends at {memory.size:#x} and begins "
                 f"with {ENVIRONMENT_END:#x} bytes of arguments; give the guest more memory"
             )
-        memory.write_bytes(segment.physical, segment.data)
-        end = max(end, segment.physical + segment.memory_size)
+        memory.write_bytes(physical, segment.data)
+        end = max(end, last)
     command_line = image.command_line.encode()
     if image.initrd:
         at = memory.size - len(image.initrd) - _ALIGNMENT & ~(_ALIGNMENT - 1)
@@ -61,7 +62,7 @@ def place(memory: GuestMemory, image: BootImage, *, big_endian: bool = False) ->
     environment = (("memsize", str(memory.size)), ("ememsize", str(memory.size)), ("modetty0", "38400n8r"))
     _write_environment(memory, command_line, environment, "big" if big_endian else "little")
     return EntryState(
-        pc=KSEG0 + image.entry,
+        pc=KSEG0 | image.entry,
         gpr=(
             (4, 2),
             (5, KSEG0 + ENVIRONMENT),

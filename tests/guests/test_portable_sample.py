@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from emulator.native import NATIVES
+
 PORTABLE = Path(__file__).parents[2] / "samples" / "portable"
 MANIFEST: dict[str, Any] = tomllib.loads((PORTABLE / "manifest.toml").read_text())
 ARCHITECTURES: dict[str, dict[str, Any]] = {row["isa"]: row for row in MANIFEST["architecture"]}
@@ -32,6 +34,8 @@ def run(isa: str, mode: str) -> subprocess.CompletedProcess[bytes]:
 @pytest.mark.parametrize("mode", ["native", "trap", "inline"])
 @pytest.mark.parametrize("isa", ARCHITECTURES)
 def test_every_instruction_set_prints_the_same(isa: str, mode: str) -> None:
+    if mode == "native" and isa not in NATIVES:
+        pytest.skip(f"no engine runs whole {isa} guests at full privilege")
     done = run(isa, mode)
     assert done.stdout == EXPECTED
     assert done.returncode == 0
@@ -41,6 +45,9 @@ def test_every_instruction_set_prints_the_same(isa: str, mode: str) -> None:
 @pytest.mark.parametrize("isa", ARCHITECTURES)
 def test_not_virtualised_the_controls_fail(isa: str) -> None:
     done = run(isa, "none")
+    if not ARCHITECTURES[isa]["controls"]:  # every sensitive instruction of it traps by itself
+        assert (done.stdout, done.returncode) == (EXPECTED, 0)
+        return
     failed = set(re.findall(r"^FAIL ([\w.-]+)", done.stdout.decode(), re.MULTILINE))
     assert failed >= set(ARCHITECTURES[isa]["controls"])
     assert done.returncode != 0
