@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-from unicorn import arm_const
 
 from emulator.engine.arm import DATA_ABORT, DEBUG_EVENT, FULL, IRQ, OTHER, PREFETCH_ABORT, SVC, UNDEFINED, USR, WRITE
 from emulator.engine.exit import Exit, ExitKind
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
 _SCRATCH = 0xF000_0000
 _TABLE, _CODE = _SCRATCH, _SCRATCH + 0x4000
 _SIZE = 0x8000
+_FPEXC_EN = 1 << 30
+_READ_FPEXC = (0xEEF80A10, 0xEF000000)
+"""vmrs r0, fpexc; svc."""
 _SECTION_USER, _SECTION_KERNEL = 0xC02, 0x402
 _REFUSED = 0xF010_0000
 _MMU_ON = 0x00C5_0079
@@ -113,12 +115,13 @@ def _confirm_banks(engine: UnicornArmEngine) -> None:
     registers.poke_domains(0x5555_0001, FULL)
     if registers.system("DACR") != 0x5555_0001:
         raise _refuse("DACR", 0x5555_0001, registers.system("DACR"))
-    enabled, value = registers.fpexc, ctypes.c_uint32()
-    registers.fpexc = enabled ^ 0x4000_0000
-    engine.library.uc_reg_read(engine.handle, arm_const.UC_ARM_REG_FPEXC, ctypes.byref(value))
-    if value.value != enabled ^ 0x4000_0000:
-        raise _refuse("FPEXC", enabled ^ 0x4000_0000, value.value)
-    registers.fpexc = enabled
+    enabled = registers.fpexc
+    for wanted in (enabled ^ _FPEXC_EN, enabled):
+        registers.fpexc = wanted
+        registers.cpsr = 0xC0 | SVC
+        _execute(engine, _READ_FPEXC)
+        if registers.gpr[0] != wanted:
+            raise _refuse("FPEXC", wanted, registers.gpr[0])
 
 
 def _confirm_events(engine: UnicornArmEngine, world: int) -> None:
@@ -175,7 +178,7 @@ def _confirm_flush(engine: UnicornArmEngine, world: int, words: memoryview) -> N
 
     words[0x1001] = _WORDS[9]
     engine.code_changed(_CODE, 64)
-    flushes = (
+    flushes: tuple[Callable[[], None], ...] = (
         lambda: engine.flush_page(world, _REFUSED + 4),
         lambda: engine.flush_world(world),
         lambda: engine.flush_world(1 - world),
@@ -195,31 +198,38 @@ _TIMER = (0xEC510F1E, 0xEE0E0F33, 0xEE1E0F13, 0xEF000000)
 """mrrc CNTVCT; mcr CNTV_CTL; mrc CNTFRQ; svc."""
 
 
-def confirm_timer(engine: UnicornArmEngine) -> None:
-    """Accesses to the timer are undefined in Supervisor mode. Raises `EngineMissing`."""
+def _execute(engine: UnicornArmEngine, code: tuple[int, ...]) -> list[int]:
+    """Run words with the MMU off, each exit stepped over, up to an SVC; the vectors of the exits, 0 for the SVC."""
     registers = engine.registers
     memory = mmap.mmap(-1, _SIZE)
     pinned = (ctypes.c_char * _SIZE).from_buffer(memory)
-    memory[: 4 * len(_TIMER)] = b"".join(word.to_bytes(4, "little") for word in _TIMER)
+    memory[: 4 * len(code)] = b"".join(word.to_bytes(4, "little") for word in code)
     engine.library.uc_mem_map_ptr(engine.handle, _SCRATCH, _SIZE, lib.PROT_ALL, ctypes.addressof(pinned))
-    before = registers.cpsr
     seen: list[int] = []
 
     def handler(exit_: Exit) -> None:
         seen.append(exit_.vector if exit_.kind is ExitKind.FAULT else 0)
-        if exit_.kind is not ExitKind.FAULT or len(seen) > len(_TIMER):
+        if exit_.kind is not ExitKind.FAULT or len(seen) > len(code):
             engine.stop()
         registers.pc += 4
 
     try:
-        registers.cpsr = 0xC0 | SVC
         registers.pc = _SCRATCH
         engine.run(handler)
     except GuestFault as fault:
-        raise _refuse("the timer", "undefined instructions", fault) from None
+        raise _refuse("the state of an exception", "exits", fault) from None
     finally:
         engine.library.uc_mem_unmap(engine.handle, _SCRATCH, _SIZE)
-        registers.cpsr, registers.pc = before, 0
         engine.flush_code()
+    return seen
+
+
+def confirm_timer(engine: UnicornArmEngine) -> None:
+    """Accesses to the timer are undefined in Supervisor mode. Raises `EngineMissing`."""
+    registers = engine.registers
+    before = registers.cpsr
+    registers.cpsr = 0xC0 | SVC
+    seen = _execute(engine, _TIMER)
+    registers.cpsr, registers.pc = before, 0
     if seen != [UNDEFINED, UNDEFINED, UNDEFINED, 0]:
         raise _refuse("the timer", [UNDEFINED, UNDEFINED, UNDEFINED, 0], seen)

@@ -119,6 +119,9 @@ class MemoryProcessor:
     def cpl(self) -> int:
         return self.level
 
+    def task_switched(self, cr3: int) -> None:
+        raise AssertionError("long mode switches no tasks")
+
     def set_privilege(self, cpl: int) -> None:
         self.level = cpl
 
