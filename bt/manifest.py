@@ -16,7 +16,7 @@ from bt.plan import Plan
 from emulator.errors import BadImage, brief
 
 if TYPE_CHECKING:
-    from bt.image import Image
+    from bt.image import Image, Section
 
 FORMAT: Final = 2
 MANIFEST: Final = ".retrap.manifest"
@@ -114,11 +114,21 @@ def _unpacked(data: bytes | memoryview, path: str) -> bytes:
     return text
 
 
+def mode_of(image: Image) -> str | None:
+    """The strategy by which an image was rewritten, or None where it is an original. Raises `BadImage`."""
+    found = read(image)
+    return found.plan.mode if found is not None else None
+
+
 def read(image: Image) -> Manifest | None:
     """The manifest of a rewritten image, its plan whole, or None where it is an original. Raises `BadImage`."""
     section = image.section(MANIFEST)
     if section is None:
         return None
+    return image.once("manifest", lambda: _read(image, section))
+
+
+def _read(image: Image, section: Section) -> Manifest:
     found = parse(section.data, image.path)
     code = image.section(FIXUPS)
     data = code.data if code is not None else memoryview(b"")

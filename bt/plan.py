@@ -207,4 +207,4 @@ def elf_digest(image: Image) -> str:
     """SHA-256 of an image's contents, hexadecimal: what a plan is bound to, whatever the container."""
     import hashlib
 
-    return hashlib.sha256(image.elf).hexdigest()
+    return image.once("digest", lambda: hashlib.sha256(image.elf).hexdigest())

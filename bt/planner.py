@@ -6,7 +6,9 @@ order; here they are put together into a `Plan`. The same image, sites and strat
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bt.pagescan import PAGE, Found
@@ -14,7 +16,19 @@ from bt.plan import Plan, PlannedCall, PlannedChange, PlannedFixup, PlannedSite,
 from bt.pristine import Pristine
 from bt.tactics.page import Placed, patch_page
 from bt.tactics.registry import tactics_of
-from bt.tactics.tactics import STRATEGIES, Arena, Choice, CodePage, ImagePatch, Ladder, OutOfReach, Patch, Tactic
+from bt.tactics.tactics import (
+    STRATEGIES,
+    Arena,
+    Choice,
+    CodePage,
+    Home,
+    ImagePatch,
+    Ladder,
+    OutOfReach,
+    Patch,
+    Placing,
+    Tactic,
+)
 from emulator.errors import UsageError
 from paravirt.translator import Fixup
 
@@ -89,7 +103,8 @@ class _Planner:
         assert scan is not None
         whole = self._pristine.contents(address)
         padded = whole.ljust(PAGE, b"\0")
-        page = CodePage(address, address, padded[:PAGE], padded[PAGE:], scan, self._pristine.page(address))
+        known = self._pristine.page(address)
+        page = CodePage(address, address, padded[:PAGE], padded[PAGE:], scan, known, changed=(0, 0))
         allowed = {
             site.address - address: "" if self._chosen and not self._chosen(site) else self._mode for site in sites
         }
@@ -121,8 +136,53 @@ class _Planner:
 
     def _plan_homes(self, left: list[Site]) -> None:
         """Sites in code that the kernel copies elsewhere: what they get where they run."""
+        homes = self._ladder.homes(self._image) if left else ()
+        starts = [home.start for home in homes]
+        covered: dict[int, tuple[int, int]] = {}
         for site in left:
-            self._sites.append(_left(site))
+            index = bisect_right(starts, site.address) - 1
+            home = homes[index] if index >= 0 and site.address < homes[index].end else None
+            if home is None or (self._chosen is not None and not self._chosen(site)):
+                reason = "the kernel copies it over other code, and it is patched there when that runs"
+                self._sites.append(_left(site, reason, 0, None, None))
+                continue
+            self._sites.append(self._plan_home(site, home, covered))
+
+    def _plan_home(self, site: Site, home: Home, covered: dict[int, tuple[int, int]]) -> PlannedSite:
+        """The site where it will run. `covered`: end and fixup of the window that takes in what is there, by home."""
+        at = home.address + site.address - home.start
+        where = f"the kernel copies it to {at:#x} {home.condition}: there "
+        end, fixup = covered.get(home.start, (0, 0))
+        if at < end:
+            return _left(site, f"{where}another site's fixup does it", at, Tactic.COVERED, fixup)
+        page = self._home_page(home, at)
+        if page is None:
+            return _left(site, f"{where}it is patched when that runs", at, None, None)
+        found = Found(at - page.address, site.length, site.code)
+        if found not in page.scan.sites:
+            return _left(site, f"{where}it is patched when that runs", at, None, None)
+        choice = self._ladder.survey(page).choose(found, self._mode)
+        placed = self._place(page, choice) if choice.draft is not None and len(page.code) else None
+        if choice.draft is not None and placed is None:
+            choice = self._ladder.survey(page).choose(found, "trap")
+        if placed is not None:
+            covered[home.start] = page.address + choice.end, placed[0]
+        one = _left(site, where + choice.reason, at, choice.tactic, placed[0] if placed else 0)
+        return replace(one, refused=choice.refused, placing=choice.placing)
+
+    def _home_page(self, home: Home, at: int) -> CodePage | None:
+        """The page around a home as it will be, where the home lies wholly in it."""
+        address = at & -PAGE
+        scan, page = self._pristine.scan(address), self._pristine.page(address)
+        start = home.address - address
+        if scan is None or page is None or start < 0 or start + len(home.code) > PAGE:
+            return None
+        old = self._pristine.contents(address).ljust(PAGE, b"\0")
+        new = old[:start] + home.code + old[start + len(home.code) :]
+        tactics = tactics_of(self._image.isa.name, self._image.byte_order)
+        changed = tactics.rescan_page(old, scan, new, page.boundaries)
+        span = start, start + len(home.code)
+        return CodePage(address, address, new[:PAGE], new[PAGE:], changed, page, changed=span)
 
     def _kernel_changes(self) -> Iterable[PlannedChange]:
         for patch in self._patches:
@@ -184,8 +244,11 @@ def _steps(site: Site, placed: Placed, page: int, whole: bytes) -> list[PlannedC
     ]
 
 
-def _left(site: Site) -> PlannedSite:
-    """A site in code that the kernel copies elsewhere."""
+def _left(site: Site, reason: str, home: int, tactic: Tactic | None, fixup: int | None) -> PlannedSite:
+    """A site in code that the kernel copies to `home` (0: nobody knows where), where it gets a tactic, if it is known.
+
+    In the file nothing is done.
+    """
     return PlannedSite(
         address=site.address,
         instruction=site.row.name,
@@ -197,14 +260,15 @@ def _left(site: Site) -> PlannedSite:
         start=site.address,
         old=site.bytes,
         new=site.bytes,
-        tactic=Tactic.LEAVE,
-        placing=Choice(Found(0, 0, 0), Tactic.LEAVE, "").placing,
-        reason="the kernel copies it over other code, and it is patched there when that runs",
+        tactic=tactic or Tactic.LEAVE,
+        placing=Placing.NONE,
+        reason=reason,
         refused="",
-        fixup=0,
+        fixup=fixup or 0,
         confidence=site.confidence,
         confidence_reason=site.reason,
         state=site.state,
+        home=home,
     )
 
 

@@ -36,6 +36,8 @@ def rewrite(image: Image, plan: Plan) -> bytes:
     carries a manifest, `BadImage` where the plan does not fit or the image is no ELF (`bt.image.elf_form`)."""
     if image.section(manifests.MANIFEST) is not None:
         raise AlreadyRewritten(f"{image.path}: is rewritten already; revert it first")
+    from bt.plan import elf_digest
+
     plan.check(image, plan.mode)
     if image.raw:
         raise BadImage(f"{image.path}: is raw memory, in which nothing can be carried; rewrite its ELF form")
@@ -57,7 +59,7 @@ def rewrite(image: Image, plan: Plan) -> bytes:
             plan=carried,
             container=image.container,
             original_size=len(original),
-            original_sha256=_sha256(original),
+            original_sha256=elf_digest(image),
             patched_sha256=patched_hash,
             fixups_sha256=_sha256(_region(plan)),
             appended_size=len(appended),

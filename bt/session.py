@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 MANIFEST = ".retrap.manifest"
 """The section by which a rewritten file is known (`bt.manifest`)."""
 
-MODES = ("native", "none", "trap", "inline")
-"""Ways to run a guest: full privilege; deprivileged and not rewritten; planted traps; fixups."""
+MODES = ("native", "none", "trap", "hypercall", "inline", "auto")
+"""Ways to run a guest: full privilege; deprivileged and not rewritten; and the strategies of rewriting."""
 
 MEMORY = 256 << 20
 """Default size of guest memory, bytes."""
@@ -155,7 +155,7 @@ class Session:
         from bt.loadtime import LoadTimeTranslator
         from bt.pagecache import PageCache
 
-        cache = PageCache() if options.cache else None
+        cache = PageCache(isa=_isa(self.image)) if options.cache else None
         self.translator = LoadTimeTranslator(options.mode, self.image, options.delta, cache, self.plan)
         return self.translator
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bt.tracefile import TraceFile
     from emulator.machine import Outcome
 
-MODES = ("native", "none", "trap", "inline")
+MODES = ("native", "none", "trap", "hypercall", "inline", "auto")
 ENGINE_HELP = (
     "The CPU: unicorn, embedded and deterministic; kvm, the host's own; auto, the fastest that can run the guest."
 )
@@ -48,9 +48,8 @@ class Request:
 @click.option(
     "--virt",
     type=click.Choice(MODES),
-    default="inline",
-    show_default=True,
-    help="native: full privilege, no hypervisor; none: deprivileged, not rewritten; trap, inline: rewritten.",
+    help="native: full privilege, no hypervisor; none: deprivileged, not rewritten; trap, hypercall, inline, auto: "
+    "rewritten while it runs. By default a rewritten file as it was rewritten, and others inline.",
 )
 @click.option("--engine", default="unicorn", show_default=True, metavar="NAME", help=ENGINE_HELP)
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
@@ -67,7 +66,7 @@ class Request:
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
 def command(
     image: str,
-    virt: str,
+    virt: str | None,
     engine: str,
     initrd: Path | None,
     append: str | None,
@@ -89,6 +88,7 @@ def command(
     """
     from bt.cli import values
     from bt.image import load
+    from bt.manifest import mode_of
     from bt.session import Options, read_initrd
     from emulator.errors import UsageError
     from emulator.machine import Limits
@@ -101,7 +101,7 @@ def command(
     inputs = (kernel, initrd) if initrd is not None else (kernel,)
     loaded = load(kernel)
     options = Options(
-        mode=virt,
+        mode=virt or mode_of(loaded) or "inline",
         engine=engine,
         memory=size,
         initrd=read_initrd(initrd) if initrd is not None else b"",

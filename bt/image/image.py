@@ -95,21 +95,21 @@ class Image:
     @property
     def text_ranges(self) -> tuple[Range, ...]:
         """Executable guest-virtual ranges in ascending order: of sections, or of segments where there are none."""
-        return self._once("text_ranges", self._find_text)
+        return self.once("text_ranges", self._find_text)
 
     @property
     def symbols(self) -> Symbols:
         """Names and addresses, from .symtab or from the kernel's own kallsyms."""
         from bt.image import symbols
 
-        return self._once("symbols", lambda: symbols.read(self))
+        return self.once("symbols", lambda: symbols.read(self))
 
     @property
     def linux(self) -> PatchTables | None:
         """The kernel's own patch tables, or None where this is no Linux."""
         from bt.image import patch_tables
 
-        return self._once("linux", lambda: patch_tables.read(self))
+        return self.once("linux", lambda: patch_tables.read(self))
 
     @property
     def relocations(self) -> Relocations | None:
@@ -118,12 +118,12 @@ class Image:
 
         if not self.appended:
             return None
-        return self._once("relocations", lambda: relocate.parse(self.appended, self.segments, self.path))
+        return self.once("relocations", lambda: relocate.parse(self.appended, self.segments, self.path))
 
     @property
     def notes(self) -> tuple[notes.Note, ...]:
         """All ELF notes. Raises `BadImage` for a damaged table."""
-        return self._once("notes", lambda: notes.parse(self._note_tables, self.path))
+        return self.once("notes", lambda: notes.parse(self._note_tables, self.path))
 
     @property
     def pvh_entry(self) -> int | None:
@@ -154,7 +154,8 @@ class Image:
             )
         return segment.data[at : at + size]
 
-    def _once(self, name: str, make: Callable[[], T]) -> T:
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made when `name` is first asked for and then kept with the image."""
         if name not in self._lazy:
             self._lazy[name] = make()
         return cast(T, self._lazy[name])
@@ -163,7 +164,7 @@ class Image:
         """`file.c:12` of the code at guest-virtual `address`, by DWARF; "" where nothing says."""
         from bt.image import source_lines
 
-        return self._once("source_lines", lambda: source_lines.read(self)).at(address)
+        return self.once("source_lines", lambda: source_lines.read(self)).at(address)
 
     def _entry_segment(self) -> tuple[int, int]:
         """Physical and virtual entry: by the ABI e_entry is virtual, but vmlinux holds the physical one."""

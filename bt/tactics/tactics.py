@@ -159,6 +159,8 @@ class CodePage:
     """What the image says of it, or None: then targets of branches from elsewhere are not known."""
     entry: int = -1
     """Offset at which execution is about to begin, which no patch may cover but with its first byte; -1: unknown."""
+    changed: tuple[int, int] | None = None
+    """Start and end of the offsets whose code may be another than the image's (equal: none are); None: all may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +178,14 @@ class ImagePatch:
 class Home:
     """Where the kernel copies code from one of its patch tables to."""
 
-    site: int
-    """Guest-virtual address, as linked, of the sensitive instruction that is copied."""
+    start: int
+    """Guest-virtual address, as linked, of the code that is copied."""
+    end: int
+    """Behind it."""
     address: int
-    """Where the copy of it will stand."""
-    page: bytes
-    """The home's page and what follows it, as the kernel will have made it."""
+    """Guest-virtual address, as linked, at which the copy will stand."""
+    code: bytes
+    """What will stand there: the copy, and the padding behind it."""
     condition: str
     """When the kernel makes the copy, as a clause."""
 
@@ -227,8 +231,8 @@ class Ladder(Protocol):
         """Executable ranges that never run where they stand: the kernel copies from them (`homes` says where to)."""
         ...
 
-    def homes(self) -> Sequence[Home]:
-        """Where sensitive instructions of such ranges will run; empty where that is not known."""
+    def homes(self, image: Image) -> Sequence[Home]:
+        """Where code of such ranges will run, ascending by where it is copied from; empty where that is not known."""
         ...
 
 

@@ -74,7 +74,7 @@ class FixedLadder(ABC):
         """None."""
         return ()
 
-    def homes(self) -> Sequence[Home]:
+    def homes(self, image: Image) -> Sequence[Home]:
         """None."""
         return ()
 

@@ -83,17 +83,20 @@ def choose(ground: Ground | None, site: Found, strategy: str, used: int = 0) -> 
     choice = _place(ground, site, want, refusals, strategy)
     if choice is not None:
         return choice
-    return replace(rest, refused="; ".join(dict.fromkeys(refusals)))
+    return replace(rest, refused="; ".join(refusals))
 
 
 def _place(ground: Ground, site: Found, want: Want, refusals: list[str], strategy: str) -> Choice | None:
     """The first way in which a window for the site finds room; why others did not is added to `refusals`."""
+    told: set[str] = set()
     for start, room, what in _ways(ground, site, strategy):
         try:
             window = compose(ground, start, replace(want, room=room))
             padding = -1 if room == asm.JUMP_LENGTH else _padding(ground, start, window, want.used)
         except Refused as refusal:
-            refusals.append(f"{what}{refusal}")
+            if what not in told:  # the first, which begins nearest to the site, says most
+                refusals.append(f"{what}{refusal}")
+                told.add(what)
             continue
         return _choice(ground, site, start, window, padding)
     return None

@@ -152,9 +152,17 @@ def likely_starts(before: bytes, whole: bytes, bits: int = 64) -> list[int]:
     return sorted(range(LONGEST), key=lambda start: (-votes[start], start))
 
 
-def own_targets(whole: bytes, scan: PageScan) -> int:
-    """Mask of the page's offsets to which its own direct branches lead; `whole` is the page with what follows it."""
-    begins = np.append(offsets_of(scan.boundaries), PAGE + scan.overflow)
+def own_targets(whole: bytes, scan: PageScan, part: int = -1) -> int:
+    """Mask of the page's offsets to which its own direct branches lead; `whole` is the page with what follows it.
+
+    Of the instructions only those in `part`, a mask of offsets, are looked at.
+    """
+    boundaries = scan.boundaries
+    if part >= 0:  # one more tells where the last one ends
+        last = (boundaries & part).bit_length()
+        later = boundaries >> last
+        boundaries = boundaries & part | (later & -later) << last
+    begins = np.append(offsets_of(boundaries), PAGE + scan.overflow)
     leads = branch_targets(np.frombuffer(whole, np.uint8), begins[begins <= len(whole)])
     flags = np.zeros(PAGE, bool)
     flags[leads[(leads >= 0) & (leads < PAGE)]] = True

@@ -135,7 +135,7 @@ class X86Ladder:
             code=page.code,
             after=page.after,
             boundaries=page.scan.boundaries,
-            targets=pagescan.own_targets(page.code + page.after, page.scan) | (known.targets if known else 0),
+            targets=_own_targets(page) | (known.targets if known else 0),
             taken=known.taken if known is not None else 0,
             entry=page.entry,
             known=known is not None,
@@ -156,9 +156,20 @@ class X86Ladder:
         section = image.section(".altinstr_replacement")
         return (Region(section.vaddr, section.vaddr + section.size),) if section is not None else ()
 
-    def homes(self) -> Sequence[Home]:
-        """None."""
-        return ()
+    def homes(self, image: Image) -> Sequence[Home]:
+        """The alternatives of a Linux."""
+        from bt.knowledge import linux_alternatives
+
+        return linux_alternatives.homes(image)
+
+
+def _own_targets(page: CodePage) -> int:
+    """Where branches of the page lead in it, but for those that the image's marks tell of already."""
+    if page.changed is None or page.pristine is None:
+        return pagescan.own_targets(page.code + page.after, page.scan)
+    start, end = page.changed
+    part = (1 << end) - (1 << start)
+    return pagescan.own_targets(page.code + page.after, page.scan, part) if part else 0
 
 
 def _exceptions(image: Image | None) -> NDArray[np.uint64]:

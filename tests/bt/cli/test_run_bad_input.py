@@ -58,7 +58,7 @@ def test_a_directory(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_an_elf_for_another_processor(refused: Refused, tmp_path: Path) -> None:
-    image = changed(tmp_path, MACHINE, struct.pack("<H", 183))
+    image = changed(tmp_path, MACHINE, struct.pack("<H", 243))
     assert "changed.elf" in refused(BadImage.exit_status, image)
 
 
@@ -83,8 +83,8 @@ def test_a_missing_file(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_neither_file_nor_guest(refused: Refused) -> None:
-    sentence = refused(UsageError.exit_status, "debian-i386")
-    assert "debian-i386: is no file and no guest" in sentence
+    sentence = refused(UsageError.exit_status, "debian-sparc")
+    assert "debian-sparc: is no file and no guest" in sentence
     assert "debian-amd64" in sentence
 
 
