@@ -121,6 +121,11 @@ class ArmEngine(Engine, Protocol):
         """Forget what is cached of one page's translation in one world."""
         ...
 
+    def see_all_stores(self) -> None:
+        """From now on code that is written through any mapping is seen, which makes stores slow. Without it an engine
+        may keep code that the guest has changed in a page that is mapped twice."""
+        ...
+
     def withhold_timer(self) -> None:
         """From now on accesses to the generic timer are undefined instructions at every privilege, so that whoever
         drives the CPU gives it one that counts guest progress."""

@@ -31,6 +31,7 @@ class ArmNativeCpu(NativeCpu):
         super().__init__(machine)
         self.registers = self.engine.registers
         self.engine.withhold_timer()
+        self.engine.see_all_stores()
 
     def _handlers(self) -> Handlers:
         return {

@@ -143,18 +143,18 @@ class ArmTactics(FixedWidth):
         return np.asarray(self.table.upper_halfwords(4))
 
     @cached_property
-    def _rows(self) -> dict[int, int]:
+    def _row_of_word(self) -> dict[int, int]:
         """Rows of words that were looked up: a kernel's sensitive words are few, and stand at many places."""
         return {}
 
     def _row_at(self, values: NDArray[np.uint32], place: int) -> int:
         """The row of one of a page's words, -1 where there is none, or the word is rather data."""
         word = int(values[place])
-        row = self._rows.get(word)
+        row = self._row_of_word.get(word)
         if row is None:
-            row = self._rows[word] = self.table.index_of(word)
+            row = self._row_of_word[word] = self.table.index_of(word)
             if row >= 0 and not is_distinct(self.isa.rows[row], word):
-                row = self._rows[word] = row | _LOOSE
+                row = self._row_of_word[word] = row | _LOOSE
         if row < _LOOSE:
             return row
         first = max(0, place - AROUND)
@@ -164,6 +164,8 @@ class ArmTactics(FixedWidth):
         """What changed, anew; words do not depend on each other, but for what is around them."""
         before, after = words.words_of(old[:PAGE], self.byte_order), words.words_of(new[:PAGE], self.byte_order)
         boundaries = (pristine or scan.boundaries) & words.EVERY
+        if len(before) != len(after):  # the image ends in this page
+            return self.scan_page(new[:PAGE], new[PAGE:], scan.start, pristine)
         changed = np.flatnonzero(before != after).tolist()
         if boundaries != scan.boundaries or len(changed) > _MANY:
             return self.scan_page(new[:PAGE], new[PAGE:], scan.start, boundaries)

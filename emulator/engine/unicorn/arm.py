@@ -109,6 +109,11 @@ class UnicornArmEngine(UnicornCpu):
         self._timer = WithheldTimer(self._cpu)
         confirm_timer(self)
 
+    def see_all_stores(self) -> None:
+        """Have code that is written through another mapping forgotten: a hook of stores makes all of them take the way
+        on which QEMU looks for code, which is slow."""
+        self._hook(lib.HOOK_MEM_INVALID, lib.MemoryCallback(lambda *_arguments: 0))
+
     def _find_functions(self) -> None:
         """The functions of QEMU's that flush a part of the TLB: the wheel exports them, and Unicorn does not."""
         found = []

@@ -1,4 +1,4 @@
-"""Withholding the generic timer of Unicorn's ARM: every access to it becomes an undefined instruction, at any privilege.
+"""Withholding the generic timer of Unicorn's ARM: every access to it becomes an undefined instruction.
 
 Room: `emulator/engine/unicorn`. Unicorn's counter is the host's time, so that no run would be equal to another; its
 timers never interrupt. QEMU asks an access function of each system register for permission; that of the timer's

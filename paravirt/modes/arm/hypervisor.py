@@ -63,7 +63,7 @@ class ArmHypervisor(Hypervisor):
         self.shadow = ArmViews(self.engine, memory.view, memory.base, self.vcpu.context)
         self.shadow.on_limit = self._limit_changed
         for register in SYSTEM_REGISTERS:
-            if register.access == "r":
+            if register.read_operation is Operation.IDENTIFY_PROCESSOR:
                 self.vcpu.system[register.name] = self._registers.system(register.name)
         self.vcpu.system |= {**_IDENTITY, "CPACR": 0, "FPSID": 0x4102_3075, "MVFR0": 0x1011_0222, "MVFR1": 0x1111_1111}
         self.shared[_CACHE_TYPE] = self.vcpu.system["CTR"]

@@ -1,0 +1,262 @@
+/* Entries and exits: the start with the MMU off, the first tables, the vectors and the way back. Exceptions save
+ * their state on the Supervisor stack (SRS), and leave by RFE. */
+#include "arch.h"
+#include "layout.h"
+
+	.syntax unified
+	.arch_extension virt
+	.arch_extension sec
+	.section .head.text, "ax"
+	.globl _start
+	.type _start, %function
+_start: /* R2 = physical address of the device tree, by Linux's boot protocol */
+	cpsid if, #MODE_SVC
+	mov r8, r2
+	adr r0, _start
+	ldr r1, =_start
+	sub r9, r0, r1 /* physical - virtual */
+	ldr r0, =kernel_table
+	add r0, r0, r9
+	mcr p15, 0, r0, c2, c0, 0 /* TTBR0 */
+	mov r1, #0
+	mcr p15, 0, r1, c2, c0, 2 /* TTBCR: TTBR0 alone */
+	mov r1, #1
+	mcr p15, 0, r1, c3, c0, 0 /* DACR: domain 0 is a client */
+	mov r1, #0
+	mcr p15, 0, r1, c8, c7, 0 /* TLBIALL */
+	mcr p15, 0, r1, c7, c5, 0 /* ICIALLU */
+	dsb
+	isb
+	mrc p15, 0, r1, c1, c0, 0
+	ldr r2, =SCTLR_SET
+	orr r1, r1, r2
+	bic r1, r1, #0x2000 /* V: vectors by VBAR */
+	bic r1, r1, #2 /* A */
+	mcr p15, 0, r1, c1, c0, 0
+	isb
+	ldr pc, =high
+	.ltorg
+high:
+	ldr sp, =boot_stack_top
+	ldr r0, =vectors
+	mcr p15, 0, r0, c12, c0, 0 /* VBAR */
+	mov r0, r8
+	bl kernel_main
+0:	wfi
+	b 0b
+	.size _start, . - _start
+
+	.section .data.page_tables, "aw"
+	.balign 16384
+	.globl kernel_table, image_tables, empty_table
+#define SECTION_RW 0x1140e /* shareable, TEX 001 C B, kernel RW, domain 0 */
+#define SECTION_XN 0x10
+#define SECTION_DEVICE 0x00416 /* TEX 000 B, XN, kernel RW */
+#define TABLE 1
+kernel_table:
+	.fill 0x401, 4, 0
+	.long 0x40100000 | SECTION_RW /* the start, where it is loaded: dropped by arch_start */
+	.long 0x40200000 | SECTION_RW
+	.fill 0x3fd, 4, 0
+	.set i, 0 /* 0x80000000: 64 MiB */
+	.rept 64
+	.if i == 1 || i == 2
+	.long image_tables - 0x40000000 + (i - 1) * 1024 + TABLE
+	.else
+	.long 0x40000000 + (i << 20) | SECTION_RW | SECTION_XN
+	.endif
+	.set i, i + 1
+	.endr
+	.fill 0x1c0, 4, 0
+	.fill 16, 4, 0 /* 0xa00: devices, from 0xa0000000 */
+	.fill 0x5f0, 4, 0
+image_tables: /* rights by section are set in arch_start */
+	.set i, 0x40100000
+	.rept 512
+	.long i + 0x45e /* small, TEX 001 C B, S, kernel RW */
+	.set i, i + 0x1000
+	.endr
+	.balign 8192
+empty_table:
+	.fill 2048, 4, 0
+
+	.section .volatile, "aw", %nobits
+	.balign 4096
+	.skip 16384
+	.globl boot_stack_top
+boot_stack_top:
+
+	.text
+	.balign 32
+	.globl vectors
+	.type vectors, %function
+vectors:
+	b .
+	b undefined
+	b supervisor_call
+	b prefetch_abort
+	b data_abort
+	b .
+	b interrupt
+	b .
+	.size vectors, . - vectors
+
+	/* struct frame: kind, unused, SP and LR of user mode, R0-R12, LR of Supervisor mode, PC, CPSR. */
+	.macro enter kind, adjust
+	.if \adjust
+	sub lr, lr, #\adjust
+	.endif
+	srsdb sp!, #MODE_SVC
+	cps #MODE_SVC
+	push {r0-r12, lr}
+	mov r0, #\kind
+	b trap_entry
+	.endm
+	.type undefined, %function
+undefined:
+	enter ENTRY_UNDEFINED, 4
+	.type supervisor_call, %function
+supervisor_call:
+	enter ENTRY_SVC, 0
+	.type prefetch_abort, %function
+prefetch_abort:
+	enter ENTRY_PREFETCH, 4
+	.type data_abort, %function
+data_abort:
+	enter ENTRY_DATA, 8
+	.type interrupt, %function
+interrupt:
+	enter ENTRY_IRQ, 4
+
+	.type trap_entry, %function
+trap_entry:
+	sub sp, sp, #16
+	add r1, sp, #8
+	stm r1, {sp, lr}^
+	str r0, [sp]
+	mov r0, sp
+	bl arch_trap
+	.globl trap_return
+	.type trap_return, %function
+trap_return: /* SP = struct frame */
+	clrex
+	add r0, sp, #8
+	ldm r0, {sp, lr}^
+	nop
+	add sp, sp, #16
+	pop {r0-r12, lr}
+	rfeia sp!
+	.size trap_entry, . - trap_entry
+
+	/* bool catch_fault(void (*run)(word), word argument) */
+	.globl catch_fault
+	.type catch_fault, %function
+catch_fault:
+	push {r4-r12, lr}
+	ldr r2, =catch_stack
+	ldr r3, [r2]
+	push {r3, r4}
+	str sp, [r2]
+	mov r3, r0
+	mov r0, r1
+	blx r3
+	mov r0, #0
+catch_leave:
+	pop {r3, r4}
+	ldr r2, =catch_stack
+	str r3, [r2]
+	pop {r4-r12, pc}
+	.size catch_fault, . - catch_fault
+
+	.globl catch_resume
+	.type catch_resume, %function
+catch_resume:
+	ldr r2, =catch_stack
+	ldr sp, [r2]
+	mov r0, #1
+	b catch_leave
+	.size catch_resume, . - catch_resume
+
+	/* void switch_stacks(word *save, word load) */
+	.globl switch_stacks
+	.type switch_stacks, %function
+switch_stacks:
+	push {r4-r11, r12, lr}
+	str sp, [r0]
+	mov sp, r1
+	pop {r4-r11, r12, pc}
+	.size switch_stacks, . - switch_stacks
+
+	.globl fpu_save, fpu_load, fpu_reset
+	.fpu neon-vfpv4
+fpu_save:
+	vstm r0!, {d0-d15}
+	vstm r0!, {d16-d31}
+	vmrs r1, fpscr
+	str r1, [r0]
+	bx lr
+fpu_load:
+	vldm r0!, {d0-d15}
+	vldm r0!, {d16-d31}
+	ldr r1, [r0]
+	vmsr fpscr, r1
+	bx lr
+fpu_reset:
+	mov r1, #0
+	vmsr fpscr, r1
+	bx lr
+
+	/* word load_as_user(word address), void store_as_user(word address): LDRT, STRT: as user code would */
+	.globl load_as_user, store_as_user
+load_as_user:
+	ldrt r1, [r0], #0
+	mov r0, r1
+	bx lr
+store_as_user:
+	mov r1, #5
+	strt r1, [r0], #0
+	bx lr
+
+	/* word return_by_rfe(void), word return_by_movs(void), word return_by_ldm(void): back in Supervisor mode */
+	.globl return_by_rfe, return_by_movs, return_by_ldm
+return_by_rfe:
+	mrs r1, cpsr
+	adr r0, 1f
+	push {r0, r1}
+	mov r0, #0
+	rfeia sp!
+	mov r0, #7
+1:	bx lr
+return_by_movs:
+	mov r2, lr
+	mrs r1, cpsr
+	msr spsr_cxsf, r1
+	adr lr, 1f
+	mov r0, #0
+	movs pc, lr
+	mov r0, #7
+1:	bx r2
+return_by_ldm:
+	mrs r1, cpsr
+	msr spsr_cxsf, r1
+	adr r1, 1f
+	push {r1}
+	mov r0, #0
+	ldm sp!, {pc}^
+	mov r0, #7
+1:	bx lr
+	.ltorg
+
+	.bss
+	.balign 8
+	.globl catch_stack
+catch_stack:
+	.skip 8
+
+	.section .rodata
+	.balign 4096
+	.globl user_image, user_image_end
+user_image:
+	.incbin USER_IMAGE
+user_image_end:
+	.balign 4096
