@@ -6,6 +6,8 @@ places, places that hold the negated address (32 bits; absent since Linux 6.15),
 Only the *virtual* offset needs relocation: `startup_64` finds its physical address by itself and adds the difference
 to its page tables and to `phys_base`, so virtual and physical offset may differ. Linux picks a virtual offset that is
 a multiple of CONFIG_PHYSICAL_ALIGN and keeps the image inside KERNEL_IMAGE_SIZE, and a physical one aligned alike.
+A 32-bit kernel has one list, of 32-bit places behind one zero word, and one offset: its direct map ties virtual
+addresses to physical ones.
 """
 
 from __future__ import annotations
@@ -32,6 +34,11 @@ ALIGNMENT = 2 << 20
 PHYSICAL_LIMIT = 1 << 46
 """End of physical memory under four-level paging (MAX_PHYSMEM_BITS)."""
 
+PAGE_OFFSET_32 = 0xC000_0000
+"""Virtual address that maps physical address 0 in a 32-bit kernel (CONFIG_PAGE_OFFSET, as distributions have it)."""
+KERNEL_IMAGE_SIZE_32 = 512 << 20
+"""Bytes of virtual space for a 32-bit kernel's image (arch/x86/include/asm/page_32_types.h)."""
+
 _MASK = (1 << 64) - 1
 
 
@@ -39,7 +46,7 @@ _MASK = (1 << 64) - 1
 class Relocations:
     """Places that hold an address of the kernel's own, as link-time *load* addresses.
 
-    A load address is START_KERNEL_MAP plus the place's physical address; that differs from the virtual address only in
+    A load address is `base` plus the place's physical address; that differs from the virtual address only in
     the per-CPU segment, which is linked at 0. Each array is sorted, of dtype uint64.
     """
 
@@ -49,6 +56,8 @@ class Relocations:
     """Places of 4 bytes, to which the offset is added."""
     inverse32: NDArray[np.uint64]
     """Places of 4 bytes, from which the offset is subtracted (distances from per-CPU symbols)."""
+    base: int = START_KERNEL_MAP
+    """Virtual address that maps the kernel's physical address 0."""
 
     def __len__(self) -> int:
         return len(self.words64) + len(self.words32) + len(self.inverse32)
@@ -61,7 +70,7 @@ class Relocations:
             (self.inverse32, "<u4", -delta),
         ):
             word = np.dtype(kind)
-            start = START_KERNEL_MAP + paddr
+            start = self.base + paddr
             first, last = np.searchsorted(places, np.array([start, start + len(data)], np.uint64))
             if first == last:
                 continue
@@ -77,6 +86,14 @@ def parse(table: memoryview, segments: Sequence[Segment], path: str) -> Relocati
     if not len(words) or words[0] or len(words) < 2:
         _bad(path, f"is no relocation table ({len(table)} bytes that do not begin with a zero word)")
     zeros = np.flatnonzero(words == 0)
+    none = np.empty(0, np.uint64)
+    if all(segment.vaddr >> 32 == 0 for segment in segments):
+        if len(zeros) != 1:
+            _bad(path, f"has {len(zeros)} lists, a 32-bit kernel's relocation table has 1")
+        places = np.sort(words[1:].view(np.uint32).astype(np.uint64))
+        narrow = Relocations(none, places, none, PAGE_OFFSET_32)
+        _check_places(narrow, segments, path)
+        return narrow
     if len(zeros) not in (2, 3):
         _bad(path, f"has {len(zeros)} lists, a relocation table has 2 or 3")
     ends = [*zeros[1:].tolist(), len(words)]
@@ -84,7 +101,6 @@ def parse(table: memoryview, segments: Sequence[Segment], path: str) -> Relocati
         np.sort(words[start + 1 : end].astype(np.int64).view(np.uint64))
         for start, end in zip(zeros.tolist(), ends, strict=True)
     ]
-    none = np.empty(0, np.uint64)
     relocations = Relocations(lists[0], lists[-1], lists[1] if len(lists) == 3 else none)
     _check_places(relocations, segments, path)
     return relocations
@@ -99,7 +115,7 @@ def _check_places(relocations: Relocations, segments: Sequence[Segment], path: s
     for segment in segments:
         if segment.paddr + len(segment.data) > (1 << 31):
             continue  # cannot be named by a 32-bit place
-        start = START_KERNEL_MAP + segment.paddr
+        start = relocations.base + segment.paddr
         inside |= (starts >= start) & (starts <= _MASK - 8) & (starts + sizes <= start + len(segment.data))
     if not inside.all():
         _bad(path, f"names {int(starts[~inside][0]):#x}, which lies in no segment's bytes")
@@ -128,6 +144,22 @@ def check_offsets(delta: int, physical_delta: int, start: int, size: int) -> Non
         )
     if start + physical_delta + _whole(size) > PHYSICAL_LIMIT:
         raise UsageError(f"the physical offset {physical_delta:#x} moves the kernel behind 64 TiB; take a smaller one")
+
+
+def check_offset_32(delta: int, physical_delta: int, start: int, size: int, alignment: int) -> None:
+    """Refuse an offset that a 32-bit kernel does not stand. Raises `UsageError`. As `check_offsets`."""
+    if delta != physical_delta:
+        raise UsageError(
+            f"a 32-bit kernel is moved by one offset, not by {delta:#x} virtually and {physical_delta:#x} physically; "
+            "give both the same"
+        )
+    alignment = max(alignment, ALIGNMENT)
+    highest = max(KERNEL_IMAGE_SIZE_32 - start - -(-size // alignment) * alignment, 0) // alignment * alignment
+    if delta < 0 or delta % alignment or delta > highest:
+        raise UsageError(
+            f"the offset {delta:#x} is no multiple of {alignment:#x} from 0 to {highest:#x}; "
+            f"take {min(max(delta, 0), highest) // alignment * alignment:#x}"
+        )
 
 
 def highest_offset(start: int, size: int) -> int:
