@@ -158,6 +158,9 @@ LINUX: tuple[Rule, ...] = (
         r"process: using .* idle routine",
         r"kvm-clock: ",
         r"rcu: .*(self-detected stall|kthread starved)",
+        r"TSC found unstable after boot",
+        r"(Unstable clock detected|If you want to keep using the local clock)",
+        r"(  \"trace_clock=local\"|on the kernel command line)",
     ),
     _rule(
         "memory map",
@@ -179,7 +182,7 @@ LINUX: tuple[Rule, ...] = (
     _rule(
         "firmware tables",
         Effect.PRESENCE,
-        "SeaBIOS leaves DMI and MP tables in memory, a direct boot has none",
+        "SeaBIOS leaves DMI, MP and Plug-and-Play tables in memory, a direct boot has none",
         r"SMBIOS \d",
         r"DMI: ",
         r"DMI not present or invalid",
@@ -198,6 +201,7 @@ LINUX: tuple[Rule, ...] = (
         r"APIC",
         r"AGP: ",
         r"CPU topo: ",
+        r"(PnPBIOS: |PNPBIOS fault)",
     ),
     _rule(
         "processor",
@@ -248,7 +252,7 @@ LINUX: tuple[Rule, ...] = (
         r"Floppy",
     ),
 )
-"""The rules for Linux on x86-64, found by comparing runs of the same kernel on QEMU with each other and with ours."""
+"""The rules for Linux on a PC, found by comparing runs of the same kernel on QEMU with each other and with ours."""
 
 _TIMESTAMP = re.compile(r"\[ *\d+\.\d{6}\] ")
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|c)")

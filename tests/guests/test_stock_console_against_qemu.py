@@ -36,9 +36,9 @@ def ours(guest: Guest, mode: str) -> bytes:
     return result.stdout
 
 
-@pytest.fixture(scope="module")
-def stock() -> tuple[Guest, bytes]:
-    guest = fetched("debian-amd64")
+@pytest.fixture(scope="module", params=["debian-amd64", "debian-i386", "debian-i386-pae"])
+def stock(request: pytest.FixtureRequest) -> tuple[Guest, bytes]:
+    guest = fetched(request.param)
     return guest, qemu.console(guest)
 
 
