@@ -7,6 +7,7 @@ sections.h names the section bounds); where a name is not there, its comparison 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from bt.console_compare import LINUX as CONSOLE_RULES
@@ -21,8 +22,10 @@ _PAGE: Final = 4096
 _GP, _PF = 13, 14
 _PROTECTION: Final = 1
 """Of a page fault's error code: the page was there (SDM 3A, 4.7)."""
-_SIGNAL_RETURN, _WAIT, _EXIT, _EXIT_GROUP = 15, 61, 60, 231
-"""rt_sigreturn, wait4, exit, exit_group (arch/x86/entry/syscalls/syscall_64.tbl)."""
+_INT_80: Final = 0x80
+_SIGNAL_RETURNS, _WAITS, _EXITS = ((15,), (173, 119)), ((61,), (114, 7)), ((60, 231, 59), (1, 252, 11))
+"""rt_sigreturn, sigreturn; wait4, waitpid; exit, exit_group, execve: of 64-bit and of 32-bit code
+(arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl)."""
 _RDMSR, _WRMSR = b"\x0f\x32", b"\x0f\x30"
 _FIXED: Final = "norandmaps"
 """The kernel parameter that keeps the addresses of processes the same (Documentation/admin-guide)."""
@@ -65,7 +68,7 @@ def _key(pair: Pair, event: Event) -> tuple[int, ...]:
     """Number, error, address and what a page fault accessed; of a moved user program the addresses within a page."""
     fixed = event.level == 0 or _FIXED in pair.command_line.split()
     mask = -1 if fixed else 0xFFF
-    return event.number, event.error, event.rip & mask, event.address & mask
+    return event.number, _call(event), event.error, event.rip & mask, event.address & mask
 
 
 def _kept(pair: Pair, event: Event) -> bool:
@@ -78,14 +81,23 @@ def _asked_once(calls: list[Event]) -> list[Event]:
     """A process's system calls without returns from signal handlers, and without waits that are asked again."""
     kept: list[Event] = []
     for call in calls:
-        again = kept and call.number == _WAIT and (kept[-1].number, kept[-1].rip) == (call.number, call.rip)
-        if call.number != _SIGNAL_RETURN and not again:
+        narrow = call.bits == 32
+        again = kept and _call(call) in _WAITS[narrow] and (_call(kept[-1]), kept[-1].rip) == (_call(call), call.rip)
+        if _call(call) not in _SIGNAL_RETURNS[narrow] and not again:
             kept.append(call)
     return kept
 
 
+def _call(event: Event) -> int:
+    """The number of a system call, -1 of another event."""
+    if event.kind == "software interrupt" and event.number == _INT_80:
+        return event.registers[0] & 0xFFFF_FFFF
+    return event.number if event.kind == "system call" else -1
+
+
 def _ends_process(event: Event) -> bool:
-    return event.kind == "system call" and event.number in (_EXIT, _EXIT_GROUP)
+    """Whether the process leaves its address space behind it, whose root another process may get."""
+    return _call(event) in _EXITS[event.bits == 32]
 
 
 def _text(pair: Pair) -> list[tuple[int, int]]:
@@ -153,6 +165,14 @@ def members(archive: bytes) -> Iterator[tuple[str, bytes]]:
 
 _TICKS: Final = "the timer ticks at other instructions, and what the kernel does next depends on it"
 
+_REDUCTIONS: Final[dict[str, checks.Reduce]] = {
+    "com1": devices.serial_setup,
+    "pic-master": devices.interrupt_controller_setup,
+    "pic-slave": devices.interrupt_controller_setup,
+    "pit": devices.timer,
+    "rtc": devices.clock_chip,
+}
+
 LINUX: Final = Profile(
     "linux",
     "a Linux on x86-64, whose course depends on when its timer ticks",
@@ -172,15 +192,7 @@ LINUX: Final = Profile(
             "latches of the timer's count, indices of clock registers that are only read",
             "characters are the console's, whose lines are compared; an interrupt is masked and ended at each tick; a "
             "clock is read until it is not just changing",
-            checks.device_writes(
-                {
-                    "com1": devices.serial_setup,
-                    "pic-master": devices.interrupt_controller_setup,
-                    "pic-slave": devices.interrupt_controller_setup,
-                    "pit": devices.timer,
-                    "rtc": devices.clock_chip,
-                }
-            ),
+            checks.device_writes(_REDUCTIONS),
         ),
         Rule(
             "system calls",
@@ -193,10 +205,10 @@ LINUX: Final = Profile(
         ),
         Rule(
             "software interrupts",
-            "per process, the sequence of (vector, address)",
-            "which process comes when",
+            "per process, the sequence of (vector, address), and the number of INT 0x80's system call",
+            "which process comes when; of system calls what is left out above",
             "processes are scheduled by the timer",
-            checks.events("software interrupt", key=_key, last=_ends_process),
+            checks.events("software interrupt", key=_key, last=_ends_process, reduce=_asked_once),
         ),
         Rule(
             "exceptions",
@@ -251,3 +263,24 @@ LINUX: Final = Profile(
     ),
 )
 """The rules for Linux."""
+
+
+def _of_32_bits(rule: Rule) -> Rule:
+    if rule.name != "device writes":
+        return rule
+    return replace(
+        rule,
+        compares="per device, the sequence of (offset, size, value): timer, clock chip, reset and power",
+        leaves_out=f"{rule.leaves_out}; the POST port",
+        why=f"{rule.why}; port 0x80 is written to wait after each access to the timer, with whatever is in AL",
+        check=checks.device_writes({**_REDUCTIONS, "post": devices.left_out}),
+    )
+
+
+LINUX_32: Final = replace(
+    LINUX,
+    name="linux-32",
+    summary="a Linux on IA-32, whose course depends on when its timer ticks",
+    rules=tuple(map(_of_32_bits, LINUX.rules)),
+)
+"""The rules for Linux on IA-32."""

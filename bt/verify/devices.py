@@ -49,3 +49,8 @@ def clock_chip(writes: Sequence[Write]) -> list[Write]:
 def serial_setup(writes: Sequence[Write]) -> list[Write]:
     """A serial port's writes without characters, divisors and interrupt enables (offsets 0 and 1)."""
     return [write for write in writes if write.offset > 1]
+
+
+def left_out(_writes: Sequence[Write]) -> list[Write]:
+    """Nothing of a device that is only written to pass the time."""
+    return []

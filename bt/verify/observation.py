@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from bt.session import Options, Session
+from emulator.isa.x86.walk32 import PAE_ROOT, look_up
 from emulator.native import NativeCpu
 from emulator.native.x86 import X86NativeCpu
 from paravirt.modes.x86.hypervisor import X86Hypervisor
@@ -170,6 +171,7 @@ class _Watch:
         driver = session.driver
         assert isinstance(driver, X86NativeCpu | X86Hypervisor)
         self.cpu = driver if isinstance(driver, X86NativeCpu) else driver.vcpu
+        self._bits = session.image.isa.bits
         self._engine = session.machine.engine
         self._words = session.machine.memory.words
         self._bytes = session.machine.memory.view
@@ -179,15 +181,25 @@ class _Watch:
 
     def root(self) -> int:
         """Guest-physical address of the page-table root."""
+        return self._cr3() & (_FRAME if self._bits == 64 else PAE_ROOT)
+
+    def _cr3(self) -> int:
         cpu = self.cpu
-        cr3 = int(cpu.registers.control(3)) if isinstance(cpu, X86NativeCpu) else cpu.cr3
-        return cr3 & _FRAME
+        return int(cpu.registers.control(3)) if isinstance(cpu, X86NativeCpu) else cpu.cr3
+
+    def _code(self, rip: int) -> bytes:
+        """The instruction bytes at a guest-virtual address."""
+        if self._bits == 64:
+            return peek(self._words, self._bytes, self.root(), rip)
+        cpu = self.cpu
+        physical = look_up(self._bytes, cpu.cr0, cpu.cr4, self._cr3(), rip + cpu.segment(1)[1])
+        return up_to_the_page(self._bytes, physical)
 
     def _event(self, kind: str, number: int, error: int, rip: int, address: int) -> None:
         cpu, root = self.cpu, self.root()
         registers = (*map(int, cpu.gpr), cpu.rflags)
         bits = 64 if cpu.segment(1)[3] & _LONG_CODE else 32
-        code = peek(self._words, self._bytes, root, rip)
+        code = self._code(rip)
         progress = self._engine.progress
         self.events.append(Event(kind, number, error, rip, cpu.cpl, root, progress, registers, bits, code, address))
 
@@ -211,7 +223,13 @@ def peek(words: memoryview, memory: memoryview, root: int, address: int) -> byte
         if entry & _LARGE and shift in (30, 21):
             break
     mask = (1 << shift) - 1
-    physical = entry & _FRAME & ~mask | address & mask
+    return up_to_the_page(memory, entry & _FRAME & ~mask | address & mask)
+
+
+def up_to_the_page(memory: memoryview, physical: int) -> bytes:
+    """Up to 15 bytes from a guest-physical address, within its page; none outside of memory."""
+    if physical < 0:
+        return b""
     end = min(physical + _LONGEST, (physical | PAGE - 1) + 1)
     return bytes(memory[physical:end]) if end <= len(memory) else b""
 
@@ -242,7 +260,9 @@ def observe(image: Image, options: Options) -> Observation:
     try:
         watch = _Watch(session, console)
         machine = session.machine
-        tables = tables_from(machine.memory.words, machine.memory.size, watch.root())
+        tables: frozenset[int] = frozenset()
+        if session.image.isa.bits == 64:  # a 32-bit guest begins without paging
+            tables = tables_from(machine.memory.words, machine.memory.size, watch.root())
         outcome = session.run()
         return Observation(
             mode=options.mode,

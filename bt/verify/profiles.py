@@ -99,13 +99,13 @@ def profile_for(image: Image) -> Profile:
     """The rules for an image: those of its kernel where it is known, else the exact ones."""
     if image.linux is None:
         return EXACT
-    from bt.knowledge.linux_verify import LINUX
+    from bt.knowledge.linux_verify import LINUX, LINUX_32
 
-    return LINUX
+    return LINUX if image.isa.bits == 64 else LINUX_32
 
 
 def profiles() -> tuple[Profile, ...]:
     """Every table of rules."""
-    from bt.knowledge.linux_verify import LINUX
+    from bt.knowledge.linux_verify import LINUX, LINUX_32
 
-    return EXACT, LINUX
+    return EXACT, LINUX, LINUX_32

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from emulator.isa.paging import GLOBAL, PageWalk
+from emulator.isa.x86 import registers as r
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.walk import GuestContext
@@ -208,3 +209,26 @@ def _fault(address: int, code: int, write: bool, user: bool, fetch: bool) -> Fau
     if fetch:
         code |= w.ERROR_FETCH
     return Fault(_PAGE_FAULT, code, address)
+
+
+def look_up(memory: memoryview, cr0: int, cr4: int, cr3: int, address: int) -> int:
+    """The physical address of a 32-bit linear one, -1 where nothing is mapped; no entry is marked, no right asked."""
+    address &= MASK32
+    if not cr0 & r.CR0_PG:
+        return address
+    pae = cr4 & r.CR4_PAE != 0
+    size, bits, shift, table = (8, 9, 39, cr3 & PAE_ROOT) if pae else (4, 10, 32, cr3 & LEGACY_ROOT)
+    while shift > 12:
+        shift -= bits
+        at = table + size * (address >> shift & (1 << bits) - 1)
+        if at + size > len(memory):
+            return -1
+        entry = int.from_bytes(memory[at : at + size], "little")
+        if not entry & w.PRESENT:
+            return -1
+        if entry & w.LARGE and shift == 21:
+            return entry & w.FRAME_MASK & ~0x1F_FFFF | address & 0x1F_FFFF
+        if entry & w.LARGE and shift == 22 and cr4 & r.CR4_PSE:
+            return large_frame(entry, address) | address & 0xFFF
+        table = entry & w.FRAME_MASK
+    return table | address & 0xFFF
