@@ -108,6 +108,7 @@ LINUX: tuple[Rule, ...] = (
         Effect.VALUE,
         "measured against the machine's own time",
         r"^tsc: Detected ([\d.]+) MHz",
+        r"^CPU frequency ([\d.]+) MHz$",
         r"^clocksource: tsc(?:-early)?: mask: 0x\w+ max_cycles: (0x\w+), max_idle_ns: (\d+) ns",
         r"^sched_clock: Marking stable (\(.*\))",
         r"^Calibrating delay loop(.*)$",
