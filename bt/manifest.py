@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from bt import columns
 from bt.plan import Plan
 from emulator.errors import BadImage, brief
 
@@ -64,12 +65,40 @@ class Manifest:
             "appended_sha256": self.appended_sha256,
             "header": self.header.hex(),
             "sizes": list(self.sizes),
-            "plan": self.plan.to_json(),
+            "plan": _in_columns(self.plan.to_json()),
         }
 
     def to_bytes(self) -> bytes:
         """The section's contents; the same for the same manifest."""
         return bz2.compress(json.dumps(self.to_json(), separators=(",", ":"), sort_keys=True).encode())
+
+
+def _in_columns(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan's values with its long lists by column. Code of fixups is left out: it has a section of its own."""
+    calls = [{"fixup": number, **call} for number, fixup in enumerate(plan["fixups"]) for call in fixup["calls"]]
+    fixups = [{name: row[name] for name in row if name not in ("code", "calls")} for row in plan["fixups"]]
+    changes = [
+        {"reason": group["reason"], "old": group["old"], "new": group["new"], "address": address, "file_offset": offset}
+        for group in plan["changes"]
+        for address, offset in zip(group["addresses"], group["file_offsets"], strict=True)
+    ]
+    rows = {"sites": plan["sites"], "fixups": fixups, "calls": calls, "changes": changes}
+    return {**plan, **{name: columns.pack(table) for name, table in rows.items()}}
+
+
+def _in_rows(plan: dict[str, Any]) -> dict[str, Any]:
+    """The inverse."""
+    fixups = [{**row, "code": "", "calls": []} for row in columns.unpack(plan["fixups"])]
+    for call in columns.unpack(plan["calls"]):
+        number = call.pop("fixup")
+        if number < 0:
+            raise ValueError("a call belongs to no fixup")
+        fixups[number]["calls"].append(call)
+    changes = [
+        {**row, "addresses": [row["address"]], "file_offsets": [row["file_offset"]]}
+        for row in columns.unpack(plan["changes"])
+    ]
+    return {**plan, "sites": columns.unpack(plan["sites"]), "fixups": fixups, "changes": changes}
 
 
 def parse(data: bytes | memoryview, path: str) -> Manifest:
@@ -82,7 +111,7 @@ def parse(data: bytes | memoryview, path: str) -> Manifest:
                 "revert it with the version that wrote it"
             )
         made = Manifest(
-            plan=Plan.from_json(value["plan"]),
+            plan=Plan.from_json(_in_rows(value["plan"])),
             container=str(value["container"]),
             original_size=int(value["original_size"]),
             original_sha256=str(value["original_sha256"]),
@@ -93,7 +122,7 @@ def parse(data: bytes | memoryview, path: str) -> Manifest:
             header=bytes.fromhex(value["header"]),
             sizes=tuple(int(size) for size in value["sizes"]),
         )
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadImage(f"{path}: its manifest is damaged ({brief(error)}); start from the original image") from None
     sizes_fit = made.original_size >= len(made.header) and made.appended_size >= 0
     if len(made.header) not in (52, 64) or not sizes_fit or len(made.sizes) != len(made.plan.fixups):

@@ -5,14 +5,15 @@ Room: `bt/tactics/x86`. Fill between functions is skipped without decoding it; e
 
 from __future__ import annotations
 
-import operator
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from iced_x86 import Code, Decoder
+from iced_x86 import Decoder
 
 from bt.pagescan import Found
+from bt.tactics.x86.opcodes import candidates
 from bt.tactics.x86.pagescan import LONGEST, branch_targets
 from bt.textmap import Stretch, mark, mark_common, packed, pieces
 from emulator.isa.x86.decode import REPORTED
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
 
     from bt.image import Image
 
-_CODE: Final = operator.attrgetter("code")
-_FILL: Final = re.compile(rb"\xcc{16,}")
-_CHUNK: Final = 1 << 16
-_IS_REPORTED: Final = np.zeros(1 << 13, bool)
-_IS_REPORTED[[*REPORTED, int(Code.INVALID)]] = True
+_FILL: Final = b"\xcc" * 16
+_RUN: Final = re.compile(rb"\xcc+")
+_CHUNK: Final = 1 << 13
+"""Bytes decoded at once: instructions that fit a processor's cache are handled twice as fast."""
 
 
 def sweep(image: Image, bits: int) -> tuple[Stretch, ...]:
@@ -48,20 +48,18 @@ def _sweep_stretch(start: int, end: int, parts: list[tuple[int, bytes]], bits: i
     for address, data in parts:
         base = address - start
         part = begins[base : base + len(data)]
-        position = 0
-        for run in [*_FILL.finditer(data), None]:
-            limit = run.start() if run else len(data)
-            for at, length, code in _sweep_part(data, position, limit, part, bits):
-                if code == Code.INVALID:
-                    invalid.append(base + at)
-                else:
-                    sites.append((base + at, length, code))
-            if run:
-                part[run.start() : run.end()] = True
-                position = run.end()
-        places = np.append(np.flatnonzero(part), len(data))
-        leads = branch_targets(np.frombuffer(data, np.uint8), places) + base
+        position, fills = 0, list(_fills(data))
+        for low, high in [*fills, (len(data), len(data))]:
+            invalid += [base + at for at in _sweep_part(data, position, low, part, bits)]
+            part[low : low + 1] = True
+            position = high
+        places = np.flatnonzero(part).astype(np.int32)
+        code = np.frombuffer(data, np.uint8)
+        sites += [(base + at, length, kind) for at, length, kind in _sensitive(data, code, places, bits)]
+        leads = branch_targets(code, np.append(places, np.int32(len(data)))) + base
         targets[leads[(leads >= 0) & (leads < end - start)]] = True
+        for low, high in fills:
+            part[low:high] = True
     return Stretch(
         start,
         packed(begins),
@@ -72,25 +70,41 @@ def _sweep_stretch(start: int, end: int, parts: list[tuple[int, bytes]], bits: i
     )
 
 
-def _sweep_part(data: bytes, start: int, end: int, begins: NDArray[np.bool_], bits: int) -> list[Found]:
-    """Sweep [start, end) of `data`, mark where instructions begin, return the sensitive and invalid ones."""
-    sites: list[Found] = []
+def _fills(data: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of long runs of INT3."""
+    at = data.find(_FILL)
+    while at >= 0:
+        run = _RUN.match(data, at)
+        assert run is not None
+        yield run.span()
+        at = data.find(_FILL, run.end())
+
+
+def _sweep_part(data: bytes, start: int, end: int, begins: NDArray[np.bool_], bits: int) -> list[int]:
+    """Sweep [start, end) of `data`, mark where instructions begin, return where there is none."""
+    invalid: list[int] = []
     while start < end:
-        chunk = data[start : min(start + _CHUNK, end)]
-        instructions = list(Decoder(bits, chunk, ip=0))
-        lengths = np.fromiter(map(len, instructions), np.int64, len(instructions))
-        codes = np.fromiter(map(_CODE, instructions), np.int64, len(instructions))
-        count = len(instructions)
-        if start + len(chunk) < end:  # the last ones may have been cut
-            while count > 1 and int(lengths[:count].sum()) > len(chunk) - LONGEST:
-                count -= 1
-        offsets = np.cumsum(lengths[:count]) - lengths[:count] + start
-        begins[offsets] = True
-        sites += [
-            Found(int(offsets[i]), int(lengths[i]), int(codes[i])) for i in np.flatnonzero(_IS_REPORTED[codes[:count]])
-        ]
-        start = int(offsets[-1] + lengths[count - 1])
-    return sites
+        instructions = list(Decoder(bits, data[start : min(start + _CHUNK + LONGEST, end)], ip=0))
+        lengths = np.frombuffer(bytes(map(len, instructions)), np.uint8)
+        offsets = np.cumsum(lengths, dtype=np.int64)
+        offsets -= lengths
+        # What begins in the chunk is whole; what begins behind it may have been cut.
+        count = len(offsets) if start + _CHUNK + LONGEST >= end else int(np.searchsorted(offsets, _CHUNK))
+        begins[offsets[:count] + start] = True
+        if not all(instructions):
+            invalid += [int(offsets[i]) + start for i, one in enumerate(instructions[:count]) if not one]
+        start += int(offsets[count - 1]) + int(lengths[count - 1])
+    return invalid
+
+
+def _sensitive(data: bytes, code: NDArray[np.uint8], begins: NDArray[np.int32], bits: int) -> list[Found]:
+    """The sensitive ones of the instructions that begin at `begins`."""
+    found = []
+    for at in candidates(code, begins, bits).tolist():
+        instruction = Decoder(bits, data[at : at + LONGEST], ip=0).decode()
+        if instruction.code in REPORTED:
+            found.append(Found(at, instruction.len, int(instruction.code)))
+    return found
 
 
 def _constants(start: int, code: bytes, stretches: tuple[Stretch, ...], bits: int) -> tuple[NDArray[np.uint64], ...]:
