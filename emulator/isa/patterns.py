@@ -7,8 +7,8 @@ mask at a time. Knows no instruction set by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from emulator.isa.sensitive import Pattern, Patterns, Route, SensitiveInstruction
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18
 """Words looked at at a time, so that what is made of them stays in the processor's cache."""
+
+
+_FEW = 256
+"""Words up to which they are looked up one by one: a page's."""
+_REMEMBERED = 1 << 16
 
 
 class PatternTable:
@@ -84,7 +89,11 @@ class PatternTable:
     @cached_property
     def _finders(self) -> dict[int, _Finder]:
         return {
-            size: _Finder(size, {mask: values for (length, mask), values in self._by_mask.items() if length == size})
+            size: _Finder(
+                size,
+                {mask: values for (length, mask), values in self._by_mask.items() if length == size},
+                partial(self.index_of, size=size),
+            )
             for size in (2, 4)
         }
 
@@ -92,9 +101,15 @@ class PatternTable:
 class _Finder:
     """The patterns of one size as arrays."""
 
-    def __init__(self, size: int, by_mask: dict[int, dict[int, list[tuple[Pattern, int]]]]) -> None:
+    def __init__(
+        self, size: int, by_mask: dict[int, dict[int, list[tuple[Pattern, int]]]], index_of: Callable[[int], int]
+    ) -> None:
+        """`index_of` gives the row of one word."""
         import numpy as np
 
+        self._index_of = index_of
+        self._known: dict[int, int] = {}
+        """Rows of words that were asked for before."""
         self._shift = 8 * size - 16
         may = np.zeros(1 << 16, dtype=bool)
         every = np.arange(1 << 16, dtype=np.uint32)
@@ -119,6 +134,26 @@ class _Finder:
         upper = words.view(np.uint16)[1::2] if self._shift else words.astype(np.uint16, copy=False)
         positions = np.flatnonzero(self.may[upper])
         few = words[positions].astype(np.uint32, copy=False)
+        if len(few) <= _FEW:
+            known = self._known
+            if len(known) > _REMEMBERED:
+                known.clear()
+            rows_of_few = [known[word] if word in known else self._ask(word) for word in few.tolist()]
+            found = np.array(rows_of_few, dtype=np.int32)
+        else:
+            found = self._find_many(few)
+        some = found >= 0
+        return positions[some].astype(np.int64, copy=False), found[some]
+
+    def _ask(self, word: int) -> int:
+        """The row of one word, remembered."""
+        row = self._known[word] = self._index_of(word)
+        return row
+
+    def _find_many(self, few: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """The rows of words, a distinct mask at a time."""
+        import numpy as np
+
         found = np.full(len(few), -1, dtype=np.int32)
         for mask, values, rows, excepted in self._groups:
             masked = few & np.uint32(mask)
@@ -136,8 +171,7 @@ class _Finder:
                 for exceptions in several:
                     stays = here[~exceptions.cover(few[here])] if len(here) else here
                     found[stays] = exceptions.row
-        some = found >= 0
-        return positions[some].astype(np.int64, copy=False), found[some]
+        return found
 
 
 class _Exceptions:
