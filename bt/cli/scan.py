@@ -18,32 +18,51 @@ CLASSES = ("traps", "ignored", "leaks", "differs")
 @click.option(
     "--instruction", "names", multiple=True, metavar="NAME", help="Only this row of the table (`retrap isa`)."
 )
+@click.option("--only", multiple=True, metavar="EXPRESSION", help="Only sites that match (`retrap rewrite --help`).")
+@click.option("--except", "but", multiple=True, metavar="EXPRESSION", help="No sites that match.")
 @click.option("--sites", "list_sites", is_flag=True, help="List every site, not only their number.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every site included.")
 def command(
-    image: str, classes: tuple[str, ...], names: tuple[str, ...], list_sites: bool, cached: bool, as_json: bool
+    image: str,
+    classes: tuple[str, ...],
+    names: tuple[str, ...],
+    only: tuple[str, ...],
+    but: tuple[str, ...],
+    list_sites: bool,
+    cached: bool,
+    as_json: bool,
 ) -> None:
-    """List the sensitive instructions of IMAGE, an ELF or bzImage for x86-64.
+    """List the sensitive instructions of IMAGE, a kernel's file or a fetched guest (`retrap guests`).
 
-    A site is doubtful when undecodable bytes stand in the same function: it may be data.
+    Each is certain, likely, or may be data ("doubtful"), where what is no instruction stands in the same function.
     """
+    from bt import match, progress
+    from bt.cli import values
     from bt.image import load
     from bt.pagecache import PageCache
     from bt.report import json as json_report
     from bt.report import text
     from bt.scan import scan
     from emulator.errors import UsageError
-    from emulator.isa.x86.table import ROW_OF_NAME
 
-    unknown = [name for name in names if name not in ROW_OF_NAME]
+    chosen = match.chosen(only, but, ())
+    path = values.kernel(image)
+    with progress.stage(f"reading {image}"):
+        loaded = load(path)
+    known = {row.name for row in loaded.isa.rows}
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UsageError(f"there is no instruction {unknown[0]!r} in the table; `retrap isa x86-64` prints it")
-    loaded = load(image)
+        isa = loaded.isa.name
+        raise UsageError(f"there is no instruction {unknown[0]!r} in the table; `retrap isa {isa}` prints it")
+    with progress.stage(f"scanning {image}"):
+        found = scan(loaded, PageCache(isa=loaded.isa.name) if cached else None)
     sites = [
         site
-        for site in scan(loaded, PageCache() if cached else None)
-        if (not classes or site.row.at_user_level.value in classes) and (not names or site.row.name in names)
+        for site in found
+        if (not classes or site.row.at_user_level.value in classes)
+        and (not names or site.row.name in names)
+        and (chosen is None or chosen(site))
     ]
     if as_json:
         click.echo(json_report.dumps(json_report.scan_json(loaded, sites)), nl=False)
