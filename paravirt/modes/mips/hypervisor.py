@@ -45,6 +45,7 @@ class MipsHypervisor(Hypervisor):
         registers = memoryview(mmap.mmap(-1, 4096))
         self.vcpu = MipsVirtualCpu(engine, self.machine.memory, self.machine.board, self.shared, registers.cast("I"))
         self.shadow = MipsViews(engine, self.machine.memory, self.vcpu, self.LAYOUT)
+        self.vcpu.on_timer_changed = self._device_written
         self.vcpu.on_space_changed = self.shadow.space_changed
         self.vcpu.on_translation_replaced = self.shadow.translation_replaced
         window, own = self.WINDOW, self.LAYOUT.window

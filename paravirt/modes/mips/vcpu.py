@@ -58,6 +58,8 @@ class MipsVirtualCpu:
         self.before_write: Callable[[int], None] = lambda _frame: None
         self.on_space_changed: Callable[[], None] = lambda: None
         """Called when other translations hold from now on: another ASID, or the error level."""
+        self.on_timer_changed: Callable[[], None] = lambda: None
+        """Called when Count or Compare was written: the next match is another."""
         self.on_translation_replaced: Callable[[int, int], None] = lambda _start, _size: None
         """Called with the virtual addresses that an entry of the TLB stood for, when another takes its place."""
 
@@ -369,10 +371,12 @@ def _write_status(cpu: MipsVirtualCpu, value: int) -> None:
 
 def _write_count(cpu: MipsVirtualCpu, value: int) -> None:
     cpu.board.timer.count = value
+    cpu.on_timer_changed()
 
 
 def _write_compare(cpu: MipsVirtualCpu, value: int) -> None:
     cpu.board.timer.compare = value
+    cpu.on_timer_changed()
 
 
 def _write_user_local(cpu: MipsVirtualCpu, value: int) -> None:

@@ -117,7 +117,7 @@ def image(**changes: object) -> BootImage:
 
 
 def strings(memory: GuestMemory, pointers: int, order: str = "<") -> list[str]:
-    found = []
+    found: list[str] = []
     while True:
         (pointer,) = struct.unpack(order + "I", memory.read_bytes(pointers & 0x1FFF_FFFF, 4))
         if not pointer:
