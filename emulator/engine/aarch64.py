@@ -67,6 +67,10 @@ class AArch64Registers(Protocol):
     fpcr: int
     fpsr: int
 
+    def enter_level_1(self) -> None:
+        """Go to EL1 with its own stack pointer and all interrupts masked, as an exception does."""
+        ...
+
     def clear_exclusive(self) -> None:
         """Clear the local exclusive monitor, as an exception return does."""
         ...
@@ -98,4 +102,15 @@ class AArch64Engine(Engine, Protocol):
         With `counters` EL0 may access the performance monitors. None of them counts, so that PMCCNTR_EL0 and
         PMEVCNTR0_EL0..PMEVCNTR3_EL0 keep what is written to them, 64 bits each.
         """
+        ...
+
+    def withhold_timer(self) -> None:
+        """From now on accesses to the generic timer are undefined at every level, so that a driver does them.
+
+        Raises `EngineMissing` where the engine cannot.
+        """
+        ...
+
+    def see_all_stores(self) -> None:
+        """From now on code that was changed by a store through any mapping is executed as it is, at a price."""
         ...

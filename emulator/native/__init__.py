@@ -30,7 +30,18 @@ def _armv7() -> type[NativeCpu]:
     return ArmNativeCpu
 
 
-NATIVES: dict[str, Callable[[], type[NativeCpu]]] = {"x86-64": _x86_64, "i386": _i386, "armv7": _armv7}
+def _aarch64() -> type[NativeCpu]:
+    from emulator.native.aarch64 import AArch64NativeCpu
+
+    return AArch64NativeCpu
+
+
+NATIVES: dict[str, Callable[[], type[NativeCpu]]] = {
+    "x86-64": _x86_64,
+    "i386": _i386,
+    "armv7": _armv7,
+    "aarch64": _aarch64,
+}
 """How to load the reference of each instruction set."""
 
 

@@ -50,7 +50,7 @@ def test_not_virtualised_the_controls_fail(isa: str) -> None:
         return
     failed = set(re.findall(r"^FAIL ([\w.-]+)", done.stdout.decode(), re.MULTILINE))
     assert failed >= set(ARCHITECTURES[isa]["controls"])
-    assert done.returncode != 0
+    assert done.returncode != 0 or b"the guest reset the machine" in done.stderr  # a board without an exit status
 
 
 @pytest.mark.qemu

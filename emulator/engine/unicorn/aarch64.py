@@ -16,7 +16,8 @@ from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import aarch64_state as state
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.aarch64_confirm import confirm
-from emulator.engine.unicorn.aarch64_state import UnicornAArch64Registers, find_state
+from emulator.engine.unicorn.aarch64_state import STATE_AT, UnicornAArch64Registers, find_state
+from emulator.engine.unicorn.arm_timer import AARCH64_TABLE, WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
 from emulator.isa.aarch64.registers import BY_NAME
 
@@ -62,6 +63,15 @@ class UnicornAArch64Engine(UnicornCpu):
 
     def _start_address(self) -> int:
         return self.registers.pc
+
+    def withhold_timer(self) -> None:
+        """Make accesses to the generic timer undefined; raises `EngineMissing` where that does not work."""
+        self._timer = WithheldTimer(self.registers.address - STATE_AT, AARCH64_TABLE)
+
+    def see_all_stores(self) -> None:
+        """Have code that is written through another mapping forgotten: a hook of stores makes all of them take the way
+        on which QEMU looks for code, which is slow."""
+        self._hook(lib.HOOK_MEM_INVALID, lib.MemoryCallback(lambda *_arguments: 0))
 
     def set_roots(self, lower: int, upper: int, view: int = 0) -> None:
         """Run in a view, with these tables; flush where they are not the ones it had."""

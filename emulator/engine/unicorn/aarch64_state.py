@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from unicorn import arm64_const
 
-from emulator.engine.aarch64 import USER_MAY
+from emulator.engine.aarch64 import SP, USER_MAY
 from emulator.engine.unicorn.state import _read_memory
 from emulator.errors import EngineMissing
 from emulator.isa.aarch64.encoding import fields, register
@@ -35,6 +35,8 @@ _EXCLUSIVE = 0x2F00
 _HCR, _SCR, _MDSCR = 0x3B8, 0x3C0, 0x7E8
 _SIZE = 0x2F10
 
+STATE_AT: Final = 0xA350
+"""Offset of the state in QEMU's CPU object."""
 SCR_EL3: Final = register(3, 6, 1, 1, 0)
 HCR_EL2: Final = register(3, 4, 1, 1, 0)
 _SECURE, _NON_SECURE = 0x430, 0x431
@@ -79,6 +81,8 @@ _PATTERN = 0x5E77_1A90_0000_0001
 _X: Final = tuple(getattr(arm64_const, f"UC_ARM64_REG_X{number}") for number in range(31))
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _EL1H = 5
+_ALL_MASKS = 0x3C0
+_ILLEGAL = 1 << 20
 _STEP = 1 << 21
 """PSTATE.SS."""
 _DUMMY: Final = BY_NAME["TPIDR_EL1"].encoding
@@ -131,9 +135,11 @@ def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
 class UnicornAArch64Registers:
     """The register view of one engine (`emulator.engine.aarch64.AArch64Registers`)."""
 
-    __slots__ = ("_buffer", "_handle", "_library", "_modes", "_step", "_world", "gpr", "halves", "words")
+    __slots__ = ("_buffer", "_handle", "_library", "_modes", "_step", "_world", "address", "gpr", "halves", "words")
 
     def __init__(self, library: Any, handle: int, address: int) -> None:
+        self.address = address
+        """Host address of the state."""
         self._buffer = (ctypes.c_char * _SIZE).from_address(address)
         raw = memoryview(self._buffer).cast("B")
         self.words = raw.cast("Q")
@@ -251,6 +257,17 @@ class UnicornAArch64Registers:
     @thread_read_only.setter
     def thread_read_only(self, value: int) -> None:
         self.words[IN_PLACE["TPIDRRO_EL0"] // 8] = value
+
+    def enter_level_1(self) -> None:
+        """Go to EL1 with its own stack pointer and all interrupts masked, as an exception does."""
+        words, halves = self.words, self.halves
+        pstate = halves[_PSTATE // 4]
+        if pstate & 0xD != _EL1H:
+            words[_BANKED_SP // 8] = self.gpr[SP]
+            self.gpr[SP] = words[_BANKED_SP // 8 + 1]
+        self.daif = _ALL_MASKS
+        halves[_PSTATE // 4] = pstate & ~(0xF | _STEP | _ILLEGAL) | _EL1H
+        self.set_public(_DUMMY, words[IN_PLACE["TPIDR_EL1"] // 8])  # by which the summary of the mode is made anew
 
     # -- system registers -----------------------------------------------------------------------
 

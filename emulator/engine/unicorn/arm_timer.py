@@ -16,7 +16,8 @@ from typing import Any, Final
 from emulator.engine.unicorn.state import _read_memory
 from emulator.errors import EngineMissing
 
-_TABLE: Final = 0xB420
+ARM_TABLE: Final = 0xB420
+AARCH64_TABLE: Final = 0xD510
 """Offset in the CPU object of the pointer to the table of system registers."""
 _NODES: Final = 24
 """Offset in a hash table of the pointer to its nodes; each is key, value and hash."""
@@ -35,14 +36,16 @@ def _word(descriptor: int, address: int) -> int:
 
 
 def _is_timer(name: str) -> bool:
-    return name.startswith(("CNTP", "CNTV", "CNTFRQ")) and not name.startswith("CNTVOFF") and "_EL" not in name
+    level = name.partition("_EL")[2]
+    return name.startswith(("CNTP", "CNTV", "CNTFRQ")) and not name.startswith("CNTVOFF") and level in ("", "0")
 
 
 class WithheldTimer:
     """The native code of the refusal; kept as long as the engine."""
 
-    def __init__(self, cpu: int) -> None:
-        """`cpu` is the host address of QEMU's CPU object. Raises `EngineMissing` where things are elsewhere."""
+    def __init__(self, cpu: int, table: int = ARM_TABLE) -> None:
+        """`cpu` is the host address of QEMU's CPU object, `table` an offset in it. Raises `EngineMissing` where things
+        are elsewhere."""
         if platform.machine() != "x86_64":
             raise EngineMissing(
                 f"the unicorn engine needs native callbacks, written for x86_64 only, not {platform.machine()}"
@@ -52,7 +55,7 @@ class WithheldTimer:
         refuse = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
         descriptor = os.open("/proc/self/mem", os.O_RDONLY)
         try:
-            found = _registers(descriptor, cpu)
+            found = _registers(descriptor, cpu + table)
         finally:
             os.close(descriptor)
         if len(found) < _LEAST:
@@ -63,9 +66,10 @@ class WithheldTimer:
             ctypes.c_uint64.from_address(register + _ACCESS).value = refuse
 
 
-def _registers(descriptor: int, cpu: int) -> list[int]:
-    """Host addresses of the descriptions of the timer's registers; nothing where the table is none."""
-    table = _word(descriptor, cpu + _TABLE)
+def _registers(descriptor: int, place: int) -> list[int]:
+    """Host addresses of the descriptions of the timer's registers, by the table whose address is at `place`; nothing
+    where that is none."""
+    table = _word(descriptor, place)
     size = _word(descriptor, table) & 0xFFFF_FFFF
     nodes = _word(descriptor, table + _NODES)
     if not 0 < size <= 1 << 16:

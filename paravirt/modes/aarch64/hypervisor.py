@@ -17,10 +17,12 @@ from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.access import Access, address_of, decode, loaded
 from emulator.isa.aarch64.exceptions import AArch64Exception
+from emulator.isa.aarch64.paging import SCTLR_M
 from emulator.isa.aarch64.registers import REGISTERS
 from emulator.isa.aarch64.table import TABLE
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
+from emulator.isa.paging import USER_RIGHTS
 from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Handlers, Hypervisor, Prepared
@@ -245,6 +247,9 @@ class AArch64Hypervisor(Hypervisor):
                 self._devices[address >> 12] = frame
             self._device(frame | address & 0xFFF, write)
             return
+        if level and not walk.rights & USER_RIGHTS and not address >> 63 and self.vcpu.context.sctlr & SCTLR_M:
+            self._kernel_page_below(address, frame, write)
+            return
         if level and not write and self._reads_itself(address, frame):
             return
         if level and self._reused(address, frame, write, walk.entries[1]):
@@ -253,6 +258,29 @@ class AArch64Hypervisor(Hypervisor):
         if self._own_store >= 0:
             self._begin_own_store()
         self.exits.count("page", "fill")
+
+    def _kernel_page_below(self, address: int, frame: int, write: bool) -> None:
+        """A page of the kernel's in the lower half: never mapped for data, so that LDTR and STTR, which are plain
+        accesses here, are told from others."""
+        pc = self._registers.pc
+        site = self._site_of(pc) if self._in_fixup(pc) else pc
+        row = TABLE.row_of(int.from_bytes(self.vcpu.fetch(site).ljust(4, b"\0"), "little"))
+        if row is not None and row.operation is Operation.ACCESS_AS_USER:
+            try:
+                self.vcpu.walker.walk(address, write, True, False)
+            except ArchitecturalException as fault:
+                self._refuse(fault, "page fault to the guest")
+            return
+        access = self._access(site)
+        if access is None or access.load == write or (address & 0xFFF) + 2 * access.size > 4096:
+            self._fill(address, write, False)
+            return
+        self.exits.count("access to a kernel page below", "emulated")
+        if write:
+            self._do_store(access, frame | address & 0xFFF)
+        else:
+            self._do_load(access, frame | address & 0xFFF)
+        self.vcpu.advance()
 
     def _reused(self, address: int, frame: int, write: bool, entry: int) -> bool:
         """A page of the kernel's that is mapped for one access and invalidated again, many times over: its accesses
