@@ -6,10 +6,11 @@ instruction set: the sweep is the instruction set's own, and what is said of a s
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple, overload
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from bt.tactics.registry import tactics_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bt.image import Image, Section
+    from bt.image import Image
     from bt.pagecache import PageCache
     from bt.textmap import Stretch
     from emulator.isa.sensitive import SensitiveInstruction
@@ -70,87 +71,190 @@ class Site:
         return self.confidence is Confidence.DATA
 
 
-def scan(image: Image, cache: PageCache | None = None) -> list[Site]:
+def scan(image: Image, cache: PageCache | None = None) -> Sites:
     """The sensitive instructions of an image's executable ranges, by ascending address."""
     found = textmap.sweep(image, cache)
-    return [site for stretch in found.stretches for site in _sites(image, stretch)]
+    return Sites(image, [part for stretch in found.stretches if (part := _judge(image, stretch)) is not None])
 
 
-def _sites(image: Image, stretch: Stretch) -> list[Site]:
-    tactics = tactics_of(image.isa.name, image.byte_order)
-    sections = sorted((s for s in image.sections if s.flags & 4 and s.size), key=lambda s: s.vaddr)
-    judge = _Judge(image, stretch)
-    result = []
-    for offset, length, code in stretch.sites.tolist():
-        address = stretch.start + offset
-        segment = image.segment_at(address)
-        if segment is None:
-            continue
-        row = tactics.row_of(code)
-        confidence, reason = judge.of(offset)
-        result.append(
-            Site(
-                address=address,
-                length=length,
-                code=code,
-                row=row,
-                bytes=bytes(image.view(address, length)),
-                section=_section(sections, address),
-                symbol=image.symbols.name_at(address),
-                file_offset=segment.file_offset + address - segment.vaddr,
-                confidence=confidence,
-                reason=reason,
-                state=getattr(row.match, "state", ""),
-            )
-        )
-    return result
+class Sites(Sequence[Site]):
+    """Sites by ascending address. There may be tens of thousands: each is made when it is asked for."""
 
-
-def _section(sections: list[Section], address: int) -> str:
-    return next((s.name for s in sections if s.vaddr <= address < s.vaddr + s.size), "")
-
-
-class _Judge:
-    """Says how sure a site of one stretch is."""
-
-    def __init__(self, image: Image, stretch: Stretch) -> None:
+    def __init__(self, image: Image, parts: Sequence[_Columns]) -> None:
         self._image = image
-        self._start = stretch.start
-        self._invalid: list[int] = stretch.invalid.tolist()
-        leads = np.unpackbits(stretch.targets & stretch.begins, bitorder="little")
-        self._leads: NDArray[np.intp] = np.flatnonzero(leads)
+        self._row_of = tactics_of(image.isa.name, image.byte_order).row_of
+        self._columns = _Columns(*(np.concatenate(column) for column in zip(_NONE, *parts, strict=True)))
 
-    def of(self, offset: int) -> tuple[Confidence, str]:
-        """The confidence in the site at `offset`, and why."""
-        address = self._start + offset
-        symbols = self._image.symbols
-        found, end = symbols.find(address), symbols.end_of(address)
-        low = found[0].address - self._start if found else offset - NEAR
-        high = end - self._start if found and end is not None else offset + NEAR
-        first = bisect_left(self._invalid, low)
-        if first < bisect_right(self._invalid, offset):
-            last = self._invalid[bisect_right(self._invalid, offset) - 1]
-            lead = self._lead(offset)
-            if lead is None or lead <= last:
-                return Confidence.DATA, f"what is no instruction stands at {self._start + last:#x}, before it"
-            return Confidence.LIKELY, f"a branch or pointer leads to {self._start + lead:#x}, but there is data before"
-        after = first < len(self._invalid) and self._invalid[first] < high
-        if after:
-            at = self._start + self._invalid[first]
-            return Confidence.DATA, f"what is no instruction stands at {at:#x}, in the same function"
-        if found and found[0].address <= address:
-            if found[0].address == address:
-                return Confidence.CERTAIN, f"it is the first instruction of {found[0].name}"
-            return Confidence.CERTAIN, f"decoding comes to it from the start of {found[0].name}, over instructions only"
-        lead = self._lead(offset)
-        if lead is not None and lead >= low:
-            what = (
-                "leads to it" if lead == offset else f"leads to {self._start + lead:#x}, and decoding from there to it"
-            )
-            return Confidence.CERTAIN, f"a branch or pointer {what}"
-        return Confidence.LIKELY, "all near it is instructions, but no symbol or branch says where one begins"
+    @property
+    def addresses(self) -> NDArray[np.uint64]:
+        """Guest-virtual."""
+        return self._columns.address
 
-    def _lead(self, offset: int) -> int | None:
-        """The last place at or before `offset` to which something leads, and where an instruction begins."""
-        index = int(np.searchsorted(self._leads, offset, side="right")) - 1
-        return int(self._leads[index]) if index >= 0 else None
+    def __len__(self) -> int:
+        return len(self._columns.address)
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Site]: ...
+    def __getitem__(self, index: int | slice) -> Site | list[Site]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        return self._made(*(column[index].item() for column in self._columns))
+
+    def __iter__(self) -> Iterator[Site]:
+        return map(self._made, *(column.tolist() for column in self._columns))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def _states(self) -> dict[int, str]:
+        """The state of each encoding that was asked for."""
+        return {}
+
+    def _made(
+        self, address: int, length: int, code: int, file_offset: int, section: int, symbol: int, kind: int, other: int
+    ) -> Site:
+        image = self._image
+        row = self._row_of(code)
+        state = self._states.get(code)
+        if state is None:
+            state = self._states[code] = str(getattr(row.match, "state", ""))
+        name, text = "", f"{address:#x}"
+        if symbol >= 0:
+            start, _, name = image.symbols[symbol]
+            text = f"{name}+{address - start:#x}" if address != start else name
+        confidence, words = _KINDS[kind]
+        return Site(
+            address=address,
+            length=length,
+            code=code,
+            row=row,
+            bytes=bytes(image.view(address, length) if image.raw else image.elf[file_offset : file_offset + length]),
+            section=image.sections[section].name if section >= 0 else "",
+            symbol=text,
+            file_offset=file_offset,
+            confidence=confidence,
+            reason=words(other, name),
+            state=state,
+        )
+
+
+class _Columns(NamedTuple):
+    """What a site is made of, one row a site."""
+
+    address: NDArray[np.uint64]
+    length: NDArray[np.int64]
+    code: NDArray[np.int64]
+    file_offset: NDArray[np.int64]
+    section: NDArray[np.int32]
+    """Index into the image's sections, or -1."""
+    symbol: NDArray[np.int64]
+    """Index into the image's symbols, or -1."""
+    kind: NDArray[np.uint8]
+    """Index into `_KINDS`: how sure it is, and why."""
+    other: NDArray[np.uint64]
+    """Guest-virtual address that the reason names."""
+
+
+_NONE: Final = _Columns(
+    *(np.empty(0, kind) for kind in ("u8", "i8", "i8", "i8", "i4", "i8", "u1", "u8")),
+)
+_KINDS: Final[tuple[tuple[Confidence, Callable[[int, str], str]], ...]] = (
+    (
+        Confidence.LIKELY,
+        lambda _at, _name: "all near it is instructions, but no symbol or branch says where one begins",
+    ),
+    (Confidence.CERTAIN, lambda _at, _name: "a branch or pointer leads to it"),
+    (
+        Confidence.CERTAIN,
+        lambda at, _name: f"a branch or pointer leads to {at:#x}, and decoding from there to it",
+    ),
+    (
+        Confidence.CERTAIN,
+        lambda _at, name: f"decoding comes to it from the start of {name}, over instructions only",
+    ),
+    (Confidence.CERTAIN, lambda _at, name: f"it is the first instruction of {name}"),
+    (Confidence.DATA, lambda at, _name: f"what is no instruction stands at {at:#x}, in the same function"),
+    (Confidence.LIKELY, lambda at, _name: f"a branch or pointer leads to {at:#x}, but there is data before"),
+    (Confidence.DATA, lambda at, _name: f"what is no instruction stands at {at:#x}, before it"),
+)
+_ALONE, _LED, _LED_NEAR, _INSIDE, _FIRST, _AMONG, _LED_BEHIND, _BEHIND = range(len(_KINDS))
+
+
+def _judge(image: Image, stretch: Stretch) -> _Columns | None:
+    """The sites of one stretch, those in no segment left out."""
+    offsets, lengths, codes = np.ascontiguousarray(stretch.sites.T)
+    start = np.uint64(stretch.start)
+    addresses = offsets.view(np.uint64) + start
+    files = np.full(len(addresses), -1, np.int64)
+    for segment in reversed(image.segments):  # of two that overlap the first counts
+        low, high = _span(addresses, segment.vaddr, segment.memory_size)
+        files[low:high] = (addresses[low:high] - np.uint64(segment.vaddr)).astype(np.int64) + segment.file_offset
+    kept = files >= 0
+    if not kept.all():
+        offsets, lengths, codes, addresses, files = (
+            column[kept] for column in (offsets, lengths, codes, addresses, files)
+        )
+    if not len(offsets):
+        return None
+    sections = np.full(len(addresses), -1, np.int32)
+    inside = [(s.vaddr, s.size, number) for number, s in enumerate(image.sections) if s.flags & 4 and s.size]
+    for vaddr, size, number in sorted(inside, key=lambda one: one[0], reverse=True):
+        low, high = _span(addresses, vaddr, size)
+        sections[low:high] = number
+    symbols, begins, ends = image.symbols.locate(addresses)
+    kinds, others = _confidence(stretch, offsets, symbols >= 0, begins - start, ends - start)
+    return _Columns(addresses, lengths, codes, files, sections, symbols, kinds, others + start)
+
+
+def _span(addresses: NDArray[np.uint64], start: int, size: int) -> tuple[int, int]:
+    """Which of the ascending addresses lie in `size` bytes from `start` on."""
+    low = int(np.searchsorted(addresses, np.uint64(start)))
+    if not size:
+        return low, low
+    return low, int(np.searchsorted(addresses, np.uint64(min(start + size, 1 << 64) - 1), side="right"))
+
+
+def _confidence(
+    stretch: Stretch,
+    offsets: NDArray[np.int64],
+    named: NDArray[np.bool_],
+    begins: NDArray[np.uint64],
+    ends: NDArray[np.uint64],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    """Which of `_KINDS` each site is of, and the offset that its reason names.
+
+    `begins` and `ends` are those of the function around each site, as offsets in the stretch modulo 2^64, where it is
+    `named`. What is no instruction counts from the function's begin to its end, and where no symbol says, a bit around.
+    """
+    low = np.where(named, begins.view(np.int64), offsets - NEAR)
+    high = np.where(named, ends.view(np.int64), offsets + NEAR)
+    leads = np.flatnonzero(np.unpackbits(stretch.targets & stretch.begins, bitorder="little"))
+    lead = np.concatenate((np.array([-1], np.int64), leads))[np.searchsorted(leads, offsets, side="right")]
+    invalid = np.append(stretch.invalid, np.int64(2**63 - 1))
+    first, behind = np.searchsorted(invalid, low), np.searchsorted(invalid, offsets, side="right")
+    last, after = invalid[behind - 1], invalid[first]
+    is_led = (lead >= 0) & (lead >= low)
+    kinds = np.select(
+        [
+            (first < behind) & (lead <= last),
+            first < behind,
+            after < high,
+            named & (begins == offsets.view(np.uint64)),
+            named,
+            is_led & (lead == offsets),
+            is_led,
+        ],
+        [np.uint8(kind) for kind in (_BEHIND, _LED_BEHIND, _AMONG, _FIRST, _INSIDE, _LED, _LED_NEAR)],
+        np.uint8(_ALONE),
+    )
+    others = np.select(
+        [kinds == _BEHIND, (kinds == _LED_BEHIND) | (kinds == _LED_NEAR), kinds == _AMONG], [last, lead, after], 0
+    )
+    return kinds.astype(np.uint8), others.view(np.uint64)

@@ -148,7 +148,7 @@ def mark_common(image: Image, stretches: Sequence[Stretch]) -> None:
     """Mark what any image tells: symbols, aligned words that point into code, the kernel's own tables."""
     if not stretches:
         return
-    leads = [np.fromiter((symbol.address for symbol in image.symbols), np.uint64)]
+    leads = [image.symbols.addresses]
     lowest = np.uint64(min(stretch.start for stretch in stretches))
     size = image.isa.bits // 8
     word = np.dtype(f"{'>' if image.byte_order == 'big' else '<'}u{size}")

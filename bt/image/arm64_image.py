@@ -229,8 +229,9 @@ def _code_end(memory: memoryview, path: str) -> int:
 
 def _end_of_init_text(image: Image, start: int, limit: int) -> int:
     """The end of the last text symbol behind `start`, in whole pages."""
-    last = start
-    for symbol in image.symbols:
-        if start <= symbol.address < limit and symbol.type in "tT":
-            last = symbol.address
+    symbols = image.symbols
+    types = np.frombuffer(symbols.types.encode("latin-1", "replace"), np.uint8)
+    inside = (symbols.addresses >= np.uint64(start)) & (symbols.addresses < np.uint64(limit))
+    text = symbols.addresses[inside & ((types == ord("t")) | (types == ord("T")))]
+    last = int(text[-1]) if len(text) else start
     return min(limit, (last + 0x1000 + 0xFFF) & -0x1000)

@@ -8,8 +8,9 @@ tokens (since 6.4). Parts are aligned to a pointer. Nothing is trusted: only whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,12 @@ class Kallsyms:
     addresses: NDArray[np.uint64]
     types: str
     """One letter a symbol, as nm prints it."""
-    names: list[str]
+    _expand: Callable[[], list[str]]
+
+    @property
+    def names(self) -> list[str]:
+        """Made anew when asked for: it takes as long as all the rest."""
+        return self._expand()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class _Names:
     count: int
     entries: NDArray[np.int64]
     """Position of each name's length byte, from `start`."""
-    codes: NDArray[np.int64]
+    codes: NDArray[np.uint16]
     """All names' bytes, with separators in place of the lengths."""
 
 
@@ -92,8 +98,7 @@ def find(regions: Sequence[memoryview], bits: int = 64, byte_order: str = "littl
             addresses = _find_addresses(region, names, tokens)
             if addresses is None:
                 continue
-            types, texts = _expand(names, tokens)
-            return Kallsyms(addresses, types, texts)
+            return Kallsyms(addresses, _types(names, tokens), partial(_texts, names, tokens))
     return None
 
 
@@ -105,8 +110,9 @@ def _find_tokens(region: _Region) -> Iterator[_Tokens]:
     if last < 0:
         return
     first, second, third, fourth = (words[at : last + at + 1 : step] for at in range(4))
-    likely = (first == 0) & (second >= 2) & (second <= _LONGEST_TOKEN) & (third > second) & (fourth > third)
-    for row in np.flatnonzero(likely).tolist():
+    likely = np.flatnonzero((first == 0) & (second - np.uint16(2) <= np.uint16(_LONGEST_TOKEN - 2)))
+    likely = likely[(third[likely] > second[likely]) & (fourth[likely] > third[likely])]
+    for row in likely.tolist():
         positions = words[row * step : row * step + _BLOCK].astype(np.int64)
         steps = np.diff(positions)
         if steps.min() < 2 or steps.max() > _LONGEST_TOKEN:
@@ -131,17 +137,19 @@ def _match_tokens(region: _Region, index_at: int, positions: NDArray[np.int64]) 
 
 def _find_names(region: _Region, tokens_at: int) -> _Names | None:
     """The longest ascending run of markers that has its names before it and the tokens behind it."""
-    words = np.frombuffer(region.data[: tokens_at & -region.align], region.order + "u4").astype(np.int64)
-    steps = np.diff(words)
-    breaks = np.append(np.flatnonzero((steps < 2 * _BLOCK) | (steps > _BLOCK * _LONGEST_TOKEN)), len(words) - 1)
+    words = np.frombuffer(region.data[: tokens_at & -region.align], region.order + "u4")
+    if len(words) < 2:
+        return None
+    steps = words[1:] - words[:-1]  # modulo 2^32, beyond the largest step where they do not ascend
+    steps -= np.uint32(2 * _BLOCK)
+    ascends = np.append(steps <= np.uint32(_BLOCK * _LONGEST_TOKEN - 2 * _BLOCK), np.False_)
+    ends = np.flatnonzero(ascends[:-1] & ~ascends[1:]) + 1
     slot = region.align // 4
-    starts = np.flatnonzero(words[::slot] == 0) * slot
-    counts = breaks[np.searchsorted(breaks, starts)] - starts + 1
+    starts = np.flatnonzero(ascends[::slot] & (words[::slot] == 0)) * slot
+    counts = ends[np.searchsorted(ends, starts, side="right")] - starts + 1
     longest = np.argsort(-counts, kind="stable")[:_CANDIDATES]
     for start, count in zip(starts[longest].tolist(), counts[longest].tolist(), strict=True):
-        if count < 2:
-            continue
-        names = _match_names(region, start * 4, words[start : start + count])
+        names = _match_names(region, start * 4, words[start : start + count].astype(np.int64))
         if names is None:
             continue
         end = region.aligned((start + count) * 4)
@@ -173,7 +181,7 @@ def _match_names(region: _Region, markers_at: int, markers: NDArray[np.int64]) -
 
 def _walk_names(data: memoryview, start: int, count: int, markers: NDArray[np.int64], align: int) -> _Names | None:
     """Follow the lengths of all blocks at once; None unless each block ends where the next begins."""
-    raw = np.frombuffer(data, np.uint8).astype(np.int64)
+    raw = np.frombuffer(data, np.uint8).astype(np.uint16)
     last = len(raw) - 2
     if last < 0:
         return None
@@ -237,8 +245,16 @@ def _plain_addresses(region: _Region, names: _Names, tokens: _Tokens) -> NDArray
     return None
 
 
-def _expand(names: _Names, tokens: _Tokens) -> tuple[str, list[str]]:
-    """Types and names: every code replaced by its token's characters."""
+def _types(names: _Names, tokens: _Tokens) -> str:
+    """The first letter of every name, which is its type: that of its first token."""
+    first = names.codes[names.entries + 1]
+    long = first == _NOTHING
+    first[long] = names.codes[names.entries[long] + 2]
+    return tokens.text[tokens.positions[first]].tobytes().decode("latin-1")
+
+
+def _texts(names: _Names, tokens: _Tokens) -> list[str]:
+    """The names without their types: every code replaced by its token's characters."""
     # A NUL for the separator stands behind the tokens' text, the code for nothing has length 0.
     text = np.append(tokens.text, np.uint8(0))
     starts = np.concatenate([tokens.positions, [len(text) - 1, 0]]).astype(np.int32)
@@ -248,7 +264,10 @@ def _expand(names: _Names, tokens: _Tokens) -> tuple[str, list[str]]:
     index = np.repeat(starts[names.codes] - (ends - sizes), sizes)
     index += np.arange(len(index), dtype=np.int32)
     expanded = text[index]
-    type_at = ends[names.entries]  # the separator's end: the type letter comes first
-    types = expanded[type_at].tobytes().decode("latin-1")
-    expanded[type_at] = 0
-    return types, expanded.tobytes()[2:].decode("utf-8", "replace").split("\0\0")
+    expanded[ends[names.entries]] = 0  # the separator's end: the type letter comes first
+    found: list[str] = expanded.tobytes()[2:].decode("utf-8", "replace").split("\0\0")
+    if len(found) == names.count:
+        return found
+    ends = ends[names.entries]  # some have no name but a type
+    behind = np.append(ends[1:] - 1, len(expanded)).tolist()
+    return [expanded[at + 1 : end].tobytes().decode("utf-8", "replace") for at, end in zip(ends, behind, strict=True)]

@@ -7,13 +7,17 @@ for reports and for optional knowledge about a kernel; nothing's correctness res
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from bt.image.elf import FORMS, SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHT_NOBITS, SHT_SYMTAB, Section
 from emulator.errors import BadImage
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bt.image.image import Image
 
 _STT_SECTION, _STT_FILE = 3, 4
@@ -34,27 +38,48 @@ class Symbol(NamedTuple):
 class Symbols(Sequence[Symbol]):
     """All symbols of an image in ascending order of address."""
 
-    __slots__ = ("_addresses", "_by_name", "_names", "_ranges", "_types", "source")
+    __slots__ = ("_by_name", "_listed", "_made_names", "_make_names", "_ranges", "_types", "addresses", "source")
 
     def __init__(
         self,
-        addresses: list[int],
+        addresses: NDArray[np.uint64],
         types: str,
-        names: list[str],
+        names: Callable[[], list[str]],
         ranges: Sequence[tuple[int, int]],
         source: str,
     ) -> None:
-        """`addresses` ascend; `ranges` (start, end) are the addresses that belong to the image."""
-        self._addresses = addresses
+        """`addresses` ascend; `names` gives as many; `ranges` (start, end) are those that belong to the image."""
+        self.addresses = addresses
+        """Guest-virtual addresses, one a symbol."""
         self._types = types
-        self._names = names
+        self._make_names = names
+        self._made_names: list[str] | None = None
+        self._listed: list[int] | None = None
         self._ranges = tuple(ranges)
         self._by_name: dict[str, int] | None = None
         self.source = source
         """"symtab", "kallsyms" or "none"."""
 
+    @property
+    def types(self) -> str:
+        """One letter a symbol."""
+        return self._types
+
+    @property
+    def _names(self) -> list[str]:
+        """Made when the first is asked for: where instructions are does not depend on what they are called."""
+        if self._made_names is None:
+            self._made_names = self._make_names()
+        return self._made_names
+
+    @property
+    def _addresses(self) -> list[int]:
+        if self._listed is None:
+            self._listed = self.addresses.tolist()
+        return self._listed
+
     def __len__(self) -> int:
-        return len(self._addresses)
+        return len(self.addresses)
 
     def __getitem__(self, index: int) -> Symbol:  # type: ignore[override]
         return Symbol(self._addresses[index], self._types[index], self._names[index])
@@ -70,6 +95,25 @@ class Symbols(Sequence[Symbol]):
             return None
         index = bisect_left(self._addresses, self._addresses[index], 0, index)
         return self[index], address - self._addresses[index]
+
+    def locate(self, places: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
+        """`find` and `end_of` for ascending addresses: index of the symbol or -1, where it begins, where it ends."""
+        index = np.full(len(places), -1, np.int64)
+        begins, ends = np.zeros(len(places), np.uint64), np.zeros(len(places), np.uint64)
+        later = np.searchsorted(self.addresses, places, side="right")
+        following = np.append(self.addresses, np.uint64(2**64 - 1))
+        for start, end in reversed(self._ranges):  # of two that overlap the first counts
+            if start >= end:
+                continue
+            low = int(np.searchsorted(places, np.uint64(start)))
+            high = int(np.searchsorted(places, np.uint64(end - 1), side="right"))
+            here = later[low:high]
+            value = self.addresses[np.maximum(here - 1, 0)] if len(self.addresses) else begins[low:high]
+            found = (here > 0) & (value >= np.uint64(start))
+            index[low:high] = np.where(found, np.searchsorted(self.addresses, value), -1)
+            begins[low:high] = value
+            ends[low:high] = np.minimum(following[here], np.uint64(min(end, 2**64 - 1)))
+        return index, begins, ends
 
     def name_at(self, address: int) -> str:
         """`symbol+0x12`, `symbol` at its start, or the address itself where no symbol is known."""
@@ -103,13 +147,14 @@ def read(image: Image) -> Symbols:
         symbols = _read_symtab(table, image)
         if symbols:
             addresses, types, names = zip(*symbols, strict=True)
-            return Symbols(list(addresses), "".join(types), list(names), ranges, "symtab")
+            at = np.array(addresses, np.uint64)
+            return Symbols(at, "".join(types), lambda: list(names), ranges, "symtab")
     from bt.image import kallsyms
 
     found = kallsyms.find(_regions(image), image.isa.bits, image.byte_order)
     if found is None:
-        return Symbols([], "", [], ranges, "none")
-    return Symbols(found.addresses.tolist(), found.types, found.names, ranges, "kallsyms")
+        return Symbols(np.empty(0, np.uint64), "", list, ranges, "none")
+    return Symbols(found.addresses, found.types, lambda: found.names, ranges, "kallsyms")
 
 
 def _regions(image: Image) -> list[memoryview]:
