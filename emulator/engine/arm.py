@@ -131,6 +131,11 @@ class ArmEngine(Engine, Protocol):
         drives the CPU gives it one that counts guest progress."""
         ...
 
+    def map_execute_only(self, world: int, address: int, physical: int) -> None:
+        """Let a page be executed and neither read nor written, until what is cached of it is forgotten; its table entry
+        must be invalid."""
+        ...
+
     def frame_changed(self, physical: int, size: int) -> None:
         """Bytes of memory that may have been executed were changed, by the host or through another mapping."""
         ...

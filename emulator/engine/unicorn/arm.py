@@ -30,6 +30,11 @@ _SWI, _PREFETCH, _DATA, _BKPT, _SMC = 2, 3, 4, 7, 13
 _WORLD_INDICES = (0x00D, 0x480)
 """QEMU's MMU indices of each world, as masks: E10_0, E10_1 and E10_1_PAN; SE10_0 and SE3."""
 
+_USER_INDEX = (0, 7)
+"""User mode's MMU index in each world: E10_0 and SE10_0."""
+_EXECUTE = 4
+"""QEMU's PAGE_EXEC."""
+
 CAPABILITIES = Capabilities(
     name="unicorn",
     deterministic=True,
@@ -49,7 +54,7 @@ class UnicornArmEngine(UnicornCpu):
     """One emulated CPU. Use `registers` only while no guest code runs or inside the handler."""
 
     def __init__(self) -> None:
-        super().__init__(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_ARM, arm_const.UC_CPU_ARM_CORTEX_A7)
+        super().__init__(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_ARM, arm_const.UC_CPU_ARM_CORTEX_A7, 4096)
         assert self.handle is not None
         self.registers = UnicornArmRegisters(self.library, self.handle, find_state(self.library, self.handle))
         self._cpu = find_cpu(self.handle, self.registers.address)
@@ -100,6 +105,10 @@ class UnicornArmEngine(UnicornCpu):
         """Forget what is cached of one page's translation in one world."""
         self._flush_page(self._cpu, address & 0xFFFF_F000, _WORLD_INDICES[world])
 
+    def map_execute_only(self, world: int, address: int, physical: int) -> None:
+        """Enter a page into the TLB with the right to execute alone, which no table entry could give."""
+        self._set_page(self._cpu, address & 0xFFFF_F000, physical, _EXECUTE, _USER_INDEX[world], 4096)
+
     def frame_changed(self, physical: int, size: int) -> None:
         """Forget what was made of the code in some physical memory."""
         self._forget_range(self.handle, physical, physical + size)
@@ -121,13 +130,17 @@ class UnicornArmEngine(UnicornCpu):
             ("tlb_flush_by_mmuidx_arm", (ctypes.c_void_p, ctypes.c_uint16)),
             ("tlb_flush_page_by_mmuidx_arm", (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint16)),
             ("tb_invalidate_phys_range_arm", (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)),
+            (
+                "tlb_set_page_arm",
+                (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int, ctypes.c_int, ctypes.c_uint32),
+            ),
         ):
             function = getattr(self.library, name, None)
             if function is None:
                 raise EngineMissing(f"the unicorn engine does not export {name}: install unicorn==2.1.4")
             function.argtypes, function.restype = kinds, None
             found.append(function)
-        self._flush, self._flush_page, self._forget_range = found
+        self._flush, self._flush_page, self._forget_range, self._set_page = found
         self._worlds = [ctypes.byref(access(REGISTER_OF_NAME["SCR"], not_secure, secure=True)) for not_secure in (1, 0)]
 
     def _make_fault_callback(self) -> Callable[[int, int, int], None]:

@@ -19,6 +19,7 @@ from emulator.engine.unicorn.counter import BlockCounter
 from emulator.errors import EngineMissing, GuestFault
 
 CONTROL_CPU_MODEL = lib.control_write(unicorn.UC_CTL_CPU_MODEL, 1)
+CONTROL_PAGE_SIZE = lib.control_write(unicorn.UC_CTL_UC_PAGE_SIZE, 1)
 NO_CODE = frozenset({8, 14})
 """UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
 _FOREVER = 1 << 62
@@ -30,7 +31,7 @@ class UnicornCpu:
     nowhere = (1 << 64) - 2
     """The `until` that no guest reaches."""
 
-    def __init__(self, architecture: int, mode: int, model: int | None = None) -> None:
+    def __init__(self, architecture: int, mode: int, model: int | None = None, page_size: int = 0) -> None:
         self.library = lib.load()
         handle = ctypes.c_void_p()
         status = self.library.uc_open(architecture, mode, ctypes.byref(handle))
@@ -39,6 +40,10 @@ class UnicornCpu:
         self.handle: int | None = handle.value
         if model is not None:
             self._check(self.library.uc_ctl(self.handle, CONTROL_CPU_MODEL, ctypes.c_int(model)), "lacks the CPU model")
+        if page_size:
+            # Before anything else: where pages may be smaller, Unicorn caches translations in the smallest pieces.
+            status = self.library.uc_ctl(self.handle, CONTROL_PAGE_SIZE, ctypes.c_int(page_size))
+            self._check(status, f"does not take pages of {page_size} bytes")
         self._exit = Exit()
         self._handler: Handler = _no_handler
         self._failure: BaseException | None = None

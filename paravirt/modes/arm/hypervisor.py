@@ -186,6 +186,8 @@ class ArmHypervisor(Hypervisor):
         if self._view_level != USER and self.WINDOW.base <= address < self.WINDOW.base + self.WINDOW.size:
             self._window_abort(address, write, status)
             return
+        if not write and self._view_level != USER and self.shadow.reads_exit(address) and self._read_code(address):
+            return
         self._fill(address, write, False)
 
     def _window_abort(self, address: int, write: bool, status: int) -> None:

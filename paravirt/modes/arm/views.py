@@ -109,6 +109,12 @@ class ArmViews:
         self.kind = np.zeros(self._frames, dtype=np.uint8)
         self.writers: dict[int, list[int]] = {}
         """Writable shadow entries (pool word indices) of frames that may be code."""
+        self.images: list[range] = []
+        """Frames that held the image's code at the beginning."""
+        self.rewritten: set[int] = set()
+        """Frames that were executed from a copy and then written: code that the guest makes, and may read."""
+        self._execute_only = 0
+        """Engine-physical address of the copy that the page being filled is to execute from unreadably, or 0."""
         self.executors: dict[int, set[int]] = {}
         """Executable shadow entries of frames that user code runs from."""
         self.view = KERNEL_VIEW
@@ -314,6 +320,14 @@ class ArmViews:
             self._seen[table, address >> 12 & 0xFF] = walk.second
         if old and old != new:
             self._engine.flush_page(WORLD[self.view], address)
+        if self._execute_only:
+            self._engine.map_execute_only(WORLD[self.view], address, self._execute_only)
+            self._execute_only = 0
+
+    def reads_exit(self, address: int) -> bool:
+        """Whether the page of kernel code at `address` executes from a copy that cannot be read."""
+        number = self.frame_of(address)
+        return number in self.rewritten and bool(self.kind[number] == ACTIVE_CODE)
 
     def _linked(self, walk: Walk) -> int:
         """The second-level shadow table for a page, linked into the current root."""
@@ -417,7 +431,11 @@ class ArmViews:
         if fetch and kernel:
             if self.kind[number] == USER_CODE:
                 self._retire_user_code(number)
-            return self.code.activate(walk.address & _PAGE_MASK, number, at) | _SMALL | _READ_ONLY
+            copy = self.code.activate(walk.address & _PAGE_MASK, number, at)
+            if number in self.rewritten:
+                self._execute_only = copy
+                return 0
+            return copy | _SMALL | _READ_ONLY
         kind = self.kind[number]
         if not kernel and rights & EXECUTE and (fetch or (kind == USER_CODE and not write)):
             return self._user_code(number, at) | (_READ_ONLY if not write else _READ_WRITE)
@@ -425,6 +443,7 @@ class ArmViews:
         if kind and writable:
             if write:
                 if kind == ACTIVE_CODE:
+                    self._note_written(number)
                     self.code.deactivate(number)
                 elif kind == USER_CODE:
                     self._retire_user_code(number)
@@ -460,6 +479,7 @@ class ArmViews:
         """Frames `first`..`last` may hold kernel code: map them read-only until they are written."""
         region = self.kind[max(0, first) : min(self._frames, last + 1)]
         region[region == PLAIN] = MAY_BE_CODE
+        self.images.append(range(first, last + 1))
 
     def revoke_writers(self, number: int) -> None:
         """Take every writable mapping of a frame away, since it is about to execute."""
@@ -489,9 +509,16 @@ class ArmViews:
         """The hypervisor is about to write to a frame for the guest: code in it leaves use."""
         kind = self.kind[number]
         if kind == ACTIVE_CODE:
+            self._note_written(number)
             self.code.deactivate(number)
         elif kind == USER_CODE:
             self._retire_user_code(number)
+
+    def _note_written(self, number: int) -> None:
+        """Code is written: from now on its frame executes unreadably. The image's own code, which the kernel patches
+        at a few places, stays readable: its pages hold much that is read, and every miss would cost an exit."""
+        if not any(number in frames for frames in self.images):
+            self.rewritten.add(number)
 
     def drop(self, at: Any) -> None:
         """Remove one mapping; `flush_tlb` must follow."""
