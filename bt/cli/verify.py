@@ -15,6 +15,7 @@ MODES = ("trap", "inline")
 @click.command()
 @click.argument("image")
 @click.option("--virt", "modes", multiple=True, type=click.Choice(MODES), help="Compare this mode only; repeatable.")
+@click.option("--engine", "engines", metavar="NAMES", help="Engines to run rewritten guests on: unicorn,kvm for both.")
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
 @click.option("--memory", metavar="SIZE", help="Guest memory, in K, M or G; by default 256M, or what the guest needs.")
@@ -29,6 +30,7 @@ MODES = ("trap", "inline")
 def command(
     image: str,
     modes: tuple[str, ...],
+    engines: str | None,
     initrd: Path | None,
     append: str | None,
     memory: str | None,
@@ -49,6 +51,7 @@ def command(
     """
     import json
     import os
+    from dataclasses import replace
 
     from bt import progress
     from bt.cli import values
@@ -74,8 +77,11 @@ def command(
     )
     options.check()
     chosen = modes or ((guest.plan.mode,) if guest.plan is not None else MODES)
+    names = tuple(dict.fromkeys(engines.split(","))) if engines else ()
+    for name in names:
+        replace(options, engine=name).check()
     with progress.stage(f"running {image} as it is and rewritten"):
-        result = verify(guest, options, chosen, lambda line: click.echo(line, err=True))
+        result = verify(guest, options, chosen, lambda line: click.echo(line, err=True), names)
     if qemu:
         from bt.verify.third_party import compare_with_qemu
 

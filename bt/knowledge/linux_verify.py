@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from bt.verify.observation import Event
 
 _PAGE: Final = 4096
-_GP, _PF = 13, 14
+_BP, _GP, _PF = 3, 13, 14
+_NOP: Final = b"\x90"
 _PROTECTION: Final = 1
 """Of a page fault's error code: the page was there (SDM 3A, 4.7)."""
 _INT_80: Final = 0x80
@@ -102,6 +103,22 @@ def _ends_process(event: Event) -> bool:
 
 def _text(pair: Pair) -> list[tuple[int, int]]:
     return _between(pair, "_text", "_etext")
+
+
+def _not_own_breakpoint(_pair: Pair, event: Event) -> bool:
+    return not (event.number == _BP and event.level == 0)
+
+
+def _short_nops(pair: Pair, _at: int, reference: bytes, rewritten: bytes) -> int:
+    """How many bytes are one long NOP in the reference and short ones in the other run."""
+    if pair.rewritten.reads_own_code:
+        return 0
+    from iced_x86 import Code, Decoder
+
+    instruction = Decoder(64, reference).decode()
+    long_nops = (Code.NOP_RM16, Code.NOP_RM32, Code.NOP_RM64, Code.NOPD, Code.NOPW, Code.NOPQ)
+    size = len(instruction)
+    return size if instruction.code in long_nops and rewritten[:size] == _NOP * size else 0
 
 
 def _read_only(pair: Pair) -> list[tuple[int, int]]:
@@ -206,9 +223,9 @@ LINUX: Final = Profile(
         Rule(
             "software interrupts",
             "per process, the sequence of (vector, address), and the number of INT 0x80's system call",
-            "which process comes when; of system calls what is left out above",
-            "processes are scheduled by the timer",
-            checks.events("software interrupt", key=_key, last=_ends_process, reduce=_asked_once),
+            "which process comes when; of system calls what is left out above; the kernel's own INT3",
+            "processes are scheduled by the timer; it also ticks while the kernel has put INT3 where it patches itself",
+            checks.events("software interrupt", _not_own_breakpoint, _key, _ends_process, _asked_once),
         ),
         Rule(
             "exceptions",
@@ -224,10 +241,10 @@ LINUX: Final = Profile(
         Rule(
             "kernel text",
             "every byte from _text to _etext at the end, as the kernel has patched itself",
-            "",
-            "nothing may differ: the guest's frames stay pristine, and what is patched before the start is what Linux "
-            "patches itself",
-            checks.ranges(_text),
+            "long NOPs, on an engine without execute-only pages",
+            "nothing else may differ: the guest's frames stay pristine, and what is patched before the start is what "
+            "Linux patches itself; where it reads a fixup's jump in place of NOPs that it would join, it leaves them",
+            checks.ranges(_text, _short_nops),
         ),
         Rule(
             "read-only data",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bt.session import Options
+from bt.verify.engines import Operations, compare_operations
 from bt.verify.guest import Guest
 from bt.verify.observation import observe
 from bt.verify.profiles import profile_for
@@ -34,6 +35,8 @@ class Verification:
     guest: Guest
     reference: Observation
     comparisons: list[Comparison] = field(default_factory=list)
+    operations: list[Operations] = field(default_factory=list)
+    """Exits by operation on two engines, for every mode, where more than one engine was asked for."""
     consoles: list[tuple[str, ConsoleComparison]] = field(default_factory=list)
     """Mode, and how its console compares with QEMU's."""
     blamed: list[str] = field(default_factory=list)
@@ -44,17 +47,27 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Whether every comparison passed."""
-        return all(one.passed for one in self.comparisons) and all(one.passed for _, one in self.consoles)
+        return (
+            all(one.passed for one in self.comparisons)
+            and all(one.passed for one in self.operations)
+            and all(one.passed for _, one in self.consoles)
+        )
 
     def check(self) -> None:
         """Raise `VerifyFailed`, naming the first divergence, unless everything passed."""
         for comparison in self.comparisons:
             finding = comparison.first
             if finding is not None and finding.result.divergence is not None:
-                mode = comparison.pair.rewritten.mode
+                run = comparison.pair.rewritten
                 raise VerifyFailed(
-                    f"{self.guest.name} in {mode} mode is not the reference: {finding.rule.name}: "
+                    f"{self.guest.name} in {run.mode} mode on {run.engine} is not the reference: {finding.rule.name}: "
                     f"{finding.result.divergence.what}"
+                )
+        for operations in self.operations:
+            if not operations.passed:
+                raise VerifyFailed(
+                    f"{self.guest.name} in {operations.mode} mode does {', '.join(operations.differing)} more often on "
+                    f"one of {' and '.join(operations.engines)} than on the other"
                 )
         for mode, console in self.consoles:
             if not console.passed:
@@ -65,22 +78,33 @@ class Verification:
 
 
 def verify(
-    guest: Guest, options: Options, modes: Sequence[str] = MODES, say: Callable[[str], None] = lambda _: None
+    guest: Guest,
+    options: Options,
+    modes: Sequence[str] = MODES,
+    say: Callable[[str], None] = lambda _: None,
+    engines: Sequence[str] = (),
 ) -> Verification:
-    """Run `guest` natively and in each of `modes`, and compare.
+    """Run `guest` natively and in each of `modes` on each of `engines` (or that of the options), and compare.
 
-    Of `options`, the mode is ignored. Raises `Timeout` or `GuestFault` when the reference comes to no end, where the
-    guest's manifest does not say that it must.
+    Of `options`, the mode is ignored; the reference runs on the default engine. Raises `Timeout` or `GuestFault` when
+    the reference comes to no end, where the guest's manifest does not say that it must.
     """
     say(f"{guest.name}: reference run")
     options = replace(options, mode="native", plan=None)
-    reference = observe(guest.image, options)
+    reference = observe(guest.image, replace(options, engine=Options().engine))
     _check_reference(guest, reference)
     result = Verification(guest, reference)
     for mode in modes:
-        say(f"{guest.name}: {mode} run")
         plan = guest.plan if guest.plan is not None and guest.plan.mode == mode else None
-        result.comparisons.append(run_and_compare(result, options, mode, plan))
+        first: Observation | None = None
+        for engine in engines or (options.engine,):
+            say(f"{guest.name}: {mode} run" + (f" on {engine}" if engines else ""))
+            comparison = run_and_compare(result, replace(options, engine=engine), mode, plan)
+            result.comparisons.append(comparison)
+            run = comparison.pair.rewritten
+            if first is not None:
+                result.operations.append(compare_operations(first, run))
+            first = first or run
     return result
 
 

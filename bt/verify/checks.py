@@ -21,6 +21,8 @@ ACCESSED = 0x20
 
 Keep = Callable[[Pair, Event], bool]
 Key = Callable[[Pair, Event], tuple[int, ...]]
+_LONGEST = 16
+Excuse = Callable[[Pair, int, bytes, bytes], int]
 Reduce = Callable[[Sequence[Write]], list[Write]]
 
 
@@ -235,15 +237,23 @@ def _differing(pair: Pair, number: int) -> list[int]:
     return [start + int(at) for at in np.flatnonzero(flags)]
 
 
-def ranges(find: Callable[[Pair], list[tuple[int, int]]]) -> Check:
-    """Guest-virtual ranges (start, end) of the image, byte for byte; none found is nothing to compare."""
+def nothing(_pair: Pair, _at: int, _reference: bytes, _rewritten: bytes) -> int:
+    """No difference is excused."""
+    return 0
+
+
+def ranges(find: Callable[[Pair], list[tuple[int, int]]], excuse: Excuse = nothing) -> Check:
+    """Guest-virtual ranges (start, end) of the image, byte for byte; none found is nothing to compare.
+
+    `excuse` is given up to 16 bytes of both runs from a difference on, and says how many of them may differ.
+    """
 
     def check(pair: Pair) -> Result:
         found = find(pair)
         if not found:
             return Result("", skipped="the image has no symbols that say where it lies")
         size = sum(end - start for start, end in found)
-        wrong = [at for start, end in found for at in _differing_range(pair, start, end)]
+        wrong = [at for start, end in found for at in _differing_range(pair, start, end, excuse)]
         compared = f"{size} bytes"
         if not wrong:
             return Result(compared)
@@ -252,12 +262,18 @@ def ranges(find: Callable[[Pair], list[tuple[int, int]]]) -> Check:
     return check
 
 
-def _differing_range(pair: Pair, start: int, end: int) -> list[int]:
+def _differing_range(pair: Pair, start: int, end: int, excuse: Excuse) -> list[int]:
     physical = pair.physical(start)
     if physical is None:
         return []
-    a, b = (np.frombuffer(run.memory.read(physical, end - start), np.uint8) for run in (pair.reference, pair.rewritten))
-    return [physical + int(at) for at in np.flatnonzero(a != b)]
+    left, right = (run.memory.read(physical, end - start) for run in (pair.reference, pair.rewritten))
+    wrong, excused = [], 0
+    for at in map(int, np.flatnonzero(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8))):
+        if at >= excused:
+            excused = at + excuse(pair, start + at, left[at : at + _LONGEST], right[at : at + _LONGEST])
+        if at >= excused:
+            wrong.append(physical + at)
+    return wrong
 
 
 def holds(memory: Pages, wanted: Sequence[bytes]) -> list[int]:

@@ -151,6 +151,12 @@ class Observation:
     """Basic blocks executed."""
     nanoseconds: int
     """Virtual time at the end."""
+    engine: str = ""
+    """Name of the CPU engine."""
+    deterministic: bool = True
+    """The engine counts guest execution, not the host's time."""
+    reads_own_code: bool = True
+    """A kernel that read its own code saw the guest's bytes, and nothing that was rewritten."""
     _streams: dict[str, list[Event]] = field(default_factory=dict)
 
     def of(self, kind: str) -> list[Event]:
@@ -276,6 +282,9 @@ def observe(image: Image, options: Options) -> Observation:
             exits=dict(_exits(session)),
             blocks=machine.engine.progress,
             nanoseconds=machine.clock.now(),
+            engine=machine.engine.capabilities.name,
+            deterministic=machine.engine.capabilities.deterministic,
+            reads_own_code=options.mode == "native" or machine.engine.capabilities.execute_only,
         )
     finally:
         session.close()

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bt.report.text import table
+from bt.verify.engines import STEADY
 
 if TYPE_CHECKING:
     from bt.console_compare import Comparison as ConsoleComparison
     from bt.verify import Verification
+    from bt.verify.engines import Operations
     from bt.verify.observation import Observation
     from bt.verify.rules import Comparison, Divergence, Finding, Profile, Side
 
@@ -33,6 +35,9 @@ def _lines(verification: Verification) -> Iterator[str]:
     for comparison in verification.comparisons:
         yield ""
         yield from _comparison_lines(comparison)
+    for operations in verification.operations:
+        yield ""
+        yield from _operation_lines(operations)
     for mode, console in verification.consoles:
         yield ""
         yield from _console_lines(mode, console)
@@ -54,7 +59,7 @@ def _run(run: Observation) -> str:
 
 def _comparison_lines(comparison: Comparison) -> Iterator[str]:
     rewritten = comparison.pair.rewritten
-    yield f"{rewritten.mode}: {_run(rewritten)}"
+    yield f"{rewritten.mode} on {rewritten.engine}: {_run(rewritten)}"
     rows = [(_verdict(finding), finding.rule.name, _compared(finding)) for finding in comparison.findings]
     yield from table(("", "compared", "how much"), rows).rstrip("\n").split("\n")
     first = comparison.first
@@ -99,6 +104,19 @@ def _register_lines(side: Side, divergence: Divergence) -> Iterator[str]:
         yield "    " + " ".join(cells[at : at + _PER_LINE]).rstrip()
 
 
+def _operation_lines(operations: Operations) -> Iterator[str]:
+    verdict = "same" if operations.passed else "DIFFERS"
+    yield f"{operations.mode}, exits by operation on {' and '.join(operations.engines)}: {verdict}"
+    rows = [(_steadiness(name, left, right), name, str(left), str(right)) for name, left, right in operations.counts]
+    yield from table(("", "operation", *operations.engines), rows).rstrip("\n").split("\n")
+
+
+def _steadiness(name: str, left: int, right: int) -> str:
+    if name not in STEADY:
+        return "varies"
+    return "same" if left == right else "DIFFERS"
+
+
 def _console_lines(mode: str, console: ConsoleComparison) -> Iterator[str]:
     verdict = "same" if console.passed else "DIFFERS"
     excused = len(console.differences) - len(console.unexplained)
@@ -123,6 +141,16 @@ def as_json(verification: Verification) -> dict[str, Any]:
         "passed": verification.passed,
         "reference": _run_json(verification.reference),
         "runs": [_comparison_json(comparison) for comparison in verification.comparisons],
+        "operations": [
+            {
+                "mode": one.mode,
+                "engines": list(one.engines),
+                "passed": one.passed,
+                "counts": [{"operation": name, "exits": [left, right]} for name, left, right in one.counts],
+                "differing": list(one.differing),
+            }
+            for one in verification.operations
+        ],
         "qemu": [_console_json(mode, console) for mode, console in verification.consoles],
         "blamed": list(verification.blamed),
         "notes": list(verification.notes),
@@ -134,6 +162,7 @@ def _run_json(run: Observation) -> dict[str, Any]:
 
     return {
         "mode": run.mode,
+        "engine": run.engine,
         "outcome": run.outcome.kind.value,
         "status": run.outcome.status,
         "blocks": run.blocks,
