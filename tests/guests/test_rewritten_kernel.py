@@ -12,9 +12,10 @@ import pytest
 
 from bt import guests
 from bt.image import Image, from_bytes, load
+from bt.image.elf_form import as_elf
 from bt.pagescan import PAGE
 from bt.planner import plan
-from bt.rewrite import rewrite
+from bt.rewrite import revert, rewrite
 from bt.scan import scan
 from bt.session import Options, Session
 from bt.tactics.tactics import Tactic
@@ -94,3 +95,23 @@ def test_debians_kernel_boots_as_it_was_rewritten_and_passes_its_own_tests() -> 
     made = watch.fixups - {fixup.address for fixup in planned.fixups}
     assert len(made) < len(planned.fixups) / 4, "what the kernel changed itself mostly keeps the file's fixups"
     assert sum(site.tactic is Tactic.HYPERCALL for site in planned.sites) > 900
+
+
+OTHERS = ("debian-i386-pae", "debian-arm64", "debian-armhf", "debian-mipsel")
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_kernels_of_other_instruction_sets_boot_as_they_were_rewritten(name: str) -> None:
+    try:
+        guest = guests.find(name)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    kernel = as_elf(load(guest.kernel))
+    data = rewrite(kernel, plan(kernel, scan(kernel), "auto"))
+    assert revert(data)[: len(kernel.elf)] == bytes(kernel.elf)
+    outcome, console, watch = boot(from_bytes(data, "out"), "auto", guest.command_line, guest.initrd.read_bytes())
+    assert guest.marker in console
+    assert outcome.kind in (EndKind.POWER_OFF, EndKind.HALTED)
+    assert watch.translator.followed > 50
