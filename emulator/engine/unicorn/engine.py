@@ -195,6 +195,8 @@ class UnicornEngine:
         """
         self.write_msr(0xC000_0080, efer)
         self.registers.long_mode = efer & _LME != 0
+        if not efer & _LME:  # no address is non-canonical: `_NOWHERE` would be looked up in the guest's tables
+            self.library.uc_ctl(self.handle, lib.CONTROL_ENDS, ctypes.c_int(1))
         for register, value in ((lib.REG_CR4, cr4), (lib.REG_CR0, cr0)):
             self.library.uc_reg_write(self.handle, register, ctypes.byref(ctypes.c_uint64(value)))
 

@@ -69,6 +69,8 @@ def control_write(kind: int, arguments: int) -> int:
 CONTROL_REMOVE_CODE = control_write(unicorn.UC_CTL_TB_REMOVE_CACHE, 2)
 CONTROL_FLUSH_CODE = control_write(unicorn.UC_CTL_TB_FLUSH, 0)
 CONTROL_FLUSH_TLB = control_write(unicorn.UC_CTL_TLB_FLUSH, 0)
+CONTROL_ENDS = control_write(unicorn.UC_CTL_UC_USE_EXITS, 1)
+"""With 1: a list of addresses, empty at first, is where an emulation ends, and not `uc_emu_start`'s `until`."""
 
 
 class MsrAccess(ctypes.Structure):

@@ -43,6 +43,14 @@ QUIRKS: tuple[Quirk, ...] = (
         (1883,),
     ),
     Quirk(
+        "the end is looked up",
+        "`uc_emu_start` translates its `until` by the guest's tables when it ends; outside long mode, where no address "
+        "is non-canonical, that page-faults and CR2 is gone",
+        "CR2 changes by a page fault or a MOV",
+        "`engine.py` gives a 32-bit guest an empty list of ends (`UC_CTL_UC_USE_EXITS`)",
+        "test_the_end_of_a_run_outside_long_mode_overwrites_the_page_fault_address",
+    ),
+    Quirk(
         "ports are open to everyone",
         "IN, OUT, INS and OUTS never fault: IOPL and the I/O permission bitmap are not looked at",
         "#GP(0) above IOPL unless the bitmap of the TSS allows the port (SDM 1, 19.5)",

@@ -252,10 +252,13 @@ def _drop_data_segments(cpu: Processor, level: int) -> None:
             cpu.set_segment(index, 0, base if index > 3 else 0, 0, 0)
 
 
-def far_jump(cpu: Processor, selector: int, offset: int) -> None:
-    """Far JMP, directly or by a call gate; task gates and TSSs are #GP in long mode."""
+def far_jump(cpu: Processor, selector: int, offset: int, length: int = 0) -> None:
+    """Far JMP, directly or by a call gate; task gates and TSSs are #GP in long mode.
+
+    A task that 32-bit code leaves resumes at EIP + `length`.
+    """
     if not cpu.efer & LONG_MODE:
-        transfer32.far_jump(cpu, selector, offset)
+        transfer32.far_jump(cpu, selector, offset, length)
         return
     level = cpu.cpl
     selector, code, offset, _ = _destination(cpu, selector, offset, level, call=False)

@@ -108,6 +108,7 @@ def _iret_virtual(cpu: Processor, size: int, rflags: int) -> None:
 def _to_virtual(cpu: Processor, stack: Stack, rip: int, selector: int, flags: int) -> None:
     """IRETD at level 0 with VM set in the flags it pops."""
     pointer, ss, *others = stack.peek(cpu, 6, 4, 12)
+    cpu.set_privilege(3)
     cpu.rflags = flags & 0x3F_7FD7 | 2
     load_virtual_8086(cpu, CS, selector)
     load_virtual_8086(cpu, SS, ss)
@@ -115,7 +116,6 @@ def _to_virtual(cpu: Processor, stack: Stack, rip: int, selector: int, flags: in
         load_virtual_8086(cpu, index, value)
     cpu.gpr[4] = pointer
     cpu.rip = rip & 0xFFFF
-    cpu.set_privilege(3)
 
 
 def far_return(cpu: Processor, operand_size: int, pop_bytes: int = 0) -> None:
@@ -199,8 +199,8 @@ def _leave(cpu: Processor, code: Code, rip: int, stack_selector: int, pointer: i
             cpu.set_segment(index, 0, 0, 0, 0)
 
 
-def far_jump(cpu: Processor, selector: int, offset: int) -> None:
-    """Far JMP: directly, by a call gate, or to another task."""
+def far_jump(cpu: Processor, selector: int, offset: int, length: int = 0) -> None:
+    """Far JMP: directly, by a call gate, or to another task; the task left resumes at EIP + `length`."""
     if cpu.rflags & VIRTUAL_8086:
         load_virtual_8086(cpu, CS, selector)
         cpu.rip = offset & 0xFFFF
@@ -208,9 +208,7 @@ def far_jump(cpu: Processor, selector: int, offset: int) -> None:
     level = cpu.cpl
     found = _destination(cpu, selector, offset, level, call=False)
     if found is None:
-        # Where the task resumes is behind the instruction, whose length is not known here: the kernels that
-        # switch tasks by JMP are gone, and one that resumes such a task finds it at its jump again.
-        switch(cpu, _task_of(cpu, selector), Way.JUMP, cpu.rip & MASK32)
+        switch(cpu, _task_of(cpu, selector), Way.JUMP, cpu.rip + length & MASK32)
         return
     code, offset, _, _ = found
     rip = _checked(code, offset)

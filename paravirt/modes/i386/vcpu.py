@@ -21,6 +21,7 @@ _DISABLED = abi.I386.disabled & MASK
 _DELTA = abi.I386.interrupt_state // 4
 _PRIVILEGE = abi.IO_PRIVILEGE // 4
 _CONTROL = abi.I386.registers // 4
+_GS = 5
 _HIDDEN = r.FLAG_IF | r.FLAG_IOPL | r.FLAG_VM | r.FLAG_VIF | r.FLAG_VIP
 
 
@@ -108,7 +109,11 @@ class I386VirtualCpu(X86VirtualCpu):
     # -- segments and tasks ---------------------------------------------------------------------
 
     def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
-        """Load a segment register; see the base class."""
+        """Load a segment register; see the base class. In virtual-8086 mode a selector has no ring."""
+        if index <= _GS and self.virtual_8086:
+            self.virtual_segments.pop(index, None)
+            self.registers.set_segment(index, selector, base, limit, attributes)
+            return
         super().set_segment(index, selector, base, limit, attributes & ~LONG)
 
     def task_switched(self, cr3: int) -> None:

@@ -75,8 +75,8 @@ def _far_pointer(context: Context, instruction: Instruction) -> tuple[Callable[[
 @handles(Operation.FAR_JUMP)
 def _far_jump(context: Context, instruction: Instruction) -> Action:
     pointer, _size = _far_pointer(context, instruction)
-    vcpu = context.vcpu
-    return lambda: far_jump(vcpu, *pointer())
+    vcpu, length = context.vcpu, len(instruction)
+    return lambda: far_jump(vcpu, *pointer(), length)
 
 
 @handles(Operation.FAR_CALL)

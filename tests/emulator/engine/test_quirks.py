@@ -18,6 +18,8 @@ from tests.emulator.engine.raw_unicorn import (
     GDT,
     NO_EXECUTE,
     PAGES,
+    ROOT,
+    SIZE,
     STACK,
     USER_CODE,
     RawUnicorn,
@@ -49,6 +51,21 @@ def test_the_first_fault_after_a_stop_arrives_as_a_double_fault() -> None:
     raw.set("rax", 0x1234)
     raw.resume(CODE + 1)
     assert raw.events == [(8, CODE + 1)]
+
+
+def test_the_end_of_a_run_outside_long_mode_overwrites_the_page_fault_address() -> None:
+    for listed in (False, True):
+        uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_32)
+        uc.ctl_exits_enabled(listed)
+        uc.mem_map(0, SIZE)
+        uc.mem_write(ROOT, (PAGES | 7).to_bytes(4, "little"))
+        uc.mem_write(PAGES, b"".join((page << 12 | 7).to_bytes(4, "little") for page in range(512)))
+        uc.mem_write(CODE, b"\xf4")
+        uc.reg_write(names.UC_X86_REG_CR3, ROOT)
+        uc.reg_write(names.UC_X86_REG_CR0, 0x8001_0011)
+        uc.reg_write(names.UC_X86_REG_CR2, 0x1234)
+        uc.emu_start(CODE, DATA << 12)
+        assert (uc.reg_read(names.UC_X86_REG_CR2) == 0x1234) is listed
 
 
 def test_a_port_is_read_at_user_level_without_a_fault() -> None:
