@@ -11,6 +11,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 
@@ -65,6 +66,37 @@ def sensitive_instructions(name: str) -> str:
         "leaks privileged state, or its effect differs. *Routes* are the ways to its handler, the cheapest first. "
         "Every row is run in kernel and in user mode by the tests.\n\n" + _table(head, map(cells, isa.rows))
     )
+
+
+def rewriting() -> str:
+    """The words of a plan: tactics, placings, confidence; and the fields of the match language."""
+    from bt.match import FIELDS
+    from bt.scan import Confidence
+    from bt.tactics.tactics import Placing, Tactic
+
+    parts = ["# The words of rewriting\n"]
+    for title, kind in (("Tactics, best first", Tactic), ("Ways to a fixup, best first", Placing)):
+        parts.append(f"## {title}\n\n" + _table(("Word", "Meaning"), documented_members(kind)))
+    parts.append("## Confidence\n\n" + _table(("Word", "Meaning"), documented_members(Confidence)))
+    rows = [(f"`{name}`", field.meaning, ", ".join(f"`{v}`" for v in field.values)) for name, field in FIELDS.items()]
+    parts.append("## Fields of the match language\n\n" + _table(("Field", "What it is", "Values"), rows))
+    return "\n".join(parts)
+
+
+def documented_members(kind: type[Enum]) -> list[tuple[str, str]]:
+    """Value and docstring of an enumeration's members, in their order."""
+    tree = ast.parse(inspect.getsource(kind)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    rows = []
+    for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+        name = _constant_name(statement)
+        if name is None or name not in kind.__members__:
+            continue
+        text = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            text = " ".join(str(following.value.value).split())
+        rows.append((str(kind[name].value) or "(none)", text))
+    return rows
 
 
 def engine_quirks() -> str:
@@ -200,6 +232,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "exit-statuses.md": exit_statuses,
     "x86-64.md": lambda: sensitive_instructions("x86-64"),
     "i386.md": lambda: sensitive_instructions("i386"),
+    "rewriting.md": rewriting,
     "engine-quirks.md": engine_quirks,
     "interface.md": guest_interface,
     "guests.md": guests,

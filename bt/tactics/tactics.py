@@ -69,10 +69,6 @@ class Placing(Enum):
     """One fixup stands for several sites."""
     PADDING = "jump by padding"
     """A short branch to padding nearby, which holds the long one: a veneer."""
-    PUNNED = "punned jump"
-    """A branch whose last bytes are the instructions that follow it."""
-    FUNCTION = "function"
-    """It stands for a whole function, called through a pointer."""
 
 
 class Region(NamedTuple):
