@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 ALIGNMENT: Final = 16
 """Of a fixup's address, bytes."""
+AROUND: Final = 160
+"""Bytes before and behind a site on which its tactic may depend: a short jump's reach and a jump behind it."""
+REMEMBERED: Final = 1 << 16
+"""Choices that a ladder keeps at most."""
 REGION_64: Final = Region(FIXUP_BASE, FIXUP_BASE + FIXUP_SIZE)
 """Where fixups of 64-bit guests lie."""
 
@@ -107,6 +111,8 @@ class X86Ladder:
         # What has no address before it is loaded cannot hold the way to a fixup.
         self.region = region if image is None or not image.relocatable else Region(0, 0)
         self.patches: Sequence[ImagePatch] = ()
+        self.choices: dict[tuple[object, ...], Choice] = {}
+        """Choices by all that they depend on."""
         self._padded = False
         self._delta = delta
         self._exceptions = _exceptions(image)
@@ -194,4 +200,28 @@ class PageGround:
         if strategy != "trap" and self._ladder.region.start == self._ladder.region.end:
             refused = "a module has no address before it is loaded, so nothing in it can lead to a fixup"
             return replace(choose(None, site, "trap"), refused=refused)
-        return choose(None if strategy == "trap" or idle else self._ground, site, strategy, used)
+        if strategy == "trap" or idle:
+            return choose(None, site, strategy, used)
+        return self._climb(site, strategy, used)
+
+    def _climb(self, site: Found, strategy: str, used: int) -> Choice:
+        """The choice, remembered by all that it depends on: a kernel patches its pages often, but little of each."""
+        ground, known = self._ground, self._ladder.choices
+        low, high = max(site.offset - AROUND, 0), site.offset + AROUND
+        part = (1 << high - low) - 1
+        masks = (ground.boundaries, ground.targets, ground.taken, ground.guarded, used)
+        key = (
+            ground.address,
+            site,
+            strategy,
+            (ground.code + ground.after)[low:high],
+            *(mask >> low & part for mask in masks),
+            ground.entry if low <= ground.entry < high else -1,
+            ground.known,
+        )
+        choice = known.get(key)
+        if choice is None:
+            if len(known) >= REMEMBERED:
+                known.clear()
+            choice = known[key] = choose(ground, site, strategy, used)
+        return choice
