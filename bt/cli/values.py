@@ -87,10 +87,16 @@ def virtual_offset(text: str, image: Image) -> int:
     """
     if not text.startswith(SEED):
         return number(text, "--kaslr")
-    from bt.image.relocate import ALIGNMENT, highest_offset
+    from bt.image.relocate import ALIGNMENT, highest_offset, highest_offset_32
 
     start = min(segment.paddr for segment in image.segments)
     end = max(segment.paddr + segment.memory_size for segment in image.segments)
-    slots = highest_offset(start, max(end - start, len(image.elf) + len(image.appended))) // ALIGNMENT + 1
+    size, alignment = max(end - start, len(image.elf) + len(image.appended)), ALIGNMENT
+    if image.isa.bits == 64:
+        highest = highest_offset(start, size)
+    else:
+        alignment = max(alignment, image.header.kernel_alignment if image.header is not None else 0)
+        highest = highest_offset_32(start, size, alignment)
+    slots = highest // alignment + 1
     digest = hashlib.sha256(f"retrap kaslr {text[len(SEED) :]}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") % slots * ALIGNMENT
+    return int.from_bytes(digest[:8], "little") % slots * alignment

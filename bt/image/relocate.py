@@ -154,12 +154,17 @@ def check_offset_32(delta: int, physical_delta: int, start: int, size: int, alig
             "give both the same"
         )
     alignment = max(alignment, ALIGNMENT)
-    highest = max(KERNEL_IMAGE_SIZE_32 - start - -(-size // alignment) * alignment, 0) // alignment * alignment
+    highest = highest_offset_32(start, size, alignment)
     if delta < 0 or delta % alignment or delta > highest:
         raise UsageError(
             f"the offset {delta:#x} is no multiple of {alignment:#x} from 0 to {highest:#x}; "
             f"take {min(max(delta, 0), highest) // alignment * alignment:#x}"
         )
+
+
+def highest_offset_32(start: int, size: int, alignment: int) -> int:
+    """As `highest_offset`, of a 32-bit kernel with this alignment."""
+    return max(KERNEL_IMAGE_SIZE_32 - start - -(-size // alignment) * alignment, 0) // alignment * alignment
 
 
 def highest_offset(start: int, size: int) -> int:
