@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from iced_x86 import Code
+
 from bt.pagescan import Found
 from bt.tactics.tactics import Choice, Patch, Placing, Refused, Tactic
 from bt.tactics.x86 import assemble as asm
@@ -22,6 +24,8 @@ from paravirt.translator import Fixup
 
 BEFORE: Final = 14
 """Most bytes before a site at which a window begins."""
+VOID: Final = frozenset(int(code) for code in (Code.INVD, Code.WBINVD, Code.WBNOINVD))
+"""Instructions that mean nothing to a guest whose memory is always coherent; a no-operation stands in their place."""
 _FILL: Final = re.compile(rb"\xcc{5,}")
 _REACH: Final = 127
 
@@ -73,6 +77,9 @@ def choose(ground: Ground | None, site: Found, strategy: str, used: int = 0) -> 
     if strategy == "trap":
         return rest
     inline = strategy in ("inline", "auto")
+    if inline and site.code in VOID:
+        nothing = b"\x66" * (site.length - 1) + b"\x90"
+        return Choice(site, Tactic.REPLACED, "a processor's caches hold nothing that memory does not", code=nothing)
     may_inline = ground is not None and site.code in ground.mode.INLINE_CODES
     if ground is None or (strategy == "inline" and not may_inline):
         return replace(rest, refused="no fixup can do it without the hypervisor")

@@ -19,7 +19,7 @@ from bt.knowledge import linux_x86
 from bt.pagescan import PAGE, Found, PageScan
 from bt.tactics.tactics import Choice, CodePage, Home, ImagePatch, Region
 from bt.tactics.x86 import pagescan
-from bt.tactics.x86.choose import choose
+from bt.tactics.x86.choose import VOID, choose
 from bt.tactics.x86.forms64 import FORMS_64
 from bt.tactics.x86.pagescan import LONGEST
 from bt.tactics.x86.window import Forms, Ground
@@ -196,7 +196,7 @@ class PageGround:
 
     def choose(self, site: Found, strategy: str, used: int = 0) -> Choice:
         """Climb."""
-        idle = strategy == "inline" and site.code not in self._ladder.forms.INLINE_CODES
+        idle = strategy == "inline" and site.code not in self._ladder.forms.INLINE_CODES | VOID
         if strategy != "trap" and self._ladder.region.start == self._ladder.region.end:
             refused = "a module has no address before it is loaded, so nothing in it can lead to a fixup"
             return replace(choose(None, site, "trap"), refused=refused)

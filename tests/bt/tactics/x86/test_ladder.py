@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from iced_x86 import Decoder, Mnemonic
 
 from bt.pagescan import PAGE
 from bt.tactics.tactics import Choice, Placing, Tactic
@@ -170,3 +171,15 @@ def test_every_refusal_is_told_once_for_each_way() -> None:
     refused = climb(b"\x89\xc3" + RDMSR + b"\xc3", targets=[4]).refused
     ways = [part.split(": ")[0] for part in refused.split("; ")]
     assert len(ways) == len(set(ways))
+
+
+@pytest.mark.parametrize(
+    ("code", "length"), [(b"\x0f\x09", 2), (b"\x0f\x08", 2), (b"\xf3\x0f\x09", 3), (b"\x48\x0f\x09", 3)]
+)
+def test_what_means_nothing_to_a_guest_is_replaced_where_it_stands(code: bytes, length: int) -> None:
+    """WBINVD, INVD, WBNOINVD: even where the kernel itself patches what follows."""
+    choice = climb(code + b"\xc3", targets=[length], taken=[length])
+    assert (choice.tactic, choice.draft, len(choice.code)) == (Tactic.REPLACED, None, length)
+    instruction = Decoder(64, choice.code).decode()
+    assert (instruction.len, instruction.mnemonic) == (length, Mnemonic.NOP)
+    assert climb(code + b"\xc3", strategy="trap").tactic is Tactic.NATIVE
