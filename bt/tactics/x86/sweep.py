@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from iced_x86 import Decoder
+from iced_x86 import Code
 
-from bt.pagescan import Found
-from bt.tactics.x86.opcodes import candidates
-from bt.tactics.x86.pagescan import LONGEST, branch_targets
+from bt.tactics.x86.chain import Chain
+from bt.tactics.x86.pagescan import branch_targets
 from bt.textmap import Stretch, mark, mark_common, packed, pieces
-from emulator.isa.x86.decode import REPORTED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 _FILL: Final = b"\xcc" * 16
 _RUN: Final = re.compile(rb"\xcc+")
-_CHUNK: Final = 1 << 13
-"""Bytes decoded at once: instructions that fit a processor's cache are handled twice as fast."""
 
 
 def sweep(image: Image, bits: int) -> tuple[Stretch, ...]:
@@ -47,16 +43,20 @@ def _sweep_stretch(start: int, end: int, parts: list[tuple[int, bytes]], bits: i
     invalid: list[int] = []
     for address, data in parts:
         base = address - start
+        fills = list(_fills(data))
+        chain = Chain(data, bits)
+        chain.sweep(zip([0, *(high for _, high in fills)], [*(low for low, _ in fills), len(data)], strict=True))
+        for at, length, code in chain.noted():
+            if code == Code.INVALID:
+                invalid.append(base + at)
+            else:
+                sites.append((base + at, length, code))
         part = begins[base : base + len(data)]
-        position, fills = 0, list(_fills(data))
-        for low, high in [*fills, (len(data), len(data))]:
-            invalid += [base + at for at in _sweep_part(data, position, low, part, bits)]
-            part[low : low + 1] = True
-            position = high
-        places = np.flatnonzero(part).astype(np.int32)
-        code = np.frombuffer(data, np.uint8)
-        sites += [(base + at, length, kind) for at, length, kind in _sensitive(data, code, places, bits)]
-        leads = branch_targets(code, np.append(places, np.int32(len(data)))) + base
+        part[:] = chain.begins
+        for low, _ in fills:
+            part[low] = True
+        places = np.append(np.flatnonzero(part), len(data))
+        leads = branch_targets(np.frombuffer(data, np.uint8), places) + base
         targets[leads[(leads >= 0) & (leads < end - start)]] = True
         for low, high in fills:
             part[low:high] = True
@@ -78,33 +78,6 @@ def _fills(data: bytes) -> Iterator[tuple[int, int]]:
         assert run is not None
         yield run.span()
         at = data.find(_FILL, run.end())
-
-
-def _sweep_part(data: bytes, start: int, end: int, begins: NDArray[np.bool_], bits: int) -> list[int]:
-    """Sweep [start, end) of `data`, mark where instructions begin, return where there is none."""
-    invalid: list[int] = []
-    while start < end:
-        instructions = list(Decoder(bits, data[start : min(start + _CHUNK + LONGEST, end)], ip=0))
-        lengths = np.frombuffer(bytes(map(len, instructions)), np.uint8)
-        offsets = np.cumsum(lengths, dtype=np.int64)
-        offsets -= lengths
-        # What begins in the chunk is whole; what begins behind it may have been cut.
-        count = len(offsets) if start + _CHUNK + LONGEST >= end else int(np.searchsorted(offsets, _CHUNK))
-        begins[offsets[:count] + start] = True
-        if not all(instructions):
-            invalid += [int(offsets[i]) + start for i, one in enumerate(instructions[:count]) if not one]
-        start += int(offsets[count - 1]) + int(lengths[count - 1])
-    return invalid
-
-
-def _sensitive(data: bytes, code: NDArray[np.uint8], begins: NDArray[np.int32], bits: int) -> list[Found]:
-    """The sensitive ones of the instructions that begin at `begins`."""
-    found = []
-    for at in candidates(code, begins, bits).tolist():
-        instruction = Decoder(bits, data[at : at + LONGEST], ip=0).decode()
-        if instruction.code in REPORTED:
-            found.append(Found(at, instruction.len, int(instruction.code)))
-    return found
 
 
 def _constants(start: int, code: bytes, stretches: tuple[Stretch, ...], bits: int) -> tuple[NDArray[np.uint64], ...]:
