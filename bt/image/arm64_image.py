@@ -34,7 +34,7 @@ LOAD_ADDRESS: Final = MEMORY_BASE + 0x20_0000
 """Where the kernel is put, but for its text offset: the first 2 MiB boundary behind where firmware would be."""
 _BIG_ENDIAN, _PAGE_SIZE = 1, 6
 _PAGES = {2: "4 KiB", 4: "16 KiB", 6: "64 KiB"}
-_LARGEST = 256 << 20
+_SMALLEST, _LARGEST = 4096, 256 << 20
 _RELATIVE = 0x403
 """Type of a relocation that stores a moved address (R_AARCH64_RELATIVE), without a symbol."""
 _FEWEST = 64
@@ -160,8 +160,8 @@ def read(contents: memoryview, path: str, digest: str) -> Image:
 
 def parse(memory: memoryview, path: str) -> Arm64Header:
     """What the header, the PE header and the relocation table say. Raises `BadImage`."""
-    if len(memory) < HEADER_SIZE or bytes(memory[MAGIC_AT : MAGIC_AT + 4]) != MAGIC:
-        _bad(path, "has no arm64 Image header")
+    if len(memory) < _SMALLEST or bytes(memory[MAGIC_AT : MAGIC_AT + 4]) != MAGIC:
+        _bad(path, "has no arm64 Image header, or nothing behind it")
     text_offset, image_size, flags = struct.unpack_from("<QQQ", memory, 8)
     if flags & _BIG_ENDIAN:
         _bad(path, "is a big-endian kernel, which is not supported")
