@@ -10,11 +10,13 @@ from pathlib import Path
 import click
 
 MODES = ("trap", "inline")
+"""What is compared where nothing else is asked for."""
+STRATEGIES = ("trap", "hypercall", "inline", "auto")
 
 
 @click.command()
 @click.argument("image")
-@click.option("--virt", "modes", multiple=True, type=click.Choice(MODES), help="Compare this mode only; repeatable.")
+@click.option("--virt", "modes", multiple=True, type=click.Choice(STRATEGIES), help="Compare this mode only; repeatable.")
 @click.option("--engine", "engines", metavar="NAMES", help="Engines to run rewritten guests on: unicorn,kvm for both.")
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
@@ -24,7 +26,7 @@ MODES = ("trap", "inline")
 @click.option("--timeout", default="300", show_default=True, metavar="SECONDS", help="Time of the host for each run.")
 @click.option("--guest-timeout", metavar="SECONDS", help="Time of the guest for each run.")
 @click.option("--qemu", is_flag=True, help="Compare the console with QEMU's, too.")
-@click.option("--blame", is_flag=True, help="Where the inline run differs, find the fixup: up to a dozen more runs.")
+@click.option("--blame", is_flag=True, help="Where a run with fixups differs, find the fixup: up to a dozen more runs.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the result as JSON.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
 def command(
@@ -86,10 +88,12 @@ def command(
         from bt.verify.third_party import compare_with_qemu
 
         compare_with_qemu(result, options, file)
-    if blame and any(one.pair.rewritten.mode == "inline" and not one.passed for one in result.comparisons):
+    failed = [one.pair.rewritten.mode for one in result.comparisons if not one.passed]
+    for mode in (mode for mode in failed if blame and mode != "trap"):
         from bt.verify import blame as search
 
-        result.blamed.extend(search.blame(result, options, lambda line: click.echo(line, err=True)).lines())
+        found = search.blame(result, options, lambda line: click.echo(line, err=True), mode)
+        result.blamed.extend(found.lines())
     if json_file is not None:
         json_file.write_text(json.dumps(report.as_json(result), indent=2) + "\n")
     click.echo(report.text(result), nl=False)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from bt.verify import Verification
 
 
+WITH_FIXUPS = (Tactic.INLINE, Tactic.HYPERCALL)
+
+
 @dataclass(frozen=True, slots=True)
 class Blame:
     """What the search found."""
@@ -46,13 +49,15 @@ class Blame:
         )
 
 
-def blame(verification: Verification, options: Options, say: Callable[[str], None] = lambda _: None) -> Blame:
-    """Find the site by whose fixup an inline run parts from the reference.
+def blame(
+    verification: Verification, options: Options, say: Callable[[str], None] = lambda _: None, mode: str = "inline"
+) -> Blame:
+    """Find the site by whose fixup a run by the strategy `mode` parts from the reference.
 
     Takes it for granted that of the sites in ascending order one alone is enough; of several it finds one.
     """
-    whole = plan(verification.guest.image, scan(verification.guest.image), "inline")
-    inline = [site for site in whole.sites if site.tactic is Tactic.INLINE]
+    whole = plan(verification.guest.image, scan(verification.guest.image), mode)
+    inline = [site for site in whole.sites if site.tactic in WITH_FIXUPS]
     runs = 0
 
     def agree(count: int) -> bool:
@@ -60,7 +65,7 @@ def blame(verification: Verification, options: Options, say: Callable[[str], Non
         runs += 1
         say(f"{verification.guest.name}: {count} of {len(inline)} sites with fixups")
         kept = frozenset(site.address for site in inline[:count])
-        return run_and_compare(verification, options, "inline", without(whole, kept)).passed
+        return run_and_compare(verification, options, mode, without(whole, kept)).passed
 
     if not agree(0):
         return Blame(runs, None)
@@ -77,7 +82,7 @@ def blame(verification: Verification, options: Options, say: Callable[[str], Non
 def without(whole: Plan, kept: frozenset[int]) -> Plan:
     """The plan with a fixup at the sites in `kept` only; at the others stands what would without fixups."""
     sites = tuple(
-        site if site.address in kept or site.tactic is not Tactic.INLINE else replace(site, tactic=Tactic.TRAP)
+        site if site.address in kept or site.tactic not in WITH_FIXUPS else replace(site, tactic=Tactic.TRAP)
         for site in whole.sites
     )
     return replace(whole, sites=sites)
