@@ -141,6 +141,8 @@ class I386Hypervisor(X86Hypervisor):
         """CR0.PG, CR4.PAE or CR4.PSE were written: the guest's tables have another format."""
         self.vcpu.choose_walker()
         self.shadow.change_format()
+        if self.vcpu.cr0 & r.CR0_PG:
+            self._check_window()
 
     def root_loaded(self) -> None:
         """CR3 was written."""

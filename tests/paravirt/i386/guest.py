@@ -30,7 +30,7 @@ KERNEL_ONLY, READ_ONLY, ABSENT = 0x40_0000, 0x60_0000, 0x70_0000
 _KERNEL_CODE, _KERNEL_DATA, _TASK, _OTHER_TASK = 0x08, 0x10, 0x28, 0x30
 _USER_GATES = (3, 4, 0x80)
 _TASK_GATE = 0x30
-_ENTRY = EntryState(
+ENTRY = EntryState(
     rip=CODE,
     rsi=0,
     rsp=KERNEL_STACK,
@@ -92,13 +92,13 @@ def run(mode: str, kernel: bytes, program: bytes) -> End:
     limits = Limits(guest_seconds=0.01, host_seconds=20)
     machine = Machine(MEMORY, lambda _: None, platform=PLATFORMS["i386"], limits=limits)
     try:
-        _fill(machine.memory.view, kernel, program)
+        fill(machine.memory.view, kernel, program)
         driver: I386NativeCpu | I386Hypervisor
         if mode == "native":
             driver = I386NativeCpu(machine)
         else:
             driver = I386Hypervisor(machine, LoadTimeTranslator(mode, isa="i386"))
-        driver.enter(_ENTRY)
+        driver.enter(ENTRY)
         outcome = driver.run()
         state = driver if isinstance(driver, I386NativeCpu) else driver.vcpu
         return End(
@@ -119,7 +119,8 @@ def _comparable(selector: int, base: int, limit: int, attributes: int) -> tuple[
     return (selector, base, limit, attributes & ~_BUSY) if selector & ~3 else (selector,)
 
 
-def _fill(memory: memoryview, kernel: bytes, program: bytes) -> None:
+def fill(memory: memoryview, kernel: bytes, program: bytes) -> None:
+    """Put a guest and its tables into memory."""
     memory[CODE : CODE + len(kernel)] = kernel
     memory[USER : USER + len(program)] = program
     words, longs = memory.cast("I"), memory.cast("Q")

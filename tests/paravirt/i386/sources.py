@@ -897,5 +897,55 @@ movw DATA, %gs
         "",
         ALL,
     ),
+    "an interrupt that waited comes once behind a stub's STI": (
+        """
+movl $4f, %eax
+movw %ax, IDT+0x100
+shrl $16, %eax
+movw %ax, IDT+0x106
+movb $0x11, %al
+outb %al, $0x20
+movb $0x20, %al
+outb %al, $0x21
+movb $4, %al
+outb %al, $0x21
+movb $1, %al
+outb %al, $0x21
+movb $0xfe, %al
+outb %al, $0x21
+movb $0x30, %al
+outb %al, $0x43
+movb $16, %al
+outb %al, $0x40
+xorb %al, %al
+outb %al, $0x40
+movl $5000, %ecx
+5: decl %ecx
+jnz 5b
+call 3f
+movl %esp, %esi
+movl $50, %ecx
+5: decl %ecx
+jnz 5b
+cli
+pushal
+popal
+jmp 6f
+.p2align 4
+3: sti
+nop
+ret
+.p2align 4
+4: pushl %eax
+movb $0x20, %al
+outb %al, $0x20
+incl DATA
+popl %eax
+iretl
+6:
+""",
+        "",
+        ALL,
+    ),
 }
 """Name -> kernel, program, paging modes."""
