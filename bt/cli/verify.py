@@ -16,7 +16,9 @@ STRATEGIES = ("trap", "hypercall", "inline", "auto")
 
 @click.command()
 @click.argument("image")
-@click.option("--virt", "modes", multiple=True, type=click.Choice(STRATEGIES), help="Compare this mode only; repeatable.")
+@click.option(
+    "--virt", "modes", multiple=True, type=click.Choice(STRATEGIES), help="Compare this mode only; repeatable."
+)
 @click.option("--engine", "engines", metavar="NAMES", help="Engines to run rewritten guests on: unicorn,kvm for both.")
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
