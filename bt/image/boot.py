@@ -24,7 +24,7 @@ def to_boot(
     """
     image = move(image, delta=delta, physical_delta=physical_delta)
     return BootImage(
-        segments=tuple(LoadSegment(s.paddr, s.data, s.memory_size) for s in image.segments),
+        segments=tuple(LoadSegment(s.paddr, s.data, s.memory_size, s.vaddr) for s in image.segments),
         entry=image.entry_physical,
         initrd=initrd,
         command_line=command_line,

@@ -57,6 +57,12 @@ class SelfExtractor:
         ]
         return tuple(sorted(found)) or (Range(self.load_address, end & ~3),)
 
+    def moved(self, image: Image, delta: int, physical_delta: int) -> Image:
+        """The kernel at other virtual addresses; see `mips_move.moved`."""
+        from bt.image.mips_move import moved
+
+        return moved(image, delta, physical_delta)
+
 
 def recognise(contents: memoryview) -> bool:
     """Whether the file is an ELF32 for MIPS with a compressed payload and little else."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bt.image import image as images
 from bt.image.elf import SHT_SYMTAB
@@ -27,13 +27,17 @@ _CLASS, _CLASS_64 = 4, 2
 def move(image: Image, *, delta: int = 0, physical_delta: int = 0) -> Image:
     """`image` moved by `delta` bytes virtually and `physical_delta` bytes physically, each a multiple of 2 MiB.
 
-    A 32-bit kernel takes one offset for both, a multiple of its own alignment.
+    A 32-bit kernel takes one offset for both, a multiple of its own alignment. A container whose kernels move in a way
+    of their own has a header that does it.
 
     `path` and `sha256` stay the file's; the relocation table is used up. Raises `UsageError` for offsets the kernel
     does not stand, `BadImage` for a damaged relocation table.
     """
     if not delta and not physical_delta:
         return image
+    own = getattr(image.header, "moved", None)
+    if own is not None:
+        return cast("Image", own(image, delta, physical_delta))
     relocations = _check(image, delta, physical_delta)
     contents = bytearray(image.elf)
     if relocations is not None and delta:

@@ -18,6 +18,8 @@ class LoadSegment:
     """Contents."""
     memory_size: int
     """Bytes to occupy; what `data` does not fill is zero."""
+    virtual: int = -1
+    """Guest-virtual address at which it is linked, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emulator.board.boot import BootError, BootImage
-from emulator.isa.mips.registers import KSEG0, UNMAPPED
+from emulator.isa.mips.registers import KSEG0, KSEG2, UNMAPPED
 from emulator.memory import GuestMemory
 
 ENVIRONMENT, ENVIRONMENT_END = 0x2000, 0x4000
@@ -27,6 +27,9 @@ class EntryState:
     pc: int
     gpr: tuple[tuple[int, int], ...]
     """Number and value of the general registers that are not 0."""
+    mapped: tuple[tuple[int, int, int], ...] = ()
+    """What a kernel that was moved into mapped space wants there before it can fill the TLB itself: virtual address,
+    bytes, and physical address."""
 
 
 def place(memory: GuestMemory, image: BootImage, *, big_endian: bool = False) -> EntryState:
@@ -61,6 +64,7 @@ def place(memory: GuestMemory, image: BootImage, *, big_endian: bool = False) ->
         raise BootError(f"the command line is {len(command_line)} bytes long; at most {_LONGEST - 1} are read")
     environment = (("memsize", str(memory.size)), ("ememsize", str(memory.size)), ("modetty0", "38400n8r"))
     _write_environment(memory, command_line, environment, "big" if big_endian else "little")
+    mapped = tuple((s.virtual, s.memory_size, s.physical) for s in image.segments if s.virtual >= KSEG2)
     return EntryState(
         pc=KSEG0 | image.entry,
         gpr=(
@@ -70,6 +74,7 @@ def place(memory: GuestMemory, image: BootImage, *, big_endian: bool = False) ->
             (7, memory.size),
             (29, KSEG0 + ENVIRONMENT - _STACK),
         ),
+        mapped=mapped,
     )
 
 

@@ -83,3 +83,18 @@ def test_its_console_is_qemus(guest: Guest) -> None:
     comparison = compare(run(guest, "inline")[0], theirs.stdout)
     assert comparison.passed, comparison.report()
     assert comparison.equal > 160
+
+
+def test_a_kernel_moved_into_mapped_space_runs_with_as_many_exits(guest: Guest) -> None:
+    """KSEG0 costs nothing here; the usercopy check alone knows that kernel text is not where it should be."""
+    printed = bytearray()
+    line = guest.command_line + " hardened_usercopy=off"
+    options = Options(mode="inline", initrd=guest.initrd.read_bytes(), command_line=line, delta=0x6000_0000)
+    session = Session(load(guest.kernel), options, printed.extend)
+    try:
+        assert session.run().kind is EndKind.POWER_OFF
+        assert guest.marker.encode() in printed
+        assert isinstance(session.driver, Hypervisor)
+        assert sum(session.driver.exits.counts.values()) <= MOST_EXITS["inline"] + 5_000
+    finally:
+        session.close()

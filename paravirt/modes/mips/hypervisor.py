@@ -74,6 +74,7 @@ class MipsHypervisor(Hypervisor):
             vcpu.gpr[number] = value
         registers.set_coprocessor(False, False)
         vcpu.status = 0
+        vcpu.moved = tuple((start, start + size, physical - start) for start, size, physical in state.mapped)
         registers.jump(state.pc)
         self.shadow.use(KERNEL_VIEW)
         self.shadow.install_window()

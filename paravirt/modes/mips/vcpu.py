@@ -55,6 +55,9 @@ class MipsVirtualCpu:
         self._plain = dict.fromkeys(("DEPC", "TagLo", "DataLo", "TagHi", "DataHi", "DESAVE"), 0)
         self._replaced = 0
         """Entries that TLBWR has replaced so far."""
+        self.moved: tuple[tuple[int, int, int], ...] = ()
+        """Mapped space that the hypervisor fills for a kernel that was moved there: first address, the one behind the
+        last, and what is added for the physical address."""
         self.before_write: Callable[[int], None] = lambda _frame: None
         self.on_space_changed: Callable[[], None] = lambda: None
         """Called when other translations hold from now on: another ASID, or the error level."""
@@ -270,6 +273,9 @@ class MipsVirtualCpu:
                 raise MipsException(r.ADES if store else r.ADEL, 0, address)
             if address < r.KSEG2:
                 return address & r.UNMAPPED, True, True
+            for start, end, distance in self.moved:
+                if start <= address < end:
+                    return address + distance, True, True
         elif self._status & r.STATUS_ERL:
             return address, True, False
         return self.tlb.translate(address, self.entry_hi & 0xFF, store)

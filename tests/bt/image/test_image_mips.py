@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from bt import guests
-from bt.image import from_bytes, load, to_boot
+from bt.image import from_bytes, load, move, to_boot
 from bt.image.mips_self_extractor import recognise
 from bt.image.mips_tables import ADDRESS, JUMP, UPPER, relocations
-from emulator.errors import BadImage, Unavailable
+from emulator.errors import BadImage, Unavailable, UsageError
 
 LOAD, ENTRY, WRAPPER = 0x8010_0000, 0x8011_2345 & ~3, 0x8200_0000
 KERNEL = np.random.default_rng(1).bytes(1 << 18)
@@ -122,3 +122,41 @@ def test_debians_kernel_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None
     assert counts["exceptions"] > 500
     assert counts["jump labels"] > 1000
     assert counts["relocations"] > 100_000
+
+
+def relocatable() -> bytes:
+    """A kernel with a table of three relocations, eight times."""
+    words = np.frombuffer(KERNEL, "<u4").copy()
+    words[0x10], words[0x11], words[0x12] = 0x8010_0100, 0x0C04_0000, 0x3C04_8012
+    table = [ADDRESS << 24 | 0x10, JUMP << 24 | 0x11, UPPER << 24 | 0x12] * 8
+    words[0x100 : 0x100 + len(table)] = table
+    words[0x100 + len(table)] = 0
+    return words.tobytes()
+
+
+def test_a_kernel_is_moved_into_mapped_space_by_its_own_relocations() -> None:
+    kernel = bytearray(relocatable())
+    image = from_bytes(extractor(kernel=bytes(kernel)), "vmlinuz")
+    assert image.linux is not None
+    once = image.linux.relocation_places[:3]  # type: ignore[attr-defined]
+    object.__setattr__(image.linux, "relocation_places", once)
+    object.__setattr__(image.linux, "relocation_types", image.linux.relocation_types[:3])  # type: ignore[attr-defined]
+    there = move(image, delta=0x6000_0000)
+    (segment,) = there.segments
+    words = np.frombuffer(segment.data, "<u4")
+    assert (segment.vaddr, segment.paddr, there.entry) == (0xE010_0000, 0x10_0000, ENTRY + 0x6000_0000)
+    assert words[0x10:0x13].tolist() == [0xE010_0100, 0x0C04_0000, 0x3C04_E012]
+    assert segment.memory_size >= 0x3_0000
+    assert to_boot(there).segments[0].virtual == 0xE010_0000
+
+
+@pytest.mark.parametrize("delta", [0x1000_0000, 0x4000_8000, 0x7FFF_0000, 0x4FEF_0000])
+def test_a_kernel_is_not_moved_where_it_cannot_run(delta: int) -> None:
+    image = from_bytes(extractor(kernel=relocatable()), "vmlinuz")
+    with pytest.raises(UsageError):
+        move(image, delta=delta)
+
+
+def test_a_kernel_without_relocations_stays() -> None:
+    with pytest.raises(BadImage, match="no relocation table"):
+        move(from_bytes(extractor(), "vmlinuz"), delta=0x6000_0000)
