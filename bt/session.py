@@ -18,6 +18,7 @@ from emulator.errors import BadImage, UsageError
 from emulator.machine import Limits, Machine, Outcome
 from emulator.native import NativeCpu, native_for
 from emulator.platforms import platform_of
+from paravirt.mmu.techniques import TECHNIQUES
 from paravirt.modes import hypervisor_for
 from paravirt.translator import Translator, Untouched
 
@@ -58,6 +59,8 @@ class Options:
     """Take the time of every exit."""
     cache: bool = True
     """Keep scans on disk."""
+    technique: str = ""
+    """How guest memory is virtualised: a name of `paravirt.mmu.techniques`; by default the instruction set's own."""
     plan: Plan | None = None
     """A plan of the same mode to follow; a rewritten file brings its own."""
 
@@ -73,6 +76,13 @@ class Options:
             raise UsageError(f"there is no way to run a guest called {self.mode!r}; take one of {', '.join(MODES)}")
         if self.engine not in NAMES:
             raise UsageError(f"there is no engine called {self.engine!r}; take one of {', '.join(NAMES)}")
+        if self.technique and self.technique not in TECHNIQUES:
+            raise UsageError(
+                f"there is no technique of memory virtualisation called {self.technique!r}; take one of "
+                f"{', '.join(TECHNIQUES)}"
+            )
+        if self.technique and self.mode == "native":
+            raise UsageError("at full privilege no memory is virtualised; leave the technique out")
         if self.memory % 4096 or not 4 << 20 <= self.memory <= MOST_MEMORY:
             raise UsageError(
                 f"{self.memory} bytes of guest memory: give whole pages, from 4 MiB to {MOST_MEMORY >> 20} MiB"
@@ -144,7 +154,9 @@ class Session:
         if options.mode == "native":
             self.driver = native_for(self.machine)
         else:
-            self.driver = hypervisor_for(self.machine, self._make_translator(), timed=options.timed)
+            self.driver = hypervisor_for(
+                self.machine, self._make_translator(), timed=options.timed, technique=options.technique
+            )
             self._prepare_memory(self.driver)
         self.driver.enter(state)
 

@@ -12,6 +12,7 @@ from emulator.isa.exceptions import ArchitecturalException
 from paravirt.abi import Window
 from paravirt.accounting import ExitTable
 from paravirt.mmu.code import CodePages
+from paravirt.mmu.eager import Eager
 from paravirt.mmu.views import MemoryViews
 from paravirt.vcpu import VirtualCpu
 
@@ -34,6 +35,7 @@ class CodeAccess:
     _stepping: tuple[Any, int] | None
     _own_store: int
     _own_page: int
+    _eager: Eager | None
 
     def _raise(self, fault: ArchitecturalException) -> None:
         """Deliver an exception to the guest."""
@@ -103,13 +105,32 @@ class CodeAccess:
         self.engine.code_changed(page, 4096)
         self.exits.count(what, "step")
 
+    def _begin_table_store(self) -> None:
+        """The guest stores into a page table that its shadow follows eagerly: that one instruction runs alone."""
+        if self._stepping is None:
+            self._stepping = None, self._begin_step()
+        self.exits.count("store into a page table", "step")
+
+    def _abandon_table_store(self) -> None:
+        """The store that was to run alone has raised an exception: it comes again."""
+        if self._stepping is None or self._stepping[0] is not None or self._eager is None:
+            return
+        guest_steps = self._stepping[1]
+        self._stepping = None
+        if not guest_steps:
+            self._end_step()
+        self._eager.follow()
+
     def _end_own_store(self) -> None:
-        """The instruction that ran from the guest's frame is done."""
+        """The instruction that ran alone is done."""
         assert self._stepping is not None
         at, guest_steps = self._stepping
         self._stepping = None
-        self.shadow.drop(at)
-        self.shadow.flush_tlb()
+        if at is not None:
+            self.shadow.drop(at)
+            self.shadow.flush_tlb()
+        if self._eager is not None:
+            self._eager.follow()
         if guest_steps:
             self._guest_step()
         else:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from emulator.driver import Driver
 from emulator.engine.exit import Exit, ExitKind
-from emulator.errors import GuestFault
+from emulator.errors import GuestFault, UsageError
 from emulator.isa.exceptions import ArchitecturalException, ProcessorShutdown
 from emulator.isa.operation import Operation
 from emulator.machine import EndKind, Machine, Outcome
@@ -22,6 +22,10 @@ from paravirt.accounting import ExitTable
 from paravirt.code_access import CodeAccess
 from paravirt.layout import Layout
 from paravirt.mmu.code import CodePages
+from paravirt.mmu.eager import Eager
+from paravirt.mmu.guard import TableGuard
+from paravirt.mmu.shadow import ShadowPaging
+from paravirt.mmu.techniques import TECHNIQUES
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW, MemoryViews
 from paravirt.translator import Hypercall, Translator
 from paravirt.vcpu import VirtualCpu
@@ -52,6 +56,8 @@ class Hypervisor(CodeAccess, Driver):
     """The privilege level of user code, as the virtual CPU numbers it; every other level is the guest's kernel."""
     LONGEST: ClassVar[int] = 4
     """Bytes of the longest instruction."""
+    FOLLOWS_STORES: ClassVar[bool] = False
+    """A store into a page table can run alone, so that its shadow follows at once."""
     WITHIN_AN_INSTRUCTION: ClassVar[frozenset[ExitKind]] = frozenset()
     """Kinds of exits in the midst of an instruction: nothing is delivered before the next block."""
 
@@ -75,6 +81,9 @@ class Hypervisor(CodeAccess, Driver):
         self._stepping: tuple[Any, int] | None = None
         """One instruction runs from the guest's own frame: the mapping that is undone, what the guest had asked for."""
         self._own_store = self._own_page = -1
+        self._eager: Eager | None = None
+        self._guard: TableGuard | None = None
+        self._opened = 0
         self._fixups: list[int] = []
         self._armed: int | None = None
         self._make()
@@ -95,6 +104,22 @@ class Hypervisor(CodeAccess, Driver):
         self._dispatch = [handlers.get(kind, self._unexpected) for kind in ExitKind]
         self._within = [kind in self.WITHIN_AN_INSTRUCTION for kind in ExitKind]
         self.board.on_interrupt = self._line_changed
+
+    def choose_technique(self, name: str) -> None:
+        """Virtualise memory so from the start on. Raises `UsageError` for what there is not for such guests."""
+        isa = self.machine.platform.isa
+        if not isinstance(self.shadow, ShadowPaging):
+            raise UsageError(
+                f"{isa} guests have a way of their own to virtualise memory; leave the technique {name!r} out"
+            )
+        if name == "eager" and not self.FOLLOWS_STORES:
+            raise UsageError(f"the stores of {isa} guests cannot be followed one by one; take another than {name!r}")
+        technique = self.shadow.technique = TECHNIQUES[name](self.shadow)
+        if self.shadow.frames.guard is not None:
+            self._guard = self.shadow.frames.guard
+            self._guard.on_close = self.vcpu.forget_writes
+        if isinstance(technique, Eager):
+            self._eager = technique
 
     # -- what an instruction set adds -----------------------------------------------------------
 
@@ -336,7 +361,12 @@ class Hypervisor(CodeAccess, Driver):
             return False
         if self._own_store >= 0:
             self._begin_own_store()
-        self.exits.count("code page" if fetch and self.shadow.view == KERNEL_VIEW else "page", "fill")
+        if self._eager is not None and self._eager.waits:
+            self._begin_table_store()
+        what = "code page" if fetch and self.shadow.view == KERNEL_VIEW else "page"
+        if self._guard is not None and self._guard.opened != self._opened:
+            self._opened, what = self._guard.opened, "page table written"
+        self.exits.count(what, "fill")
         return True
 
     def _fill_window(self, address: int) -> bool:

@@ -52,6 +52,13 @@ class Request:
     "rewritten while it runs. By default a rewritten file as it was rewritten, and others inline.",
 )
 @click.option("--engine", default="unicorn", show_default=True, metavar="NAME", help=ENGINE_HELP)
+@click.option(
+    "--memory-technique",
+    "technique",
+    metavar="NAME",
+    help="How memory is virtualised: snapshot, lazy or eager shadow tables, or two-stage, a model of it. By default "
+    "what the instruction set has: snapshot, where it has shadow tables.",
+)
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
 @click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Guest memory, in K, M or G.")
@@ -68,6 +75,7 @@ def command(
     image: str,
     virt: str | None,
     engine: str,
+    technique: str | None,
     initrd: Path | None,
     append: str | None,
     memory: str,
@@ -103,6 +111,7 @@ def command(
     options = Options(
         mode=virt or mode_of(loaded) or "inline",
         engine=engine,
+        technique=technique or "",
         memory=size,
         initrd=read_initrd(initrd) if initrd is not None else b"",
         command_line=command_line,

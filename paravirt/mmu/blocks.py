@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emulator.isa.paging import EXECUTE, READ, WRITE, PageWalk
-from paravirt.mmu.views import ACTIVE_CODE, USER_VIEW
+from paravirt.mmu.views import USER_VIEW
 
 if TYPE_CHECKING:
     from paravirt.mmu.shadow import ShadowPaging
@@ -100,8 +100,8 @@ class Blocks:
             return
         numbers = np.arange(low, high, dtype=np.uint64)
         pieces = (numbers << np.uint64(12)) + np.uint64(frames.base) | np.uint64(form.pages[READ | WRITE])
-        active = frames.kind[low:high] >= ACTIVE_CODE
-        pieces[active] = pieces[active] & np.uint64(form.page_mask) | np.uint64(form.pages[READ])
+        closed = frames.read_only_ahead(low, high)
+        pieces[closed] = pieces[closed] & np.uint64(form.page_mask) | np.uint64(form.pages[READ])
         at = (table << pool.shift) + low - first
         pool.entries.reshape(-1)[at : at + len(pieces)] = pieces.astype(pool.dtype)
         shadow.prefilled += len(pieces)

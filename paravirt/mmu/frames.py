@@ -5,12 +5,19 @@ software TLB) is a `Mappings`, which names them as it likes. A frame that kernel
 copy; one that user code is in executes as it is, and every other way to write it is seen first.
 """
 
-from typing import Any, Protocol
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from emulator.isa.paging import EXECUTE, KERNEL_SHIFT, READ, USER_SHIFT, WRITE, PageWalk
 from paravirt.mmu.views import ACTIVE_CODE, MAY_BE_CODE, PLAIN, USER_CODE, USER_VIEW, CodeSource
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from paravirt.mmu.guard import TableGuard
 
 
 class Mappings(Protocol):
@@ -59,6 +66,8 @@ class Frames:
         """No mapping is both writable and executable, not even user code's: the engine misses stores to its code."""
         self.coherent = False
         """The engine sees stores to code whatever mapping they come by: user code needs no guard."""
+        self.guard: TableGuard | None = None
+        """Keeps some frames from being written; nothing does where guest tables are not write-protected."""
         self._mappings = mappings
         self._executors: dict[int, set[Any]] = {}
         """Executable mappings of frames that user code runs from."""
@@ -75,6 +84,16 @@ class Frames:
     def place(self, walk: PageWalk, at: Any, view: int, write: bool, fetch: bool) -> tuple[int, int]:
         """Engine-physical address and rights of what `at` is to map for a page of memory, for this access and more."""
         number = walk.frame - self.base >> 12
+        guard = self.guard
+        if guard is None or not guard.closed[number]:
+            return self._place(number, walk, at, view, write, fetch)
+        if write:
+            guard.written(number)
+            return self._place(number, walk, at, view, write, fetch)
+        physical, rights = self._place(number, walk, at, view, write, fetch)
+        return physical, rights & ~WRITE
+
+    def _place(self, number: int, walk: PageWalk, at: Any, view: int, write: bool, fetch: bool) -> tuple[int, int]:
         user = view == USER_VIEW
         granted = walk.rights >> (USER_SHIFT if user else KERNEL_SHIFT)
         kind = self.kind[number]
@@ -113,6 +132,8 @@ class Frames:
 
     def written(self, number: int) -> None:
         """A frame is about to be written: code in it leaves use."""
+        if self.guard is not None:
+            self.guard.written(number)
         kind = self.kind[number]
         if kind == ACTIVE_CODE:
             self.code.deactivate(number)
@@ -144,6 +165,17 @@ class Frames:
         changed |= mappings.make_pieces_read_only(number)
         if changed:
             mappings.flush_tlb()
+
+    def close(self, number: int) -> None:
+        """Take every right to write a frame away; from now on its `guard` is asked first."""
+        if self.kind[number] == USER_CODE:
+            self._retire_user_code(number)
+        self.revoke_writers(number)
+
+    def read_only_ahead(self, first: int, end: int) -> NDArray[np.bool_]:
+        """Which of some frames may not be mapped writable before they are written to."""
+        active: NDArray[np.bool_] = self.kind[first:end] >= ACTIVE_CODE
+        return active if self.guard is None else active | (self.guard.closed[first:end] != 0)
 
     def plain(self, first: int, count: int) -> bool:
         """Whether frames are memory, and none of them is known to be code."""

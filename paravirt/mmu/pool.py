@@ -185,6 +185,20 @@ class TablePool:
         seen[:] = guest
         self.misses[table] = 0
 
+    def sleep(self, table: int) -> None:
+        """Drop all entries of a table that nothing leads to; `wake` must come before it is linked again."""
+        first = table << self.shift
+        own = self._flat[first : first + (1 << self.form.levels[int(self.level_of[table]) - 1].bits)]
+        if self.on_removed is not None:
+            self.on_removed((np.flatnonzero(own) + first).tolist())
+        own[:] = 0
+        self.misses[table] = 0
+        self.below[table].clear()
+
+    def wake(self, table: int) -> None:
+        """An empty table is used again: it mirrors what the guest has there now."""
+        self._look(table, self.source[table], self._span[table])
+
     def revalidate_from(self, top: int) -> None:
         """Revalidate a table and all below it that hold non-global translations, by whichever root they were linked."""
         compare, source, span, below = self._compare, self.source, self._span, self.below

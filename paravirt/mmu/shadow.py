@@ -1,13 +1,12 @@
-"""Shadow page tables, filled on demand and revalidated when the guest flushes.
+"""Shadow page tables, filled on demand.
 
 Room: `paravirt/mmu`. The engine walks tables made here; each shadow table mirrors one guest table in one *role* (view,
-and what else the kernel's rights depend on) and is shared by every address space that links it. A guest may edit its
-tables freely: as with a TLB, nothing is noticed until it flushes. Then a table whose contents differ from the snapshot
-taken when it was last looked at loses the changed entries. Permissions accumulate in the engine's own walk, so a shadow
+and what else the kernel's rights depend on) and is shared by every address space that links it. How they follow when
+the guest edits its tables is a `Technique` (`techniques`). Permissions accumulate in the engine's own walk, so a shadow
 table does not depend on where it is linked. Both forms of tables, the guest's and the engine's, are data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TypeVar
 
@@ -21,11 +20,11 @@ from paravirt.layout import Layout
 from paravirt.mmu.blocks import Blocks
 from paravirt.mmu.entries import MappingEngine, ShadowEntries
 from paravirt.mmu.pool import ShadowPoolExhausted
+from paravirt.mmu.snapshot import Snapshot
+from paravirt.mmu.techniques import Technique
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 
 _ANYTHING = READ | WRITE | EXECUTE
-_MOST_INVALIDATED = 256
-"""Single translations that were dropped and are remembered; then everything is looked through once."""
 _Found = TypeVar("_Found")
 
 
@@ -60,13 +59,9 @@ class ShadowPaging(ShadowEntries):
         """Root table by region, what names the guest's root, and role."""
         self._first_miss = 1 if eager else 2
         """Misses of a table from which on it is filled ahead."""
-        self._stale: set[int] = set()
-        self._invalidated: list[int] = []
-        """Addresses of which single translations were dropped; a root that was not in use then drops them when it is
-        next: they may have been global, and such a one goes everywhere."""
-        self._reached: dict[int, int] = {}
-        """By root table, how many of these it has dropped."""
         self._window = -1
+        self.technique: Technique = Snapshot(self)
+        """How these tables follow the guest's."""
         self._speak(guest)
 
     def _speak(self, guest: GuestTables) -> None:
@@ -92,57 +87,41 @@ class ShadowPaging(ShadowEntries):
         """Make the current guest root's tables in `view` the ones the engine walks."""
         self.view = view
         self._current = self._with_room(self._find_roots)
-        if view in self._stale:
-            self._stale.discard(view)
-            for root in self._current:
-                self.pool.revalidate_from(root)
-        if self._invalidated:
-            self._catch_up()
+        self.technique.entered(view, self._current)
         if self._changes:
             self.flush_tlb()
         self._enter(self._current)
 
     def load_root(self) -> None:
         """The guest loaded another root and flushed by it: drop what it has changed, and switch."""
-        self._stale = {KERNEL_VIEW, USER_VIEW}
+        self.technique.root_loaded()
         self.use(self.view)
 
     def flush_all(self) -> None:
         """The guest flushed global translations too, or changed what every translation depends on."""
-        self.pool.revalidate_all()
-        self._stale = set()
+        self.technique.flushed_all()
         self.use(self.view)
 
     def invalidate(self, address: int) -> None:
         """Drop the translations of one page in both views: here now, and in any other address space before it runs."""
-        flush = len(self._invalidated) == _MOST_INVALIDATED
-        if flush:
-            self.pool.revalidate_all()
-            self._invalidated.clear()
-            self._reached.clear()
-        self._invalidated.append(address)
+        self.technique.invalidated(address)
+
+    def roots_of(self, address: int) -> Iterator[int]:
+        """The root tables that there are of the current address space for `address`: the kernel's, and user code's."""
         region = self.guest.region(address)
         name = self.guest.roots[region]
         for role in (self.role if self.view == KERNEL_VIEW else KERNEL_VIEW, USER_VIEW):
             root = self._roots.get((region, name, role))
-            if root is None:
-                continue
-            flush |= self._invalidate_in(root, address)
-            if self._reached.get(root, 0) == len(self._invalidated) - 1:
-                self._reached[root] = len(self._invalidated)
-        if flush:
-            self.flush_tlb()
+            if root is not None:
+                yield root
 
-    def _catch_up(self) -> None:
-        """Drop in the roots in use what was invalidated while they were not."""
-        upto = len(self._invalidated)
-        for region, root in enumerate(self._current):
-            since = self._reached.get(root, 0)
-            if since != upto:
-                for address in self._invalidated[since:]:
-                    if self.guest.region(address) == region:
-                        self._invalidate_in(root, address)
-                self._reached[root] = upto
+    def forget_root(self, root: int) -> None:
+        """A root table that is not in use: it is looked for by its key when its address space runs next."""
+        self._roots = {key: table for key, table in self._roots.items() if table != root}
+
+    def roots_named(self) -> dict[tuple[int, int, int], int]:
+        """Root tables by region, what names the guest's root, and role."""
+        return self._roots
 
     def _find_roots(self) -> tuple[int, ...]:
         role, names = self.role, self.guest.roots
@@ -157,7 +136,8 @@ class ShadowPaging(ShadowEntries):
             root = self._roots[key] = self._table(guest, self._top, key[2], 0)
         return root
 
-    def _invalidate_in(self, table: int, address: int) -> bool:
+    def invalidate_in(self, table: int, address: int) -> bool:
+        """From a root table on, drop the first entry on the way to `address` that differs from its snapshot."""
         words, pool = self._words, self.pool
         for level in range(self._top, 0, -1):
             index = (address >> self._shifts[level]) & self._masks[level]
@@ -188,10 +168,10 @@ class ShadowPaging(ShadowEntries):
         pool, key = self.pool, (guest, level, role, self.place(address, level, role))
         table = pool.find(key)
         if table is None:
-            return pool.mirror(key)
-        # It may have been out of reach of the roots that were loaded since, and so may what it links: a guest
-        # that frees and allocates its tables in order builds the same tree again, of the same frames.
-        pool.revalidate_from(table)
+            table = pool.mirror(key)
+            self.technique.mirrored(table)
+        else:
+            self.technique.found(table)
         return table
 
     def reset(self) -> None:
@@ -206,11 +186,9 @@ class ShadowPaging(ShadowEntries):
             self._engine.flush_tlb()
         self.pool.clear()
         self._roots.clear()
-        self._invalidated.clear()
-        self._reached.clear()
+        self.technique.forget()
         self.blocks.clear()
         self.frames.forget()
-        self._stale = set()
         self._window = -1
 
     def _with_room(self, install: Callable[[], _Found]) -> _Found:
@@ -232,6 +210,7 @@ class ShadowPaging(ShadowEntries):
         self._with_room(lambda: self._install(walk, write, fetch))
 
     def _install(self, walk: PageWalk, write: bool, fetch: bool) -> None:
+        self.technique.walked(walk)
         words, seen, entries, role, leaf = self._words, self.pool.seen, walk.entries, self.role, walk.level
         table = self._current[walk.region]
         level = self._top
@@ -246,6 +225,7 @@ class ShadowPaging(ShadowEntries):
                 below = self._table(walk.tables[level - 1], level - 1, role, walk.address)
                 bits = self.form.tables[self.guest.through(guest, role == USER_VIEW)] | self.guest.carried(guest, level)
                 self.replace(at, level, self.pool.address_of(below) | bits)
+                self.technique.linked(at, below)
                 seen[mirrored] = guest
                 if entry & self.form.present:
                     self.flush_tlb()
@@ -286,10 +266,10 @@ class ShadowPaging(ShadowEntries):
         """A table that misses again and again is filled as far as its accessed bits allow."""
         misses = self.pool.misses[table] + 1
         self.pool.misses[table] = misses
-        if misses >= self._first_miss and misses & (misses - 1) == 0:
-            self._prefill(table)
+        if misses >= self._first_miss and misses & (misses - 1) == 0 and self.technique.ahead:
+            self.fill_ahead(table)
 
-    def _prefill(self, table: int) -> None:
+    def fill_ahead(self, table: int) -> None:
         """Enter all accessed, plain pages of the guest table that a shadow table mirrors."""
         pool, form, frames = self.pool, self.form, self.frames
         if pool.source[table] < 0:
@@ -375,6 +355,7 @@ class ShadowPaging(ShadowEntries):
         known = self.frames.base <= guest < self.frames.end
         child = self._table(guest, level - 1, role, address) if known else self.pool.take(level - 1)
         self.link(table, level, address, self.pool.address_of(child) | bits)
+        self.technique.linked((table << self._unit) + index, child)
         return child
 
     def link(self, table: int, level: int, address: int, entry: int) -> None:

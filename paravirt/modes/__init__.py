@@ -57,11 +57,17 @@ MODES: dict[str, Callable[[], type[Hypervisor]]] = {
 """How to load the hypervisor of each instruction set."""
 
 
-def hypervisor_for(machine: Machine, translator: Translator, *, timed: bool = False) -> Hypervisor:
-    """The hypervisor of a machine's instruction set. Raises `BadImage` where there is none yet."""
+def hypervisor_for(machine: Machine, translator: Translator, *, timed: bool = False, technique: str = "") -> Hypervisor:
+    """The hypervisor of a machine's instruction set, with a technique of memory virtualisation or its own.
+
+    Raises `BadImage` where there is none yet, `UsageError` for a technique that such guests cannot have.
+    """
     load = MODES.get(machine.platform.isa)
     if load is None:
         raise BadImage(
             f"{machine.platform.isa} guests cannot be run deprivileged yet; those of {', '.join(MODES)} can be"
         )
-    return load()(machine, translator, timed=timed)
+    hypervisor = load()(machine, translator, timed=timed)
+    if technique:
+        hypervisor.choose_technique(technique)
+    return hypervisor

@@ -48,6 +48,7 @@ class X86Hypervisor(X86Requests):
     LAYOUT = layout.X86_64
     USER_LEVEL = 3
     LONGEST = 15
+    FOLLOWS_STORES = True
     WITHIN_AN_INSTRUCTION = frozenset({ExitKind.PORT_READ, ExitKind.PORT_WRITE, ExitKind.IDENTIFY, ExitKind.TIME_STAMP})
 
     DESCRIPTORS = DescriptorCopy
@@ -156,6 +157,7 @@ class X86Hypervisor(X86Requests):
         raise_exception(self.vcpu, fault)
 
     def _raise(self, fault: ArchitecturalException) -> None:
+        self._abandon_table_store()
         if self._in_shadow:
             self._end_shadow()
         super()._raise(fault)
@@ -331,11 +333,12 @@ class X86Hypervisor(X86Requests):
         raise_exception(self.vcpu, Fault(_DB))
 
     def _begin_step(self) -> int:
-        guest = self._registers.rflags & _TF
+        guest = 0 if self._in_shadow else self._registers.rflags & _TF  # behind STI the flag is not the guest's
         self._registers.rflags |= _TF
         return guest
 
     def _end_step(self) -> None:
+        self._in_shadow = False
         self._registers.rflags &= ~_TF
 
     def _guest_step(self) -> None:

@@ -1,0 +1,131 @@
+"""Write protection of the guest's page tables: which frames are closed, and which are open and dirty.
+
+Room: `paravirt/mmu`. A frame is closed while shadow tables mirror something in it. A store into a closed one comes here
+first and opens it; `follow` brings the shadow up to date and closes it again. A frame that nothing leads to any more is
+let go: its shadow tables sleep, empty, until they are linked again, so that a page table that was freed and became data
+does not exit at every store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from paravirt.mmu.shadow import ShadowPaging
+
+
+class TableGuard:
+    """The frames of one guest that hold page tables in use."""
+
+    def __init__(self, shadow: ShadowPaging) -> None:
+        self._shadow = shadow
+        self.closed = np.zeros(shadow.frames.count, dtype=np.uint8)
+        """By frame, 1 while a store into it must come here first."""
+        self.dirty: dict[int, None] = {}
+        """Frames that are open and may differ from their snapshots, in the order in which they were written."""
+        self.opened = 0
+        """Stores that found a frame closed."""
+        self.followed = 0
+        """Frames of which the shadow was brought up to date."""
+        self.released = 0
+        """Frames that were let go."""
+        self.on_close: Callable[[], None] = lambda: None
+        """Called before a frame is closed: whoever stores for the guest asks again."""
+        self._tables: dict[int, list[int]] = {}
+        """By frame, the shadow tables that mirror some of it and do not sleep."""
+        self._asleep: set[int] = set()
+        self._links: dict[int, set[int]] = {}
+        """By shadow table, places of entries that led to it when they were written."""
+
+    def forget(self) -> None:
+        """All shadow tables are gone."""
+        self.closed[:] = 0
+        self.dirty.clear()
+        self._tables.clear()
+        self._asleep.clear()
+        self._links.clear()
+
+    # -- shadow tables --------------------------------------------------------------------------
+
+    def mirrored(self, table: int) -> None:
+        """A shadow table mirrors what lies in a frame of the guest's memory now."""
+        source = self._shadow.pool.source[table]
+        if source < 0:
+            return
+        frame = source >> 12
+        self._tables.setdefault(frame, []).append(table)
+        if frame not in self.dirty and not self.closed[frame]:
+            self._close(frame)
+
+    def wake(self, table: int) -> None:
+        """A table is about to be linked: if it sleeps, it mirrors its frame again."""
+        if table in self._asleep:
+            self._asleep.discard(table)
+            self._shadow.pool.wake(table)
+            self.mirrored(table)
+
+    def linked(self, at: int, below: int) -> None:
+        """An entry leads to a table."""
+        self._links.setdefault(below, set()).add(at)
+
+    def _in_use(self, table: int) -> bool:
+        """Whether any entry leads to a table, or the guest's root in use is what it mirrors."""
+        shadow = self._shadow
+        pool, words = shadow.pool, shadow.pool.words
+        links = self._links.get(table)
+        if links is not None:
+            for at in tuple(links):
+                if words[at] & shadow.form.present and pool.table_in(words[at]) == table:
+                    return True
+                links.discard(at)
+        names = shadow.guest.roots
+        return any(root == table and names[region] == name for (region, name, _), root in shadow.roots_named().items())
+
+    # -- frames ---------------------------------------------------------------------------------
+
+    def written(self, frame: int) -> None:
+        """A frame is about to be written to."""
+        if self.closed[frame]:
+            self.closed[frame] = 0
+            self.dirty[frame] = None
+            self.opened += 1
+
+    def _close(self, frame: int) -> None:
+        self.on_close()
+        self._shadow.frames.close(frame)
+        self.closed[frame] = 1
+
+    def follow(self, frames: Iterable[int]) -> list[int]:
+        """Bring the shadow of dirty frames up to date and close them; returns the tables that have lost entries."""
+        pool, changed = self._shadow.pool, []
+        for frame in frames:
+            del self.dirty[frame]
+            self.followed += 1
+            tables = self._tables.get(frame, ())
+            if not any(map(self._in_use, tables)):
+                self._release(frame)
+                continue
+            for table in tables:
+                if pool.changed(table):
+                    pool.revalidate(table)
+                    changed.append(table)
+            self._close(frame)
+        return changed
+
+    def follow_all(self) -> list[int]:
+        """`follow` for every dirty frame."""
+        return self.follow(tuple(self.dirty)) if self.dirty else []
+
+    def _release(self, frame: int) -> None:
+        """Nothing leads to what mirrors a frame: let it sleep, and let the guest do there what it likes."""
+        shadow = self._shadow
+        self.released += 1
+        for table in self._tables.pop(frame, ()):
+            shadow.pool.sleep(table)
+            self._asleep.add(table)
+            self._links.pop(table, None)
+            shadow.forget_root(table)
+        shadow.flush_tlb()
