@@ -152,6 +152,10 @@ trap_return: /* SP = struct frame */
 	.globl catch_fault
 	.type catch_fault, %function
 catch_fault:
+	ldr r12, =return_broken
+	ldrb r12, [r12]
+	cmp r12, #0
+	bne finish /* where modes do not change no exception is ever left */
 	push {r4-r12, lr}
 	ldr r2, =catch_stack
 	ldr r3, [r2]
