@@ -101,6 +101,7 @@ def documented_members(kind: type[Enum]) -> list[tuple[str, str]]:
 
 def engine_quirks() -> str:
     """Where the embedded CPU departs from the architecture."""
+    from emulator.engine.unicorn.mips_quirks import MIPS_QUIRKS
     from emulator.engine.unicorn.quirks import QUIRKS
 
     issue = "https://github.com/unicorn-engine/unicorn/issues/{0}"
@@ -113,7 +114,7 @@ def engine_quirks() -> str:
             ", ".join(f"[{number}]({issue.format(number)})" for number in quirk.upstream),
             f"`{quirk.test}`",
         )
-        for quirk in QUIRKS
+        for quirk in (*QUIRKS, *MIPS_QUIRKS)
     ]
     head = ("Quirk", "Unicorn 2.1.4", "The architecture", "Mended in", "Upstream", "Test")
     return (
@@ -233,6 +234,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "x86-64.md": lambda: sensitive_instructions("x86-64"),
     "i386.md": lambda: sensitive_instructions("i386"),
     "rewriting.md": rewriting,
+    "mips32.md": lambda: sensitive_instructions("mips32"),
     "engine-quirks.md": engine_quirks,
     "interface.md": guest_interface,
     "guests.md": guests,

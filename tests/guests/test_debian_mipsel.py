@@ -19,7 +19,7 @@ from paravirt.hypervisor import Hypervisor
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(600)]
 
 QEMU = "qemu-system-mipsel"
-MOST_EXITS = {"inline": 70_000, "trap": 645_000}
+MOST_EXITS = {"inline": 70_000, "trap": 650_000}
 FLAGS = ("DISABLE_INTERRUPTS", "ENABLE_INTERRUPTS")
 
 
