@@ -235,10 +235,14 @@ def _confidence(
     """
     low = np.where(named, begins.view(np.int64), offsets - NEAR)
     high = np.where(named, ends.view(np.int64), offsets + NEAR)
-    leads = np.flatnonzero(np.unpackbits(stretch.targets & stretch.begins, bitorder="little"))
-    lead = np.concatenate((np.array([-1], np.int64), leads))[np.searchsorted(leads, offsets, side="right")]
     invalid = np.append(stretch.invalid, np.int64(2**63 - 1))
     first, behind = np.searchsorted(invalid, low), np.searchsorted(invalid, offsets, side="right")
+    lead = np.full(len(offsets), -1, np.int64)
+    asked = np.flatnonzero(~named | (first < behind))
+    if len(asked):
+        leads = np.flatnonzero(np.unpackbits(stretch.targets & stretch.begins, bitorder="little").view(np.bool_))
+        leads = np.concatenate((np.array([-1], np.int64), leads))
+        lead[asked] = leads[np.searchsorted(leads, offsets[asked], side="right") - 1]
     last, after = invalid[behind - 1], invalid[first]
     is_led = (lead >= 0) & (lead >= low)
     kinds = np.select(

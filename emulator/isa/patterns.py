@@ -23,6 +23,8 @@ _CHUNK = 1 << 18
 
 _FEW = 256
 """Words up to which they are looked up one by one: a page's."""
+_MANY_GROUPS = 16
+"""Distinct masks from which on it pays to look at each word once, however often it stands there."""
 _REMEMBERED = 1 << 16
 
 
@@ -140,6 +142,9 @@ class _Finder:
                 known.clear()
             rows_of_few = [known[word] if word in known else self._ask(word) for word in few.tolist()]
             found = np.array(rows_of_few, dtype=np.int32)
+        elif len(self._groups) > _MANY_GROUPS:
+            values, places = np.unique(few, return_inverse=True)
+            found = self._find_many(values)[places]
         else:
             found = self._find_many(few)
         some = found >= 0

@@ -25,6 +25,7 @@ from bt.tactics.arm.words import (
     branch_word,
     literal_words,
     packed,
+    sparse_at,
     sparse_words,
 )
 from bt.tactics.fixed import words
@@ -61,12 +62,6 @@ def is_distinct(row: SensitiveInstruction, word: int) -> bool:
     """Whether a word that matches a row fixes so many bits that data hardly looks like it."""
     assert isinstance(row.match, Patterns)
     return any(pattern.matches(word) and pattern.mask.bit_count() >= _DISTINCT for pattern in row.match.patterns)
-
-
-def _end_of(image: Image, address: int) -> int:
-    """Guest-virtual address behind the bytes that the file has of the segment around `address`."""
-    segment = image.segment_at(address)
-    return address + 4 if segment is None else segment.vaddr + len(segment.data) & -4
 
 
 class ArmTactics(FixedWidth):
@@ -111,16 +106,25 @@ class ArmTactics(FixedWidth):
 
     def _plausible(self, image: Image, stretch: Stretch) -> NDArray[np.int64]:
         """The sites of a stretch that stand among instructions, or look like nothing else."""
-        sites = stretch.sites
-        keep = np.ones(len(sites), bool)
-        for number, (offset, _, row) in enumerate(sites.tolist()):
-            word = int.from_bytes(image.view(stretch.start + offset, 4), "little")
-            if not is_distinct(self.isa.rows[row], word):
-                first = max(0, offset - 4 * AROUND)
-                size = min(offset + 4 * AROUND + 4, _end_of(image, stretch.start + offset) - stretch.start) - first
-                near = words.words_of(image.view(stretch.start + first, size), self.byte_order)
-                keep[number] = not sparse_words(near)[(offset - first) // 4]
-        return sites[keep]
+        keep = np.ones(len(stretch.sites), bool)
+        offsets, _, rows = stretch.sites.T
+        for segment in image.segments:
+            start = max(segment.vaddr, stretch.start) + 3 & -4
+            end = segment.vaddr + len(segment.data) & -4
+            here = np.flatnonzero((offsets >= start - stretch.start) & (offsets < end - stretch.start))
+            if not len(here):
+                continue
+            values = words.words_of(image.view(start, min(end, stretch.end + 4 * AROUND) - start), self.byte_order)
+            places = offsets[here] - (start - stretch.start) >> 2
+            loose = ~self._are_distinct(rows[here], values[places])
+            keep[here[loose]] = ~sparse_at(values, places[loose])
+        return stretch.sites[keep]
+
+    def _are_distinct(self, rows: NDArray[np.int64], values: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """`is_distinct` for many words: of each pair of row and word once."""
+        pairs, back = np.unique(rows << 32 | values, return_inverse=True)
+        known = [is_distinct(self.isa.rows[pair >> 32], pair & 0xFFFF_FFFF) for pair in pairs.tolist()]
+        return np.array(known, bool)[back]
 
     def scan_page(self, code: bytes, after: bytes, start: int, pristine: int = 0) -> PageScan:
         """Every word of a page that is no literal; literals that only another page reads are not known here."""

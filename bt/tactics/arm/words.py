@@ -123,6 +123,29 @@ def sparse_words(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return np.asarray(sparse | conditional & named[: len(code)])
 
 
+def sparse_at(code: NDArray[np.uint32], places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """`sparse_words` of the words around each of the places, and in it the place itself."""
+    near = places[:, None] + np.arange(-AROUND, AROUND + 1)
+    inside = (near >= 0) & (near < len(code))
+    values = code[np.clip(near, 0, max(len(code) - 1, 0))]
+    always = (values >= np.uint32(0xE000_0000)) & (values < np.uint32(0xF000_0000)) & inside
+    others = always.sum(axis=1) - always[:, AROUND]
+    around = inside.sum(axis=1) - 1
+    conditional = values[:, AROUND] < np.uint32(0xE000_0000)
+    named = np.zeros(len(places), bool)
+    for value, sign in ((0x028F_0000, 1), (0x024F_0000, -1)):  # ADD and SUB Rd, PC, #imm
+        made = (values & np.uint32(0x0FFF_0000) == np.uint32(value)) & (values < np.uint32(0xF000_0000)) & inside
+        row = np.nonzero(made)[0]
+        rotate = (values[made].astype(np.int64) >> 8 & 15) * 2
+        small = values[made].astype(np.int64) & 0xFF
+        goal = near[made] * 4 + 8 + sign * ((small >> rotate | small << 32 - rotate) & 0xFFFF_FFFF)
+        behind = goal - 4 * places[row]
+        before = behind == -4  # the word before it, where that is looked at
+        before &= (places[row] > 0) & inside[row, AROUND - 1]
+        named[row[(behind == 0) | before]] = True
+    return np.asarray((2 * others < around) | conditional & ((others < around) | named))
+
+
 def does_not_go_on(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Which words never let execution run on into the next: unconditional branches and returns, traps, padding."""
     stops = words & np.uint32(0xFF00_0000) == np.uint32(0xEA00_0000)  # B

@@ -14,6 +14,7 @@ import numpy as np
 from iced_x86 import Code, Decoder, Instruction
 
 from bt.tactics.x86.lengths import BEHIND, lengths
+from bt.tactics.x86.pagescan import MAY_BRANCH, targets_of
 from emulator.isa.x86.decode import REPORTED
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Chain:
     def __init__(self, data: bytes, bits: int) -> None:
         self._data = data
         self._bits = bits
-        self._lengths = lengths(np.frombuffer(data, np.uint8), bits)
+        self._code = np.frombuffer(data, np.uint8)
+        self._lengths = lengths(self._code, bits)
         self._decoder = Decoder(bits, data, ip=0)
         self._instruction = Instruction()
         self._seen: dict[int, tuple[int, int]] = {}
@@ -46,6 +48,12 @@ class Chain:
     def noted(self) -> Iterable[tuple[int, int, int]]:
         """Offset, length and `Code` of sensitive instructions, and of those that are none, ascending."""
         return ((at, *self._seen[at]) for at in sorted(self._seen) if self._marks[at])
+
+    def targets(self) -> Places:
+        """Offsets to which direct branches lead; they may lie outside, and repeat."""
+        begins = np.flatnonzero(self.begins)
+        may = begins[MAY_BRANCH[self._code[begins]]]
+        return targets_of(self._code, may, may + self._lengths[may])
 
     def sweep(self, parts: Iterable[tuple[int, int]]) -> None:
         """Sweep the parts (start, end) of the code, which are apart; each begins with an instruction."""
@@ -110,6 +118,7 @@ class Chain:
         tail = Decoder(self._bits, self._data[at:end], ip=at)
         for instruction in tail:
             self._marks[at] = 1
+            self._lengths[at] = instruction.len
             if instruction.code in _NOTED:
                 self._seen[at] = instruction.len, int(instruction.code)
             else:

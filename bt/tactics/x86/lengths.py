@@ -24,6 +24,7 @@ _SIB: Final = 0x80
 """Flag of a length: a SIB byte follows ModRM, whose base may mean four bytes more."""
 _OPERAND_SIZE, _LOCK, _REPEAT = 0x66, 0xF0, 0xF3
 _SEGMENTS: Final = (0x2E, 0x3E, 0x65)
+_IS_SEGMENT: Final = np.isin(np.arange(256), _SEGMENTS)
 _ALL: Final = 0xFF
 _MEMORY: Final = 0x100
 """Only with an operand in memory."""
@@ -131,7 +132,7 @@ def _of_chunk(code: Bytes, bits: int) -> Bytes:
     found = tables.first[pairs[:count]]
     escaped = np.flatnonzero(head == 0x0F)
     found[escaped] = tables.second[pairs[escaped + 1]]
-    flagged = np.flatnonzero(found & _SIB)
+    flagged = np.flatnonzero(found >= _SIB)
     found[flagged] = _with_sib(found[flagged], code[flagged + 2 + (code[flagged] == 0x0F)])
     if bits == 64:
         rex = head[:-1] & 0xF0 == 0x40
@@ -145,7 +146,7 @@ def _of_chunk(code: Bytes, bits: int) -> Bytes:
     for prefix in _SEGMENTS:
         at = np.flatnonzero(head[:-1] == prefix)
         length = found[at + 1]
-        length[np.isin(code[at + 1], _SEGMENTS)] = 0
+        length[_IS_SEGMENT[code[at + 1]]] = 0
         found[at] = length + (length != 0)
     result: Bytes = found[:size]
     return result
@@ -162,7 +163,7 @@ def _prefixed(code: Bytes, pairs: NDArray[np.uint16], at: NDArray[np.intp], bits
     tables = _tables(bits, prefix)
     escaped = code[opcode] == 0x0F
     length = np.where(escaped, tables.second[pairs[opcode + 1]], tables.first[pairs[opcode]])
-    flagged = length & _SIB != 0
+    flagged = length >= _SIB
     length = np.where(flagged, _with_sib(length, code[opcode + 2 + escaped]), length)
     if prefix == _REPEAT:
         length[pairs[at + 1] == 0x1E0F] = 0

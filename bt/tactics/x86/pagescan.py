@@ -174,30 +174,38 @@ def branch_targets(code: NDArray[np.uint8], begins: NDArray[np.intp]) -> NDArray
 
     `begins` are the offsets at which instructions begin, ascending; the end of one is the begin of the next.
     """
-    if len(begins) < 2:
+    return targets_of(code, begins[:-1], begins[1:])
+
+
+def targets_of(code: NDArray[np.uint8], begins: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.int64]:
+    """As `branch_targets`, of instructions that begin at `begins` and end at `ends`."""
+    if not len(begins):
         return np.empty(0, np.int64)
-    may = np.flatnonzero(_MAY_BRANCH[code[begins[:-1]]])
-    end = begins[1:][may]
-    operation = begins[may]
+    may = np.flatnonzero(MAY_BRANCH[code[begins]])
+    begins, end = begins[may], ends[may]
+    last = len(code) - 1
+    may = ~_IS_PREFIX[code[begins]] | MAY_BRANCH[code[np.minimum(begins + 1, last)]]
+    operation, end = begins[may], end[may]
     for _ in range(3):
         prefixed = _IS_PREFIX[code[operation]] & (operation + 1 < end)
         if not prefixed.any():
             break
         operation = operation + prefixed
     opcode = code[operation]
-    second = code[np.minimum(operation + 1, len(code) - 1)]
+    second = code[np.minimum(operation + 1, last)]
     rest = end - operation
     short = _IS_SHORT[opcode] & (rest == 2)
     near = ((opcode == 0xE8) | (opcode == 0xE9)) & (rest == 5)
     near |= (opcode == 0x0F) & ((second & 0xF0) == 0x80) & (rest == 6)
     targets = [end[short] + code[end[short] - 1].astype(np.int8)]
-    ends = end[near]
-    words = sum((code[ends - 4 + k].astype(np.int64) << 8 * k for k in range(4)), np.zeros(len(ends), np.int64))
-    targets.append(ends + words.astype(np.uint32).astype(np.int32))
+    if len(code) >= 4:
+        words = np.ndarray((len(code) - 3,), "<i4", np.ascontiguousarray(code), strides=(1,))
+        targets.append(end[near] + words[end[near] - 4])
     return np.concatenate(targets)
 
 
 _IS_PREFIX: Final = np.array([byte in _PREFIXES for byte in range(256)])
 _IS_SHORT: Final = np.array([byte == 0xEB or 0x70 <= byte < 0x80 or 0xE0 <= byte < 0xE4 for byte in range(256)])
-_MAY_BRANCH: Final = _IS_PREFIX | _IS_SHORT
-_MAY_BRANCH[[0x0F, 0xE8, 0xE9]] = True
+MAY_BRANCH: Final = _IS_PREFIX | _IS_SHORT
+MAY_BRANCH[[0x0F, 0xE8, 0xE9]] = True
+"""By the first byte: whether it may be that of a direct near branch."""

@@ -13,7 +13,6 @@ import numpy as np
 from iced_x86 import Code
 
 from bt.tactics.x86.chain import Chain
-from bt.tactics.x86.pagescan import branch_targets
 from bt.textmap import Stretch, mark, mark_common, packed, pieces
 
 if TYPE_CHECKING:
@@ -53,10 +52,7 @@ def _sweep_stretch(start: int, end: int, parts: list[tuple[int, bytes]], bits: i
                 sites.append((base + at, length, code))
         part = begins[base : base + len(data)]
         part[:] = chain.begins
-        for low, _ in fills:
-            part[low] = True
-        places = np.append(np.flatnonzero(part), len(data))
-        leads = branch_targets(np.frombuffer(data, np.uint8), places) + base
+        leads = chain.targets() + base
         targets[leads[(leads >= 0) & (leads < end - start)]] = True
         for low, high in fills:
             part[low:high] = True
