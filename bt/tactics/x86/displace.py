@@ -32,6 +32,10 @@ from bt.tactics.x86.template import Template, scratch
 
 def displaced(code: bytes, instruction: Instruction, before: list[Template], trials: list[Template]) -> Template:
     """The template that is `instruction` itself; what must be tried first is added to `trials`. Raises `Refused`."""
+    if int(instruction.code) in _STACK and instruction.op0_register != Register.RSP:
+        moved = _STACK[int(instruction.code)]
+        try_stack(before, trials, push=moved < 0)
+        return Template("displaced", code, changes=changes(instruction), stack=moved, sensitive=False)
     if not is_movable(instruction):
         raise Refused("what follows it does something else where it would be moved to")
     quiet = not accesses_memory(instruction)
@@ -68,6 +72,8 @@ def is_movable(instruction: Instruction) -> bool:
     """Whether an instruction does the same wherever it stands, and nothing at all when it faults."""
     if instruction.mnemonic not in _MOVABLE:
         return False
+    if instruction.mnemonic in _BIT_STRINGS and instruction.op0_kind == OpKind.MEMORY:
+        return instruction.op1_kind != OpKind.REGISTER  # which would choose another place of memory
     return all(_is_movable_operand(instruction, index) for index in range(instruction.op_count))
 
 
@@ -165,7 +171,21 @@ _MOVABLE: Final = frozenset(
     (
         Mnemonic.MOV, Mnemonic.LEA, Mnemonic.ADD, Mnemonic.SUB, Mnemonic.AND, Mnemonic.OR, Mnemonic.XOR,
         Mnemonic.CMP, Mnemonic.TEST, Mnemonic.INC, Mnemonic.DEC, Mnemonic.NEG, Mnemonic.NOT, Mnemonic.MOVZX,
-        Mnemonic.MOVSX, Mnemonic.MOVSXD, Mnemonic.SHL, Mnemonic.SHR, Mnemonic.SAR, Mnemonic.BT,
+        Mnemonic.MOVSX, Mnemonic.MOVSXD, Mnemonic.SHL, Mnemonic.SHR, Mnemonic.SAR, Mnemonic.BT, Mnemonic.ADC,
+        Mnemonic.SBB, Mnemonic.ROL, Mnemonic.ROR, Mnemonic.SHLD, Mnemonic.SHRD, Mnemonic.BTS, Mnemonic.BTR,
+        Mnemonic.BTC, Mnemonic.BSWAP, Mnemonic.IMUL, Mnemonic.XCHG, Mnemonic.CWD, Mnemonic.CDQ, Mnemonic.CQO,
+        Mnemonic.CBW, Mnemonic.CWDE, Mnemonic.CDQE, Mnemonic.LFENCE, Mnemonic.MFENCE, Mnemonic.SFENCE,
+        *(getattr(Mnemonic, f"{kind}{condition}") for kind in ("SET", "CMOV") for condition in (
+            "A", "AE", "B", "BE", "E", "G", "GE", "L", "LE", "NE", "NO", "NP", "NS", "O", "P", "S",
+        )),
     )
 )  # fmt: skip
 """Mnemonics that do not depend on where they stand, and on registers and constants cannot fault."""
+_BIT_STRINGS: Final = frozenset((Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC))
+_STACK: Final = {
+    int(Code.PUSH_R64): -8,
+    int(Code.PUSHQ_IMM8): -8,
+    int(Code.PUSHQ_IMM32): -8,
+    int(Code.POP_R64): 8,
+}
+"""What moves the stack pointer, and by how many bytes."""

@@ -15,6 +15,7 @@ from bt.tactics.tactics import Refused
 from bt.tactics.x86 import assemble as asm
 from bt.tactics.x86.template import Call, Template
 from emulator.isa.operation import Operation
+from emulator.isa.sensitive import Route
 from emulator.isa.x86.table import ENTERING, ROW_OF_CODE
 
 WAITING: Final = frozenset({Operation.HALT, Operation.MONITOR_WAIT})
@@ -58,7 +59,10 @@ KEEPING: Final = frozenset(
 
 def hypercall(code: bytes, instruction: Instruction, first: bool) -> Template:
     """The template for a sensitive instruction; `first`: its fixup begins with it. Raises `Refused`."""
-    operation = ROW_OF_CODE[int(instruction.code)].operation
+    row = ROW_OF_CODE[int(instruction.code)]
+    operation = row.operation
+    if Route.HYPERCALL not in row.routes:
+        raise Refused("it is done by a trap alone")
     if operation in WAITING:
         raise Refused("an idle processor is woken where it waits")
     if operation in PUSHING or int(instruction.code) in ENTERING:

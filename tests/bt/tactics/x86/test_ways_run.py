@@ -115,3 +115,44 @@ def test_a_hypercall_in_a_fixup_stops_at_its_trap_with_everything_before_it_done
     assert (call.site, call.instruction, call.resume) == (SITE_PAGE + 5, b"\x0f\x30", trap + 1)
     behind = cpu.run(before, {SITE_PAGE: page[:0x200], fixup.address: fixup.code}, call.resume, SITE_PAGE + 7)
     assert behind.rip == SITE_PAGE + 7
+
+
+PUSHED = 0x1234_5678
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"\x53\x68" + PUSHED.to_bytes(4, "little"),  # push rbx; push imm32
+        b"\x5b\x59\x90\x90",  # pop rbx; pop rcx
+        b"\x53\x51\x41\x50",  # push rbx; push rcx; push r8
+        b"\x0f\x94\xc3\x0f\x48\xca",  # sete bl; cmovs ecx, edx
+        b"\x48\x87\xd9\x0f\xc9",  # xchg rcx, rbx; bswap ecx
+        b"\x48\x11\xcb\x48\x0f\xba\xe9\x05",  # adc rbx, rcx; bts rcx, 5
+    ],
+)
+def test_what_is_displaced_does_what_it_did_where_it_stood(cpu: BareCpu, behind: bytes, seed: int) -> None:
+    """Behind a PUSHF that cannot be done twice, and beside the same code run in place."""
+    code = b"\x9c" + behind + HLT
+    page = code.ljust(PAGE, b"\xf4")
+    scan = scan_page(page, b"", 0)
+    choice = choose(Ground(SITE_PAGE, page, b"", scan.boundaries, 0, 0, known=True), scan.sites[0], "inline")
+    assert isinstance(choice.draft, WindowDraft), choice.refused
+    fixup, ((_, window),) = choice.draft.place(FIXUP_BASE, SITE_PAGE)
+    before, until = state(seed), 1 + len(behind)
+    moved = run(cpu, before, (window + page[len(window) :]), fixup, until)
+    still = run(cpu, before, page, Fixup(FIXUP_BASE, HLT, SITE_PAGE), until)
+    assert moved.registers == still.registers
+    assert moved.flags == still.flags
+    top = before.registers[4] - STACK
+    assert moved.stack[: top - 8] == still.stack[: top - 8]
+    assert moved.stack[top:] == still.stack[top:]
+
+
+def test_a_bit_of_a_string_that_a_register_chooses_is_not_moved_behind_what_cannot_be_done_twice() -> None:
+    """bt gs:[0x10], rbx reads a place of its own; nothing could try it."""
+    code = (b"\x9c\x65\x48\x0f\xa3\x1c\x25\x10\x00\x00\x00").ljust(PAGE, b"\xf4")
+    scan = scan_page(code, b"", 0)
+    choice = choose(Ground(SITE_PAGE, code, b"", scan.boundaries, 0, 0, known=True), scan.sites[0], "inline")
+    assert "does something else where it would be moved" in choice.refused
