@@ -70,6 +70,10 @@ class Ns16550:
         self._fifo: deque[int] = deque()
         self._waiting: deque[int] = deque()
         self._polls = 0
+        self.on_quiet: Callable[[int, bool], None] | None = None
+        """Called with what LSR reads until another register is touched, -1 where a read of it counts; and whether a
+        write of THR does nothing that the guest can see."""
+        self._quiet = (-1, False)
         self._set(SerialState(0, 0, 0, 0, 0, 0, 0, 0, False, 0, b"", b""))
 
     def _set(self, state: SerialState) -> None:
@@ -260,6 +264,21 @@ class Ns16550:
         if line is not self._line:
             self._line = line
             self._interrupt(line)
+        if self.on_quiet is not None:
+            self._publish()
+
+    def watch_quiet(self, on_quiet: Callable[[int, bool], None]) -> None:
+        """Call `on_quiet` now and whenever what it tells changes."""
+        self.on_quiet = on_quiet
+        self._quiet = (-1, False)
+        self._publish()
+
+    def _publish(self) -> None:
+        still = not (self._errors or self._fifo or self._waiting or self._mcr & MCR_LOOP)
+        quiet = LSR_TRANSMITTER_EMPTY if still else -1, still and not self._ier & IER_TRANSMITTER
+        if quiet != self._quiet and self.on_quiet is not None:
+            self._quiet = quiet
+            self.on_quiet(*quiet)
 
     @property
     def state(self) -> SerialState:

@@ -138,3 +138,17 @@ class I386Engine(X86Engine, Protocol):
     def read_msr(self, number: int) -> int:
         """Read one of the real processor's MSRs."""
         ...
+
+    def post_port(self, port: int, posted: bool) -> None:
+        """Hand writes of a byte to this port up late, in order, before whatever exit comes next; or at once again.
+
+        Only while ports are open (`open_ports`).
+        """
+        ...
+
+    def answer_port(self, port: int, value: int, sought_at: int) -> None:
+        """Answer reads of a byte from this port without an exit, or no more (-1), while ports are open.
+
+        A guest that reads on and on without a posted write to `sought_at` waits for something: then reads exit.
+        """
+        ...

@@ -13,7 +13,7 @@ from paravirt.hypervisor import Hypervisor
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(600)]
 
-MOST_EXITS = {"inline": 62_000, "trap": 470_000}
+MOST_EXITS = {"inline": 30_000, "trap": 440_000}
 FLAGS = ("DISABLE_INTERRUPTS", "ENABLE_INTERRUPTS", "READ_FLAGS", "WRITE_FLAGS")
 """Operations on the interrupt flag."""
 

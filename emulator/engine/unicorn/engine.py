@@ -17,6 +17,7 @@ from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn import state
 from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
+from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
 from emulator.errors import EngineMissing, GuestFault
 
@@ -71,10 +72,13 @@ class UnicornEngine:
         self._byte = (ctypes.c_ubyte * 1)()
         self._memories: list[Any] = []
         self._callbacks: list[Any] = []
+        self._ports = QuietPorts(lib.PortReadCallback(self._on_port_read), lib.PortWriteCallback(self._on_port_write))
+        self._late = Exit()
         self._counter = BlockCounter(self.library)
         self._remaining = self._counter.remaining
         self._deadline = _FOREVER
         self._remaining[0] = _FOREVER
+        self._ports_enabled = False
         self._inside = False
         """The handler is called from within a basic block, which goes on afterwards."""
         self._flush_before: int | None = None
@@ -123,6 +127,8 @@ class UnicornEngine:
 
     def run(self, handler: Handler) -> None:
         """Run until the handler calls `stop`. An exception raised by the handler propagates."""
+        if self._ports.used:
+            handler = self._after_posted(handler)
         self._handler = handler
         self._stopped = False
         exit_ = self._exit
@@ -142,6 +148,7 @@ class UnicornEngine:
                 registers.forget_exception()
                 exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, self._refused, 0
                 self._refused, self._handler = None, handler
+                self._ports.enable(self._ports_enabled)
             elif self._stopped:
                 return
             elif self._remaining[0] <= 0:
@@ -155,6 +162,20 @@ class UnicornEngine:
             else:
                 exit_.kind = ExitKind.HALT
             handler(exit_)
+
+    def _after_posted(self, handler: Handler) -> Handler:
+        """Hand up posted writes before whatever comes behind them."""
+        ports, late = self._ports, self._late
+        control = ports.control
+        late.kind, late.size, late.late = ExitKind.PORT_WRITE, 1, True
+
+        def handle(exit_: Exit) -> None:
+            if control[1]:
+                for late.port, late.value in ports.take():
+                    handler(late)
+            handler(exit_)
+
+        return handle
 
     def stop(self) -> None:
         """End `run` after the handler returns."""
@@ -205,10 +226,22 @@ class UnicornEngine:
         self.registers.protect_keys(4, enabled)
 
     def open_ports(self, enabled: bool = True) -> None:
-        """Nothing: ports exit in user mode anyhow."""
+        """Ports exit in user mode anyhow; but only open ones are posted and answered without an exit."""
+        self._ports.enable(enabled)
 
     def post_ports(self, ports: Sequence[tuple[int, int]]) -> None:
         """Nothing: every write to a port exits by itself."""
+
+    def post_port(self, port: int, posted: bool) -> None:
+        """Hand writes of a byte to this port up late, in order, before whatever exit comes next; or at once again."""
+        self._ports.post(port, posted)
+
+    def answer_port(self, port: int, value: int, sought_at: int) -> None:
+        """Answer reads of a byte from this port without an exit, or no more (-1).
+
+        After some reads without a posted write to `sought_at` a read exits: the guest waits for something.
+        """
+        self._ports.answer(port, value, sought_at)
 
     def vectors(self) -> bytes:
         """None: CPUID shows no AVX, and CR4.OSXSAVE is clear."""
@@ -271,8 +304,9 @@ class UnicornEngine:
         """Register one callback for each way an event can arrive."""
         self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
         self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._on_invalid))
-        self._hook(lib.HOOK_INSN, lib.PortReadCallback(self._on_port_read), lib.INS_IN)
-        self._hook(lib.HOOK_INSN, lib.PortWriteCallback(self._on_port_write), lib.INS_OUT)
+        ports = self._ports
+        self._hook(lib.HOOK_INSN, ctypes.c_void_p(ports.on_read), lib.INS_IN, ports.argument)
+        self._hook(lib.HOOK_INSN, ctypes.c_void_p(ports.on_write), lib.INS_OUT, ports.argument)
         self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_call), lib.INS_SYSCALL)
         self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_enter), lib.INS_SYSENTER)
         self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_identify), lib.INS_CPUID)
@@ -378,6 +412,7 @@ class UnicornEngine:
         """
         library, handle = self.library, self.handle
         self._refused, self._handler = vector, _ignore
+        self._ports_enabled = self._ports.enable(False)
         library.uc_context_save(handle, self._context)
         self.registers.poke_root(_NO_MEMORY)
         library.uc_ctl(handle, lib.CONTROL_FLUSH_TLB)
