@@ -24,6 +24,30 @@ PLAIN = "console=ttyS0 panic=-1"
 NEAREST = "pc,acpi=off,hpet=off,i8042=off"
 """QEMU's machine nearest to the `pc` board: 16550, 8259 pair, 8254, CMOS; the guest's `pci=off` hides its PCI bus."""
 
+OTHERS: dict[str, tuple[str, ...]] = {
+    "i386": ("qemu-system-i386", "-machine", NEAREST),
+    "arm64": ("qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a53"),
+    "armhf": ("qemu-system-arm", "-machine", "virt", "-cpu", "cortex-a7"),
+    "mipsel": ("qemu-system-mipsel", "-machine", "malta", "-cpu", "24Kf", "-vga", "none"),
+}
+"""Program and machine for guests of other architectures, by Debian's names; these boot the kernel as packaged, with the
+command line that is ours as well."""
+
+
+def other_command(architecture: str, kernel: Path, initrd: Path, append: str, memory: int = 256) -> list[str]:
+    """QEMU's command line for a guest of one of `OTHERS`, by TCG, its serial port on stdout."""
+    return [
+        *OTHERS[architecture],
+        *("-accel", "tcg"),
+        *("-m", str(memory)),
+        *("-net", "none"),
+        "-nographic",
+        "-no-reboot",
+        *("-kernel", str(kernel)),
+        *("-initrd", str(initrd)),
+        *("-append", append),
+    ]
+
 
 def command(
     kernel: Path, initrd: Path, append: str, machine: str, memory: int = 256, reboot: bool = False

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bt import qemu
 from bt.bench.process import time_to_marker
-from bt.guests import Guest
+from bt.guests import RECIPES, Guest
 from emulator.errors import Unavailable
 
 FORMAT = 1
@@ -68,6 +68,20 @@ GOALS = (
     Goal(("inline",), FASTEST, 2.5),
     Goal(("trap",), FASTEST, 6.0),
 )
+OTHER_GOALS = {"i386": 1.3, "arm64": 2.0, "armhf": 2.5, "mipsel": 2.3}
+"""By Debian's name of an architecture: at most so many times as long as QEMU."""
+
+
+def architecture_of(guest: Guest) -> str:
+    """Debian's name of a guest's architecture; "amd64" for one that is in no recipe."""
+    recipe = RECIPES.get(guest.name)
+    return recipe.architecture if recipe is not None else "amd64"
+
+
+def goals(guest: Guest) -> tuple[Goal, ...]:
+    """The goals for a guest."""
+    other = OTHER_GOALS.get(architecture_of(guest))
+    return GOALS if other is None else (Goal(("inline",), (USUAL,), other),)
 
 
 def contenders(guest: Guest, elf: Path) -> tuple[Contender, ...]:
@@ -80,9 +94,16 @@ def contenders(guest: Guest, elf: Path) -> tuple[Contender, ...]:
     def theirs(kernel: Path, append: str, machine: str) -> list[str]:
         return qemu.command(kernel, guest.initrd, append, machine)
 
-    return (
+    own = (
         Contender("inline", "retrap run --virt inline", ours("inline")),
         Contender("trap", "retrap run --virt trap", ours("trap")),
+    )
+    architecture = architecture_of(guest)
+    if architecture in qemu.OTHERS:
+        other = qemu.other_command(architecture, guest.kernel, guest.initrd, guest.command_line)
+        return (*own, Contender(USUAL, f"QEMU TCG, {' '.join(qemu.OTHERS[architecture][1:])}", other))
+    return (
+        *own,
         Contender(USUAL, "QEMU TCG, -kernel bzImage on pc", theirs(guest.kernel, qemu.PLAIN, "pc")),
         Contender("qemu-pvh", "QEMU TCG, ELF by PVH on pc,acpi=off", theirs(elf, guest.command_line, qemu.NEAREST)),
         Contender(

@@ -65,7 +65,7 @@ def _print_boots(entrants: Sequence[Entrant]) -> None:
         table.add_row(entrant.contender.name, entrant.contender.what, *figures, *counts)
     console = Console()
     console.print(table)
-    for goal in boot.GOALS:
+    for goal in boot.goals(guest):
         measured = boot.ratio(entrants, goal)
         if measured is not None:
             names = f"{'|'.join(goal.of)} / {'|'.join(goal.to)}"
@@ -150,3 +150,40 @@ def rewrite_command(images: tuple[str, ...], runs: int, grow: bool, json_file: P
     if json_file is not None:
         json_file.write_text(json.dumps(rewrite.as_json(figures, grown), indent=2) + "\n")
     click.echo(rewrite.as_text(figures, grown), nl=False)
+
+
+@command.command("memory")
+@click.argument("image", required=False, type=click.Path(path_type=Path))
+@click.option("--technique", "chosen", multiple=True, metavar="NAME", help="Measure this one; may be repeated.")
+@click.option("--boot/--no-boot", default=True, help="Boot Debian's kernel as well, where it was fetched (default).")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@click.option("--plot", "base", type=click.Path(path_type=Path), metavar="NAME", help="Draw NAME.svg and NAME.png.")
+def memory_command(
+    image: Path | None, chosen: tuple[str, ...], boot: bool, json_file: Path | None, base: Path | None
+) -> None:
+    """Measure what each technique of memory virtualisation costs: exits, guest blocks and time by operation.
+
+    IMAGE is the workload, by default samples/memory as it is built.
+    """
+    from bt import progress
+    from bt.bench import memory
+    from emulator.errors import UsageError
+
+    for name in chosen:
+        if name not in memory.names():
+            raise UsageError(f"there is no technique called {name!r}; there are {', '.join(memory.names())}")
+    techniques = chosen or memory.names()
+    path = image if image is not None else memory.workload()
+    guest = memory.stock_guest("debian-amd64") if boot else None
+    costs: list[memory.Cost] = []
+    rooms: list[memory.Room] = []
+    with progress.stage("virtualising memory", len(techniques)) as step:
+        for found, used in memory.everything(techniques, path, guest, step):
+            costs += found
+            rooms += used
+    if json_file is not None:
+        json_file.write_text(json.dumps(memory.as_json(costs, rooms), indent=2) + "\n")
+    click.echo(memory.as_text(costs, rooms), nl=False)
+    if base is not None:
+        for file in memory.plot(costs, base):
+            click.echo(f"wrote {file}")

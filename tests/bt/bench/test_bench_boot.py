@@ -114,6 +114,19 @@ def test_goals_name_contenders_that_exist(tmp_path: Path) -> None:
     assert all(set(goal.of + goal.to) <= names for goal in boot.GOALS)
 
 
+@pytest.mark.parametrize("name", ["debian-i386", "debian-arm64", "debian-armhf", "debian-mipsel"])
+def test_guests_of_other_architectures_have_a_machine_of_qemus_and_a_goal(tmp_path: Path, name: str) -> None:
+    other = Guest(name, tmp_path, "console=x", "reached", {"kernel": "1"}, {"vmlinuz": "00"})
+    contenders = boot.contenders(other, tmp_path / "vmlinux")
+    assert [contender.name for contender in contenders] == ["inline", "trap", "qemu"]
+    assert contenders[2].command[0] != qemu.PROGRAM
+    for contender in contenders:
+        assert str(tmp_path / "vmlinuz") in contender.command
+        assert "console=x" in contender.command
+    (goal,) = boot.goals(other)
+    assert (goal.of, goal.to) == (("inline",), ("qemu",))
+
+
 @pytest.mark.qemu
 @pytest.mark.skipif(shutil.which(qemu.PROGRAM) is None, reason=f"needs {qemu.PROGRAM}")
 def test_qemu_takes_our_command_line(tmp_path: Path) -> None:
