@@ -184,7 +184,8 @@ def _base(memory: memoryview, offset: int) -> tuple[int, int]:
     Where the offset is not known it is the one whose very address is named most often, as `_text`.
     """
     words = np.frombuffer(memory[: len(memory) & -4], "<u4")
-    base = max(_BASES, key=lambda base: int(((words - np.uint32(base)) < np.uint32(len(memory))).sum()))
+    span = np.uint32(len(memory) + max(offset, max(_OFFSETS)))
+    base = max(_BASES, key=lambda base: int(((words - np.uint32(base)) < span).sum()))
     if offset < 0:
         offset = max(_OFFSETS, key=lambda place: int((words == np.uint32(base + place)).sum()))
     return base + offset, offset

@@ -132,7 +132,7 @@ class Walker:
                 physical = 0xFFFF_F000
         else:
             domain, physical = first >> 5 & 15, (first & 0xFFF0_0000) | (page & 0x000F_F000)
-        if simple and not first & 1 << 10:
+        if simple and not first & 1 << 10 and not self._is_managed(domain):
             raise ArmException(x.DATA_ABORT, x.ACCESS_FLAG_SECTION | domain << 4, far)
         manager = self._check_domain(domain, x.DOMAIN_SECTION, far)
         kernel, user = section_rights(first, simple)
@@ -145,7 +145,7 @@ class Walker:
             raise ArmException(x.DATA_ABORT, 0xE | domain << 4, far)
         if not second & 3:
             raise ArmException(x.DATA_ABORT, x.TRANSLATION_PAGE | domain << 4, far)
-        if simple and not second & 1 << 4:
+        if simple and not second & 1 << 4 and not self._is_managed(domain):
             raise ArmException(x.DATA_ABORT, x.ACCESS_FLAG_PAGE | domain << 4, far)
         manager = self._check_domain(domain, x.DOMAIN_PAGE, far)
         physical = second & 0xFFFF_F000
@@ -155,6 +155,10 @@ class Walker:
         if first & 1 << 2:  # PXN
             kernel &= ~EXECUTE
         return Walk(address, physical, kernel, user, domain, manager, first, second)
+
+    def _is_managed(self, domain: int) -> bool:
+        """Whether nothing but the translation itself is looked at."""
+        return self.context.dacr >> 2 * domain & 3 == MANAGER
 
     def _check_domain(self, domain: int, status: int, far: int) -> bool:
         rights = self.context.dacr >> 2 * domain & 3

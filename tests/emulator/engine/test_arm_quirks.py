@@ -104,6 +104,13 @@ def test_a_misaligned_load_completes_though_sctlr_forbids_it(bare: Room) -> None
     assert bare.run([0xE591_0000])[0][0] is ExitKind.SYSTEM_CALL
 
 
+def test_the_domain_is_looked_at_before_the_second_level(bare: Room) -> None:
+    bare.translate()
+    bare.section(0x5000_0000, BASE + 0x1_0000 | 1 << 5 | 1)  # domain 1, which has no access; no second-level entry
+    bare.registers.gpr[1] = 0x5000_0000
+    assert bare.run([0xE591_0000])[0][2] & 0xF == 0xB
+
+
 def test_code_written_through_another_mapping_is_kept_in_spite_of_maintenance(bare: Room) -> None:
     bare.translate()
     bare.section(0x5000_0000, BASE | 0xC12)  # not executable: there stores are fast
