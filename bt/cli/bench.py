@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from bt.bench.boot import Entrant
+    from bt.bench.boot import Entrant, Goal
 
 
 @click.group()
@@ -46,10 +46,10 @@ def boot_command(name: str, runs: int, only: tuple[str, ...], timeout: float, js
     entrants = boot.measure(guest, runs, only, timeout, lambda line: click.echo(line, err=True))
     if json_file is not None:
         json_file.write_text(json.dumps(boot.as_json(guest, entrants), indent=2) + "\n")
-    _print_boots(entrants)
+    _print_boots(entrants, boot.goals(guest))
 
 
-def _print_boots(entrants: Sequence[Entrant]) -> None:
+def _print_boots(entrants: Sequence[Entrant], goals: Sequence[Goal]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -65,7 +65,7 @@ def _print_boots(entrants: Sequence[Entrant]) -> None:
         table.add_row(entrant.contender.name, entrant.contender.what, *figures, *counts)
     console = Console()
     console.print(table)
-    for goal in boot.goals(guest):
+    for goal in goals:
         measured = boot.ratio(entrants, goal)
         if measured is not None:
             names = f"{'|'.join(goal.of)} / {'|'.join(goal.to)}"
