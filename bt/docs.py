@@ -101,6 +101,8 @@ def documented_members(kind: type[Enum]) -> list[tuple[str, str]]:
 
 def engine_quirks() -> str:
     """Where the embedded CPU departs from the architecture."""
+    from emulator.engine.unicorn.aarch64_quirks import QUIRKS as AARCH64_QUIRKS
+    from emulator.engine.unicorn.arm_quirks import ARM_QUIRKS
     from emulator.engine.unicorn.mips_quirks import MIPS_QUIRKS
     from emulator.engine.unicorn.quirks import QUIRKS
 
@@ -114,7 +116,7 @@ def engine_quirks() -> str:
             ", ".join(f"[{number}]({issue.format(number)})" for number in quirk.upstream),
             f"`{quirk.test}`",
         )
-        for quirk in (*QUIRKS, *MIPS_QUIRKS)
+        for quirk in (*QUIRKS, *MIPS_QUIRKS, *AARCH64_QUIRKS, *ARM_QUIRKS)
     ]
     head = ("Quirk", "Unicorn 2.1.4", "The architecture", "Mended in", "Upstream", "Test")
     return (
@@ -234,6 +236,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "x86-64.md": lambda: sensitive_instructions("x86-64"),
     "i386.md": lambda: sensitive_instructions("i386"),
     "rewriting.md": rewriting,
+    "aarch64.md": lambda: sensitive_instructions("aarch64"),
+    "armv7.md": lambda: sensitive_instructions("armv7"),
     "mips32.md": lambda: sensitive_instructions("mips32"),
     "engine-quirks.md": engine_quirks,
     "interface.md": guest_interface,
