@@ -12,14 +12,14 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from bt import columns
-from bt.plan import Plan
+from bt import packed_plan
 from emulator.errors import BadImage, brief
 
 if TYPE_CHECKING:
     from bt.image import Image, Section
+    from bt.plan import Plan
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST: Final = ".retrap.manifest"
 FIXUPS: Final = ".retrap.fixups"
 RELOCATIONS: Final = ".retrap.relocations"
@@ -65,40 +65,12 @@ class Manifest:
             "appended_sha256": self.appended_sha256,
             "header": self.header.hex(),
             "sizes": list(self.sizes),
-            "plan": _in_columns(self.plan.to_json()),
+            "plan": packed_plan.pack(self.plan),
         }
 
     def to_bytes(self) -> bytes:
         """The section's contents; the same for the same manifest."""
         return bz2.compress(json.dumps(self.to_json(), separators=(",", ":"), sort_keys=True).encode())
-
-
-def _in_columns(plan: dict[str, Any]) -> dict[str, Any]:
-    """A plan's values with its long lists by column. Code of fixups is left out: it has a section of its own."""
-    calls = [{"fixup": number, **call} for number, fixup in enumerate(plan["fixups"]) for call in fixup["calls"]]
-    fixups = [{name: row[name] for name in row if name not in ("code", "calls")} for row in plan["fixups"]]
-    changes = [
-        {"reason": group["reason"], "old": group["old"], "new": group["new"], "address": address, "file_offset": offset}
-        for group in plan["changes"]
-        for address, offset in zip(group["addresses"], group["file_offsets"], strict=True)
-    ]
-    rows = {"sites": plan["sites"], "fixups": fixups, "calls": calls, "changes": changes}
-    return {**plan, **{name: columns.pack(table) for name, table in rows.items()}}
-
-
-def _in_rows(plan: dict[str, Any]) -> dict[str, Any]:
-    """The inverse."""
-    fixups = [{**row, "code": "", "calls": []} for row in columns.unpack(plan["fixups"])]
-    for call in columns.unpack(plan["calls"]):
-        number = call.pop("fixup")
-        if number < 0:
-            raise ValueError("a call belongs to no fixup")
-        fixups[number]["calls"].append(call)
-    changes = [
-        {**row, "addresses": [row["address"]], "file_offsets": [row["file_offset"]]}
-        for row in columns.unpack(plan["changes"])
-    ]
-    return {**plan, "sites": columns.unpack(plan["sites"]), "fixups": fixups, "changes": changes}
 
 
 def parse(data: bytes | memoryview, path: str) -> Manifest:
@@ -111,7 +83,7 @@ def parse(data: bytes | memoryview, path: str) -> Manifest:
                 "revert it with the version that wrote it"
             )
         made = Manifest(
-            plan=Plan.from_json(_in_rows(value["plan"])),
+            plan=packed_plan.unpack(value["plan"]),
             container=str(value["container"]),
             original_size=int(value["original_size"]),
             original_sha256=str(value["original_sha256"]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from bt.plan import FORMAT, Plan, PlannedCall, PlannedChange, PlannedFixup, PlannedSite
 from bt.scan import Confidence
@@ -22,8 +22,11 @@ from paravirt.abi import ABI_VERSION
 E = TypeVar("E", bound=Enum)
 
 
-def to_json(plan: Plan) -> dict[str, Any]:
-    """Plain values for `json.dumps`."""
+Parts = tuple[tuple[PlannedSite, ...], tuple[PlannedFixup, ...], tuple[PlannedChange, ...]]
+
+
+def head(plan: Plan) -> dict[str, Any]:
+    """All but the sites, fixups and changes."""
     return {
         "format": FORMAT,
         "abi": plan.abi,
@@ -34,7 +37,14 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "region": list(plan.region),
         "end": plan.end,
         "chosen": plan.chosen,
-        "sites": [_plain(site, _SITE) for site in plan.sites],
+    }
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Plain values for `json.dumps`."""
+    return {
+        **head(plan),
+        "sites": [_plain(site, SITE) for site in plan.sites],
         "fixups": [
             {**_plain(fixup, _FIXUP), "calls": [_plain(call, _CALL) for call in fixup.calls]} for fixup in plan.fixups
         ],
@@ -44,6 +54,19 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 def from_json(value: object) -> Plan:
     """The plan of plain values. Raises `BadImage` for values that make none."""
+    return made(value, _parts)
+
+
+def _parts(value: dict[str, Any]) -> Parts:
+    return (
+        tuple(PlannedSite(**_read(row, SITE)) for row in value["sites"]),
+        tuple(_fixup(row) for row in value["fixups"]),
+        tuple(sorted((c for group in value["changes"] for c in _changes(group)), key=lambda c: c.address)),
+    )
+
+
+def made(value: object, parts: Callable[[dict[str, Any]], Parts]) -> Plan:
+    """A plan of `head` and what `parts` makes of the rest. Raises `BadImage` for values that make none."""
     try:
         if not isinstance(value, dict):
             raise TypeError("no object")
@@ -52,22 +75,23 @@ def from_json(value: object) -> Plan:
                 f"the plan has format {brief(value['format'])} and ABI {brief(value['abi'])}; this retrap reads format "
                 f"{FORMAT} and ABI {ABI_VERSION}: revert it with the version that wrote it, and rewrite the image again"
             )
-        made = Plan(
-            mode=_text(value["mode"]),
+        sites, fixups, changes = parts(value)
+        plan = Plan(
+            mode=text(value["mode"]),
             isa=_member(value["isa"], ISAS),
             byte_order=_member(value["byte_order"], ("little", "big")),
-            sha256=_text(value["sha256"]),
-            sites=tuple(PlannedSite(**_read(row, _SITE)) for row in value["sites"]),
-            fixups=tuple(_fixup(row) for row in value["fixups"]),
-            changes=tuple(sorted((c for group in value["changes"] for c in _changes(group)), key=lambda c: c.address)),
-            region=Region(*(_number(end) for end in value["region"])),
-            end=_number(value["end"]),
-            chosen=_text(value["chosen"]),
+            sha256=text(value["sha256"]),
+            sites=sites,
+            fixups=fixups,
+            changes=changes,
+            region=Region(*(number(end) for end in value["region"])),
+            end=number(value["end"]),
+            chosen=text(value["chosen"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, StopIteration, RuntimeError) as error:
         raise BadImage(f"the plan is damaged ({brief(error)}); revert and rewrite the image again") from None
-    made.validate()
-    return made
+    plan.validate()
+    return plan
 
 
 def read_plan(text: str) -> Plan:
@@ -81,7 +105,8 @@ def read_plan(text: str) -> Plan:
     return from_json(value)
 
 
-def _number(value: object) -> int:
+def number(value: object) -> int:
+    """An address or an offset. Raises ValueError for what is none."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
         raise ValueError(f"{value!r} is no address")
     return value
@@ -90,76 +115,81 @@ def _number(value: object) -> int:
 def _numbers(value: object) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{value!r} is no list")
-    return tuple(_number(one) for one in value)
+    return tuple(number(one) for one in value)
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """A text that a file can hold. Raises ValueError for what is none."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
     value.encode()  # refuses half characters, which no file can hold
     return value
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def texts(value: object) -> tuple[str, ...]:
+    """Several of them."""
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{value!r} is no list")
-    return tuple(_text(one) for one in value)
+    return tuple(text(one) for one in value)
 
 
 def _member(value: object, known: Any) -> str:
-    text = _text(value)
-    if text not in known:
-        raise ValueError(f"{text!r} is none of {', '.join(known)}")
-    return text
+    found = text(value)
+    if found not in known:
+        raise ValueError(f"{found!r} is none of {', '.join(known)}")
+    return found
 
 
-def _bytes(value: object) -> bytes:
-    return bytes.fromhex(_text(value))
+def octets(value: object) -> bytes:
+    """Bytes from hexadecimal."""
+    return bytes.fromhex(text(value))
 
 
-def _operation(value: object) -> str:
-    return Operation[_text(value)].name
+def operation(value: object) -> str:
+    """The name of an `Operation`. Raises KeyError for what is none."""
+    return Operation[text(value)].name
 
 
 def _enum(kind: type[E]) -> Callable[[object], E]:
-    return lambda value: kind(_text(value))
+    return lambda value: kind(text(value))
 
 
-_SITE: dict[str, Callable[[object], Any]] = {
-    "address": _number,
-    "instruction": _text,
-    "behaviour": _text,
-    "operation": _operation,
-    "symbol": _text,
-    "section": _text,
-    "file_offset": _number,
-    "start": _number,
-    "old": _bytes,
-    "new": _bytes,
+SITE: Final[dict[str, Callable[[object], Any]]] = {
+    "address": number,
+    "instruction": text,
+    "behaviour": text,
+    "operation": operation,
+    "symbol": text,
+    "section": text,
+    "file_offset": number,
+    "start": number,
+    "old": octets,
+    "new": octets,
     "tactic": _enum(Tactic),
     "placing": _enum(Placing),
-    "reason": _text,
-    "refused": _text,
-    "fixup": _number,
+    "reason": text,
+    "refused": text,
+    "fixup": number,
     "confidence": _enum(Confidence),
-    "confidence_reason": _text,
-    "state": _text,
+    "confidence_reason": text,
+    "state": text,
     "steps": _numbers,
-    "home": _number,
+    "home": number,
 }
+"""A site's fields, and how each is read."""
 _FIXUP: dict[str, Callable[[object], Any]] = {
-    "address": _number,
-    "site": _number,
-    "code": _bytes,
-    "clobbers": _texts,
-    "window": _bytes,
+    "address": number,
+    "site": number,
+    "code": octets,
+    "clobbers": texts,
+    "window": octets,
 }
 _CALL: dict[str, Callable[[object], Any]] = {
-    "address": _number,
-    "site": _number,
-    "operation": _operation,
-    "resume": _number,
-    "instruction": _bytes,
+    "address": number,
+    "site": number,
+    "operation": operation,
+    "resume": number,
+    "instruction": octets,
 }
 
 
@@ -204,6 +234,6 @@ def _grouped(changes: tuple[PlannedChange, ...]) -> list[dict[str, Any]]:
 
 
 def _changes(group: dict[str, Any]) -> list[PlannedChange]:
-    old, new, reason = _bytes(group["old"]), _bytes(group["new"]), _text(group["reason"])
+    old, new, reason = octets(group["old"]), octets(group["new"]), text(group["reason"])
     places = zip(group["addresses"], group["file_offsets"], strict=True)
-    return [PlannedChange(_number(address), _number(offset), old, new, reason) for address, offset in places]
+    return [PlannedChange(number(address), number(offset), old, new, reason) for address, offset in places]
