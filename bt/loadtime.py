@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +18,9 @@ from bt.planned import Planned
 from bt.pristine import Pristine
 from bt.tactics.page import PatchedPage, patch_page
 from bt.tactics.registry import tactics_of
-from bt.tactics.tactics import STRATEGIES, Arena, Choice, CodePage, ImagePatch, OutOfReach, Patch, Tactic
+from bt.tactics.tactics import PLANT, STRATEGIES, Arena, Choice, CodePage, ImagePatch, OutOfReach, Patch, Tactic
 from emulator.errors import UsageError
+from emulator.isa.operation import Operation
 from paravirt.translator import Fixup, Translation
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ class LoadTimeTranslator:
 
     `image` gives the pristine boundaries, for a guest whose code lies `delta` bytes above where it is linked.
     The loader applies `image_patches` to the guest's memory before the guest runs. A `plan` (of a rewritten file) fixes
-    where the fixups of unchanged sites lie, and which sites have none. `isa` counts where there is no image.
+    where the fixups of unchanged sites lie, and which sites have none. `isa` counts where there is no image. `trapped`
+    are operations that neither exit by themselves nor can be done in the guest, on the engine that it runs on.
     Raises `UsageError` for an unknown mode, and for a plan of another image or mode.
     """
 
@@ -62,6 +65,7 @@ class LoadTimeTranslator:
         cache: PageCache | None = None,
         plan: Plan | None = None,
         isa: str = "x86-64",
+        trapped: Collection[Operation] = (),
     ) -> None:
         if mode not in STRATEGIES:
             raise UsageError(f"there is no translator mode {mode!r}; take one of {', '.join(STRATEGIES)}")
@@ -76,6 +80,7 @@ class LoadTimeTranslator:
         self._tactics = tactics_of(image.isa.name, image.byte_order) if image is not None else tactics_of(isa)
         self._longest = self._tactics.longest
         self._unknown = 0
+        self._trapped = frozenset(trapped)
         self._cache = cache
         self._pristine: Pristine | None = None
         self._ladder = self._tactics.ladder(mode, image, delta, cache)
@@ -93,7 +98,7 @@ class LoadTimeTranslator:
             self._pristine = Pristine(image, delta, self.image_patches, cache)
         if plan is not None:
             plan.check(image, mode)
-            self._planned = Planned(plan, delta == 0)
+            self._planned = Planned(plan, delta == 0, self._trapped)
             self._waiting += self._planned.ready()
             self._arena.next = max(self._arena.next, plan.end)
         if self._pristine is not None and (self._planned is None or delta):
@@ -232,6 +237,8 @@ class LoadTimeTranslator:
         alias = linked is not None and self._pristine is not None and self._pristine.moved(linked) != address
 
         def strategy(site: Found) -> str:
+            if self._trapped and self._tactics.row_of(site.code).operation in self._trapped:
+                return PLANT
             if alias:
                 return "trap"
             planned = self._planned.site(code.linked + site.offset) if self._planned is not None else None

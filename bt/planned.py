@@ -6,6 +6,7 @@ byte for byte, and nothing is scanned or decided again. Where it changed, sites 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from bt.tactics.tactics import Tactic
 
 if TYPE_CHECKING:
     from bt.plan import Plan, PlannedFixup, PlannedSite
+    from emulator.isa.operation import Operation
     from paravirt.translator import Fixup
 
 _FIXED = (Tactic.INLINE, Tactic.HYPERCALL, Tactic.REPLACED)
@@ -42,10 +44,13 @@ class StaticPage:
 class Planned:
     """A plan, indexed for a run. Addresses are those at which the image is linked."""
 
-    def __init__(self, plan: Plan, fixed_place: bool) -> None:
-        """`fixed_place`: the guest lies where it is linked, so that the plan's fixups are right as they are."""
+    def __init__(self, plan: Plan, fixed_place: bool, trapped: Collection[Operation] = ()) -> None:
+        """`fixed_place`: the guest lies where it is linked, so that the plan's fixups are right as they are. `trapped`
+        are operations that must have traps, whatever was planned for them."""
         self.end = plan.end
         self._sites = {site.address: site for site in plan.sites}
+        names = {operation.name for operation in trapped}
+        self._not_followed = {site.address & -PAGE for site in plan.sites if site.operation in names}
         self._by_page: dict[int, list[PlannedSite]] = {}
         for site in plan.sites:
             if site.old != site.new or site.tactic is Tactic.COVERED:
@@ -82,6 +87,8 @@ class Planned:
         inside = 0
         for offset, _, new in patches:
             inside |= (1 << offset + len(new)) - (1 << offset)
+        if address in self._not_followed:
+            return None
         here = self._by_page.get(address, ())
         for site in here:
             if site.tactic is Tactic.TRAP and site.fixup:

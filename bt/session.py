@@ -19,7 +19,7 @@ from emulator.machine import Limits, Machine, Outcome
 from emulator.native import NativeCpu, native_for
 from emulator.platforms import platform_of
 from paravirt.mmu.techniques import TECHNIQUES
-from paravirt.modes import hypervisor_for
+from paravirt.modes import hypervisor_for, must_trap
 from paravirt.translator import Translator, Untouched
 
 if TYPE_CHECKING:
@@ -168,7 +168,14 @@ class Session:
         from bt.pagecache import PageCache
 
         cache = PageCache(isa=_isa(self.image)) if options.cache else None
-        self.translator = LoadTimeTranslator(options.mode, self.image, options.delta, cache, self.plan)
+        self.translator = LoadTimeTranslator(
+            options.mode,
+            self.image,
+            options.delta,
+            cache,
+            self.plan,
+            trapped=must_trap(self.machine.engine.capabilities),
+        )
         return self.translator
 
     def _prepare_memory(self, hypervisor: Hypervisor) -> None:

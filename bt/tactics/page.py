@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bt.pagescan import PAGE, Found
-from bt.tactics.tactics import Choice, CodePage, Ground, Patch, Tactic
+from bt.tactics.tactics import PLANT, Choice, CodePage, Ground, Patch, Tactic
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,10 @@ def patch_page(
     """Patch a page. `strategy` says for each site what is allowed ("" leaves it alone)."""
     code = bytearray(page.code)
     placed: list[Placed] = []
-    inside = used = covered = 0
+    inside = covered = used = 0
+    for site in sites:
+        if strategy(site) == PLANT:  # no other site's fixup may do it
+            used |= _span(site.offset, site.offset + site.length)
     owner, owning = 0, 0
     for site in sites:
         allowed = strategy(site)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bt.textmap import PristinePage, Stretch
     from emulator.isa.isas import Isa
 
+PLANT: Final = "plant"
+"""For one site: a planted trap and nothing else, since on the engine at hand it neither exits nor may be done there."""
 STRATEGIES: Final = ("trap", "hypercall", "inline", "auto")
 """Ways to rewrite: planted traps only; fixups that call the hypervisor; fixups that do the work in the guest, the rest
 traps; the best there is for each site (inline, else hypercall, else trap)."""

@@ -58,10 +58,10 @@ class Verification:
         for comparison in self.comparisons:
             finding = comparison.first
             if finding is not None and finding.result.divergence is not None:
-                run = comparison.pair.rewritten
+                mode, _, engine = comparison.name.partition(" ")
                 raise VerifyFailed(
-                    f"{self.guest.name} in {run.mode} mode on {run.engine} is not the reference: {finding.rule.name}: "
-                    f"{finding.result.divergence.what}"
+                    f"{self.guest.name} in {' '.join((mode, 'mode', engine)).rstrip()} is not the reference: "
+                    f"{finding.rule.name}: {finding.result.divergence.what}"
                 )
         for operations in self.operations:
             if not operations.passed:

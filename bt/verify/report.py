@@ -59,7 +59,7 @@ def _run(run: Observation) -> str:
 
 def _comparison_lines(comparison: Comparison) -> Iterator[str]:
     rewritten = comparison.pair.rewritten
-    yield f"{rewritten.mode} on {rewritten.engine}: {_run(rewritten)}"
+    yield f"{comparison.name}: {_run(rewritten)}"
     rows = [(_verdict(finding), finding.rule.name, _compared(finding)) for finding in comparison.findings]
     yield from table(("", "compared", "how much"), rows).rstrip("\n").split("\n")
     first = comparison.first

@@ -144,6 +144,12 @@ class Comparison:
     findings: tuple[Finding, ...]
 
     @property
+    def name(self) -> str:
+        """Mode of the rewritten run, and its engine where that is not the reference's."""
+        run = self.pair.rewritten
+        return run.mode if run.engine == self.pair.reference.engine else f"{run.mode} on {run.engine}"
+
+    @property
     def passed(self) -> bool:
         """Whether no rule found a divergence."""
         return all(finding.passed for finding in self.findings)

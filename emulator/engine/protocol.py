@@ -48,6 +48,10 @@ class Capabilities:
     """User code can use AVX although the processor that is shown to it has none: state that its kernel does not save."""
     task_switched_faults: bool = True
     """A floating-point instruction faults while CR0.TS is set."""
+    shows_selectors: bool = True
+    """Reads of segment registers in user mode show the selectors that they were entered with."""
+    shows_io_privilege: bool = True
+    """PUSHF in user mode shows the I/O privilege level and the interrupt flag that it was entered with."""
     opens_ports: bool = False
     """IN and OUT in user mode fault as above the I/O privilege level, unless `open_ports` has them exit."""
     shows_segments: bool = False

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from emulator.errors import BadImage
+from emulator.isa.operation import Operation
 
 if TYPE_CHECKING:
+    from emulator.engine.protocol import Capabilities
     from emulator.machine import Machine
     from paravirt.hypervisor import Hypervisor
     from paravirt.translator import Translator
@@ -55,6 +57,18 @@ MODES: dict[str, Callable[[], type[Hypervisor]]] = {
     "aarch64": _aarch64,
 }
 """How to load the hypervisor of each instruction set."""
+
+
+MUST_TRAP: tuple[tuple[str, Operation], ...] = (
+    ("time_stamp_faults", Operation.READ_TIME_STAMP),
+    ("shows_selectors", Operation.READ_SEGMENT_SELECTOR),
+)
+"""Capabilities of an engine without which an operation must have a planted trap, whatever tactic there is for it."""
+
+
+def must_trap(capabilities: Capabilities) -> frozenset[Operation]:
+    """The operations that need planted traps on an engine, beside those that need them everywhere."""
+    return frozenset(operation for name, operation in MUST_TRAP if not getattr(capabilities, name))
 
 
 def hypervisor_for(machine: Machine, translator: Translator, *, timed: bool = False, technique: str = "") -> Hypervisor:

@@ -15,7 +15,7 @@ from typing import Final
 from iced_x86 import Code
 
 from bt.pagescan import Found
-from bt.tactics.tactics import Choice, Patch, Placing, Refused, Tactic
+from bt.tactics.tactics import PLANT, Choice, Patch, Placing, Refused, Tactic
 from bt.tactics.x86 import assemble as asm
 from bt.tactics.x86.layout import INT3, assemble_fixup, patch, size_of
 from bt.tactics.x86.window import Ground, Want, Window, compose, decode, earlier
@@ -73,6 +73,8 @@ def last_resort(site: Found) -> Choice:
 
 def choose(ground: Ground | None, site: Found, strategy: str, used: int = 0) -> Choice:
     """The tactic for `site`; `ground` may be None where no fixup could be made."""
+    if strategy == PLANT:
+        return Choice(site, Tactic.TRAP, "does not trap on this engine, so it must be made to", code=asm.HLT)
     rest = last_resort(site)
     if strategy == "trap":
         return rest

@@ -29,7 +29,7 @@ _FOREVER: Final = 1 << 62
 _ALL: Final = api.SYNC_REGISTERS | api.SYNC_SPECIAL | api.SYNC_EVENTS
 _DIRTY: Final = api.SYNC_REGISTERS | api.SYNC_SPECIAL
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
-_NOT_RF: Final = _MASK ^ r.FLAG_RF
+_NOT_RF_IOPL: Final = _MASK ^ r.FLAG_RF ^ r.FLAG_IOPL
 _HANDLERS, _HANDLERS_END = room.HANDLERS, room.HANDLERS_END
 _CS, _SS = api.SEGMENT_WORDS[r.CS], api.SEGMENT_WORDS[r.SS]
 _BY_PAGE: Final = 2
@@ -274,7 +274,8 @@ class KvmEngine:
         _pack8(self._gpr, 0, a, c, d, b, sp, bp, si, di)
         at = api.W_REGISTERS
         self._gpr[8:] = words[at + 8 : at + 16]
-        registers.rip, registers.rflags = words[api.W_RIP], words[api.W_RFLAGS] & _NOT_RF
+        registers.rip = words[api.W_RIP]
+        registers.rflags = words[api.W_RFLAGS] & _NOT_RF_IOPL | registers.rflags & r.FLAG_IOPL
         code, stack = words[_CS + 1] >> 32 & 0xFFFF, words[_SS + 1] >> 32 & 0xFFFF
         if code != registers.code_selector:
             registers.loaded(r.CS, code)

@@ -36,6 +36,10 @@ class Findings:
     """RDFSBASE and its like work with CR4.FSGSBASE clear."""
     wide_vectors_open: bool = False
     """AVX works with CR4.OSXSAVE clear: user code has state that its kernel does not save."""
+    host_segments_open: bool = False
+    """The host's own user segments can be loaded, although the descriptor table in GDTR has none."""
+    host_selectors_shown: bool = False
+    """Reads of segment registers show the host's selectors."""
     tables_fault: bool = True
     """CR4.UMIP makes SGDT and its like fault in user mode."""
     flush_by_control: bool = True
@@ -69,6 +73,8 @@ class Findings:
             time_stamp_faults=self.time_stamp_faults,
             task_switched_faults=self.task_switched_faults,
             wide_vectors=self.wide_vectors_open,
+            shows_selectors=not self.host_selectors_shown,
+            shows_io_privilege=not self.interrupt_flag_shown,
             opens_ports=True,
             shows_segments=True,
             names_changes=not self.flush_by_control,

@@ -142,6 +142,12 @@ def _instructions(bench: Bench) -> dict[str, bool]:
     found["bases_open"] = see("f3480faec0" + _UD2)[3] == 5
     found["wide_vectors_open"] = see("c5fd6fc0" + _UD2)[3] == 4
     found["tables_fault"] = all(see(code + _UD2)[1] == 13 for code in ("0f01042500200000", "0f00c8", "0f01e0"))
+    bench.start("8cc8 8cd3" + _UD2)  # mov eax, cs; mov ebx, ss
+    state.set_segment(r.CS, 0x13, 0, 0xFFFF_FFFF, 0x20FB00 | 1 << 23)
+    state.set_segment(r.SS, 0x1B, 0, 0xFFFF_FFFF, 0xC0F300)
+    bench.go()
+    found["host_selectors_shown"] = (state.gpr[r.RAX], state.gpr[r.RBX]) != (0x13, 0x1B)
+    found["host_segments_open"] = see("66b82b00 8ed8" + _UD2)[1] == 6
     found["identify_is_hosts"], found["identify_faults"] = _identify(bench)
     return found
 

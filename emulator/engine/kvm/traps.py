@@ -18,7 +18,8 @@ from emulator.errors import GuestFault
 from emulator.isa.x86 import registers as r
 
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
-_NOT_RF: Final = _MASK ^ r.FLAG_RF
+_IOPL: Final = r.FLAG_IOPL
+_NOT_RF_IOPL: Final = _MASK ^ r.FLAG_RF ^ _IOPL
 _USERS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_TF | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 """Flags that user code can change by itself."""
 _HANDLERS, _HANDLERS_END = room.HANDLERS, room.HANDLERS_END
@@ -61,7 +62,8 @@ class Traps:
         top = self._top
         _pack8(gpr, 0, a, c, d, b, frame[top - 2], bp, si, di)
         registers.rip = frame[top - 5]
-        registers.rflags = frame[top - 3] & _NOT_RF
+        # User code cannot change its I/O privilege level, and there are hosts whose frames do not show it.
+        registers.rflags = frame[top - 3] & _NOT_RF_IOPL | registers.rflags & _IOPL
         if frame[top - 4] != registers.code_selector:
             registers.loaded(r.CS, frame[top - 4])
         if frame[top - 1] != registers.stack_selector:

@@ -1,0 +1,141 @@
+"""Deprivileged guests on the host's own processor: the same hypervisor and the same rewritten guests as on any engine.
+
+Skipped, with the reason that the engine gives, where KVM cannot be had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bt import guests
+from bt.image import load
+from bt.session import Options, Session, read_initrd
+from bt.verify import verify
+from bt.verify.engines import compare_operations
+from bt.verify.guest import find
+from bt.verify.observation import observe
+from emulator.engine.kvm.engine import KvmEngine
+from emulator.engine.protocol import Capabilities
+from emulator.errors import EngineMissing, RetrapError
+from emulator.machine import EndKind, Limits
+from paravirt.hypervisor import Hypervisor
+
+pytestmark = pytest.mark.kvm
+SAMPLE = Path(__file__).parents[2] / "samples/x86_64/sample.elf"
+LIMITS = Limits(None, 200.0)
+QUICK = (
+    *("registers", "tables", "segments", "returns", "flags", "exceptions", "paging", "ports"),
+    *("interrupts.timer", "interrupts.queued", "interrupts.sti", "interrupts.popf", "interrupts.masked", "user."),
+)
+"""Prefixes of checks that take less than a second, by traps alone as well."""
+LONG = (
+    *("processes", "memory", "compatibility", "self-modifying", "user-self-modifying"),
+    *("interrupts.million", "interrupts.nested", "interrupts.flag", "interrupts.hlt", "interrupts.iretq"),
+)
+"""Those that exit up to a hundred thousand times."""
+NEEDS = {
+    "exceptions.device-not-available": lambda can: can.task_switched_faults,
+    "user.time-stamp-disable": lambda can: can.time_stamp_faults,
+    "user.io-privilege-level": lambda can: can.shows_io_privilege,
+}
+"""Checks of what not every host's KVM can do, and the capability that says so."""
+
+
+@pytest.fixture(scope="module")
+def capabilities() -> Capabilities:
+    try:
+        engine = KvmEngine()
+    except EngineMissing as error:
+        pytest.skip(str(error))
+    engine.close()
+    return engine.capabilities
+
+
+def console_of(mode: str, only: str = "") -> tuple[str, EndKind]:
+    """What the sample prints on KVM."""
+    printed = bytearray()
+    line = f"only={only}" if only else ""
+    options = Options(mode=mode, engine="kvm", command_line=line, limits=LIMITS, cache=False)
+    session = Session(load(SAMPLE), options, printed.extend)
+    try:
+        outcome = session.run()
+    finally:
+        session.close()
+    return printed.decode(), outcome.kind
+
+
+def failures(text: str, capabilities: Capabilities) -> list[str]:
+    """Failed checks that this host's KVM could do."""
+    beyond = tuple(name for name, able in NEEDS.items() if not able(capabilities))
+    return [line for line in text.splitlines() if line.startswith("FAIL") and not line[5:].startswith(beyond or "\0")]
+
+
+@pytest.mark.parametrize("mode", ["trap", "inline"])
+@pytest.mark.parametrize("group", QUICK)
+def test_the_samples_checks_pass_but_for_what_the_host_cannot_do(
+    capabilities: Capabilities, group: str, mode: str
+) -> None:
+    text, kind = console_of(mode, group)
+    assert kind is EndKind.DEBUG_EXIT
+    assert failures(text, capabilities) == []
+    assert "checks," in text.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", LONG)
+def test_the_samples_long_checks_pass(capabilities: Capabilities, group: str) -> None:
+    text, _ = console_of("inline", group)
+    assert failures(text, capabilities) == []
+    assert "checks, 0 failed" in text
+
+
+@pytest.fixture(scope="module")
+def debian(capabilities: Capabilities) -> guests.Guest:
+    del capabilities
+    try:
+        return guests.find("debian-amd64")
+    except RetrapError as error:
+        pytest.skip(f"Debian's kernel is not here: {error}")
+
+
+@pytest.mark.kernel
+def test_a_stock_kernel_boots_to_user_space_in_few_exits(debian: guests.Guest) -> None:
+    printed = bytearray()
+    options = Options(engine="kvm", initrd=read_initrd(debian.initrd), command_line=debian.command_line, limits=LIMITS)
+    session = Session(load(debian.kernel), options, printed.extend)
+    try:
+        assert session.run().kind is EndKind.HALTED
+        assert b"retrap: user space reached" in printed
+        assert (
+            session.machine.engine.entered <= 60_000
+        )  # it counts the host's signals, too: the figure is `retrap bench engine`'s
+        assert isinstance(session.driver, Hypervisor)
+        assert session.driver.code.intact()
+    finally:
+        session.close()
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_a_stock_kernel_on_kvm_is_the_reference_by_every_rule(debian: guests.Guest) -> None:
+    del debian
+    guest = find("debian-amd64")
+    assert guest.initrd is not None
+    options = Options(initrd=read_initrd(guest.initrd), command_line=guest.command_line, limits=LIMITS)
+    result = verify(guest, options, ("inline",), engines=("unicorn", "kvm"))
+    assert result.passed, [one.first for one in result.comparisons]
+    assert [one.pair.rewritten.engine for one in result.comparisons] == ["unicorn", "kvm"]
+
+
+def test_the_same_operations_are_done_on_both_engines(capabilities: Capabilities) -> None:
+    del capabilities
+    options = Options(command_line="only=tables", limits=LIMITS, cache=False)
+    image = load(SAMPLE)
+    runs = [observe(image, replace(options, engine=name)) for name in ("unicorn", "kvm")]
+    result = compare_operations(*runs)
+    assert result.passed
+    assert result.engines == ("unicorn", "kvm")
+    assert {name: left for name, left, _ in result.counts}["WRITE_DESCRIPTOR_TABLE"] > 0
