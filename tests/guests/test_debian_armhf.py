@@ -22,6 +22,7 @@ OWN_LINES = (
     "VIPT",  # what is told of the caches: one line each, so that none is flushed by set and way
     "Memory: ",
     "Kernel command line",
+    "hw-breakpoint",  # the processor's debug registers, which the engine does not have at full privilege
 )
 
 
