@@ -1,18 +1,21 @@
 """The manifest: what a rewritten ELF says about itself, in a section of its own, enough to undo and to repeat it.
 
 Room: `bt`. Section `.retrap.manifest` holds JSON, compressed: hashes of the original and of the rewritten contents, the
-bytes of the ELF header as they were, and the plan, whose fixups' code is in `.retrap.fixups`. `.retrap.relocations` is
-what followed the ELF. bzip2 is used because its output is the same everywhere, and it carries a checksum.
+bytes of the ELF header as they were, and the plan, whose fixups' code is in `.retrap.fixups`, a section for each run of
+them. `.retrap.relocations` is what followed the ELF. bzip2 is used because its output is the same everywhere, and it
+carries a checksum.
 """
 
 from __future__ import annotations
 
 import bz2
 import json
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from bt import packed_plan
+from bt.image.elf_form import RawForm
 from emulator.errors import BadImage, brief
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ class Manifest:
     """The original's ELF header, 52 or 64 bytes."""
     sizes: tuple[int, ...]
     """Bytes of each of the plan's fixups."""
+    raw: RawForm | None = None
+    """The way back to a kernel that came as raw memory."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`."""
@@ -65,6 +70,7 @@ class Manifest:
             "appended_sha256": self.appended_sha256,
             "header": self.header.hex(),
             "sizes": list(self.sizes),
+            "raw": self.raw.to_json() if self.raw is not None else None,
             "plan": packed_plan.pack(self.plan),
         }
 
@@ -93,6 +99,7 @@ def parse(data: bytes | memoryview, path: str) -> Manifest:
             appended_sha256=str(value["appended_sha256"]),
             header=bytes.fromhex(value["header"]),
             sizes=tuple(int(size) for size in value["sizes"]),
+            raw=RawForm.from_json(value["raw"]) if value["raw"] is not None else None,
         )
     except (KeyError, IndexError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadImage(f"{path}: its manifest is damaged ({brief(error)}); start from the original image") from None
@@ -131,12 +138,13 @@ def read(image: Image) -> Manifest | None:
 
 def _read(image: Image, section: Section) -> Manifest:
     found = parse(section.data, image.path)
-    code = image.section(FIXUPS)
-    data = code.data if code is not None else memoryview(b"")
-    start, fixups = found.plan.region.start, []
+    sections = sorted((section for section in image.sections if section.name == FIXUPS), key=lambda one: one.vaddr)
+    starts = [section.vaddr for section in sections]
+    fixups = []
     for fixup, size in zip(found.plan.fixups, found.sizes, strict=True):
-        at = fixup.address - start
-        if size < 0 or at + size > len(data):
+        number = bisect_right(starts, fixup.address) - 1
+        at = fixup.address - starts[number] if number >= 0 else 0
+        if size < 0 or number < 0 or at + size > len(sections[number].data):
             raise BadImage(f"{image.path}: lacks the fixup at {fixup.address:#x}; start from the original image")
-        fixups.append(replace(fixup, code=bytes(data[at : at + size])))
+        fixups.append(replace(fixup, code=bytes(sections[number].data[at : at + size])))
     return replace(found, plan=replace(found.plan, fixups=tuple(fixups)))

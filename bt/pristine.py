@@ -53,7 +53,7 @@ class Pristine:
     @cached_property
     def map(self) -> TextMap:
         """The image's code, swept when it is first asked for."""
-        return textmap.sweep(self._image, self._cache)
+        return textmap.of(self._image, self._cache)
 
     def linked(self, address: int) -> int | None:
         """The link-time address of the page at guest-virtual `address`, or None where no code of the image is.

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from bt import manifest as manifests
+from bt.image import elf_form
 from bt.image.elf import FORMS, Form
 from bt.manifest import MANIFEST, Manifest
 from bt.output import write
@@ -26,6 +27,8 @@ __all__ = ["MANIFEST", "manifest_text", "original", "replay", "revert", "rewrite
 
 _PROGBITS, _STRTAB, _EXECUTABLE = 1, 3, 4
 _ALIGNMENT: Final = 16
+_GAP: Final = 512
+"""Bytes between two fixups from which on they are in different sections."""
 _MOST_SECTIONS: Final = 0xFF00
 _OFFSET_AT, _COUNT_AT, _NAMES_AT = 6, 12, 13
 """Fields of the ELF header: e_shoff, e_shnum, e_shstrndx."""
@@ -50,8 +53,8 @@ def rewrite(image: Image, plan: Plan) -> bytes:
     form = FORMS[image.isa.bits, image.byte_order]
     body = _Body(output, form, *_section_table(image, form))
     body.add(manifests.RELOCATIONS, appended, at=len(output)) if appended else None
-    if plan.fixups:
-        body.add(manifests.FIXUPS, _region(plan), address=plan.region.start, flags=_EXECUTABLE)
+    for address, code in _runs(plan):
+        body.add(manifests.FIXUPS, code, address=address, flags=_EXECUTABLE)
     carried = replace(plan, fixups=tuple(replace(fixup, code=b"") for fixup in plan.fixups))
     body.add(
         manifests.MANIFEST,
@@ -66,6 +69,7 @@ def rewrite(image: Image, plan: Plan) -> bytes:
             appended_sha256=_sha256(appended),
             header=original[: form.header.size],
             sizes=tuple(len(fixup.code) for fixup in plan.fixups),
+            raw=elf_form.raw_of(image),
         ).to_bytes(),
     )
     return body.finish()
@@ -102,6 +106,17 @@ def _region(plan: Plan) -> bytes:
         at = fixup.address - plan.region.start
         region[at : at + len(fixup.code)] = fixup.code
     return bytes(region)
+
+
+def _runs(plan: Plan) -> list[tuple[int, bytes]]:
+    """The fixups with little between them, together: where they lie, and the bytes from the first to the last."""
+    runs: list[tuple[int, bytearray]] = []
+    for fixup in plan.fixups:
+        if not runs or fixup.address - runs[-1][0] - len(runs[-1][1]) > _GAP:
+            runs.append((fixup.address, bytearray()))
+        start, code = runs[-1]
+        code += bytes(fixup.address - start - len(code)) + fixup.code
+    return [(start, bytes(code)) for start, code in runs]
 
 
 def _section_table(image: Image, form: Form) -> tuple[bytearray, list[list[int]]]:
@@ -193,12 +208,19 @@ def _verify(image: Image, data: bytes | memoryview, path: str) -> Manifest:
 def revert(data: bytes | memoryview, path: str = "the image", appended: bool | None = None) -> bytes:
     """The original of a rewritten ELF, bit for bit. Raises `BadImage`.
 
-    For an original that was an ELF this is the file; for another container it is the ELF inside, or made of what was
-    inside. `appended` says whether what followed the ELF is to follow (by default: as the file was).
+    For an original that was an ELF, or a kernel as raw memory, this is the file; for another container it is what was
+    inside, unpacked. With `appended` it is the ELF that was rewritten in any case, and tells whether what followed it
+    is to follow.
     """
     from bt.image import from_bytes
 
-    return _revert(from_bytes(data, path), data, path, appended)[0]
+    original, found = _revert(from_bytes(data, path), data, path, appended)
+    if found.raw is None or appended is not None:
+        return original
+    raw = found.raw.unpacked(original)
+    if raw is None:
+        raise Tampered(f"{path}: its manifest does not lead to the raw kernel that it was made from; fetch that again")
+    return raw
 
 
 def _revert(image: Image, data: bytes | memoryview, path: str, appended: bool | None = None) -> tuple[bytes, Manifest]:

@@ -73,7 +73,7 @@ class Site:
 
 def scan(image: Image, cache: PageCache | None = None) -> Sites:
     """The sensitive instructions of an image's executable ranges, by ascending address."""
-    found = textmap.sweep(image, cache)
+    found = textmap.of(image, cache)
     return Sites(image, [part for stretch in found.stretches if (part := _judge(image, stretch)) is not None])
 
 

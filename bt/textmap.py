@@ -96,6 +96,11 @@ class TextMap:
         return None
 
 
+def of(image: Image, cache: PageCache | None = None) -> TextMap:
+    """The map of an image, swept once and then kept with it. Raises as `sweep`."""
+    return image.once("text map", lambda: sweep(image, cache))
+
+
 def sweep(image: Image, cache: PageCache | None = None) -> TextMap:
     """Sweep an image's code, or take the result from `cache`. Raises `UsageError` where nothing can sweep it."""
     began = time.perf_counter()

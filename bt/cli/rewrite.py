@@ -150,13 +150,20 @@ def _report(name: str, planned: Plan, path: str, image: Image, size: int) -> byt
 def revert_command(image: str, output: str) -> None:
     """Write the original of a rewritten IMAGE, bit for bit.
 
-    Where the original was an ELF this is that file; else the ELF inside it, or made of the kernel inside it.
+    Where the original was an ELF, or a kernel as raw memory, this is that file; where it was compressed, the kernel
+    that was inside.
     """
-    from bt import rewrite
+    from bt import manifest, rewrite
     from bt.image import load
 
     loaded = load(image)
     rewrite.write(Path(output), rewrite.revert(loaded.elf, image), Path(image))
+    found = manifest.read(loaded)
+    container = found.container if found is not None else ""
+    if found is not None and found.raw is not None:
+        container = found.raw.container if found.raw.compression != "none" else "elf"
+    if not container.startswith("elf"):
+        click.echo(f"{output}: is the kernel that was inside the {container}, unpacked and bit for bit")
 
 
 @click.command()

@@ -219,9 +219,10 @@ def account(
 
 
 def _fixups_offset(plan: Plan, image: Image) -> int | None:
-    section = image.section(FIXUPS)
-    if section is None or not plan.fixups:
+    sections = [section for section in image.sections if section.name == FIXUPS]
+    if len(sections) != 1 or not plan.fixups:
         return None
+    section = sections[0]
     return section.file_offset + plan.fixups[0].address - section.vaddr
 
 

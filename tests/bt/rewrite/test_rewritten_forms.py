@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,31 @@ def test_raw_memory_is_rewritten_as_an_elf_at_the_same_addresses() -> None:
         (s.vaddr, s.paddr, s.memory_size, s.flags, bytes(s.data)) for s in raw().segments
     ]
     data = rewrite(one, plan(one, scan(one), "trap"))
-    assert revert(data) == bytes(one.elf)
+    assert revert(data, appended=True) == bytes(one.elf)
+    assert revert(data) == bytes(raw().elf)
     assert as_elf(one) is one
+
+
+class Moved:
+    """A header that says what linking changes."""
+
+    def linked(self, memory: memoryview) -> memoryview:
+        """The memory with three words changed."""
+        changed = bytearray(memory)
+        changed[0x800:0x810] = b"\xff" * 16
+        changed[0x1000:0x1008] = b"\xee" * 8
+        return memoryview(bytes(changed))
+
+
+@pytest.mark.parametrize("before", [b"", b"\x34\x12"])
+def test_a_raw_kernel_comes_back_as_it_was_before_it_was_linked(before: bytes) -> None:
+    plain = raw()
+    memory = memoryview(bytes(plain.elf[:0x800]) + before.ljust(16, b"\0") + bytes(plain.elf[0x810:]))
+    one = as_elf(replace(plain, elf=memory, header=Moved()))
+    assert bytes(one.view(LOW + 0x800, 8)) == b"\xff" * 8
+    data = rewrite(one, plan(one, scan(one), "trap"))
+    assert revert(data) == bytes(memory)
+    assert revert(data, appended=True) == bytes(one.elf)
 
 
 def test_raw_memory_itself_carries_nothing() -> None:
