@@ -187,13 +187,17 @@ class TablePool:
 
     def sleep(self, table: int) -> None:
         """Drop all entries of a table that nothing leads to; `wake` must come before it is linked again."""
-        first = table << self.shift
-        own = self._flat[first : first + (1 << self.form.levels[int(self.level_of[table]) - 1].bits)]
+        first, own = table << self.shift, self.own(table)
         if self.on_removed is not None:
             self.on_removed((np.flatnonzero(own) + first).tolist())
         own[:] = 0
         self.misses[table] = 0
         self.below[table].clear()
+
+    def own(self, table: int) -> np.ndarray:
+        """The entries of a table."""
+        first = table << self.shift
+        return self._flat[first : first + (1 << self.form.levels[int(self.level_of[table]) - 1].bits)]
 
     def wake(self, table: int) -> None:
         """An empty table is used again: it mirrors what the guest has there now."""

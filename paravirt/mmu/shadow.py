@@ -153,6 +153,17 @@ class ShadowPaging(ShadowEntries):
                 return False
         return False
 
+    def drop_path(self, table: int, address: int) -> None:
+        """From a root table on, drop the entry that maps `address`, or the first on the way that the guest changed."""
+        if not self.invalidate_in(table, address):
+            at = self._leaf_in(table, address)
+            if at >= 0:
+                self.drop(at)
+
+    def is_window(self, table: int) -> bool:
+        """Whether a table is the one of the hypervisor's window."""
+        return table == self._window
+
     def _seen(self, table: int, level: int, index: int) -> int:
         """Where the snapshot is of the guest's entry that an entry mirrors."""
         return (table << self.pool.seen_shift) + (index >> self._ratios[level])
@@ -321,7 +332,10 @@ class ShadowPaging(ShadowEntries):
 
     def _leaf_of(self, address: int) -> int:
         """Pool word index of the last-level entry for `address` in the current view, or -1."""
-        table = self._current[self.guest.region(address)]
+        return self._leaf_in(self._current[self.guest.region(address)], address)
+
+    def _leaf_in(self, table: int, address: int) -> int:
+        """The same, from a root table on."""
         for level in range(self._top, 1, -1):
             entry = self._words[(table << self._unit) + ((address >> self._shifts[level]) & self._masks[level])]
             table = self.pool.table_in(entry) if entry & self.form.present else -1

@@ -82,10 +82,17 @@ def _eager(shadow: ShadowPaging) -> Technique:
     return Eager(shadow)
 
 
+def _two_stage(shadow: ShadowPaging) -> Technique:
+    from paravirt.mmu.two_stage import TwoStage
+
+    return TwoStage(shadow)
+
+
 TECHNIQUES: dict[str, Callable[[ShadowPaging], Technique]] = {
     "snapshot": _snapshot,
     "lazy": _lazy,
     "eager": _eager,
+    "two-stage": _two_stage,
 }
 """How to make each."""
 DEFAULT = "snapshot"

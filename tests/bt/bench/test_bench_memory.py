@@ -1,0 +1,79 @@
+"""The memory benchmark: every technique does the same work, exits are exact, and the ratios are those promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bt.bench import memory
+from emulator.errors import Unavailable
+from paravirt.mmu.techniques import TECHNIQUES
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[tuple[list[memory.Cost], memory.Room]]:
+    return [memory.measure(memory.workload(), name) for name in TECHNIQUES]
+
+
+@pytest.fixture
+def costs(runs: list[tuple[list[memory.Cost], memory.Room]]) -> list[memory.Cost]:
+    return [cost for found, _ in runs for cost in found]
+
+
+def by(costs: list[memory.Cost]) -> dict[tuple[str, str], memory.Cost]:
+    return {(cost.technique, cost.operation): cost for cost in costs}
+
+
+def test_lazy_needs_at_most_a_fifth_of_eagers_exits_on_every_fork(costs: list[memory.Cost]) -> None:
+    found = list(memory.ratios(costs))
+    assert [operation for _, _, operation, _, _ in found] == [f"fork {size} MiB" for size in (1, 4, 16, 64)]
+    assert all(ratio <= most == 0.2 for *_, ratio, most in found)
+
+
+def test_eager_exits_twice_for_each_entry_and_lazy_once_for_each_table(costs: list[memory.Cost]) -> None:
+    found = by(costs)
+    for size in (4, 16, 64):
+        entries, tables = size * 256, size // 2
+        assert 2 * entries <= found["eager", f"fork {size} MiB"].exits <= 2 * entries + 16
+        assert tables <= found["lazy", f"fork {size} MiB"].exits <= tables + 16
+        assert found["snapshot", f"fork {size} MiB"].exits <= 4
+    assert found["lazy", "PTE modify, in a row"].exits <= 4
+    assert found["eager", "PTE modify, in a row"].each >= 2
+
+
+def test_only_two_stages_lose_their_translations_at_a_context_switch(costs: list[memory.Cost]) -> None:
+    found = by(costs)
+    for technique in ("snapshot", "lazy", "eager"):
+        assert found[technique, "context switch"].each <= 1.1
+        assert found[technique, "context switch"].loads == 0
+    switch = found["two-stage", "context switch"]
+    assert switch.loads >= switch.times * 8 * 24  # eight pages of a working set, four levels each
+
+
+def test_every_technique_leaves_the_same_memory_behind(runs: list[tuple[list[memory.Cost], memory.Room]]) -> None:
+    assert len({room.digest for _, room in runs}) == 1
+
+
+def test_shadow_tables_take_at_most_two_hundredths_of_the_guests_memory(
+    runs: list[tuple[list[memory.Cost], memory.Room]],
+) -> None:
+    assert all(0 < room.share <= 0.02 for _, room in runs)
+
+
+def test_the_tables_and_the_plain_values_hold_every_operation(costs: list[memory.Cost], tmp_path: Path) -> None:
+    text = memory.as_text(costs, [memory.Room("lazy", "workload", 1 << 20, 1 << 27)])
+    assert all(cost.operation in text for cost in costs)
+    assert "0.78% of memory" in text
+    values = memory.as_json(costs, [])
+    assert len(values["costs"]) == len(costs)
+    pytest.importorskip("matplotlib")
+    first, second = (memory.plot(costs, tmp_path / name) for name in ("a", "b"))
+    assert [path.suffix for path in first] == [".svg", ".png"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_guest_that_is_no_workload_is_refused_by_a_sentence() -> None:
+    path = Path(__file__).parents[3] / "samples/x86_64/hostile/halt.elf"
+    with pytest.raises(Unavailable, match="no workload"):
+        memory.measure(path, "lazy")

@@ -1,0 +1,86 @@
+"""Whole guests do the same whichever way their memory is virtualised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bt import guests
+from bt.image import load
+from bt.session import Options, Session, read_initrd
+from bt.verify import run_and_compare, verify
+from bt.verify.guest import find
+from bt.verify.report import text
+from emulator.errors import Unavailable, UsageError
+from emulator.machine import EndKind, Limits
+from paravirt.mmu.techniques import DEFAULT, TECHNIQUES
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+OTHERS = [name for name in TECHNIQUES if name != DEFAULT]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("technique", OTHERS)
+def test_the_portable_sample_prints_the_same(technique: str) -> None:
+    printed = bytearray()
+    image = load(SAMPLES / "x86_64/portable.elf")
+    session = Session(image, Options(memory=64 << 20, technique=technique), printed.extend)
+    try:
+        outcome = session.run()
+    finally:
+        session.close()
+    assert (outcome.kind, outcome.status) == (EndKind.DEBUG_EXIT, 0)
+    assert bytes(printed) == (SAMPLES / "portable/portable.expected").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("technique", OTHERS)
+def test_the_sample_is_the_reference_in_all_that_verification_compares(technique: str) -> None:
+    guest = find(str(SAMPLES / "x86_64/sample.elf"))
+    chosen = Options(memory=guest.memory, limits=Limits(host_seconds=400))
+    verification = verify(guest, chosen, ())
+    verification.comparisons = [run_and_compare(verification, replace(chosen, technique=technique), "inline")]
+    assert verification.passed, text(verification)
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stock_kernel_is_the_reference_under_every_technique() -> None:
+    try:
+        fetched = guests.find("debian-amd64")
+    except Unavailable as error:
+        pytest.skip(str(error))
+    guest = find("debian-amd64")
+    chosen = Options(
+        memory=guest.memory,
+        initrd=read_initrd(fetched.initrd),
+        command_line=f"{fetched.command_line} norandmaps",
+        limits=Limits(host_seconds=280),
+    )
+    verification = verify(guest, chosen, ())
+    verification.comparisons = [
+        run_and_compare(verification, replace(chosen, technique=technique), "inline") for technique in OTHERS
+    ]
+    assert verification.passed, text(verification)
+    lazy, eager = (sum(comparison.pair.rewritten.exits.values()) for comparison in verification.comparisons[:2])
+    assert lazy < 60_000
+    assert eager > lazy
+
+
+@pytest.mark.parametrize(
+    ("sample", "options", "sentence"),
+    [
+        ("x86_64/portable.elf", Options(technique="psychic"), "take one of snapshot, lazy, eager, two-stage"),
+        ("x86_64/portable.elf", Options(mode="native", technique="lazy"), "no memory is virtualised"),
+        ("mips32/portable.elf", Options(technique="lazy"), "mips32 guests have a way of their own"),
+        ("armv7/portable.elf", Options(technique="eager"), "armv7 guests have a way of their own"),
+    ],
+)
+def test_a_technique_that_cannot_be_had_is_refused_by_a_sentence(sample: str, options: Options, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Session(load(SAMPLES / sample), options, lambda _: None).close()
