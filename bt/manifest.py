@@ -14,7 +14,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from bt import packed_plan
+from bt import collector, packed_plan
 from bt.image.elf_form import RawForm
 from emulator.errors import BadImage, brief
 
@@ -76,7 +76,9 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The section's contents; the same for the same manifest."""
-        return bz2.compress(json.dumps(self.to_json(), separators=(",", ":"), sort_keys=True).encode())
+        with collector.paused():
+            values = self.to_json()
+        return bz2.compress(json.dumps(values, separators=(",", ":"), sort_keys=True).encode())
 
 
 def parse(data: bytes | memoryview, path: str) -> Manifest:
@@ -137,7 +139,12 @@ def read(image: Image) -> Manifest | None:
 
 
 def _read(image: Image, section: Section) -> Manifest:
-    found = parse(section.data, image.path)
+    with collector.paused():
+        return _whole(parse(section.data, image.path), image)
+
+
+def _whole(found: Manifest, image: Image) -> Manifest:
+    """With the code of the fixups, which has sections of its own."""
     sections = sorted((section for section in image.sections if section.name == FIXUPS), key=lambda one: one.vaddr)
     starts = [section.vaddr for section in sections]
     fixups = []

@@ -9,8 +9,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from bt import collector
 from bt.pagescan import PAGE, Found
 from bt.plan import Plan, PlannedCall, PlannedChange, PlannedFixup, PlannedSite, elf_digest
 from bt.pristine import Pristine
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from bt.scan import Site
 
 Chosen = Callable[["Site"], bool]
+_ADDRESS = attrgetter("address")
 
 
 def plan(
@@ -54,7 +57,8 @@ def plan(
     """
     if mode not in STRATEGIES:
         raise UsageError(f"there is no strategy {mode!r}; take one of {', '.join(STRATEGIES)}")
-    return _Planner(image, mode, cache, chosen).plan(sites, chosen_text)
+    with collector.paused():
+        return _Planner(image, mode, cache, chosen).plan(sites, chosen_text)
 
 
 class _Planner:
@@ -77,7 +81,7 @@ class _Planner:
         never_run = self._ladder.never_run(self._image)
         pages: dict[int, list[Site]] = {}
         left: list[Site] = []
-        for site in sorted(sites, key=lambda site: site.address):
+        for site in sorted(sites, key=_ADDRESS):
             if any(start <= site.address < end for start, end in never_run):
                 left.append(site)
             else:
@@ -90,7 +94,7 @@ class _Planner:
             isa=self._image.isa.name,
             byte_order=self._image.byte_order,
             sha256=elf_digest(self._image),
-            sites=tuple(sorted(self._sites, key=lambda site: site.address)),
+            sites=tuple(sorted(self._sites, key=_ADDRESS)),
             fixups=tuple(self._fixups),
             changes=_in_order([*self._changes, *self._kernel_changes()]),
             region=self._ladder.region,
@@ -105,20 +109,20 @@ class _Planner:
         padded = whole.ljust(PAGE, b"\0")
         known = self._pristine.page(address)
         page = CodePage(address, address, padded[:PAGE], padded[PAGE:], scan, known, changed=(0, 0))
-        allowed = {
-            site.address - address: "" if self._chosen and not self._chosen(site) else self._mode for site in sites
-        }
+        chosen, mode = self._chosen, self._mode
+        left = set() if chosen is None else {site.address - address for site in sites if not chosen(site)}
         found = [Found(site.address - address, site.length, site.code) for site in sites]
         patched = patch_page(
             page,
             found,
             self._ladder.survey(page),
-            lambda one: allowed[one.offset],
+            lambda one: "" if one.offset in left else mode,
             lambda choice: self._place(page, choice),
         )
         for site, placed in zip(sites, patched.placed, strict=True):
             self._sites.append(_planned(site, placed, address, padded))
-            self._changes += _steps(site, placed, address, padded)
+            if len(placed.patches) > 1:
+                self._changes += _steps(site, placed, address, padded)
 
     def _place(self, page: CodePage, choice: Choice) -> tuple[int, tuple[Patch, ...]] | None:
         draft = choice.draft
@@ -201,32 +205,34 @@ def _planned_fixup(fixup: Fixup, clobbers: tuple[str, ...], window: bytes) -> Pl
 
 
 def _planned(site: Site, placed: Placed, page: int, whole: bytes) -> PlannedSite:
-    choice = placed.choice
-    old = whole[choice.start : choice.end]
+    choice, row = placed.choice, site.row
+    start = choice.start
+    old = whole[start : choice.end]
     new = old
     if placed.patches:
         code = placed.patches[0].code
         new = code + old[len(code) :]
+    # By position: there may be tens of thousands of them.
     return PlannedSite(
-        address=site.address,
-        instruction=site.row.name,
-        behaviour=site.row.at_user_level.value,
-        operation=site.row.operation.name,
-        symbol=site.symbol,
-        section=site.section,
-        file_offset=site.file_offset,
-        start=page + choice.start,
-        old=old,
-        new=new,
-        tactic=choice.tactic,
-        placing=choice.placing,
-        reason=choice.reason,
-        refused=choice.refused,
-        fixup=placed.fixup or 0,
-        confidence=site.confidence,
-        confidence_reason=site.reason,
-        state=site.state,
-        steps=tuple(page + patch.offset for patch in placed.patches[1:]),
+        site.address,
+        row.name,
+        row.at_user_level.value,
+        row.operation.name,
+        site.symbol,
+        site.section,
+        site.file_offset,
+        page + start,
+        old,
+        new,
+        choice.tactic,
+        choice.placing,
+        choice.reason,
+        choice.refused,
+        placed.fixup or 0,
+        site.confidence,
+        site.reason,
+        site.state,
+        tuple(page + patch.offset for patch in placed.patches[1:]),
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bt.image import Image
+    from bt.image.symbols import Symbols
     from bt.pagecache import PageCache
     from bt.textmap import Stretch
     from emulator.isa.sensitive import SensitiveInstruction
@@ -82,6 +83,7 @@ class Sites(Sequence[Site]):
 
     def __init__(self, image: Image, parts: Sequence[_Columns]) -> None:
         self._image = image
+        self._plain: memoryview | None = None if image.raw else image.elf
         self._row_of = tactics_of(image.isa.name, image.byte_order).row_of
         self._columns = _Columns(*(np.concatenate(column) for column in zip(_NONE, *parts, strict=True)))
 
@@ -113,6 +115,10 @@ class Sites(Sequence[Site]):
     __hash__ = None  # type: ignore[assignment]
 
     @cached_property
+    def _symbols(self) -> Symbols:
+        return self._image.symbols
+
+    @cached_property
     def _states(self) -> dict[int, str]:
         """The state of each encoding that was asked for."""
         return {}
@@ -127,7 +133,7 @@ class Sites(Sequence[Site]):
             state = self._states[code] = str(getattr(row.match, "state", ""))
         name, text = "", f"{address:#x}"
         if symbol >= 0:
-            start, _, name = image.symbols[symbol]
+            start, _, name = self._symbols[symbol]
             text = f"{name}+{address - start:#x}" if address != start else name
         confidence, words = _KINDS[kind]
         return Site(
@@ -135,7 +141,11 @@ class Sites(Sequence[Site]):
             length=length,
             code=code,
             row=row,
-            bytes=bytes(image.view(address, length) if image.raw else image.elf[file_offset : file_offset + length]),
+            bytes=bytes(
+                self._plain[file_offset : file_offset + length]
+                if self._plain is not None
+                else image.view(address, length)
+            ),
             section=image.sections[section].name if section >= 0 else "",
             symbol=text,
             file_offset=file_offset,

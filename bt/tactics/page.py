@@ -64,23 +64,22 @@ def patch_page(
             placed.append(Placed(Choice(site, Tactic.LEAVE, "it was not chosen")))
             continue
         one = _decide(site, allowed, ground, used, place)
-        apply(code, one)
-        for patch in one.patches:
-            used |= _span(patch.offset, patch.offset + len(patch.code))
+        choice = one.choice
         used |= _span(site.offset, site.offset + site.length)
-        for patch in one.patches[1:]:
-            inside |= _span(patch.offset, patch.offset + len(patch.code))
-        if one.fixup is not None or one.choice.tactic is Tactic.REPLACED:
-            inside |= _span(one.choice.start + 1, one.choice.end) & _natural(page, one.choice)
-            covered, owner, owning = one.choice.end, site.offset, one.fixup or 0
+        for number, patch in enumerate(one.patches):
+            start, new = patch
+            end = start + len(new)
+            code[start:end] = new
+            used |= _span(start, end)
+            if number:
+                inside |= _span(start, end)
+        if one.fixup is not None or choice.tactic is Tactic.REPLACED:
+            start, end = choice.start, choice.end
+            if choice.tactic is not Tactic.REPLACED:  # what was replaced in place can be entered where it could before
+                inside |= _span(start + 1, end)
+            covered, owner, owning = end, site.offset, one.fixup or 0
         placed.append(one)
     return PatchedPage(bytes(code[:PAGE]), tuple(placed), inside)
-
-
-def apply(code: bytearray, one: Placed) -> None:
-    """Make a site's changes in its page's bytes."""
-    for patch in one.patches:
-        code[patch.offset : patch.offset + len(patch.code)] = patch.code
 
 
 def _decide(site: Found, allowed: str, ground: Ground, used: int, place: Place) -> Placed:
@@ -98,8 +97,3 @@ def _decide(site: Found, allowed: str, ground: Ground, used: int, place: Place) 
 
 def _span(start: int, end: int) -> int:
     return (1 << end) - (1 << start) if end > start else 0
-
-
-def _natural(page: CodePage, choice: Choice) -> int:
-    """All offsets, or for code that was replaced in place none: it can be entered wherever it could before."""
-    return 0 if choice.tactic is Tactic.REPLACED else -1
