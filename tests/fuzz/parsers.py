@@ -173,7 +173,7 @@ def _with_symbols() -> bytes:
 def _arm64_image() -> bytes:
     """Linux's Documentation/arm64/booting.rst: two instructions, offset, size, flags, the magic word at 0x38."""
     head = struct.pack("<IIQQQQQQ4sI", 0x1400_0010, 0xD503_201F, 0, 0x4000, 0xA, 0, 0, 0, b"ARM\x64", 0)
-    return head + struct.pack("<III", 0xD538_4100, 0xD69F_03E0, 0xD65F_03C0) * 200
+    return head + struct.pack("<III", 0xD538_4100, 0xD69F_03E0, 0xD65F_03C0) * 400
 
 
 def _zimage() -> bytes:

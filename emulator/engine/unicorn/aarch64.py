@@ -50,7 +50,7 @@ class UnicornAArch64Engine(UnicornCpu):
     """Neither half of the address space has it, and no instruction begins there."""
 
     def __init__(self) -> None:
-        super().__init__(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM, arm64_const.UC_CPU_ARM64_A53)
+        super().__init__(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM, arm64_const.UC_CPU_ARM64_A53, page_size=4096)
         assert self.handle is not None
         self.registers = UnicornAArch64Registers(self.library, self.handle, find_state(self.library, self.handle))
         self.capabilities = CAPABILITIES
