@@ -113,7 +113,7 @@ def test_a_cut_file_gives_an_image_or_a_refusal(name: str, size: int) -> None:
     value=st.sampled_from([0, 1, 0x7FFF_FFFF, 0xFFFF_FFFF, 1 << 62, 1 << 63, (1 << 64) - 1, BASE, BASE + 0x20_0000]),
     headers=st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_extreme_words_give_an_image_or_a_refusal(word: int, value: int, headers: bool) -> None:
     data = bytearray(STRIPPED)
     at = word * 8 % 0x200 if headers else word * 8

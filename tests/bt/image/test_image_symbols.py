@@ -55,7 +55,7 @@ def test_kallsyms_without_absolute_percpu_symbols_count_up_from_their_base() -> 
     st.lists(st.text("abcdefgh_.0123456789", min_size=1, max_size=60), min_size=257, max_size=600),
     st.booleans(),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_kallsyms_of_any_names_are_read_as_written(names: list[str], offsets_last: bool) -> None:
     expected = [(BASE + 2 * index, "tTdr"[index % 4], name) for index, name in enumerate(names)]
     found = kallsyms.find([memoryview(bytes(256) + make_kallsyms(expected, offsets_last=offsets_last))])
@@ -76,7 +76,7 @@ SMALL_TABLE = make_kallsyms(_kernel_symbols(300))
 
 
 @given(st.integers(0, len(SMALL_TABLE) - 1), st.integers(0, 255))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_changed_byte_of_kallsyms_is_survived(position: int, value: int) -> None:
     table = bytearray(SMALL_TABLE)
     table[position] = value

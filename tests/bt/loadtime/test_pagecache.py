@@ -56,7 +56,7 @@ def test_nothing_new_is_not_written(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 255))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_damaged_file_gives_right_findings_or_none(
     tmp_path_factory: pytest.TempPathFactory, at: int, by: int
 ) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from bt.image import Image
 from bt.plan import Plan, read_plan
 from bt.planner import plan
 from bt.scan import scan
@@ -113,8 +112,8 @@ def test_an_unknown_mode_is_refused() -> None:
 
 
 @pytest.mark.kernel
-def test_debians_flag_functions_are_called_without_an_exit(debian: Image) -> None:
-    found = plan(debian, scan(debian), "inline")
+def test_debians_flag_functions_are_called_without_an_exit(debian_inline: Plan) -> None:
+    found = debian_inline
     assert read_plan(json.dumps(found.to_json())) == found
     reasons = [change.reason for change in found.changes]
     for name in ("save_fl", "irq_disable", "irq_enable"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bt import textmap
 from bt.image import Image, linux_tables
 from bt.pagecache import PageCache
-from bt.scan import scan
+from bt.scan import Site, scan
 from tests.bt.image.image_files import BASE
 from tests.bt.rewrite.small_kernel import addresses, image
 
@@ -74,10 +75,10 @@ def test_branches_and_constants_are_leads() -> None:
 
 
 @pytest.mark.kernel
-def test_every_byte_pattern_of_debians_flag_alternatives_is_found(debian: Image) -> None:
+def test_every_byte_pattern_of_debians_flag_alternatives_is_found(debian: Image, debian_sites: Sequence[Site]) -> None:
     rows = linux_tables.of(debian)
     assert rows is not None
-    found = {site.address for site in scan(debian)}
+    found = {site.address for site in debian_sites}
     alternatives = rows.alternatives
     checked = 0
     for index in range(len(alternatives)):
@@ -89,7 +90,7 @@ def test_every_byte_pattern_of_debians_flag_alternatives_is_found(debian: Image)
 
 
 @pytest.mark.kernel
-def test_debians_kernel_has_few_doubtful_sites(debian: Image) -> None:
-    sites = scan(debian)
+def test_debians_kernel_has_few_doubtful_sites(debian_sites: Sequence[Site]) -> None:
+    sites = debian_sites
     assert len(sites) > 3000
     assert sum(site.doubtful for site in sites) < len(sites) / 50
