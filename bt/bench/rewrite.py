@@ -101,8 +101,12 @@ class Figures:
     objdump: float | None
     """User and system seconds of `objdump -d` on the same file; None where it cannot read it or is not there."""
     sites: int
+    covered: int
+    """Of those, with a tactic that is right for them, or left to be patched where the kernel copies them to."""
+    left: int
+    """Of those again, left to be patched there when that runs."""
     text_sites: int
-    """Of those, in .text."""
+    """Of the sites, in .text."""
     without_trap: int
     """Sites that do their work without a fault."""
     text_without_trap: int
@@ -167,6 +171,7 @@ def measure(name: str, path: Path, runs: int = 3) -> Figures:
     from bt.image import from_bytes, load
     from bt.image.elf_form import as_elf
     from bt.scan import scan
+    from bt.tactics.tactics import Tactic
     from bt.textmap import sweep
 
     image = as_elf(load(path))
@@ -196,6 +201,8 @@ def measure(name: str, path: Path, runs: int = 3) -> Figures:
         rewrite=min(commands, key=lambda command: command.wall),
         objdump=objdump,
         sites=len(plan.sites),
+        covered=covered(plan),
+        left=plan.counts()[Tactic.LEAVE.value],
         text_sites=len(_text_sites(plan)),
         without_trap=sum(site.without_trap for site in plan.sites),
         text_without_trap=sum(site.without_trap for site in _text_sites(plan)),
@@ -203,6 +210,36 @@ def measure(name: str, path: Path, runs: int = 3) -> Figures:
         growth=100 * (len(data) - len(elf)) / len(elf),
         restored=rewrite.revert(data, name, appended=True) == elf,
     )
+
+
+def covered(plan: Plan) -> int:
+    """How many sites of a plan have a tactic that is right for them, by what the plan itself holds.
+
+    A trap or other code must stand there, a fixup must be in the plan, and what nothing is done to must exit or do the
+    same by itself. A site that is left (`Tactic.LEAVE`) counts where nobody chose sites: then the kernel copies it
+    elsewhere before it can run, and it is patched there.
+    """
+    from emulator.isa.isas import ISAS
+
+    isa = ISAS[plan.isa]
+    planted = {row.name for row in isa.rows if isa.planted(row)}
+    fixups = {fixup.address for fixup in plan.fixups}
+    return sum(_is_right(site, planted, fixups, plan.chosen) for site in plan.sites)
+
+
+def _is_right(site: PlannedSite, planted: set[str], fixups: set[int], chosen: str) -> bool:
+    from bt.tactics.tactics import Tactic
+
+    changed = site.old != site.new or site.home != 0
+    if site.tactic in (Tactic.INLINE, Tactic.HYPERCALL):
+        return changed and site.fixup in fixups
+    if site.tactic in (Tactic.TRAP, Tactic.REPLACED):
+        return changed
+    if site.tactic is Tactic.COVERED:
+        return site.fixup == 0 or site.fixup in fixups
+    if site.tactic is Tactic.NATIVE:
+        return site.instruction not in planted
+    return site.tactic is Tactic.SAME or not chosen
 
 
 def _seconds(work: Callable[[], T]) -> tuple[float, T]:
@@ -342,7 +379,7 @@ def as_text(figures: Sequence[Figures | tuple[str, RetrapError]], grown: Sequenc
 
 _COLUMNS: Final = (
     *("image", "set", "MiB", "text MiB", "sweep MiB/s", "scan MiB/s", "rewrite s", "CPU s", "peak MiB", "objdump s"),
-    *("sites", "without a trap", "in .text", "growth", "reverted"),
+    *("sites", "covered", "without a trap", "in .text", "growth", "reverted"),
 )
 
 
@@ -359,11 +396,17 @@ def _cells(row: Figures) -> tuple[object, ...]:
         row.rewrite.peak // MIB,
         "-" if row.objdump is None else f"{row.objdump:.2f}",
         row.sites,
+        _covered(row),
         f"{row.without_trap} ({100 * row.without_trap / row.sites if row.sites else 100:.1f} %)",
         f"{row.text_without_trap} of {row.text_sites} ({row.text_share:.1f} %)",
         f"{row.growth:+.2f} %",
         "same" if row.restored else "DIFFERS",
     )
+
+
+def _covered(row: Figures) -> str:
+    share = f"{100 * row.covered / row.sites if row.sites else 100:.2f} %"
+    return f"{row.covered} ({share}), {row.left} where it is copied to" if row.left else f"{row.covered} ({share})"
 
 
 def as_json(figures: Sequence[Figures | tuple[str, RetrapError]], grown: Sequence[Growth]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from click.testing import CliRunner
 from bt.bench import rewrite as bench
 from bt.cli import bench as bench_command
 from bt.image import from_bytes, load
+from bt.planner import plan
 from bt.scan import scan
+from bt.tactics.tactics import Tactic
 from emulator.errors import BadImage, UsageError
+from tests.bt.rewrite.small_kernel import image
 
 SAMPLE = Path(__file__).parents[3] / "samples" / "x86_64" / "sample.elf"
 
@@ -27,6 +31,24 @@ def test_the_samples_figures_add_up() -> None:
     assert 10 * bench.MIB < figures.rewrite.peak < 1000 * bench.MIB
     assert figures.rewrite.cpu > 0
     assert figures.speed == figures.text / bench.MIB / figures.scan
+
+
+def test_a_site_counts_as_covered_only_where_the_plan_does_something_right_about_it() -> None:
+    kernel = image()
+    made = plan(kernel, scan(kernel), "auto")
+    assert bench.covered(made) == len(made.sites)
+    inline = next(site for site in made.sites if site.tactic is Tactic.INLINE)
+    broken = (
+        (replace(inline, new=inline.old), "nothing leads to its fixup"),
+        (replace(inline, fixup=1), "its fixup is not there"),
+        (replace(inline, tactic=Tactic.TRAP, new=inline.old), "no trap stands there"),
+        (replace(inline, instruction="PUSHF", tactic=Tactic.NATIVE), "PUSHF does not exit by itself"),
+    )
+    for site, why in broken:
+        sites = tuple(site if one is inline else one for one in made.sites)
+        assert bench.covered(replace(made, sites=sites)) == len(made.sites) - 1, why
+    left = tuple(replace(one, tactic=Tactic.LEAVE) for one in made.sites)
+    assert bench.covered(replace(made, sites=left, chosen="mnemonic=CLI")) == 0
 
 
 @pytest.mark.parametrize("size", [5000, 1 << 20])
