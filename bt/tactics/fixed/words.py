@@ -81,7 +81,7 @@ def _sweep_stretch(
         start,
         packed(begins),
         packed(targets),
-        packed(np.zeros_like(begins)),
+        np.zeros((end - start) // 8, np.uint8),
         np.concatenate(sites),
         np.concatenate(invalid),
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Places = NDArray[np.int64]
 
 _BLOCK: Final = 1024
+_CHUNK: Final = 1 << 20
 _NOTED: Final = REPORTED | {int(Code.INVALID)}
 
 
@@ -51,9 +52,12 @@ class Chain:
 
     def targets(self) -> Places:
         """Offsets to which direct branches lead; they may lie outside, and repeat."""
-        begins = np.flatnonzero(self.begins)
-        may = begins[MAY_BRANCH[self._code[begins]]]
-        return targets_of(self._code, may, may + self._lengths[may])
+        found = [np.empty(0, np.int64)]
+        for start in range(0, len(self._marks), _CHUNK):
+            begins = np.flatnonzero(self.begins[start : start + _CHUNK]) + start
+            may = begins[MAY_BRANCH[self._code[begins]]]
+            found.append(targets_of(self._code, may, may + self._lengths[may]))
+        return np.concatenate(found)
 
     def sweep(self, parts: Iterable[tuple[int, int]]) -> None:
         """Sweep the parts (start, end) of the code, which are apart; each begins with an instruction."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bt.image import Image
 
 _FILL: Final = b"\xcc" * 16
+_CHUNK: Final = 1 << 20
 _RUN: Final = re.compile(rb"\xcc+")
 
 
@@ -60,7 +61,7 @@ def _sweep_stretch(start: int, end: int, parts: list[tuple[int, bytes]], bits: i
         start,
         packed(begins),
         packed(targets),
-        packed(np.zeros_like(begins)),
+        np.zeros((end - start) // 8, np.uint8),
         np.array(sites, np.int64).reshape(-1, 3),
         np.array(invalid, np.int64),
     )
@@ -83,6 +84,14 @@ def _constants(start: int, code: bytes, stretches: tuple[Stretch, ...], bits: in
     """
     if len(code) < 8:
         return ()
+    found: list[NDArray[np.uint64]] = []
+    for at in range(0, len(code) - 5, _CHUNK):
+        found += _constants_of(start + at, code[at : at + _CHUNK + 5], stretches, bits)
+    return tuple(found)
+
+
+def _constants_of(start: int, code: bytes, stretches: tuple[Stretch, ...], bits: int) -> tuple[NDArray[np.uint64], ...]:
+    """Those of one piece; five bytes that follow it belong to it, too."""
     words = np.ndarray((len(code) - 3,), "<u4", code, strides=(1,))
     low, high = min(stretch.start for stretch in stretches), max(stretch.end for stretch in stretches)
     upper = low & ~0xFFFF_FFFF
