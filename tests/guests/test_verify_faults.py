@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bt.image import from_bytes, load
 from bt.session import Options
-from bt.tactics import page
+from bt.tactics import page, tactics
 from bt.tactics.tactics import Tactic
 from bt.tactics.x86 import assemble as asm
 from bt.tactics.x86 import control_registers, interrupt_flag
@@ -183,14 +184,14 @@ def leave(codes: set[str]) -> Callable[[Patch], None]:
     from emulator.isa.x86.table import ROW_OF_CODE
 
     def damage(patch: Patch) -> None:
-        as_it_is = page.apply
+        as_it_is = page._decide
 
-        def apply(code: bytearray, one: page.Placed) -> None:
-            choice = one.choice
-            if choice.tactic is not Tactic.TRAP or ROW_OF_CODE[choice.site.code].name not in codes:
-                as_it_is(code, one)
+        def decide(*arguments: Any) -> page.Placed:
+            one = as_it_is(*arguments)
+            hit = one.choice.tactic is Tactic.TRAP and ROW_OF_CODE[one.choice.site.code].name in codes
+            return replace(one, patches=()) if hit else one
 
-        patch.setattr(page, "apply", apply)
+        patch.setattr(page, "_decide", decide)
 
     return damage
 
@@ -198,15 +199,16 @@ def leave(codes: set[str]) -> Callable[[Patch], None]:
 def one_byte_off(patch: Patch) -> None:
     """Every trap stands on the second byte of its instruction, where there is one."""
 
-    as_it_is = page.apply
+    as_it_is = page._decide
 
-    def apply(code: bytearray, one: page.Placed) -> None:
-        if one.choice.tactic is Tactic.TRAP and one.choice.site.length > 1:
-            code[one.choice.site.offset + 1] = asm.HLT[0]
-        else:
-            as_it_is(code, one)
+    def decide(*arguments: Any) -> page.Placed:
+        one = as_it_is(*arguments)
+        site = one.choice.site
+        if one.choice.tactic is Tactic.TRAP and site.length > 1:
+            return replace(one, patches=(tactics.Patch(site.offset + 1, asm.HLT),))
+        return one
 
-    patch.setattr(page, "apply", apply)
+    patch.setattr(page, "_decide", decide)
 
 
 TRAPS = (
