@@ -279,6 +279,7 @@ def plot(costs: Sequence[Cost], base: Path) -> list[Path]:
         ) from None
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "retrap"  # the same input gives the same bytes
+    matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
     techniques = list(dict.fromkeys(cost.technique for cost in costs))
@@ -299,7 +300,7 @@ def plot(costs: Sequence[Cost], base: Path) -> list[Path]:
     figure.tight_layout()
     files = [base.with_suffix(".svg"), base.with_suffix(".png")]
     try:
-        figure.savefig(files[0], metadata={"Date": None})
+        figure.savefig(files[0], metadata={"Date": None, "Creator": None})
         figure.savefig(files[1], dpi=120, metadata={"Software": None})
     except OSError as error:
         raise UsageError(f"{base}: the plot cannot be written ({error.strerror}); name another place") from None
