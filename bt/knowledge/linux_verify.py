@@ -7,7 +7,7 @@ sections.h names the section bounds); where a name is not there, its comparison 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from bt.console_compare import LINUX as CONSOLE_RULES
@@ -24,11 +24,33 @@ _NOP: Final = b"\x90"
 _PROTECTION: Final = 1
 """Of a page fault's error code: the page was there (SDM 3A, 4.7)."""
 _INT_80: Final = 0x80
-_SIGNAL_RETURNS, _WAITS, _EXITS = ((15,), (173, 119)), ((61,), (114, 7)), ((60, 231, 59), (1, 252, 11))
-"""rt_sigreturn, sigreturn; wait4, waitpid; exit, exit_group, execve: of 64-bit and of 32-bit code
-(arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """Numbers of system calls."""
+
+    signal_returns: tuple[int, ...]
+    """rt_sigreturn, sigreturn."""
+    waits: tuple[int, ...]
+    """wait4, waitpid."""
+    exits: tuple[int, ...]
+    """exit, exit_group, execve."""
+
+
+_CALLS: Final = {
+    ("x86-64", 64): _Calls((15,), (61,), (60, 231, 59)),
+    ("x86-64", 32): _Calls((173, 119), (114, 7), (1, 252, 11)),
+    ("i386", 32): _Calls((173, 119), (114, 7), (1, 252, 11)),
+    ("aarch64", 64): _Calls((139,), (260,), (93, 94, 221)),
+    ("armv7", 32): _Calls((173, 119), (114, 7), (1, 248, 11)),
+    ("armv7", 16): _Calls((173, 119), (114, 7), (1, 248, 11)),
+    ("mips32", 32): _Calls((4193, 4119), (4114, 4007), (4001, 4246, 4011)),
+}
+"""By instruction set and `Event.bits` (arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl,
+include/uapi/asm-generic/unistd.h, arch/arm/tools/syscall.tbl, arch/mips/kernel/syscalls/syscall_o32.tbl)."""
 _RDMSR, _WRMSR = b"\x0f\x32", b"\x0f\x30"
-_FIXED: Final = "norandmaps"
+FIXED: Final = "norandmaps"
 """The kernel parameter that keeps the addresses of processes the same (Documentation/admin-guide)."""
 _MAGIC: Final = b"070701"
 _HEADER: Final = 110
@@ -65,9 +87,9 @@ def _console(pair: Pair) -> Result:
     return Result(text, Divergence(what, at, None if ours else side, side if ours else None))
 
 
-def _key(pair: Pair, event: Event) -> tuple[int, ...]:
+def key(pair: Pair, event: Event) -> tuple[int, ...]:
     """Number, error, address and what a page fault accessed; of a moved user program the addresses within a page."""
-    fixed = event.level == 0 or _FIXED in pair.command_line.split()
+    fixed = event.level == 0 or FIXED in pair.command_line.split()
     mask = -1 if fixed else 0xFFF
     return event.number, _call(event), event.error, event.rip & mask, event.address & mask
 
@@ -75,16 +97,16 @@ def _key(pair: Pair, event: Event) -> tuple[int, ...]:
 def _kept(pair: Pair, event: Event) -> bool:
     if event.number == _GP and event.level == 0:
         return event.code[:2] not in (_RDMSR, _WRMSR)
-    return event.number != _PF or (not event.error & _PROTECTION and _FIXED in pair.command_line.split())
+    return event.number != _PF or (not event.error & _PROTECTION and FIXED in pair.command_line.split())
 
 
 def _asked_once(calls: list[Event]) -> list[Event]:
     """A process's system calls without returns from signal handlers, and without waits that are asked again."""
     kept: list[Event] = []
     for call in calls:
-        narrow = call.bits == 32
-        again = kept and _call(call) in _WAITS[narrow] and (_call(kept[-1]), kept[-1].rip) == (_call(call), call.rip)
-        if _call(call) not in _SIGNAL_RETURNS[narrow] and not again:
+        known = _CALLS[call.isa, call.bits]
+        again = kept and _call(call) in known.waits and (_call(kept[-1]), kept[-1].rip) == (_call(call), call.rip)
+        if _call(call) not in known.signal_returns and not again:
             kept.append(call)
     return kept
 
@@ -96,12 +118,12 @@ def _call(event: Event) -> int:
     return event.number if event.kind == "system call" else -1
 
 
-def _ends_process(event: Event) -> bool:
+def ends_process(event: Event) -> bool:
     """Whether the process leaves its address space behind it, whose root another process may get."""
-    return _call(event) in _EXITS[event.bits == 32]
+    return _call(event) in _CALLS[event.isa, event.bits].exits
 
 
-def _text(pair: Pair) -> list[tuple[int, int]]:
+def text_range(pair: Pair) -> list[tuple[int, int]]:
     return _between(pair, "_text", "_etext")
 
 
@@ -182,7 +204,7 @@ def members(archive: bytes) -> Iterator[tuple[str, bytes]]:
 
 _TICKS: Final = "the timer ticks at other instructions, and what the kernel does next depends on it"
 
-_REDUCTIONS: Final[dict[str, checks.Reduce]] = {
+REDUCTIONS: Final[dict[str, checks.Reduce]] = {
     "com1": devices.serial_setup,
     "pic-master": devices.interrupt_controller_setup,
     "pic-slave": devices.interrupt_controller_setup,
@@ -209,7 +231,7 @@ LINUX: Final = Profile(
             "latches of the timer's count, indices of clock registers that are only read",
             "characters are the console's, whose lines are compared; an interrupt is masked and ended at each tick; a "
             "clock is read until it is not just changing",
-            checks.device_writes(_REDUCTIONS),
+            checks.device_writes(REDUCTIONS),
         ),
         Rule(
             "system calls",
@@ -218,24 +240,24 @@ LINUX: Final = Profile(
             "at a random address, all but the address within its page",
             "processes are scheduled by the timer, and a signal comes before or in the wait for the process that "
             "ended; the kernel's random numbers come from the time-stamp counter",
-            checks.events("system call", key=_key, last=_ends_process, reduce=_asked_once),
+            checks.events("system call", key=key, last=ends_process, reduce=_asked_once),
         ),
         Rule(
             "software interrupts",
             "per process, the sequence of (vector, address), and the number of INT 0x80's system call",
             "which process comes when; of system calls what is left out above; the kernel's own INT3",
             "processes are scheduled by the timer; it also ticks while the kernel has put INT3 where it patches itself",
-            checks.events("software interrupt", _not_own_breakpoint, _key, _ends_process, _asked_once),
+            checks.events("software interrupt", _not_own_breakpoint, key, ends_process, _asked_once),
         ),
         Rule(
             "exceptions",
             "per process, the sequence of (vector, error code, address)",
             "#GP of RDMSR and WRMSR; page faults on pages that are there; all page faults, unless the command line "
-            f"says {_FIXED}",
+            f"says {FIXED}",
             "the engine has no MSR that faults, so the reference reads 0 where a processor raises #GP, and Linux goes "
             "on alike; after a fork the first to write copies the page, be it parent, child, or the kernel when it "
             "preempts one (restartable sequences); where stack and heap lie is random, and so which pages are touched",
-            checks.events("exception", _kept, _key, _ends_process),
+            checks.events("exception", _kept, key, ends_process),
         ),
         Rule("interrupts", "which vectors came", "how often, and where", _TICKS, checks.vectors),
         Rule(
@@ -244,7 +266,7 @@ LINUX: Final = Profile(
             "long NOPs, on an engine without execute-only pages",
             "nothing else may differ: the guest's frames stay pristine, and what is patched before the start is what "
             "Linux patches itself; where it reads a fixup's jump in place of NOPs that it would join, it leaves them",
-            checks.ranges(_text, _short_nops),
+            checks.ranges(text_range, _short_nops),
         ),
         Rule(
             "read-only data",
@@ -290,7 +312,7 @@ def _of_32_bits(rule: Rule) -> Rule:
         compares="per device, the sequence of (offset, size, value): timer, clock chip, reset and power",
         leaves_out=f"{rule.leaves_out}; the POST port",
         why=f"{rule.why}; port 0x80 is written to wait after each access to the timer, with whatever is in AL",
-        check=checks.device_writes({**_REDUCTIONS, "post": devices.left_out}),
+        check=checks.device_writes({**REDUCTIONS, "post": devices.left_out}),
     )
 
 

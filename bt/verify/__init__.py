@@ -1,7 +1,8 @@
 """Verification: a reference run and rewritten runs of one guest, compared by rules that are data.
 
-Room: `bt`. The reference is the unmodified image at full privilege on the bare machine; same board, same inputs. What
-is compared of which kind of guest, what may differ and why is in `profiles`; `verify` only runs and asks.
+Room: `bt`. The reference is the unmodified image at full privilege on the bare machine (`reference` says what stands
+for it where that cannot be had); same board, same inputs. What is compared of which kind of guest, what may differ and
+why is in `profiles`; `verify` only runs and asks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from bt.verify.engines import Operations, compare_operations
 from bt.verify.guest import Guest
 from bt.verify.observation import observe
 from bt.verify.profiles import profile_for
+from bt.verify.reference import reference_mode
 from bt.verify.rules import Comparison, Pair, compare
 from emulator.errors import GuestFault, Timeout, VerifyFailed
 from emulator.machine import EndKind
@@ -84,13 +86,13 @@ def verify(
     say: Callable[[str], None] = lambda _: None,
     engines: Sequence[str] = (),
 ) -> Verification:
-    """Run `guest` natively and in each of `modes` on each of `engines` (or that of the options), and compare.
+    """Run `guest` as the reference and in each of `modes` on each of `engines` (or that of the options), and compare.
 
     Of `options`, the mode is ignored; the reference runs on the default engine. Raises `Timeout` or `GuestFault` when
     the reference comes to no end, where the guest's manifest does not say that it must.
     """
     say(f"{guest.name}: reference run")
-    options = replace(options, mode="native", plan=None)
+    options = replace(options, mode=reference_mode(guest.image.isa.name), plan=None)
     reference = observe(guest.image, replace(options, engine=Options().engine))
     _check_reference(guest, reference)
     result = Verification(guest, reference)

@@ -33,6 +33,9 @@ class Blame:
     """How many it took."""
     site: PlannedSite | None
     """The site whose fixup makes the difference; None where the runs differ without any."""
+    isa: str = "x86-64"
+    order: str = "little"
+    """The image's byte order."""
 
     def lines(self) -> Sequence[str]:
         """For people."""
@@ -45,7 +48,7 @@ class Blame:
         return (
             f"after {self.runs} runs: without the fixup at {site.address:#x} <{site.symbol}> ({site.instruction}) the "
             "runs agree, with it they do not",
-            *(f"    {line}" for line in disassemble(site.old, site.address)),
+            *(f"    {line}" for line in disassemble(site.old, site.address, self.isa, order=self.order)),
         )
 
 
@@ -76,7 +79,8 @@ def blame(
             good = middle
         else:
             bad = middle
-    return Blame(runs, inline[bad - 1] if inline else None)
+    image = verification.guest.image
+    return Blame(runs, inline[bad - 1] if inline else None, image.isa.name, image.byte_order)
 
 
 def without(whole: Plan, kept: frozenset[int]) -> Plan:

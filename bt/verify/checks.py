@@ -15,6 +15,7 @@ import numpy as np
 from bt.verify.observation import PAGE, Event, Observation, Pages, Write
 from bt.verify.rules import Check, Divergence, Pair, Result, Side
 from bt.verify.show import event_side, instruction_length, memory_side, write_side
+from bt.verify.views import PROCESSORS
 
 ACCESSED = 0x20
 """The bit of a page-table entry that says that its translation was used (SDM 3A, 4.8)."""
@@ -190,19 +191,30 @@ def _in_space(pair: Pair, kind: str, all_left: Sequence[_Space], left: _Space, r
 
 
 def vectors(pair: Pair) -> Result:
-    """Which interrupts came at all."""
-    left, right = ({event.number for event in run.of("interrupt")} for run in (pair.reference, pair.rewritten))
+    """Which interrupts came at all; where lines are noted, which lines."""
+    of = _lines if PROCESSORS[pair.isa].lines else _number
+    left, right = (
+        {one for event in run.of("interrupt") for one in of(event.number)} for run in (pair.reference, pair.rewritten)
+    )
     compared = "vectors " + (", ".join(f"{vector:#x}" for vector in sorted(left)) or "none")
     if left == right:
         return Result(compared)
     vector = min(left ^ right)
     sides = []
     for run in (pair.reference, pair.rewritten):
-        first = next((event for event in run.of("interrupt") if event.number == vector), None)
+        first = next((event for event in run.of("interrupt") if vector in of(event.number)), None)
         sides.append(event_side(pair, first) if first is not None else None)
     last = pair.rewritten.of("interrupt")
-    progress = next((event.progress for event in last if event.number == vector), pair.rewritten.blocks)
+    progress = next((event.progress for event in last if vector in of(event.number)), pair.rewritten.blocks)
     return Result(compared, Divergence(f"interrupt {vector:#x} came in one run only", progress, *sides))
+
+
+def _number(number: int) -> Sequence[int]:
+    return (number,)
+
+
+def _lines(number: int) -> Sequence[int]:
+    return [line for line in range(number.bit_length()) if number >> line & 1]
 
 
 def memory(pair: Pair) -> Result:
@@ -231,7 +243,7 @@ def _differing(pair: Pair, number: int) -> list[int]:
     if number in pair.reference.loader_tables:
         wrong = wrong & np.uint64(0xFFFF_FFFF_FFFF_FFFF ^ ACCESSED)
     flags = wrong.view(np.uint8) != 0
-    start = number * PAGE
+    start = pair.reference.memory.base + number * PAGE
     for physical, size in pair.volatile:
         flags[max(physical - start, 0) : max(physical + size - start, 0)] = False
     return [start + int(at) for at in np.flatnonzero(flags)]
@@ -293,11 +305,12 @@ def processor(names: Callable[[str], bool] = lambda _: True) -> Check:
         text = f"{len(compared)} registers and fields"
         if not wrong:
             return Result(text)
+        pc = PROCESSORS[pair.isa].pc
         sides = [
             Side(
                 ", ".join(f"{name} {run.processor[name]:#x}" for name in wrong[:6]),
-                address=run.processor["RIP"],
-                symbol=pair.symbol(run.processor["RIP"]),
+                address=run.processor[pc],
+                symbol=pair.symbol(run.processor[pc]),
                 registers={name: run.processor[name] for name in wrong},
             )
             for run in (pair.reference, pair.rewritten)
@@ -308,11 +321,11 @@ def processor(names: Callable[[str], bool] = lambda _: True) -> Check:
 
 
 def _same_instruction(pair: Pair, name: str) -> bool:
-    """RIP may be on the instruction that ended the run, or behind it."""
-    if name != "RIP":
+    """The program counter may be on the instruction that ended the run, or behind it."""
+    if name != PROCESSORS[pair.isa].pc:
         return False
-    low, high = sorted((pair.reference.processor["RIP"], pair.rewritten.processor["RIP"]))
+    low, high = sorted((pair.reference.processor[name], pair.rewritten.processor[name]))
     physical = pair.physical(low)
     if physical is None:
         return False
-    return low + instruction_length(pair.reference.memory.read(physical, 15), low) == high
+    return low + instruction_length(pair.reference.memory.read(physical, 15), low, pair.isa, pair.order) == high

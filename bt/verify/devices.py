@@ -1,7 +1,7 @@
 """Which writes to a device say what a guest wants of it, and which only follow the passing of time.
 
 Room: `bt/verify`. One function a device, named in the tables of rules; offsets and bits are those of the data sheets
-(Intel 8259A, 8254; Motorola MC146818A; National PC16550D).
+(Intel 8259A, 8254; Motorola MC146818A; National PC16550D; Arm's GICv2 and PL011).
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from bt.verify.observation import Write
 _ICW1, _OCW3 = 0x10, 0x08
 _INITIALISATION_WORDS: Final = 4
 _PIT_CONTROL: Final = 3
+_GICC_EOIR, _GICC_DIR = 0x10, 0x1000
+_GICD_ENABLES, _GICD_PENDINGS = 0x100, 0x200
+_UARTDR, _UARTIMSC, _UARTICR = 0x00, 0x38, 0x44
 _COUNTER_LATCH, _READ_BACK = 0x30, 0xC0
 
 
@@ -54,3 +57,18 @@ def serial_setup(writes: Sequence[Write]) -> list[Write]:
 def left_out(_writes: Sequence[Write]) -> list[Write]:
     """Nothing of a device that is only written to pass the time."""
     return []
+
+
+def gic_interface(writes: Sequence[Write]) -> list[Write]:
+    """A GIC's CPU interface's writes without those by which interrupts are ended (GICC_EOIR, GICC_DIR)."""
+    return [write for write in writes if write.offset not in (_GICC_EOIR, _GICC_DIR)]
+
+
+def gic_setup(writes: Sequence[Write]) -> list[Write]:
+    """A GIC's distributor's writes without those that mask and unmask single interrupts (GICD_ISENABLER, ICENABLER)."""
+    return [write for write in writes if not _GICD_ENABLES <= write.offset < _GICD_PENDINGS]
+
+
+def pl011_setup(writes: Sequence[Write]) -> list[Write]:
+    """A PL011's writes without characters, interrupt enables and acknowledgements."""
+    return [write for write in writes if write.offset not in (_UARTDR, _UARTIMSC, _UARTICR)]

@@ -1,7 +1,8 @@
 """What one run showed: console, events, device writes, final memory and processor, as plain values.
 
-Room: `bt/verify`. Watches a `Session` from outside and changes nothing of it: guest tables are walked without setting
-an accessed bit. It knows neither the other run nor what may differ.
+Room: `bt/verify`. Watches a `Session` from outside and changes nothing of it. What it sees is the same for every
+instruction set; the processor is looked at by `bt.verify.views`. It knows neither the other run nor what may
+differ.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from bt.session import Options, Session
-from emulator.isa.x86.walk32 import PAE_ROOT, look_up
+from bt.verify.views import PROCESSORS
+from emulator.errors import EngineMissing
 from emulator.native import NativeCpu
-from emulator.native.x86 import X86NativeCpu
-from paravirt.modes.x86.hypervisor import X86Hypervisor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,22 +25,8 @@ if TYPE_CHECKING:
     from bt.image import Image
     from emulator.machine import Outcome
 
-GENERAL: Final = (
-    *("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI"),
-    *("R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"),
-)
-"""General registers in the order of their numbers."""
-_SEGMENTS: Final = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
-_PARTS: Final = ("selector", "base", "limit", "attributes")
-_FRAME: Final = 0x000F_FFFF_FFFF_F000
-_PRESENT, _LARGE = 1, 1 << 7
-_LONGEST: Final = 15
 PAGE: Final = 4096
 _AT_ONCE: Final = 4096
-_LONG_CODE: Final = 1 << 21
-"""Of a code segment's attributes: 64-bit code."""
-_BUSY: Final = 1 << 9
-"""Of a task register's attributes: whether the busy bit that LTR sets is in the cached copy, too."""
 
 
 class Event(NamedTuple):
@@ -49,7 +35,7 @@ class Event(NamedTuple):
     kind: str
     """"exception", "interrupt", "software interrupt" or "system call"."""
     number: int
-    """Vector, or RAX of a system call."""
+    """Vector or class of an exception, the lines of an interrupt, or the number of a system call."""
     error: int
     """Error code; 0 where there is none."""
     rip: int
@@ -57,17 +43,19 @@ class Event(NamedTuple):
     level: int
     """Privilege level it came from."""
     space: int
-    """Guest-physical address of the page-table root: which process."""
+    """Which process: the guest-physical address of the page-table root, or where there is none, the ASID."""
     progress: int
     """Basic blocks the run had executed."""
     registers: tuple[int, ...]
-    """The general registers, then RFLAGS."""
+    """Those that the instruction set's row of `bt.verify.views` names."""
     bits: int
-    """Of the code it came from: 64 or 32."""
+    """Of the code it came from: 64, 32, or 16 for T32."""
     code: bytes
     """The guest's own bytes at `rip`, as far as they were mapped."""
     address: int = 0
-    """What CR2 holds for a page fault; 0 for anything else."""
+    """What a memory fault is about; 0 for anything else."""
+    isa: str = "x86-64"
+    """Name of the guest's instruction set."""
 
 
 class Write(NamedTuple):
@@ -93,15 +81,18 @@ class Pages:
     """Page numbers, ascending."""
     contents: NDArray[np.uint8]
     """One row of 4096 bytes a page."""
+    base: int = 0
+    """Guest-physical address of page 0."""
 
     def read(self, physical: int, size: int) -> bytes:
         """`size` bytes from `physical`; what lies outside memory reads as nothing."""
         out = bytearray()
-        end = min(physical + size, self.size)
-        while physical < end:
-            step = min(end - physical, PAGE - physical % PAGE)
-            out += self.page(physical // PAGE)[physical % PAGE : physical % PAGE + step]
-            physical += step
+        at = physical - self.base
+        end = min(at + size, self.size)
+        while 0 <= at < end:
+            step = min(end - at, PAGE - at % PAGE)
+            out += self.page(at // PAGE)[at % PAGE : at % PAGE + step]
+            at += step
         return bytes(out)
 
     def digest(self) -> str:
@@ -119,8 +110,8 @@ class Pages:
         return bytes(PAGE)
 
 
-def pages_of(memory: memoryview) -> Pages:
-    """A copy of what is in `memory`, whose length is whole pages."""
+def pages_of(memory: memoryview, base: int = 0) -> Pages:
+    """A copy of what is in `memory`, whose length is whole pages, and which begins at guest-physical `base`."""
     rows = np.frombuffer(memory, np.uint8).reshape(-1, PAGE)
     words = rows.view(np.uint64)
     found = [
@@ -128,7 +119,7 @@ def pages_of(memory: memoryview) -> Pages:
         for at in range(0, len(words), _AT_ONCE)
     ]
     numbers = np.concatenate(found) if found else np.empty(0, np.int64)
-    return Pages(len(memory), numbers, rows[numbers])
+    return Pages(len(memory), numbers, rows[numbers], base)
 
 
 @dataclass(slots=True)
@@ -142,7 +133,7 @@ class Observation:
     writes: list[Write]
     memory: Pages
     processor: dict[str, int]
-    """The registers at the end, by name; a segment gives its selector, base, limit and attributes."""
+    """The registers at the end, by name; x86's segments give selector, base, limit and attributes."""
     loader_tables: frozenset[int]
     """Page numbers of the page tables that the loader made, and that the guest began with."""
     exits: dict[str, int]
@@ -169,94 +160,42 @@ class Observation:
 class _Watch:
     """Notes what happens in a session."""
 
-    def __init__(self, session: Session, console: bytearray) -> None:
-        self.session = session
-        self.console = console
+    def __init__(self, session: Session) -> None:
         self.events: list[Event] = []
         self.writes: list[Write] = []
-        driver = session.driver
-        assert isinstance(driver, X86NativeCpu | X86Hypervisor)
-        self.cpu = driver if isinstance(driver, X86NativeCpu) else driver.vcpu
-        self._bits = session.image.isa.bits
+        self._isa = name = session.image.isa.name
+        processor = PROCESSORS.get(name)
+        if processor is None:
+            raise EngineMissing(f"{name} guests cannot be verified; those of {', '.join(PROCESSORS)} can")
+        self.view = processor.load()(session)
         self._engine = session.machine.engine
-        self._words = session.machine.memory.words
-        self._bytes = session.machine.memory.view
-        driver.observe = self._event
-        session.machine.board.ports.trace = self._write
-        session.machine.board.mmio.trace = self._write
+        session.driver.observe = self._event
+        board = session.machine.board
+        board.mmio.trace = self._write
+        if (ports := getattr(board, "ports", None)) is not None:
+            ports.trace = self._write
 
-    def root(self) -> int:
-        """Guest-physical address of the page-table root."""
-        return self._cr3() & (_FRAME if self._bits == 64 else PAE_ROOT)
-
-    def _cr3(self) -> int:
-        cpu = self.cpu
-        return int(cpu.registers.control(3)) if isinstance(cpu, X86NativeCpu) else cpu.cr3
-
-    def _code(self, rip: int) -> bytes:
-        """The instruction bytes at a guest-virtual address."""
-        if self._bits == 64:
-            return peek(self._words, self._bytes, self.root(), rip)
-        cpu = self.cpu
-        physical = look_up(self._bytes, cpu.cr0, cpu.cr4, self._cr3(), rip + cpu.segment(1)[1])
-        return up_to_the_page(self._bytes, physical)
-
-    def _event(self, kind: str, number: int, error: int, rip: int, address: int) -> None:
-        cpu, root = self.cpu, self.root()
-        registers = (*map(int, cpu.gpr), cpu.rflags)
-        bits = 64 if cpu.segment(1)[3] & _LONG_CODE else 32
-        code = self._code(rip)
+    def _event(self, kind: str, number: int, error: int, pc: int, address: int) -> None:
+        view = self.view
         progress = self._engine.progress
-        self.events.append(Event(kind, number, error, rip, cpu.cpl, root, progress, registers, bits, code, address))
+        self.events.append(
+            Event(
+                *view.named(kind, number),
+                error,
+                pc,
+                view.level,
+                view.space(),
+                progress,
+                view.registers(),
+                view.bits,
+                view.code(pc),
+                address,
+                self._isa,
+            )
+        )
 
     def _write(self, _kind: str, device: str, offset: int, size: int, value: int) -> None:
-        self.writes.append(Write(device, offset, size, value, self.cpu.rip, self._engine.progress))
-
-
-def peek(words: memoryview, memory: memoryview, root: int, address: int) -> bytes:
-    """Up to 15 bytes of the page at a guest-virtual address; nothing is marked as accessed. Empty where unmapped."""
-    if (address + 0x8000_0000_0000) >> 48 & 0xFFFF:
-        return b""
-    entry, shift = root | _PRESENT, 48
-    while shift > 12:
-        table, shift = entry & _FRAME, shift - 9
-        at = (table >> 3) + (address >> shift & 511)
-        if not table + PAGE <= len(memory):
-            return b""
-        entry = words[at]
-        if not entry & _PRESENT:
-            return b""
-        if entry & _LARGE and shift in (30, 21):
-            break
-    mask = (1 << shift) - 1
-    return up_to_the_page(memory, entry & _FRAME & ~mask | address & mask)
-
-
-def up_to_the_page(memory: memoryview, physical: int) -> bytes:
-    """Up to 15 bytes from a guest-physical address, within its page; none outside of memory."""
-    if physical < 0:
-        return b""
-    end = min(physical + _LONGEST, (physical | PAGE - 1) + 1)
-    return bytes(memory[physical:end]) if end <= len(memory) else b""
-
-
-def tables_from(words: memoryview, size: int, root: int) -> frozenset[int]:
-    """Page numbers of all page tables that are reachable from `root`."""
-    found: set[int] = set()
-
-    def visit(table: int, level: int) -> None:
-        if table + PAGE > size or table >> 12 in found:
-            return
-        found.add(table >> 12)
-        if level == 1:
-            return
-        for at in range(table >> 3, (table >> 3) + 512):
-            entry = words[at]
-            if entry & _PRESENT and not (entry & _LARGE and level < 4):
-                visit(entry & _FRAME, level - 1)
-
-    visit(root & _FRAME, 4)
-    return frozenset(found)
+        self.writes.append(Write(device, offset, size, value, self.view.pc, self._engine.progress))
 
 
 def observe(image: Image, options: Options) -> Observation:
@@ -264,11 +203,9 @@ def observe(image: Image, options: Options) -> Observation:
     console = bytearray()
     session = Session(image, options, console.extend)
     try:
-        watch = _Watch(session, console)
+        watch = _Watch(session)
         machine = session.machine
-        tables: frozenset[int] = frozenset()
-        if session.image.isa.bits == 64:  # a 32-bit guest begins without paging
-            tables = tables_from(machine.memory.words, machine.memory.size, watch.root())
+        tables = watch.view.loader_tables()
         outcome = session.run()
         return Observation(
             mode=options.mode,
@@ -276,8 +213,8 @@ def observe(image: Image, options: Options) -> Observation:
             console=bytes(console),
             events=watch.events,
             writes=watch.writes,
-            memory=pages_of(machine.memory.view),
-            processor=dict(_processor(session)),
+            memory=pages_of(machine.memory.view, machine.memory.base),
+            processor=dict(watch.view.final()),
             loader_tables=tables,
             exits=dict(_exits(session)),
             blocks=machine.engine.progress,
@@ -297,23 +234,3 @@ def _exits(session: Session) -> Iterator[tuple[str, int]]:
     else:
         for (operation, route), count in sorted(driver.exits.counts.items()):
             yield f"{operation} ({route})", count
-
-
-def _processor(session: Session) -> Iterator[tuple[str, int]]:
-    """What both drivers have, from their `state`."""
-    driver = session.driver
-    state = driver.state
-    gpr, rip, rflags, level, controls, syscall, tables, segments = state[:8]
-    yield from zip(GENERAL, gpr, strict=True)
-    yield from (("RIP", rip), ("RFLAGS", rflags), ("CPL", level))
-    yield from zip(("CR0", "CR2", "CR3", "CR4"), controls[:4], strict=True)
-    yield "EFER", controls[-1]
-    yield from zip(("STAR", "LSTAR", "CSTAR", "FMASK", "KERNEL_GS_BASE"), syscall, strict=True)
-    yield from zip(("GDTR.base", "GDTR.limit", "IDTR.base", "IDTR.limit"), tables, strict=True)
-    for name, (selector, base, limit, attributes) in zip(_SEGMENTS, segments, strict=True):
-        kept = attributes & ~_BUSY if name == "TR" else attributes
-        fields = (selector, base, limit, kept)
-        yield from (
-            (f"{name}.{part}", value)
-            for part, value in zip(("selector", "base", "limit", "attributes"), fields, strict=True)
-        )

@@ -5,6 +5,7 @@ Room: `bt/verify`. The documentation prints these tables. What is known of a par
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from bt.verify import checks, devices
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
     from bt.verify.observation import Event
 
 _NM: Final = 7
+_X86: Final = frozenset({"x86-64", "i386"})
+_MIPS_TIMED: Final = frozenset({1, 2, 3, 11})
+"""Mod, TLBL, TLBS; CpU."""
 
 
 def _not_lazy_switch(_pair: Pair, event: Event) -> bool:
-    return not (event.number == _NM and event.level == 3)
+    return not (event.number == _NM and event.level == 3 and event.isa in _X86)
 
 
 EXACT: Final = Profile(
@@ -30,8 +34,8 @@ EXACT: Final = Profile(
         Rule(
             "device writes",
             "per device, the sequence of (offset, size, value)",
-            "writes that end an interrupt (OCW2 of the 8259 pair), that latch a count of the timer, and indices of "
-            "clock registers that are only read",
+            "writes that end an interrupt (OCW2 of the 8259 pair, EOIR of a GIC), that latch a count of the timer, and "
+            "indices of clock registers that are only read; the window of ports, whose devices are compared themselves",
             "how many ticks fit in a stretch of code, and how often a clock is read until something is due, depends on "
             "time, which is counted in blocks",
             checks.device_writes(
@@ -40,6 +44,8 @@ EXACT: Final = Profile(
                     "pic-slave": devices.interrupt_controller,
                     "pit": devices.timer,
                     "rtc": devices.clock_chip,
+                    "pci-io": devices.left_out,
+                    "gic-cpu": devices.gic_interface,
                 }
             ),
         ),
@@ -95,17 +101,43 @@ EXACT: Final = Profile(
 )
 
 
-def profile_for(image: Image) -> Profile:
-    """The rules for an image: those of its kernel where it is known, else the exact ones."""
-    if image.linux is None:
-        return EXACT
-    from bt.knowledge.linux_verify import LINUX, LINUX_32
+def _untimed(_pair: Pair, event: Event) -> bool:
+    return event.number not in _MIPS_TIMED
 
-    return LINUX if image.isa.bits == 64 else LINUX_32
+
+def _of_mips(rule: Rule) -> Rule:
+    if rule.name != "exceptions":
+        return rule
+    return replace(
+        rule,
+        compares="per address space, the sequence of (code, error, address, BadVAddr)",
+        leaves_out="which address space comes when; misses of the TLB, and a coprocessor that is not usable",
+        why="processes are preempted by the timer, and with them TLB entries and the user of the coprocessor change",
+        check=checks.events("exception", _untimed),
+    )
+
+
+EXACT_MIPS: Final = replace(EXACT, name="exact-mips32", rules=tuple(map(_of_mips, EXACT.rules)))
+"""The exact rules where the guest fills the TLB itself."""
+
+_EXACT: Final[dict[str, Profile]] = {"mips32": EXACT_MIPS}
+"""Exact rules by instruction set, where they are not `EXACT`."""
+
+
+def _of_linux() -> dict[str, Profile]:
+    from bt.knowledge.linux_verify import LINUX, LINUX_32
+    from bt.knowledge.linux_verify_arm import LINUX_ARM, LINUX_ARM64
+    from bt.knowledge.linux_verify_mips import LINUX_MIPS
+
+    return {"x86-64": LINUX, "i386": LINUX_32, "aarch64": LINUX_ARM64, "armv7": LINUX_ARM, "mips32": LINUX_MIPS}
+
+
+def profile_for(image: Image) -> Profile:
+    """The rules for an image: those of its kernel where it is known, else the exact ones of its instruction set."""
+    exact = _EXACT.get(image.isa.name, EXACT)
+    return exact if image.linux is None else _of_linux().get(image.isa.name, exact)
 
 
 def profiles() -> tuple[Profile, ...]:
     """Every table of rules."""
-    from bt.knowledge.linux_verify import LINUX, LINUX_32
-
-    return EXACT, LINUX, LINUX_32
+    return EXACT, *_EXACT.values(), *_of_linux().values()

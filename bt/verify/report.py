@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt.report.text import table
 from bt.verify.engines import STEADY
+from bt.verify.reference import FULL_PRIVILEGE, explain
 
 if TYPE_CHECKING:
     from bt.console_compare import Comparison as ConsoleComparison
@@ -31,7 +32,9 @@ def text(verification: Verification) -> str:
 
 
 def _lines(verification: Verification) -> Iterator[str]:
+    isa = verification.guest.image.isa.name
     yield f"{verification.guest.name}: the reference {_run(verification.reference)}"
+    yield f"The reference ran {explain(verification.reference.mode, isa)}."
     for comparison in verification.comparisons:
         yield ""
         yield from _comparison_lines(comparison)
@@ -139,7 +142,12 @@ def as_json(verification: Verification) -> dict[str, Any]:
         "guest": verification.guest.name,
         "sha256": verification.guest.image.sha256,
         "passed": verification.passed,
-        "reference": _run_json(verification.reference),
+        "isa": verification.guest.image.isa.name,
+        "reference": {
+            **_run_json(verification.reference),
+            "full_privilege": verification.reference.mode == FULL_PRIVILEGE,
+            "ran": explain(verification.reference.mode, verification.guest.image.isa.name),
+        },
         "runs": [_comparison_json(comparison) for comparison in verification.comparisons],
         "operations": [
             {

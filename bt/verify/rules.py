@@ -27,7 +27,7 @@ class Side:
     disassembly: tuple[str, ...] = ()
     """The guest's own instructions from there on, each with its address and bytes."""
     registers: dict[str, int] = field(default_factory=dict)
-    """General registers and RFLAGS at that moment; empty where they are not known."""
+    """General registers and status at that moment; empty where they are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,16 @@ class Pair:
     """Guest-physical (address, size) of what the guest itself declares to depend on time."""
     initrd: bytes = b""
     command_line: str = ""
+
+    @property
+    def isa(self) -> str:
+        """Name of the guest's instruction set."""
+        return self.image.isa.name
+
+    @property
+    def order(self) -> str:
+        """Byte order of the guest: "little" or "big"."""
+        return self.image.byte_order
 
     def symbol(self, address: int) -> str:
         """Name of a guest-virtual address."""

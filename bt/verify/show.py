@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bt.verify.observation import GENERAL
+from bt.disassembly import BAD
+from bt.disassembly import disassemble as decode
 from bt.verify.rules import Side
+from bt.verify.views import PROCESSORS
 
 if TYPE_CHECKING:
     from bt.verify.observation import Event, Observation, Write
@@ -19,41 +21,35 @@ SHOWN: Final = 3
 _AROUND: Final = 16
 """Bytes that are shown of memory."""
 _ASCII: Final = range(0x20, 0x7F)
-VECTORS: Final = {
-    0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS", 11: "#NP",
-    12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM", 21: "#CP",
-}  # fmt: skip
-"""The vendor's names of the exceptions (SDM 3A, table 6-1)."""
 
 
-def disassemble(code: bytes, address: int, bits: int = 64) -> tuple[str, ...]:
-    """The first instructions of `code`, each as address, bytes and text."""
-    from iced_x86 import Code, Decoder, Formatter, FormatterSyntax
-
-    formatter = Formatter(FormatterSyntax.INTEL)
+def disassemble(
+    code: bytes, address: int, isa: str = "x86-64", bits: int = 0, order: str = "little"
+) -> tuple[str, ...]:
+    """The first instructions of `code`, each as address, bytes and text; `bits` as an event's, 0 for the kernel's."""
+    states = PROCESSORS[isa].states
+    name, state = states[bits] if bits in states else next(iter(states.values()))
     lines: list[str] = []
-    for instruction in Decoder(bits, code, ip=address):
-        if instruction.code == Code.INVALID or len(lines) == SHOWN:
+    for line in decode(code, address, SHOWN, isa=name, order=order, state=state):
+        if line.text == BAD:
             break
-        at = instruction.ip - address
-        text = formatter.format(instruction)
-        lines.append(f"{instruction.ip:016x}  {code[at : at + instruction.len].hex(' '):<30}  {text}")
+        lines.append(f"{line.address:0{PROCESSORS[isa].digits}x}  {line.bytes.hex(' '):<30}  {line.text}")
     return tuple(lines)
 
 
-def instruction_length(code: bytes, address: int) -> int:
+def instruction_length(code: bytes, address: int, isa: str = "x86-64", order: str = "little") -> int:
     """Bytes of the first instruction of `code`; 0 where there is none."""
-    from iced_x86 import Code, Decoder
+    name, state = next(iter(PROCESSORS[isa].states.values()))
+    for line in decode(code, address, 1, isa=name, order=order, state=state):
+        return 0 if line.text == BAD else len(line.bytes)
+    return 0
 
-    instruction = Decoder(64, code, ip=address).decode()
-    return 0 if instruction.code == Code.INVALID else int(instruction.len)
 
-
-def describe(event: Event) -> str:
+def describe(event: Event, isa: str = "x86-64") -> str:
     """An event in one clause."""
     if event.kind == "system call":
         return f"system call {event.number}"
-    name = VECTORS.get(event.number, "")
+    name = PROCESSORS[isa].vectors.get(event.number, "")
     text = f"{event.kind} {event.number}" + (f" ({name})" if name and event.kind == "exception" else "")
     text += f", error {event.error:#x}" if event.error else ""
     text += f", accessing {event.address:#x}" if event.address else ""
@@ -63,11 +59,11 @@ def describe(event: Event) -> str:
 def event_side(pair: Pair, event: Event) -> Side:
     """A run at an event."""
     return Side(
-        f"{describe(event)}, after {event.progress} blocks",
+        f"{describe(event, pair.isa)}, after {event.progress} blocks",
         event.rip,
         pair.symbol(event.rip),
-        disassemble(event.code, event.rip, event.bits),
-        dict(zip((*GENERAL, "RFLAGS"), event.registers, strict=True)),
+        disassemble(event.code, event.rip, pair.isa, event.bits, pair.order),
+        dict(zip(PROCESSORS[pair.isa].noted, event.registers, strict=True)),
     )
 
 
@@ -78,7 +74,10 @@ def write_side(pair: Pair, write: Write) -> Side:
     physical = pair.physical(write.rip)
     code = pair.reference.memory.read(physical, 48) if physical is not None else b""
     return Side(
-        f"{text}, after {write.progress} blocks", write.rip, pair.symbol(write.rip), disassemble(code, write.rip)
+        f"{text}, after {write.progress} blocks",
+        write.rip,
+        pair.symbol(write.rip),
+        disassemble(code, write.rip, pair.isa, order=pair.order),
     )
 
 
@@ -90,4 +89,4 @@ def memory_side(pair: Pair, run: Observation, physical: int) -> Side:
         return Side(here)
     segment = pair.image.segment_at(address - pair.delta)
     code = run.memory.read(physical, 48) if segment is not None and segment.executable else b""
-    return Side(here, address, pair.symbol(address), disassemble(code, address))
+    return Side(here, address, pair.symbol(address), disassemble(code, address, pair.isa, order=pair.order))

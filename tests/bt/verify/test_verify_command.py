@@ -13,8 +13,9 @@ from bt.image import from_bytes, load
 from bt.session import Options, Session
 from bt.verify import verify
 from bt.verify.guest import of
-from bt.verify.observation import observe, peek, tables_from
+from bt.verify.observation import observe
 from bt.verify.third_party import compare_with_qemu
+from bt.verify.views.x86 import peek, tables_from
 from emulator.machine import Limits
 from tests.bt.image.image_files import Part, make_elf
 from tests.bt.verify.tiny_guest import DATA, STACK, TEXT, tiny_guest

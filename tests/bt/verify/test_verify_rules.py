@@ -10,9 +10,10 @@ from bt.image import Image, from_bytes
 from bt.initramfs import Entry, newc
 from bt.knowledge.linux_verify import LINUX, members
 from bt.verify import devices
-from bt.verify.observation import GENERAL, Event, Observation, Write, pages_of
+from bt.verify.observation import Event, Observation, Write, pages_of
 from bt.verify.profiles import EXACT, profile_for, profiles
 from bt.verify.rules import Comparison, Finding, Pair, compare, rows
+from bt.verify.views import GENERAL
 from emulator.machine import EndKind, Outcome
 from tests.bt.image.image_files import BASE, PHYSICAL, make_elf
 

@@ -1,0 +1,77 @@
+"""A look at a MIPS32 processor.
+
+Room: `bt/verify/views`. Names are those of the Privileged Resource Architecture (MD00090). There is no page-table
+root that the processor knows: an address space is told by its ASID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from bt.verify.views.view import View
+from emulator.isa.exceptions import ArchitecturalException
+from paravirt.modes.mips.hypervisor import MipsHypervisor
+
+if TYPE_CHECKING:
+    from bt.session import Session
+
+_ASID: Final = 0xFF
+_SYSCALL: Final = 8
+"""Cause.ExcCode Sys."""
+_V0: Final = 2
+_NAMES: Final = (
+    *("EntryLo0", "EntryLo1", "Context", "PageMask", "Wired", "HWREna", "BadVAddr", "EntryHi", "Status", "IntCtl"),
+    *("Cause", "EPC", "EBase", "ErrorEPC", "Index"),
+)
+
+
+class MipsView(View):
+    """The virtual processor, or that of a reference run, which has the same names."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        driver = session.driver
+        self.cpu: Any = driver.vcpu if isinstance(driver, MipsHypervisor) else driver
+        self.real = session.machine.engine.registers
+
+    @property
+    def pc(self) -> int:
+        """PC, or the branch in whose delay slot it is."""
+        return int(self.real.restart_address)
+
+    @property
+    def level(self) -> int:
+        """0 in kernel mode."""
+        return int(self.cpu.level)
+
+    def named(self, kind: str, number: int) -> tuple[str, int]:
+        """SYSCALL is an exception like others; its number is in v0."""
+        if kind == "exception" and number == _SYSCALL:
+            return "system call", int(self.real.gpr[_V0])
+        return kind, number
+
+    def space(self) -> int:
+        """The ASID."""
+        return int(self.cpu.read("EntryHi")) & _ASID
+
+    def registers(self) -> tuple[int, ...]:
+        """The general registers and Status."""
+        return (*map(int, self.real.gpr), int(self.cpu.read("Status")))
+
+    def code(self, address: int) -> bytes:
+        """By the guest's own TLB."""
+        try:
+            physical = self.cpu.translate(address, False, False)[0]
+        except ArchitecturalException:
+            return b""
+        return self.from_page(physical)
+
+    def final(self) -> Iterator[tuple[str, int]]:
+        """General, multiplier, floating-point and system registers."""
+        real = self.real
+        yield from ((f"R{number}", int(value)) for number, value in enumerate(real.gpr))
+        yield from (("PC", self.pc), ("HI", real.hi), ("LO", real.lo), ("UserLocal", real.user_local))
+        yield from ((f"F{number}", int(value)) for number, value in enumerate(real.fpr))
+        yield "FCSR", real.fcsr
+        yield from ((name, int(self.cpu.read(name))) for name in _NAMES)
