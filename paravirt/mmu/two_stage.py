@@ -247,9 +247,12 @@ class TwoStage:
         shadow.flush_tlb()
 
     def _drop(self, table: int) -> None:
-        """Drop the translations in a table, and the links that the guest has changed."""
+        """Drop the translations in a table, and the links that the guest has changed. Above level 2 there are links
+        only, and entries of the engine's own."""
         pool = self._shadow.pool
         pool.revalidate(table)
+        if pool.level_of[table] > 2:
+            return
         own = pool.own(table)
         places = np.flatnonzero(own)
         if pool.level_of[table] > 1:

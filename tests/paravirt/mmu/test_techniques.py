@@ -307,6 +307,18 @@ def test_a_full_pool_is_emptied_and_the_guest_does_not_notice(technique: str) ->
     assert len(emptied) > 3
 
 
+def test_two_stage_leaves_an_engines_own_entry_of_the_root_alone() -> None:
+    mmu = GuestMmu("two-stage")
+    mmu.tables.map(PAGE, FRAME | RIGHTS)
+    mmu.access(PAGE)
+    at = (mmu.root - layout.TABLES_BASE >> 3) + 257
+    mmu.shadow.pool.words[at] = 1 << 38 | 0x63
+    for flush in FLUSHES.values():
+        flush(mmu)
+        assert mmu.access(PAGE) == FRAME
+        assert mmu.shadow.pool.words[at] == 1 << 38 | 0x63
+
+
 def test_two_stage_counts_24_loads_for_each_cold_walk_and_forgets_at_each_flush() -> None:
     mmu = GuestMmu("two-stage")
     mmu.tables.map(PAGE, FRAME | RIGHTS)
