@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
     from bt.image.image import Image
 
-_STT_SECTION, _STT_FILE = 3, 4
+_STT_FUNC, _STT_SECTION, _STT_FILE = 2, 3, 4
+_STATE_BIT: Final = {"armv7": 1}
+"""Bit of a function's address that tells the state it is of, and is no part of where it lies."""
+_MAPPING: Final = ("$a", "$t", "$d", "$x")
+"""Names (before a dot) of symbols on ARM that tell what is code, and name nothing (AAELF32 5.5.5)."""
 _STB_GLOBAL, _STB_WEAK = 1, 2
 _SHN_UNDEF, _SHN_ABS, _SHN_RESERVED = 0, 0xFFF1, 0xFF00
 
@@ -177,6 +181,7 @@ def _read_symtab(table: Section, image: Image) -> list[Symbol]:
             f"section {table.link} of {len(sections)}; it is damaged: strip it or build it again",
         )
     names = bytes(sections[table.link].data)
+    state_bit = _STATE_BIT.get(image.isa.name, 0)
     symbols = []
     for entry in form.symbol.iter_unpack(table.data):
         if form.bits == 64:
@@ -189,7 +194,9 @@ def _read_symtab(table: Section, image: Image) -> list[Symbol]:
             value += sections[index].vaddr
         end = names.find(b"\0", name_at)
         name = names[name_at : end if end >= 0 else len(names)].decode("utf-8", "replace")
-        if name:
+        if info & 15 == _STT_FUNC:
+            value &= ~state_bit
+        if name and name.split(".", 1)[0] not in _MAPPING:
             symbols.append((value, info >> 4 not in (_STB_GLOBAL, _STB_WEAK), name, _letter(info, index, sections)))
     symbols.sort()  # global before local at one address
     return [Symbol(address, letter, name) for address, _, name, letter in symbols]

@@ -1,6 +1,6 @@
 """`ArmTactics`: scanning and rewriting of ARMv7 code, and the ladder of an ARM guest.
 
-Room: `bt/tactics/arm`. Kernels are A32 unless their image says otherwise (`states`); at run time a page is A32. What is
+Room: `bt/tactics/arm`. Code is A32 unless its image says otherwise (`arm_states`); at run time a page is A32. What is
 replaced in place, done in a fixup, or left to a trap is decided here, site by site.
 """
 
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from bt.image import arm_states
 from bt.pagescan import PAGE, Found, PageScan
-from bt.tactics.arm import templates
+from bt.tactics.arm import mixed, templates, thumb
+from bt.tactics.arm.mixed import FIRST_T32
 from bt.tactics.arm.templates import Template
+from bt.tactics.arm.thumb_fixups import ThumbGround, body_of, instruction_at
 from bt.tactics.arm.words import (
     ALWAYS,
     AROUND,
@@ -30,7 +33,7 @@ from bt.tactics.arm.words import (
 )
 from bt.tactics.fixed import words
 from bt.tactics.fixed.body import Body, Call
-from bt.tactics.fixed.ladder import FixedLadder, Replacement
+from bt.tactics.fixed.ladder import FixedGround, FixedLadder, Replacement
 from bt.tactics.fixed.tactics import FixedWidth
 from bt.tactics.tactics import CodePage, Refused, Region, Tactic
 from emulator.isa.arm.table import A32_TABLE
@@ -68,6 +71,7 @@ class ArmTactics(FixedWidth):
     """See `bt.tactics.tactics.Tactics`."""
 
     far_size = 8
+    revision = 2
 
     @cached_property
     def table(self) -> PatternTable:
@@ -87,8 +91,10 @@ class ArmTactics(FixedWidth):
         return packed(LOAD_PC, target)
 
     def trap(self, site: Found) -> bytes:
-        """UDF, which is unconditional: the condition is looked at when it has trapped."""
-        return packed(UDF)
+        """UDF, which is unconditional: the condition is looked at when it has trapped. As wide as the instruction."""
+        if site.code < FIRST_T32:
+            return packed(UDF)
+        return thumb.packed(thumb.UDF if site.length == 2 else thumb.UDF_WIDE)
 
     @property
     def fill(self) -> bytes:
@@ -100,8 +106,11 @@ class ArmTactics(FixedWidth):
         return literal_words(code)
 
     def sweep(self, image: Image) -> tuple[Stretch, ...]:
-        """Every word that is no literal; of the rows that random data looks like, only those among instructions."""
-        stretches = super().sweep(image)
+        """Every instruction that is no literal; of the rows that random data looks like, only those among others."""
+        states = arm_states.of(image)
+        stretches = super().sweep(image) if states.plain else mixed.sweep(image, states)
+        if states.exact:
+            return stretches
         return tuple(replace(stretch, sites=self._plausible(image, stretch)) for stretch in stretches)
 
     def _plausible(self, image: Image, stretch: Stretch) -> NDArray[np.int64]:
@@ -116,7 +125,7 @@ class ArmTactics(FixedWidth):
                 continue
             values = words.words_of(image.view(start, min(end, stretch.end + 4 * AROUND) - start), self.byte_order)
             places = offsets[here] - (start - stretch.start) >> 2
-            loose = ~self._are_distinct(rows[here], values[places])
+            loose = (rows[here] < FIRST_T32) & ~self._are_distinct(rows[here], values[places])
             keep[here[loose]] = ~sparse_at(values, places[loose])
         return stretch.sites[keep]
 
@@ -215,18 +224,23 @@ class ArmLadder(FixedLadder):
         """Thread registers exchanged, and cache maintenance left out."""
         row = self.tactics.row_of(site.code)
         word = _word(page, site)
+        thumbs = site.code >= FIRST_T32
+        encode = thumb.packed if thumbs else packed
         if row.operation is Operation.MAINTAIN_CACHES:
-            return Replacement(packed(NOP), "stores to code are seen by their mapping, so no cache is to be maintained")
+            nop = thumb.NOP_WIDE if thumbs else NOP
+            return Replacement(encode(nop), "stores to code are seen by their mapping, so no cache is to be maintained")
         number = {_READ_PRIVATE: 3, _READ_READ_ONLY: 2, _WRITE_READ_ONLY: 2}.get(word & _TPIDR)
-        if number is None:
+        if number is None or site.length != 4:
             return None
         return Replacement(
-            packed(word & ~0xE0 | number << 5), "the register's value is kept in one that user mode may access"
+            encode(word & ~0xE0 | number << 5), "the register's value is kept in one that user mode may access"
         )
 
     def body(self, page: CodePage, site: Found, strategy: str) -> tuple[Tactic, str, Body]:
         """A template, or a call for the whole instruction."""
         row = self.tactics.row_of(site.code)
+        if site.code >= FIRST_T32:
+            return self._thumb_body(page, site, strategy, row)
         word = _word(page, site)
         condition = word >> 28 if word >> 28 < ALWAYS else ALWAYS
         instruction = packed(word)
@@ -245,9 +259,59 @@ class ArmLadder(FixedLadder):
         call = Call(packed(UDF), row.operation, site.offset, instruction)
         return Tactic.HYPERCALL, "the hypervisor does it", Body((call,), site.offset, site.offset + 4)
 
+    def _thumb_body(
+        self, page: CodePage, site: Found, strategy: str, row: SensitiveInstruction
+    ) -> tuple[Tactic, str, Body]:
+        """A32's template, or a call, entered from T32 and left to it."""
+        if strategy in ("inline", "auto"):
+            template = _template_t32(row.name, _word(page, site), site.length)
+            if template is not None:
+                return (
+                    Tactic.INLINE,
+                    f"{template.name}, by the shared page",
+                    body_of(page, site, template, row.operation),
+                )
+        if strategy == "inline":
+            raise Refused("no fixup without the hypervisor is known for it")
+        if Route.HYPERCALL not in row.routes or not self.tactics.needs_trap(site.code):
+            raise Refused("a call would cost as much as its trap")
+        if strategy == "auto":
+            raise Refused("a call would cost as much as a planted trap")
+        return Tactic.HYPERCALL, "the hypervisor does it", body_of(page, site, None, row.operation)
+
+    def survey(self, page: CodePage) -> FixedGround:
+        """The page; fixups of T32 sites are reached and left by T32 branches."""
+        return ThumbGround(self, page)
+
 
 def _word(page: CodePage, site: Found) -> int:
+    if site.code >= FIRST_T32:
+        return instruction_at(page, site.offset, site.length)
     return int.from_bytes(page.code[site.offset : site.offset + 4], "little")
+
+
+def _template_t32(name: str, word: int, length: int) -> Template | None:
+    """The template that stands for a T32 instruction; None where there is none."""
+    name = name.removesuffix(" (T32)")
+    if name in ("CPSIE", "CPSID"):
+        only_interrupts = word & 7 == 2 if length == 2 else word & 0x1E0 == 0x40
+        return templates.set_interrupts(name == "CPSID") if only_interrupts else None
+    if name == "MRS CPSR":
+        return templates.read_status(word >> 8 & 15)
+    if name == "MSR CPSR":
+        return templates.write_control(word >> 16 & 15) if word & 0xF00 == 0x100 else None
+    return _coprocessor(name, word)
+
+
+def _coprocessor(name: str, word: int) -> Template | None:
+    """The template of an access to a register, which T32 encodes as A32 does where there is no condition."""
+    make = {
+        "MRC TPIDRURW": templates.read_thread,
+        "MCR TPIDRURW": templates.write_thread,
+        "MRC CTR": templates.read_cache_type,
+    }.get(name)
+    target = word >> 12 & 15
+    return make(target) if make is not None and target != _PC else None
 
 
 def _template(name: str, operation: Operation, word: int) -> Template | None:
@@ -262,12 +326,6 @@ def _template(name: str, operation: Operation, word: int) -> Template | None:
         source = word & 15
         plain = not word & 1 << 25 and word >> 16 & 15 == 1 and source != _PC
         return templates.write_control(source) if plain else None
-    if name == "MRC TPIDRURW":
-        return templates.read_thread(target) if target != _PC else None
-    if name == "MCR TPIDRURW":
-        return templates.write_thread(target) if target != _PC else None
-    if name == "MRC CTR":
-        return templates.read_cache_type(target) if target != _PC else None
     if operation is Operation.ACCESS_AS_USER:
         return templates.access_as_user(word)
-    return None
+    return _coprocessor(name, word)
