@@ -32,7 +32,8 @@ def sweep(image: Image, bits: int) -> tuple[Stretch, ...]:
         mark_common(image, stretches)
         for start, end in image.text_ranges:
             code = bytes(image.view(start, end - start))
-            mark(stretches, _constants(start, code, stretches, bits), taken=False)
+            for leads in _constants(start, code, stretches, bits):
+                mark(stretches, leads, taken=False)
     return stretches
 
 
@@ -77,17 +78,15 @@ def _fills(data: bytes) -> Iterator[tuple[int, int]]:
         at = data.find(_FILL, run.end())
 
 
-def _constants(start: int, code: bytes, stretches: tuple[Stretch, ...], bits: int) -> tuple[NDArray[np.uint64], ...]:
+def _constants(
+    start: int, code: bytes, stretches: tuple[Stretch, ...], bits: int
+) -> Iterator[tuple[NDArray[np.uint64], ...]]:
     """Addresses that instructions of `code` may hold: as 32-bit constants, or as LEA of a RIP-relative operand.
 
     Every four bytes count as a constant, every 8D as an LEA: a lead too many costs a fixup, one too few a guest.
     """
-    if len(code) < 8:
-        return ()
-    found: list[NDArray[np.uint64]] = []
-    for at in range(0, len(code) - 5, _CHUNK):
-        found += _constants_of(start + at, code[at : at + _CHUNK + 5], stretches, bits)
-    return tuple(found)
+    for at in range(0, len(code) - 5 if len(code) >= 8 else 0, _CHUNK):
+        yield _constants_of(start + at, code[at : at + _CHUNK + 5], stretches, bits)
 
 
 def _constants_of(start: int, code: bytes, stretches: tuple[Stretch, ...], bits: int) -> tuple[NDArray[np.uint64], ...]:
