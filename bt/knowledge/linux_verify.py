@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from bt.console_compare import LINUX as CONSOLE_RULES
 from bt.console_compare import compare as compare_consoles
 from bt.verify import checks, devices
+from bt.verify.checks import system_call
 from bt.verify.rules import Divergence, Pair, Profile, Result, Rule, Side
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ _BP, _GP, _PF = 3, 13, 14
 _NOP: Final = b"\x90"
 _PROTECTION: Final = 1
 """Of a page fault's error code: the page was there (SDM 3A, 4.7)."""
-_INT_80: Final = 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def key(pair: Pair, event: Event) -> tuple[int, ...]:
     """Number, error, address and what a page fault accessed; of a moved user program the addresses within a page."""
     fixed = event.level == 0 or FIXED in pair.command_line.split()
     mask = -1 if fixed else 0xFFF
-    return event.number, _call(event), event.error, event.rip & mask, event.address & mask
+    return event.number, system_call(event), event.error, event.rip & mask, event.address & mask
 
 
 def _kept(pair: Pair, event: Event) -> bool:
@@ -105,22 +105,19 @@ def _asked_once(calls: list[Event]) -> list[Event]:
     kept: list[Event] = []
     for call in calls:
         known = _CALLS[call.isa, call.bits]
-        again = kept and _call(call) in known.waits and (_call(kept[-1]), kept[-1].rip) == (_call(call), call.rip)
-        if _call(call) not in known.signal_returns and not again:
+        again = (
+            kept
+            and system_call(call) in known.waits
+            and (system_call(kept[-1]), kept[-1].rip) == (system_call(call), call.rip)
+        )
+        if system_call(call) not in known.signal_returns and not again:
             kept.append(call)
     return kept
 
 
-def _call(event: Event) -> int:
-    """The number of a system call, -1 of another event."""
-    if event.kind == "software interrupt" and event.number == _INT_80:
-        return event.registers[0] & 0xFFFF_FFFF
-    return event.number if event.kind == "system call" else -1
-
-
-def ends_process(event: Event) -> bool:
+def ends_process(_pair: Pair, event: Event) -> bool:
     """Whether the process leaves its address space behind it, whose root another process may get."""
-    return _call(event) in _CALLS[event.isa, event.bits].exits
+    return system_call(event) in _CALLS[event.isa, event.bits].exits
 
 
 def text_range(pair: Pair) -> list[tuple[int, int]]:

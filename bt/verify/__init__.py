@@ -121,6 +121,7 @@ def run_and_compare(verification: Verification, options: Options, mode: str, pla
         delta=options.delta,
         physical_delta=options.physical_delta,
         volatile=guest.volatile,
+        exit_calls=guest.exit_calls,
         initrd=options.initrd,
         command_line=options.command_line,
     )

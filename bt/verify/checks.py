@@ -23,6 +23,8 @@ ACCESSED = 0x20
 Keep = Callable[[Pair, Event], bool]
 Key = Callable[[Pair, Event], tuple[int, ...]]
 _LONGEST = 16
+_INT_80 = 0x80
+"""The software interrupt of x86 that is a system call, its number in EAX."""
 Excuse = Callable[[Pair, int, bytes, bytes], int]
 Reduce = Callable[[Sequence[Write]], list[Write]]
 
@@ -104,11 +106,28 @@ def every(_pair: Pair, _event: Event) -> bool:
     return True
 
 
+def never(_pair: Pair, _event: Event) -> bool:
+    """No event ends an address space."""
+    return False
+
+
+def system_call(event: Event) -> int:
+    """The number of a system call, by whichever instruction; -1 of another event."""
+    if event.kind == "software interrupt" and event.number == _INT_80:
+        return event.registers[0] & 0xFFFF_FFFF
+    return event.number if event.kind == "system call" else -1
+
+
+def exits(pair: Pair, event: Event) -> bool:
+    """Whether a process ends, as far as the guest's manifest says by which call."""
+    return system_call(event) in pair.exit_calls
+
+
 def events(
     kind: str,
     keep: Keep = every,
     key: Key = exact,
-    last: Callable[[Event], bool] = lambda _: False,
+    last: Callable[[Pair, Event], bool] = never,
     reduce: Callable[[list[Event]], list[Event]] = lambda events: events,
 ) -> Check:
     """The sequence of events of `kind` in each address space; which spaces take turns how does not count.
@@ -121,7 +140,11 @@ def events(
         sides = [
             [
                 reduce(space)
-                for space in _spaces(run.events, lambda event: event.kind == kind and keep(pair, event), last)
+                for space in _spaces(
+                    run.events,
+                    lambda event: event.kind == kind and keep(pair, event),
+                    lambda event: last(pair, event),
+                )
             ]
             for run in (pair.reference, pair.rewritten)
         ]

@@ -42,6 +42,8 @@ class Guest:
     """Guest-physical (address, size) of memory that depends on when interrupts come."""
     outcomes: tuple[str, ...] = ()
     """How it may end; empty where nothing says so."""
+    exit_calls: frozenset[int] = frozenset()
+    """System calls by which a process ends."""
 
 
 def find(name: str, physical_delta: int = 0) -> Guest:
@@ -81,6 +83,7 @@ def of(image: Image, physical_delta: int = 0) -> Guest:
         memory=int(row.get("memory", MEMORY >> 20)) << 20,
         volatile=_volatile(pristine, row.get("volatile"), physical_delta),
         outcomes=tuple(map(str, row.get("outcome", ()))),
+        exit_calls=frozenset(map(int, row.get("exit_calls", ()))),
     )
 
 
@@ -90,13 +93,29 @@ def _described(path: Path, digest: str) -> dict[str, Any] | None:
         file = directory / MANIFEST
         if not file.is_file():
             continue
-        try:
-            rows = tomllib.loads(file.read_text()).get("guest", [])
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{file}: cannot be read as a manifest ({error}); mend it, or move the image") from None
+        manifest = _read(file)
+        others = manifest.get("also", ())
+        for one in (manifest, *(_read(directory / str(other)) for other in others)):
+            row = _row(one, digest)
+            if row is not None:
+                return row
+    return None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read as a manifest ({error}); mend it, or move the image") from None
+
+
+def _row(manifest: dict[str, Any], digest: str) -> dict[str, Any] | None:
+    """A guest's row, or that of an architecture, for which the manifest's own fields hold as well."""
+    for key, shared in (("guest", {}), ("architecture", manifest)):
+        rows = manifest.get(key, [])
         for row in rows if isinstance(rows, list) else []:
             if isinstance(row, dict) and row.get("sha256") == digest:
-                return row
+                return {**shared, **row}
     return None
 
 

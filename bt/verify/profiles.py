@@ -54,21 +54,21 @@ EXACT: Final = Profile(
             "per address space, the sequence of (number, address)",
             "which address space comes when",
             "processes are preempted by the timer, at other instructions",
-            checks.events("system call"),
+            checks.events("system call", last=checks.exits),
         ),
         Rule(
             "software interrupts",
             "per address space, the sequence of (vector, address)",
             "which address space comes when",
             "processes are preempted by the timer, at other instructions",
-            checks.events("software interrupt"),
+            checks.events("software interrupt", last=checks.exits),
         ),
         Rule(
             "exceptions",
             "per address space, the sequence of (vector, error code, address, CR2 of a page fault)",
             "which address space comes when; #NM from user mode",
             "processes are preempted by the timer; a lazy kernel raises #NM at the first use of the FPU after that",
-            checks.events("exception", _not_lazy_switch),
+            checks.events("exception", _not_lazy_switch, last=checks.exits),
         ),
         Rule(
             "interrupts",
@@ -113,7 +113,7 @@ def _of_mips(rule: Rule) -> Rule:
         compares="per address space, the sequence of (code, error, address, BadVAddr)",
         leaves_out="which address space comes when; misses of the TLB, and a coprocessor that is not usable",
         why="processes are preempted by the timer, and with them TLB entries and the user of the coprocessor change",
-        check=checks.events("exception", _untimed),
+        check=checks.events("exception", _untimed, last=checks.exits),
     )
 
 

@@ -66,6 +66,8 @@ class Pair:
     physical_delta: int = 0
     volatile: tuple[tuple[int, int], ...] = ()
     """Guest-physical (address, size) of what the guest itself declares to depend on time."""
+    exit_calls: frozenset[int] = frozenset()
+    """System calls by which a process ends, as the guest's manifest says."""
     initrd: bytes = b""
     command_line: str = ""
 

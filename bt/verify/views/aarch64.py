@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from bt.verify.views.view import View
+from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.paging import TranslationContext, Walker
 from emulator.isa.aarch64.registers import BY_NAME
 from emulator.isa.exceptions import ArchitecturalException
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 _BASE: Final = 0xFFFF_FFFF_FFFE
 """Of TTBR0_EL1: the table's address (D17.2.144, without the ASID and CnP)."""
+_FROM_EL0: Final = {
+    x.FETCH_SAME: x.FETCH_LOWER,
+    x.DATA_SAME: x.DATA_LOWER,
+    x.STEP_SAME: x.STEP_LOWER,
+}
 _VBAR: Final = BY_NAME["VBAR_EL1"].encoding
 _TRANSLATION: Final = ("SCTLR_EL1", "TCR_EL1", "TTBR0_EL1", "TTBR1_EL1")
 _CODES: Final = tuple(BY_NAME[name].encoding for name in _TRANSLATION)
@@ -60,6 +66,10 @@ class AArch64View(View):
     def space(self) -> int:
         """The table in TTBR0_EL1."""
         return self.translation()[2] & _BASE
+
+    def named(self, kind: str, number: int) -> tuple[str, int]:
+        """Of an exception that has one class at EL0 and one at EL1, that of the level it came from."""
+        return kind, number if self.level or kind != "exception" else _FROM_EL0.get(number, number)
 
     def registers(self) -> tuple[int, ...]:
         """X0 to X30, SP and PSTATE."""

@@ -6,12 +6,14 @@ root that the processor knows: an address space is told by its ASID.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from bt.verify.views.view import View
 from emulator.isa.exceptions import ArchitecturalException
+from emulator.isa.mips import registers as r
 from paravirt.modes.mips.hypervisor import MipsHypervisor
+from paravirt.modes.mips.vcpu import MipsVirtualCpu
 
 if TYPE_CHECKING:
     from bt.session import Session
@@ -34,6 +36,7 @@ class MipsView(View):
         driver = session.driver
         self.cpu: Any = driver.vcpu if isinstance(driver, MipsHypervisor) else driver
         self.real = session.machine.engine.registers
+        self._read: Callable[[str], int] = driver.vcpu.read if isinstance(driver, MipsHypervisor) else self.real.cp0
 
     @property
     def pc(self) -> int:
@@ -53,19 +56,20 @@ class MipsView(View):
 
     def space(self) -> int:
         """The ASID."""
-        return int(self.cpu.read("EntryHi")) & _ASID
+        return int(self._read("EntryHi")) & _ASID
 
     def registers(self) -> tuple[int, ...]:
         """The general registers and Status."""
-        return (*map(int, self.real.gpr), int(self.cpu.read("Status")))
+        return (*map(int, self.real.gpr), int(self._read("Status")))
 
     def code(self, address: int) -> bytes:
-        """By the guest's own TLB."""
-        try:
-            physical = self.cpu.translate(address, False, False)[0]
-        except ArchitecturalException:
-            return b""
-        return self.from_page(physical)
+        """By the guest's own TLB; of a reference run, whose TLB is the engine's, of unmapped segments alone."""
+        if isinstance(self.cpu, MipsVirtualCpu):
+            try:
+                return self.from_page(self.cpu.translate(address, False, False)[0])
+            except ArchitecturalException:
+                return b""
+        return self.from_page(address & r.UNMAPPED) if r.KSEG0 <= address < r.KSEG2 else b""
 
     def final(self) -> Iterator[tuple[str, int]]:
         """General, multiplier, floating-point and system registers."""
@@ -74,4 +78,4 @@ class MipsView(View):
         yield from (("PC", self.pc), ("HI", real.hi), ("LO", real.lo), ("UserLocal", real.user_local))
         yield from ((f"F{number}", int(value)) for number, value in enumerate(real.fpr))
         yield "FCSR", real.fcsr
-        yield from ((name, int(self.cpu.read(name))) for name in _NAMES)
+        yield from ((name, int(self._read(name))) for name in _NAMES)
