@@ -49,9 +49,9 @@ def command(
 ) -> None:
     """Run IMAGE at full privilege and rewritten, and compare what both did.
 
-    IMAGE is an ELF or bzImage for x86-64, an image that `retrap rewrite` wrote, or a guest fetched before (`retrap
-    guests`) by its name. Says what was compared, what may differ and why. Where the runs part, the first divergence
-    is shown and the exit status is 1.
+    IMAGE is a kernel of any instruction set that `retrap isa` names, an image that `retrap rewrite` wrote, or a guest
+    fetched before (`retrap guests`) by its name. Says what was compared, what may differ and why. Where the runs part,
+    the first divergence is shown and the exit status is 1.
     """
     import json
     import os

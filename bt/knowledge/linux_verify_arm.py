@@ -54,9 +54,9 @@ def _of(kept: Callable[[Pair, Event], bool], names: frozenset[str]) -> Callable[
                 rule,
                 compares="per device, the sequence of (offset, size, value): what sets up the interrupt controller and "
                 "the serial port",
-                leaves_out="characters and interrupt enables of the serial port, enables and ends of interrupts",
-                why="characters are the console's, whose lines are compared; an interrupt is masked and ended at each "
-                "tick",
+                leaves_out="characters, control and interrupt enables of the serial port, enables and ends of interrupts",
+                why="characters are the console's, whose lines are compared, and control is written around "
+                "as many of them as are printed at once; an interrupt is masked and ended at each tick",
                 check=checks.device_writes(_REDUCTIONS),
             )
         if rule.name == "exceptions":

@@ -338,7 +338,9 @@ def processor(names: Callable[[str], bool] = lambda _: True) -> Check:
             )
             for run in (pair.reference, pair.rewritten)
         ]
-        return Result(text, Divergence(f"{len(wrong)} registers differ at the end", None, *sides))
+        return Result(
+            text, Divergence(f"{len(wrong)} registers differ at the end: {', '.join(wrong[:6])}", None, *sides)
+        )
 
     return check
 

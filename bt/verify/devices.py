@@ -16,7 +16,7 @@ _INITIALISATION_WORDS: Final = 4
 _PIT_CONTROL: Final = 3
 _GICC_EOIR, _GICC_DIR = 0x10, 0x1000
 _GICD_ENABLES, _GICD_PENDINGS = 0x100, 0x200
-_UARTDR, _UARTIMSC, _UARTICR = 0x00, 0x38, 0x44
+_UARTDR, _UARTCR, _UARTIMSC, _UARTICR = 0x00, 0x30, 0x38, 0x44
 _COUNTER_LATCH, _READ_BACK = 0x30, 0xC0
 
 
@@ -70,5 +70,6 @@ def gic_setup(writes: Sequence[Write]) -> list[Write]:
 
 
 def pl011_setup(writes: Sequence[Write]) -> list[Write]:
-    """A PL011's writes without characters, interrupt enables and acknowledgements."""
-    return [write for write in writes if write.offset not in (_UARTDR, _UARTIMSC, _UARTICR)]
+    """A PL011's writes without characters, interrupt enables and acknowledgements, and without its control register,
+    which a console writes before and after whatever lines it prints at once."""
+    return [write for write in writes if write.offset not in (_UARTDR, _UARTCR, _UARTIMSC, _UARTICR)]
