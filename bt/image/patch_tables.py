@@ -19,6 +19,7 @@ READERS: Final[dict[str, str]] = {
     "x86-64": "bt.image.linux_tables:read",
     "i386": "bt.image.linux_tables:read",
     "aarch64": "bt.image.arm64_tables:read",
+    "armv7": "bt.image.arm_tables:read",
     "mips32": "bt.image.mips_tables:read",
 }
 """Instruction set -> "module:function", from an `Image` to its `PatchTables`, or None for a kernel it does not know."""

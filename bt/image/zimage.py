@@ -20,6 +20,8 @@ from emulator.errors import BadImage
 from emulator.isa.isas import ARMV7
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bt.image.image import Image, Range
 
 MAGIC: Final = b"\x18\x28\x6f\x01"
@@ -34,6 +36,11 @@ _OFFSET: Final = 0x8000
 """A kernel's offset from the beginning of memory where nothing says another (TEXT_OFFSET)."""
 _OFFSETS: Final = (_OFFSET, 0x20_8000, 0x30_8000)
 """Offsets that kernels are known to have."""
+_FURTHEST: Final = 32 << 20
+_POINTERS: Final = 1 << 14
+"""Pointers that are looked at."""
+_CLEAR: Final = 64
+"""Pointers to functions that leave no doubt."""
 _BASES: Final = (0xC000_0000, 0x8000_0000, 0xB000_0000, 0x4000_0000)
 """Where a kernel may have linked its memory (PAGE_OFFSET), the usual one first."""
 _MARKS: Final = (("_stext", "_etext"), ("_sinittext", "_einittext"))
@@ -153,6 +160,10 @@ def _image(
     if not 0x1000 <= len(memory) <= _LARGEST:
         _bad(path, f"holds a kernel of {len(memory)} bytes")
     base, found = _base(memory, offset)
+    if found < 0:
+        raise BadImage(
+            f"{path}: does not show at which address it is linked; give the zImage or the vmlinux of this kernel"
+        )
     header = ArmHeader(found, bss, base, len(memory))
     segment = Segment(
         vaddr=base,
@@ -181,11 +192,33 @@ def _image(
 def _base(memory: memoryview, offset: int) -> tuple[int, int]:
     """Guest-virtual address and offset at which a kernel is linked: the ones to which most of its words point.
 
-    Where the offset is not known it is the one whose very address is named most often, as `_text`.
+    The offset is -1 where it is neither known nor to be found.
     """
     words = np.frombuffer(memory[: len(memory) & -4], "<u4")
     span = np.uint32(len(memory) + max(offset, max(_OFFSETS)))
     base = max(_BASES, key=lambda base: int(((words - np.uint32(base)) < span).sum()))
     if offset < 0:
-        offset = max(_OFFSETS, key=lambda place: int((words == np.uint32(base + place)).sum()))
+        offset = _offset(words, base)
     return base + offset, offset
+
+
+def _offset(words: NDArray[np.uint32], base: int) -> int:
+    """The offset at which most pointers to code lead to where a function begins; -1 where none stands out.
+
+    Where pointers are few it is the one whose very address is named most often, as `_text`.
+    """
+    named = np.unique(
+        words[(words - np.uint32(base) < np.uint32(4 * len(words) + _FURTHEST)) & (words & np.uint32(3) == 0)]
+    )
+    pointers = (named[:: max(1, len(named) // _POINTERS)].astype(np.int64) - base) >> 2
+    begins = (words & np.uint32(0xFFFF_4000) == np.uint32(0xE92D_4000)) | (words == np.uint32(0xE1A0_C00D))
+    scores = {}
+    for offset in range(_OFFSET, _FURTHEST, _OFFSET):
+        at = pointers - (offset >> 2)
+        scores[offset] = int(begins[at[(at >= 0) & (at < len(words))]].sum())
+    best, second = sorted(scores, key=lambda offset: -scores[offset])[:2]
+    if scores[best] >= max(_CLEAR, 2 * scores[second]):
+        return best
+    places = {place: int((words == np.uint32(base + place)).sum()) for place in _OFFSETS}
+    best = max(places, key=lambda place: places[place])
+    return best if places[best] else -1

@@ -71,7 +71,7 @@ class ArmTactics(FixedWidth):
     """See `bt.tactics.tactics.Tactics`."""
 
     far_size = 8
-    revision = 2
+    revision = 3
 
     @cached_property
     def table(self) -> PatternTable:
