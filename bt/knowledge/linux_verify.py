@@ -121,7 +121,8 @@ def ends_process(_pair: Pair, event: Event) -> bool:
 
 
 def text_range(pair: Pair) -> list[tuple[int, int]]:
-    return _between(pair, "_text", "_etext")
+    # Without data symbols in kallsyms _text is not there where it is not in the section of code.
+    return _between(pair, "_text", "_etext") or _between(pair, "_stext", "_etext")
 
 
 def _not_own_breakpoint(_pair: Pair, event: Event) -> bool:

@@ -54,7 +54,8 @@ def _of(kept: Callable[[Pair, Event], bool], names: frozenset[str]) -> Callable[
                 rule,
                 compares="per device, the sequence of (offset, size, value): what sets up the interrupt controller and "
                 "the serial port",
-                leaves_out="characters, control and interrupt enables of the serial port, enables and ends of interrupts",
+                leaves_out="characters, control and interrupt enables of the serial port; enables and ends of "
+                "interrupts",
                 why="characters are the console's, whose lines are compared, and control is written around "
                 "as many of them as are printed at once; an interrupt is masked and ended at each tick",
                 check=checks.device_writes(_REDUCTIONS),
@@ -73,6 +74,7 @@ def _of(kept: Callable[[Pair, Event], bool], names: frozenset[str]) -> Callable[
         if rule.name == "kernel text":
             return replace(
                 rule,
+                compares="every byte from _text (or _stext) to _etext at the end, as the kernel has patched itself",
                 leaves_out="",
                 why="nothing may differ: the guest's frames stay pristine",
                 check=checks.ranges(text_range),
