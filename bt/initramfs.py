@@ -54,6 +54,19 @@ def _append(out: bytearray, entry: Entry, inode: int) -> None:
     out += bytes(-len(out) % 4)
 
 
+def read_member(archive: bytes, name: str) -> bytes:
+    """Contents of a file in a newc archive that was made here. Raises KeyError where there is none of that name."""
+    at = 0
+    while archive[at : at + 6] == b"070701":
+        fields = [int(archive[at + 6 + 8 * index : at + 14 + 8 * index], 16) for index in range(13)]
+        size, name_size = fields[6], fields[11]
+        start = -(-(at + 110 + name_size) // 4) * 4
+        if archive[at + 110 : at + 110 + name_size - 1] == name.encode():
+            return archive[start : start + size]
+        at = -(-(start + size) // 4) * 4
+    raise KeyError(name)
+
+
 def init_script(lines: Sequence[str] = ()) -> str:
     """The shell script that is process 1: marker, file systems, `lines`, then the end of the machine.
 

@@ -62,6 +62,7 @@ class Goal:
 
 
 USUAL = "qemu"
+KVM = "kvm"
 FASTEST = ("qemu-pvh", "qemu-microvm")
 GOALS = (
     Goal(("inline",), (USUAL,), 0.8),
@@ -104,6 +105,7 @@ def contenders(guest: Guest, elf: Path) -> tuple[Contender, ...]:
         return (*own, Contender(USUAL, f"QEMU TCG, {' '.join(qemu.OTHERS[architecture][1:])}", other))
     return (
         *own,
+        Contender(KVM, "retrap run --engine kvm", [*ours("inline"), "--engine", "kvm"]),
         Contender(USUAL, "QEMU TCG, -kernel bzImage on pc", theirs(guest.kernel, qemu.PLAIN, "pc")),
         Contender("qemu-pvh", "QEMU TCG, ELF by PVH on pc,acpi=off", theirs(elf, guest.command_line, qemu.NEAREST)),
         Contender(
@@ -131,7 +133,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="retrap-bench.") as scratch:
         elf = Path(scratch) / "vmlinux"
         elf.write_bytes(load(guest.kernel).elf)
-        entrants = [Entrant(contender) for contender in contenders(guest, elf) if not only or contender.name in only]
+        entrants = [Entrant(contender) for contender in contenders(guest, elf) if _takes_part(contender.name, only)]
         for entrant in entrants:
             program = entrant.contender.command[0]
             if shutil.which(program) is None:
@@ -146,6 +148,11 @@ def measure(
                 result = "no marker" if timing.seconds is None else f"{timing.seconds:.2f} s"
                 say(f"{turn}/{runs} {entrant.contender.name}: {result}")
     return entrants
+
+
+def _takes_part(name: str, only: Sequence[str]) -> bool:
+    """What is named in `only`; else all but what not every host has."""
+    return name in only if only else name != KVM
 
 
 def ratio(entrants: Sequence[Entrant], goal: Goal) -> float | None:

@@ -187,3 +187,35 @@ def memory_command(
     if base is not None:
         for file in memory.plot(costs, base):
             click.echo(f"wrote {file}")
+
+
+@command.command("engine")
+@click.option("--guest", "name", default="debian-amd64", show_default=True, help="A fetched guest (`retrap guests`).")
+@click.option(
+    "--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="Turns of whatever takes turns."
+)
+@click.option("--only", multiple=True, metavar="PART", help="loops, trap, boot, exits, tasks, tracer, two; repeatable.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+def engine_command(name: str, runs: int, only: tuple[str, ...], json_file: Path | None) -> None:
+    """Measure the KVM engine: beside the host's own processor, a bare KVM exit, and QEMU's TCG."""
+    from bt import guests
+    from bt.bench import engine
+    from emulator.errors import Unavailable, UsageError
+
+    for part in only:
+        if part not in engine.PARTS:
+            raise UsageError(f"there is no part {part!r} to measure; take of {', '.join(engine.PARTS)}")
+    try:
+        guest = guests.find(name)
+    except Unavailable as error:
+        guest = None
+        click.echo(f"nothing is booted: {error}", err=True)
+    figures = []
+    for figure in engine.measure(guest, runs, only, lambda line: click.echo(line, err=True)):
+        figures.append(figure)
+        measured = "not measured" if figure.measured is None else f"{figure.measured:.3g} {figure.unit}"
+        bound = "at most" if figure.at_most else "at least"
+        verdict = {True: "reached", False: "NOT reached", None: ""}[figure.reached]
+        click.echo(f"{figure.name}: {measured} (goal: {bound} {figure.goal:g}; {verdict}) {figure.detail}".rstrip())
+    if json_file is not None:
+        json_file.write_text(json.dumps(engine.as_json(figures), indent=2) + "\n")

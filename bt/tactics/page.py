@@ -49,10 +49,10 @@ def patch_page(
     """Patch a page. `strategy` says for each site what is allowed ("" leaves it alone)."""
     code = bytearray(page.code)
     placed: list[Placed] = []
-    inside = covered = used = 0
+    inside = covered = used = planted = 0
     for site in sites:
         if strategy(site) == PLANT:  # no other site's fixup may do it
-            used |= _span(site.offset, site.offset + site.length)
+            planted |= _span(site.offset, site.offset + site.length)
     owner, owning = 0, 0
     for site in sites:
         allowed = strategy(site)
@@ -63,7 +63,7 @@ def patch_page(
         if not allowed:
             placed.append(Placed(Choice(site, Tactic.LEAVE, "it was not chosen")))
             continue
-        one = _decide(site, allowed, ground, used, place)
+        one = _decide(site, allowed, ground, used if allowed == PLANT else used | planted, place)
         choice = one.choice
         used |= _span(site.offset, site.offset + site.length)
         for number, patch in enumerate(one.patches):

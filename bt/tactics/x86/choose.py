@@ -17,6 +17,7 @@ from iced_x86 import Code
 from bt.pagescan import Found
 from bt.tactics.tactics import PLANT, Choice, Patch, Placing, Refused, Tactic
 from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86 import serialise
 from bt.tactics.x86.layout import INT3, assemble_fixup, patch, size_of
 from bt.tactics.x86.window import Ground, Want, Window, compose, decode, earlier
 from emulator.isa.x86.table import PLANTED
@@ -74,7 +75,7 @@ def last_resort(site: Found) -> Choice:
 def choose(ground: Ground | None, site: Found, strategy: str, used: int = 0) -> Choice:
     """The tactic for `site`; `ground` may be None where no fixup could be made."""
     if strategy == PLANT:
-        return Choice(site, Tactic.TRAP, "does not trap on this engine, so it must be made to", code=asm.HLT)
+        return _plant(ground, site, used)
     rest = last_resort(site)
     if strategy == "trap":
         return rest
@@ -93,6 +94,16 @@ def choose(ground: Ground | None, site: Found, strategy: str, used: int = 0) -> 
     if choice is not None:
         return choice
     return replace(rest, refused="; ".join(refusals))
+
+
+def _plant(ground: Ground | None, site: Found, used: int) -> Choice:
+    """A planted trap, but where the instruction only begins a sequence whose fixup does nothing with what it gives."""
+    whole = choose(ground, site, "inline", used) if ground is not None else None
+    if whole is not None and isinstance(whole.draft, WindowDraft):
+        names = {template.name for _, template in whole.draft.window.pieces}
+        if serialise.NAME in names and serialise.READ not in names:
+            return whole
+    return Choice(site, Tactic.TRAP, "does not trap on this engine, so it must be made to", code=asm.HLT)
 
 
 def _place(ground: Ground, site: Found, want: Want, refusals: list[str], strategy: str) -> Choice | None:

@@ -15,6 +15,8 @@ from bt.tactics.x86.interrupt_flag import corrected
 from bt.tactics.x86.template import Template, joined, scratch
 from paravirt.abi import RING_OF_SELECTORS
 
+NAME: Final = "return to self"
+READ: Final = "read selector"
 CS: Final = 1
 SS: Final = 2
 
@@ -22,7 +24,7 @@ SS: Final = 2
 def read_selector(code: bytes, register: int, size: int) -> Template:
     """MOV r, CS or MOV r, SS, `size` bytes wide; `code` is the instruction."""
     body = code + asm.decrease(register, RING_OF_SELECTORS, 2 if size == 2 else 8)
-    return Template("read selector", body, changes=frozenset({register}), repeatable=True, on_registers=True)
+    return Template(READ, body, changes=frozenset({register}), repeatable=True, on_registers=True)
 
 
 def return_to_self(register: int, resume: int) -> Template:
@@ -57,7 +59,7 @@ def return_to_self(register: int, resume: int) -> Template:
             asm.store_stack(-32, register),
         )
     )
-    return Template("return to self", code, scratch=frozenset({0}), changes=frozenset({register}))
+    return Template(NAME, code, scratch=frozenset({0}), changes=frozenset({register}))
 
 
 def match(code: bytes, at: int, page: int) -> tuple[int, int, int] | None:

@@ -453,6 +453,11 @@ class KvmEngine:
         rip = self._words[api.W_RIP]
         return (rip - _HANDLERS) >> 4 if _HANDLERS <= rip < _HANDLERS_END else -1
 
+    def bare(self) -> tuple[int, memoryview]:
+        """The processor's descriptor and the page shared with KVM, for who does without the engine."""
+        self._bytes[api.IMMEDIATE_EXIT] = 0
+        return self._vm.cpu, self._bytes
+
     def leaf(self, number: int) -> tuple[int, int, int, int]:
         """A CPUID leaf as it was set for the guest."""
         return self._vm.leaf(number)
