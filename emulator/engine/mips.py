@@ -5,6 +5,7 @@ asked to (`ExitKind.MISS`). At full privilege the processor's own segments and T
 names are those of MIPS Architecture For Programmers, volumes II and III.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from emulator.engine.protocol import Engine
@@ -125,6 +126,25 @@ class MipsEngine(Engine, Protocol):
 
     def clear_view(self, view: int, first: int = 0, end: int = 1 << 32) -> None:
         """Take all pages from `first` up to `end` out of a view."""
+        ...
+
+    def withhold_counters(
+        self,
+        read_count: Callable[[], int],
+        write_count: Callable[[int], None],
+        write_compare: Callable[[int], None],
+        random: Callable[[bool], int],
+        tlb_size: int,
+    ) -> None:
+        """At full privilege: leave Count, Compare and Random to the caller, and give the TLB `tlb_size` entries.
+
+        `random(True)` is asked for the entry that TLBWR replaces now, `random(False)` for what MFC0 shows. A BUDGET
+        exit comes before a block at which Status and Cause let an interrupt in.
+        """
+        ...
+
+    def guard_memory(self) -> None:
+        """At full privilege, once memory is loaded: make code executable that the engine cannot take as it is."""
         ...
 
     def frame_at(self, physical: int) -> memoryview:

@@ -19,6 +19,7 @@ from emulator.engine.mips import EXECUTE, FETCH
 from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn import mips_state as state
+from emulator.engine.unicorn import mips_timer
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
 from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
@@ -33,6 +34,9 @@ _GPR_0 = 2
 _CPU_MODEL = 7
 _24KF = 8
 _TLB_TYPE = 12
+_TLB_OF_24KF = 16
+_EMPTY = bytes(4096)
+_KSEG0, _UNMAPPED_SEGMENT = 0x8000_0000, 0x2000_0000
 _FOREVER = 1 << 62
 _NOWHERE = 0xFFFF_F001
 """The `until` that no guest reaches: odd. Unicorn looks up its page when a run ends."""
@@ -326,9 +330,39 @@ class UnicornMipsEngine:
         self._harmless.clear()
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
 
+    def withhold_counters(
+        self,
+        read_count: Callable[[], int],
+        write_count: Callable[[int], None],
+        write_compare: Callable[[int], None],
+        random: Callable[[bool], int],
+        tlb_size: int,
+    ) -> None:
+        """Leave Count, Compare and Random to the caller (`emulator.engine.mips`)."""
+        suffix = "mips" if self.byte_order == "big" else "mipsel"
+        counters = mips_timer.Counters(read_count, write_count, write_compare, random, self._fail)
+        mips_timer.attach(self.library, suffix, self.registers.address, counters)
+        mips_timer.set_tlb_size(self.registers.address, _TLB_OF_24KF, tlb_size)
+        self._interrupt_watch = mips_timer.InterruptWatch(self._come_back)
+        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._interrupt_watch.callback), self.registers.address)
+
+    def _come_back(self, *_: int) -> None:
+        """A BUDGET exit before the block that begins."""
+        self._deadline = self.progress
+        self._remaining[0] = 0
+        self.library.uc_emu_stop(self.handle)
+
+    def guard_memory(self) -> None:
+        """At full privilege: keep Unicorn from translating long runs of what is in memory now as one block."""
+        for start, memory, _pinned, _ram in self._memories:
+            for offset in range(0, min(memory.nbytes, _UNMAPPED_SEGMENT - start), 4096):
+                if memory[offset : offset + 4096] != _EMPTY:
+                    self._guard_blocks(_KSEG0 + start + offset, start + offset)
+
     def close(self) -> None:
         """Release the CPU. Idempotent."""
         if self.handle is not None:
+            mips_timer.detach(self.registers.address)
             self.library.uc_close(self.handle)
             self.handle = None
 

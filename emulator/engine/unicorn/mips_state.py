@@ -234,6 +234,11 @@ class UnicornMipsRegisters:
         return self.words[_ERROR_CODE]
 
     @property
+    def address(self) -> int:
+        """Where the registers lie in the host's memory."""
+        return ctypes.addressof(self._buffer)
+
+    @property
     def hflags_address(self) -> int:
         """Where the summary of modes lies, for machine code."""
         return ctypes.addressof(self._buffer) + _HFLAGS * 4
