@@ -47,13 +47,11 @@ class States:
 
     def halfwords(self, address: int, count: int) -> NDArray[np.uint8]:
         """The states of `count` halfwords from `address` on."""
-        kinds = np.full(count, self.at(address), np.uint8)
         first = bisect_right(self.addresses, address)
-        for place, state in zip(self.addresses[first:], self.states[first:], strict=True):
-            if place >= address + 2 * count:
-                break
-            kinds[place - address + 1 >> 1 :] = state
-        return kinds
+        places = np.array(self.addresses[first:], np.int64)
+        cuts = np.clip(places - address + 1 >> 1, 0, count)
+        runs = np.diff(cuts, prepend=0, append=count)
+        return np.repeat(np.array((self.at(address), *self.states[first:]), np.uint8), runs)
 
 
 def of(image: Image) -> States:

@@ -94,7 +94,8 @@ class ArmTactics(FixedWidth):
         """UDF, which is unconditional: the condition is looked at when it has trapped. As wide as the instruction."""
         if site.code < FIRST_T32:
             return packed(UDF)
-        return thumb.packed(thumb.UDF if site.length == 2 else thumb.UDF_WIDE)
+        crosses = site.offset + site.length > PAGE  # half of it is in the next page: the first half is what traps
+        return thumb.packed(thumb.UDF if site.length == 2 or crosses else thumb.UDF_WIDE)
 
     @property
     def fill(self) -> bytes:
@@ -223,6 +224,8 @@ class ArmLadder(FixedLadder):
     def replacement(self, page: CodePage, site: Found) -> Replacement | None:
         """Thread registers exchanged, and cache maintenance left out."""
         row = self.tactics.row_of(site.code)
+        if site.offset + site.length > PAGE:
+            return None
         word = _word(page, site)
         thumbs = site.code >= FIRST_T32
         encode = thumb.packed if thumbs else packed
@@ -230,7 +233,7 @@ class ArmLadder(FixedLadder):
             nop = thumb.NOP_WIDE if thumbs else NOP
             return Replacement(encode(nop), "stores to code are seen by their mapping, so no cache is to be maintained")
         number = {_READ_PRIVATE: 3, _READ_READ_ONLY: 2, _WRITE_READ_ONLY: 2}.get(word & _TPIDR)
-        if number is None or site.length != 4:
+        if number is None:
             return None
         return Replacement(
             encode(word & ~0xE0 | number << 5), "the register's value is kept in one that user mode may access"

@@ -32,7 +32,12 @@ MRS_R1, MSR_R0, WFI_WIDE = 0xF3EF_8100, 0xF380_8100, 0xF3AF_8003
 IT_EQ, ITT_EQ = 0xBF08, 0xBF04
 
 
-def elf(code: bytes, symbols: tuple[tuple[str, int, int], ...] = (), entry: int = BASE) -> Image:
+def moved(code: bytes, distance: int) -> Image:
+    """T32 alone, so many bytes further up."""
+    return elf(code, entry=BASE + distance | 1, base=BASE + distance)
+
+
+def elf(code: bytes, symbols: tuple[tuple[str, int, int], ...] = (), entry: int = BASE, base: int = BASE) -> Image:
     """An ELF for ARM of one segment of code; `symbols` are (name, address, info)."""
     names, table = b"\0", bytes(16)
     for name, value, info in symbols:
@@ -43,13 +48,13 @@ def elf(code: bytes, symbols: tuple[tuple[str, int, int], ...] = (), entry: int 
     parts = bytes(0x1000 - 84) + code.ljust(at - 0x1000, b"\0") + table + names + titles
     tables_at = 84 + len(parts) + 3 & -4
     sections = struct.pack("<10I", *[0] * 10)
-    sections += struct.pack("<10I", 1, 1, 6, BASE, 0x1000, len(code), 0, 0, 4, 0)
+    sections += struct.pack("<10I", 1, 1, 6, base, 0x1000, len(code), 0, 0, 4, 0)
     sections += struct.pack("<10I", 7, 2, 0, 0, at, len(table), 3, 1, 4, 16)
     sections += struct.pack("<10I", 15, 3, 0, 0, at + len(table), len(names), 0, 0, 1, 0)
     sections += struct.pack("<10I", 1, 3, 0, 0, at + len(table) + len(names), len(titles), 0, 0, 1, 0)
     ident = b"\x7fELF\x01\x01\x01" + bytes(9)
     header = ident + struct.pack("<HHIIIIIHHHHHH", 2, 40, 1, entry, 52, tables_at, 0x500_0400, 52, 32, 1, 40, 5, 4)
-    program = struct.pack("<8I", 1, 0x1000, BASE, BASE, len(code), len(code), 5, 0x1000)
+    program = struct.pack("<8I", 1, 0x1000, base, base, len(code), len(code), 5, 0x1000)
     whole = (header + program + parts).ljust(tables_at, b"\0") + sections
     return images.from_bytes(whole, "small")
 
@@ -162,6 +167,36 @@ def test_where_the_page_before_may_hold_the_it_the_site_is_trapped() -> None:
 def test_a_word_in_place_is_as_wide_and_of_the_same_state() -> None:
     site = only(thumb_image(0xEE07_0F15, BX_LR))  # mcr p15, 0, r0, c7, c5, 0
     assert (site.tactic, site.new) == (Tactic.REPLACED, thumb.packed(thumb.NOP_WIDE))
+
+
+def across(instruction: int) -> PlannedSite:
+    """A site whose second half is in the next page."""
+    site = only(elf(thumb.packed(*[thumb.NOP] * 0x7FF, instruction, BX_LR), entry=BASE | 1))
+    assert (site.address, site.start) == (BASE + 0xFFE, BASE + 0xFFE)
+    return site
+
+
+def test_an_instruction_across_two_pages_is_trapped_by_its_first_half() -> None:
+    site = across(MRS_R1)
+    assert (site.tactic, site.new) == (Tactic.TRAP, thumb.packed(thumb.UDF) + thumb.packed(MRS_R1)[2:])
+
+
+def test_an_instruction_across_two_pages_that_exits_by_itself_stays() -> None:
+    site = across(0xEE07_0F15)  # mcr p15, 0, r0, c7, c5, 0
+    assert (site.tactic, site.new) == (Tactic.NATIVE, site.old)
+
+
+def test_a_site_further_than_a_branch_reaches_is_trapped() -> None:
+    code = thumb.packed(*[thumb.NOP] * 8, MRS_R1, BX_LR)
+    assert only(elf(code, entry=BASE | 1)).tactic is Tactic.INLINE
+    far = only(moved(code, 0x0200_0000))
+    assert (far.tactic, far.refused) == (Tactic.TRAP, "its fixup is out of a T32 branch's reach of 16 MiB")
+
+
+def test_ten_thousand_changes_of_state_are_told_apart() -> None:
+    marks = tuple((f"${'at'[n & 1]}", BASE + 4 * n, 0) for n in range(10_000))
+    code = (struct.pack("<I", 0xE10F_0000) + thumb.packed(MRS_R1)) * 5_000
+    assert [site.state for site in scan(elf(code, marks))] == ["a32", "t32"] * 5_000
 
 
 class Cpu:
