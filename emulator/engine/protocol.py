@@ -45,7 +45,7 @@ class Capabilities:
     time_stamp_faults: bool = True
     """RDTSC in user mode faults while CR4.TSD is set."""
     wide_vectors: bool = False
-    """User code can use AVX although the processor that is shown to it has none: state that its kernel does not save."""
+    """User code can use AVX although the processor shown to it has none: state that its kernel does not save."""
     task_switched_faults: bool = True
     """A floating-point instruction faults while CR0.TS is set."""
     shows_selectors: bool = True

@@ -36,7 +36,7 @@ LONG = (
     *("interrupts.million", "interrupts.nested", "interrupts.flag", "interrupts.hlt", "interrupts.iretq"),
 )
 """Those that exit up to a hundred thousand times."""
-NEEDS = {
+NEEDS: dict[str, Callable[[Capabilities], bool]] = {
     "exceptions.device-not-available": lambda can: can.task_switched_faults,
     "user.time-stamp-disable": lambda can: can.time_stamp_faults,
     "user.io-privilege-level": lambda can: can.shows_io_privilege,
