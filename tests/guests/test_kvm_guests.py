@@ -5,6 +5,7 @@ Skipped, with the reason that the engine gives, where KVM cannot be had.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
