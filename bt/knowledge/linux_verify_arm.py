@@ -107,7 +107,7 @@ def _profile(name: str, summary: str, change: Callable[[Rule], Rule | None]) -> 
 LINUX_ARM64: Final = _profile(
     "linux-aarch64",
     "a Linux on AArch64, whose course depends on when its timer ticks",
-    _of(_kept_64, frozenset({"SCTLR_EL1", "TCR_EL1", "VBAR_EL1"})),
+    _of(_kept_64, frozenset({"SCTLR_EL1", "VBAR_EL1"})),
 )
 """The rules for Linux on AArch64."""
 

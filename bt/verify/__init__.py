@@ -122,6 +122,7 @@ def run_and_compare(verification: Verification, options: Options, mode: str, pla
         physical_delta=options.physical_delta,
         volatile=guest.volatile,
         exit_calls=guest.exit_calls,
+        waiting_calls=guest.waiting_calls,
         initrd=options.initrd,
         command_line=options.command_line,
     )

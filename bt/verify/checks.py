@@ -123,6 +123,11 @@ def exits(pair: Pair, event: Event) -> bool:
     return system_call(event) in pair.exit_calls
 
 
+def counts(pair: Pair, event: Event) -> bool:
+    """Whether a system call is no mere waiting, as far as the guest's manifest says by which call."""
+    return system_call(event) not in pair.waiting_calls
+
+
 def events(
     kind: str,
     keep: Keep = every,

@@ -44,6 +44,8 @@ class Guest:
     """How it may end; empty where nothing says so."""
     exit_calls: frozenset[int] = frozenset()
     """System calls by which a process ends."""
+    waiting_calls: frozenset[int] = frozenset()
+    """System calls by which a process lets others run while it waits."""
 
 
 def find(name: str, physical_delta: int = 0) -> Guest:
@@ -84,6 +86,7 @@ def of(image: Image, physical_delta: int = 0) -> Guest:
         volatile=_volatile(pristine, row.get("volatile"), physical_delta),
         outcomes=tuple(map(str, row.get("outcome", ()))),
         exit_calls=frozenset(map(int, row.get("exit_calls", ()))),
+        waiting_calls=frozenset(map(int, row.get("waiting_calls", ()))),
     )
 
 

@@ -5,6 +5,7 @@ Room: `bt/verify`. The documentation prints these tables. What is known of a par
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -16,13 +17,29 @@ if TYPE_CHECKING:
     from bt.verify.observation import Event
 
 _NM: Final = 7
-_X86: Final = frozenset({"x86-64", "i386"})
+_ACCESS_TRAPPED: Final = 0x07
+"""The exception class of a trapped access to SIMD and floating point (DDI 0487, ESR_ELx.EC)."""
 _MIPS_TIMED: Final = frozenset({1, 2, 3, 11})
 """Mod, TLBL, TLBS; CpU."""
 
 
 def _not_lazy_switch(_pair: Pair, event: Event) -> bool:
-    return not (event.number == _NM and event.level == 3 and event.isa in _X86)
+    lazy = _LAZY.get(event.isa)
+    return lazy is None or not lazy(event)
+
+
+def _undefined_floating_point(event: Event) -> bool:
+    word = int.from_bytes(event.code[:4], "little")
+    return event.number == 1 and event.level == 0 and word >> 8 & 15 in (10, 11) and word >> 25 & 7 in (6, 7)
+
+
+_LAZY: Final[dict[str, Callable[[Event], bool]]] = {
+    "x86-64": lambda event: event.number == _NM and event.level == 3,
+    "i386": lambda event: event.number == _NM and event.level == 3,
+    "aarch64": lambda event: event.number == _ACCESS_TRAPPED and event.level == 0,
+    "armv7": _undefined_floating_point,
+}
+"""By instruction set, the exception by which a kernel that switches the FPU lazily learns of its first use."""
 
 
 EXACT: Final = Profile(
@@ -52,22 +69,22 @@ EXACT: Final = Profile(
         Rule(
             "system calls",
             "per address space, the sequence of (number, address)",
-            "which address space comes when",
+            "which address space comes when, and calls that the guest's manifest says are made while waiting",
             "processes are preempted by the timer, at other instructions",
-            checks.events("system call", last=checks.exits),
+            checks.events("system call", checks.counts, last=checks.exits),
         ),
         Rule(
             "software interrupts",
             "per address space, the sequence of (vector, address)",
             "which address space comes when",
             "processes are preempted by the timer, at other instructions",
-            checks.events("software interrupt", last=checks.exits),
+            checks.events("software interrupt", checks.counts, last=checks.exits),
         ),
         Rule(
             "exceptions",
             "per address space, the sequence of (vector, error code, address, CR2 of a page fault)",
-            "which address space comes when; #NM from user mode",
-            "processes are preempted by the timer; a lazy kernel raises #NM at the first use of the FPU after that",
+            "which address space comes when; from user mode #NM, and what Arm has in its place",
+            "processes are preempted by the timer; a lazy kernel has it raised at the first use of the FPU after that",
             checks.events("exception", _not_lazy_switch, last=checks.exits),
         ),
         Rule(

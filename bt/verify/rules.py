@@ -68,6 +68,8 @@ class Pair:
     """Guest-physical (address, size) of what the guest itself declares to depend on time."""
     exit_calls: frozenset[int] = frozenset()
     """System calls by which a process ends, as the guest's manifest says."""
+    waiting_calls: frozenset[int] = frozenset()
+    """System calls by which a process lets others run while it waits, likewise."""
     initrd: bytes = b""
     command_line: str = ""
 
