@@ -8,6 +8,10 @@ Key = tuple[str, str]
 """Operation and route."""
 
 
+_WITH_ANOTHER = frozenset({"late", "chained"})
+"""Routes that are no exits of their own."""
+
+
 class ExitTable:
     """Counts, and if `timed` nanoseconds, by (operation, route)."""
 
@@ -37,8 +41,8 @@ class ExitTable:
 
     @property
     def total(self) -> int:
-        """All exits. What was handed up late came with another."""
-        return sum(count for (_, route), count in self.counts.items() if route != "late")
+        """All exits. What was handed up late, or done behind another, came with that."""
+        return sum(count for (_, route), count in self.counts.items() if route not in _WITH_ANOTHER)
 
     def rows(self) -> list[tuple[str, str, int, float, float]]:
         """(operation, route, count, share of all exits, seconds), most frequent first."""

@@ -21,6 +21,7 @@ from emulator.isa.x86.transfer import syscall
 from paravirt import abi, layout
 from paravirt.hypervisor import Action, Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
+from paravirt.modes.x86.chain import Chain
 from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.requests import X86Requests
 from paravirt.modes.x86.shadow import X86Shadow
@@ -72,6 +73,8 @@ class X86Hypervisor(X86Requests):
         self._port_reads = self.exits.cell("READ_PORT", "exit")
         self._port_writes = self.exits.cell("WRITE_PORT", "exit")
         self._late_writes = self.exits.cell("WRITE_PORT", "late")
+        self._chain = Chain(self.exits, self._fetch, self._prepare_instruction) if able.exit_cost >= DEAR else None
+        self._swap_cell = self.exits.cell("SWAP_GS", "trap")
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
         self._in_shadow = False
         """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
@@ -278,6 +281,8 @@ class X86Hypervisor(X86Requests):
             known = self._actions.get(rip) or self._prepare(rip)
             if known is not None:
                 self._act(known)
+                if self._chain is not None and known[1] is self._swap_cell:
+                    self._follow(self._chain)
                 return
         elif self._perform_for_user(rip):
             return
@@ -365,6 +370,30 @@ class X86Hypervisor(X86Requests):
             syscall(vcpu, exit_.length)
         except Fault as fault:
             self._raise(fault)
+            return
+        if self._chain is not None:
+            self._follow(self._chain)
+
+    def _follow(self, chain: Chain) -> None:
+        """Do the sensitive instructions that come next, as long as there are some and nothing else is to be done."""
+        vcpu = self.vcpu
+        while not (vcpu.level or self._in_shadow or self._stepping is not None or self._registers.trap_flag):
+            step = chain.after(vcpu.rip)
+            if step is None:
+                return
+            at, action, cell = step
+            vcpu.rip = at
+            cell[0] += 1
+            try:
+                action()
+            except Fault as fault:
+                self._raise(fault)
+                return
+
+    def _code_changed(self, page: int) -> None:
+        super()._code_changed(page)
+        if self._chain is not None:
+            self._chain.forget()
 
     def _port_read(self, exit_: Exit) -> None:
         if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
