@@ -31,7 +31,7 @@ from emulator.isa.aarch64.room import (
     TCR,
     furnish,
 )
-from emulator.isa.proof import Proof, Verdict
+from emulator.isa.proof import Proof, Seen, judge
 from emulator.isa.sensitive import SensitiveInstruction
 
 
@@ -181,48 +181,12 @@ def prove(
     bench: Bench,
 ) -> Proof:
     """Run all cases of a row at both levels. `departures` are by row name, mode and number of the case."""
-    verdict = Verdict.ABSENT if all(case.absent for case in cases) else Verdict.PROVEN
-    remarks: list[str] = []
-    seen: dict[Mode, str] = {}
-    for number, case in enumerate(cases):
-        for mode in Mode:
-            outcome = bench.execute(case, mode)
-            claim = case.kernel if mode is Mode.KERNEL else case.user
-            seen.setdefault(mode, _describe(outcome, claim))
-            departure = departures.get((row.name, mode, number))
-            against = _difference(outcome, claim)
-            where = f"EL{mode.value}" + (f", case {number + 1} of {len(cases)}" if len(cases) > 1 else "")
-            if departure is None:
-                if against:
-                    verdict = Verdict.REFUTED
-                    remarks.append(f"{where}: {against}")
-                continue
-            stray = _difference(outcome, Claim(departure.event, departure.shows))
-            if not against:
-                verdict = Verdict.REFUTED
-                remarks.append(f"{where}: does what the manual says, but a departure is listed: {departure.reason}")
-            elif stray:
-                verdict = Verdict.REFUTED
-                remarks.append(f"{where}: departs otherwise than listed: {stray}")
-            else:
-                verdict = verdict if verdict is Verdict.REFUTED else Verdict.DEPARTS
-                remarks.append(f"{where}: {departure.reason}")
-    return Proof(row, verdict, seen[Mode.KERNEL], seen[Mode.USER], tuple(dict.fromkeys(remarks)))
 
+    def execute(case: Case, mode: Mode, _names: tuple[str, ...]) -> Seen:
+        outcome = bench.execute(case, mode)
+        return Seen(outcome.event, outcome.values.__getitem__)
 
-def _describe(outcome: Outcome, claim: Claim) -> str:
-    shown = ", ".join(f"{name} = {outcome.values[name]:#x}" for name in claim.shows)
-    return f"{outcome.event}: {shown}" if shown and outcome.event == claim.event else str(outcome.event)
-
-
-def _difference(outcome: Outcome, claim: Claim) -> str:
-    """What is not as claimed; empty when all is."""
-    if outcome.event != claim.event:
-        return f"saw {outcome.event} instead of {claim.event}"
-    for name, expected in claim.shows.items():
-        if outcome.values[name] != expected:
-            return f"{name} is {outcome.values[name]:#x} instead of {expected:#x}"
-    return ""
+    return judge(row, cases, departures, ((Mode.KERNEL, "EL1"), (Mode.USER, "EL0")), execute)
 
 
 def prove_rows(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from emulator.engine import arm
 from emulator.engine.arm import ArmEngine
 from emulator.engine.exit import Exit, ExitKind
-from emulator.isa.proof import Proof, Verdict
+from emulator.isa.proof import Proof, Seen, judge
 from emulator.isa.sensitive import SensitiveInstruction
 
 # The room: three megabytes of memory, each a section of its own.
@@ -266,50 +266,13 @@ def prove(
     bench: Bench,
 ) -> Proof:
     """Run all cases of a row in both modes. `departures` are by row name, mode and number of the case."""
-    verdict = Verdict.ABSENT if all(case.absent for case in cases) else Verdict.PROVEN
-    remarks: list[str] = []
-    seen: dict[Mode, str] = {}
-    for number, case in enumerate(cases):
-        for mode in Mode:
-            claim = case.kernel if mode is Mode.KERNEL else case.user
-            departure = departures.get((row.name, mode, number))
-            names = (*claim.shows, *(departure.shows if departure else ()))
-            outcome = bench.execute(case, mode, names)
-            seen.setdefault(mode, describe(outcome, claim))
-            against = _difference(outcome, claim)
-            where = f"{mode.name.lower()} mode" + (f", case {number + 1} of {len(cases)}" if len(cases) > 1 else "")
-            if departure is None:
-                if against:
-                    verdict = Verdict.REFUTED
-                    remarks.append(f"{where}: {against}")
-                continue
-            stray = _difference(outcome, Claim(departure.event, departure.shows))
-            if not against:
-                verdict = Verdict.REFUTED
-                remarks.append(f"{where}: does what the manual says, but a departure is listed: {departure.reason}")
-            elif stray:
-                verdict = Verdict.REFUTED
-                remarks.append(f"{where}: departs otherwise than listed: {stray}")
-            else:
-                verdict = verdict if verdict is Verdict.REFUTED else Verdict.DEPARTS
-                remarks.append(f"{where}: {departure.reason}")
-    return Proof(row, verdict, seen[Mode.KERNEL], seen[Mode.USER], tuple(dict.fromkeys(remarks)))
 
+    def execute(case: Case, mode: Mode, names: tuple[str, ...]) -> Seen:
+        outcome = bench.execute(case, mode, names)
+        return Seen(outcome.event, outcome.values.__getitem__)
 
-def describe(outcome: Outcome, claim: Claim) -> str:
-    """The outcome in words, with the values that the claim is about."""
-    shown = ", ".join(f"{name} = {outcome.values[name]:#x}" for name in claim.shows)
-    return f"{outcome.event}: {shown}" if shown and outcome.event == claim.event else str(outcome.event)
-
-
-def _difference(outcome: Outcome, claim: Claim) -> str:
-    """What is not as claimed; empty when all is."""
-    if outcome.event != claim.event:
-        return f"saw {outcome.event} instead of {claim.event}"
-    for name, expected in claim.shows.items():
-        if outcome.values[name] != expected:
-            return f"{name} is {outcome.values[name]:#x} instead of {expected:#x}"
-    return ""
+    modes = ((Mode.KERNEL, "kernel mode"), (Mode.USER, "user mode"))
+    return judge(row, cases, departures, modes, execute)
 
 
 def prove_rows(rows: Sequence[SensitiveInstruction]) -> Iterator[Proof]:
