@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bt.bench.process import time_to_marker
-from bt.guests import Guest
+from bt.guests import RECIPES, Guest
 from emulator.errors import Unavailable
 
 HALTED = "reboot: System halted"
@@ -28,7 +28,7 @@ VIRT = "virt,gic-version=2,dtb-randomness=off"
 """QEMU's machine nearest to the `virt` board; without a seed the kernel stays where it is linked, as on ours."""
 
 OTHERS: dict[str, tuple[str, ...]] = {
-    "i386": ("qemu-system-i386", "-machine", NEAREST),
+    "i386": ("qemu-system-i386", "-machine", NEAREST, "-cpu", "qemu64"),
     "arm64": ("qemu-system-aarch64", "-machine", VIRT, "-cpu", "cortex-a53"),
     "armhf": ("qemu-system-arm", "-machine", VIRT, "-cpu", "cortex-a7"),
     "mipsel": ("qemu-system-mipsel", "-machine", "malta", "-cpu", "24Kf", "-vga", "none"),
@@ -80,14 +80,24 @@ def console(guest: Guest, timeout: float = 120.0) -> bytes:
 
     Raises Unavailable when QEMU is not there, or the guest did not come to its end within `timeout` seconds.
     """
-    from bt.image import load
-
+    architecture = RECIPES[guest.name].architecture
     with tempfile.TemporaryDirectory(prefix="retrap-qemu.") as scratch:
-        elf = Path(scratch) / "vmlinux"
-        elf.write_bytes(load(guest.kernel).elf)
-        timing = time_to_marker(command(elf, guest.initrd, guest.command_line, NEAREST), HALTED, timeout)
+        if architecture in OTHERS:
+            line = other_command(architecture, guest.kernel, guest.initrd, guest.command_line)
+        else:
+            line = command(_entered_at_once(guest, Path(scratch)), guest.initrd, guest.command_line, NEAREST)
+        timing = time_to_marker(line, HALTED, timeout)
     if timing.seconds is None:
         raise Unavailable(
             f"QEMU did not bring {guest.name} to its end within {timeout:g} s; last: {timing.tail[-80:]!r}"
         )
     return timing.console
+
+
+def _entered_at_once(guest: Guest, scratch: Path) -> Path:
+    """The kernel of `guest` as the ELF that its container holds: QEMU enters it without firmware."""
+    from bt.image import load
+
+    elf = scratch / "vmlinux"
+    elf.write_bytes(load(guest.kernel).elf)
+    return elf
