@@ -143,10 +143,6 @@ class MipsEngine(Engine, Protocol):
         """
         ...
 
-    def guard_memory(self) -> None:
-        """At full privilege, once memory is loaded: make code executable that the engine cannot take as it is."""
-        ...
-
     def frame_at(self, physical: int) -> memoryview:
         """The 4096 bytes of memory around a physical address. Raises ValueError where there is none."""
         ...

@@ -36,11 +36,18 @@ def _aarch64() -> type[NativeCpu]:
     return AArch64NativeCpu
 
 
+def _mips32() -> type[NativeCpu]:
+    from emulator.native.mips import MipsNativeCpu
+
+    return MipsNativeCpu
+
+
 NATIVES: dict[str, Callable[[], type[NativeCpu]]] = {
     "x86-64": _x86_64,
     "i386": _i386,
     "armv7": _armv7,
     "aarch64": _aarch64,
+    "mips32": _mips32,
 }
 """How to load the reference of each instruction set."""
 

@@ -140,7 +140,6 @@ class MipsNativeCpu(NativeCpu):
         first = {"Config3": i.CONFIG3, "IntCtl": i.INT_CTL, "EBase": i.EBASE, "HWREna": 0, "Cause": 0, "Status": 0}
         for name, value in (identity | first).items():
             registers.set_cp0(name, value)
-        self.engine.guard_memory()
         registers.jump(state.pc)
 
     def _random(self, replaces: bool) -> int:
@@ -174,9 +173,8 @@ class MipsNativeCpu(NativeCpu):
         code = exit_.vector
         if code == DEBUG_BREAKPOINT:
             raise ProcessorShutdown(f"SDBBP at {self.pc:#x} enters Debug Mode, and no debugger is there")
-        address = exit_.address if r.MOD <= code <= r.ADES else 0
-        self._event("exception", code, exit_.error, self.pc, address)
-        deliver(self, code, exit_.error, address)
+        self._event("exception", code, exit_.error, self.pc, exit_.address)
+        deliver(self, code, exit_.error, exit_.address)
 
     def _halt(self, _exit: Exit) -> None:
         if not self.status & r.STATUS_IE:

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import unicorn
 
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.mips import EXECUTE, FETCH
+from emulator.engine.mips import FETCH
 from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn import mips_state as state
 from emulator.engine.unicorn import mips_timer
 from emulator.engine.unicorn.counter import BlockCounter
+from emulator.engine.unicorn.mips_blocks import limit_blocks
 from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
 from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
 from emulator.errors import EngineMissing, GuestFault
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _ARCH_MIPS, _MODE_32, _BIG_ENDIAN = 3, 4, 1 << 30
 _GPR_0 = 2
@@ -35,8 +31,6 @@ _CPU_MODEL = 7
 _24KF = 8
 _TLB_TYPE = 12
 _TLB_OF_24KF = 16
-_EMPTY = bytes(4096)
-_KSEG0, _UNMAPPED_SEGMENT = 0x8000_0000, 0x2000_0000
 _FOREVER = 1 << 62
 _NOWHERE = 0xFFFF_F001
 """The `until` that no guest reaches: odd. Unicorn looks up its page when a run ends."""
@@ -45,11 +39,6 @@ _NOWHERE_IN_MEMORY = 0x8000_0FF1
 _LAST_PAGE = 0xFFFF_F000
 _NO_MEMORY = frozenset({6, 7, 8, 12, 13, 14})
 """UC_ERR_READ_UNMAPPED and its like: physical memory that nothing backs."""
-LONGEST_BLOCK = 300
-"""Instructions without a branch from which Unicorn is kept from translating them as one block; it dies at 376."""
-_UNGUARDED = 60
-"""The first instructions of such a run that need no hook: a block has not become dangerous there yet."""
-
 EXCEPTIONS = {12: 4, 13: 5, 15: 6, 16: 0x20, 17: 8, 18: 9, 19: 11, 20: 10, 21: 12, 22: 13, 23: 15, 24: 23} | {
     25: 1,
     26: 2,
@@ -64,6 +53,7 @@ EXCEPTIONS = {12: 4, 13: 5, 15: 6, 16: 0x20, 17: 8, 18: 9, 19: 11, 20: 10, 21: 1
 }
 """QEMU's number of an exception -> its code in Cause (PRA, table 9.52)."""
 _NUMBERS = {code: number for number, code in EXCEPTIONS.items()}
+_OF_THE_TLB = frozenset({2, 3})
 _WITH_ADDRESS = frozenset({1, 2, 3, 4, 5})
 _COPROCESSOR = 11
 
@@ -114,9 +104,6 @@ class UnicornMipsEngine:
         """Unicorn looks up pages on its own account when it does not run; nothing is there."""
         self._callbacks: list[Any] = []
         self._memories: list[tuple[int, memoryview, Any, int]] = []
-        self._harmless: set[int] = set()
-        """Frames without a long block, as far as is known."""
-        self._guarded: set[tuple[int, int]] = set()
         self._counter = BlockCounter(self.library)
         self._remaining = self._counter.remaining
         self._deadline = _FOREVER
@@ -124,6 +111,7 @@ class UnicornMipsEngine:
         self._native = NativeCode()
         self._cpu = ctypes.c_void_p(cpu)
         suffix = "mips" if byte_order == "big" else "mipsel"
+        limit_blocks(self.library, suffix)
         self._flush_page = self._function(f"tlb_flush_page_{suffix}", ctypes.c_void_p, ctypes.c_uint32)
         self._invalidate = self._function(
             f"tb_invalidate_phys_range_{suffix}", ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64
@@ -218,8 +206,6 @@ class UnicornMipsEngine:
 
     def map_page(self, view: int, address: int, physical: int, rights: int) -> None:
         """Enter the page at `address` into a view."""
-        if rights & EXECUTE and physical not in self._harmless:
-            self._guard_blocks(address, physical)
         self._native.tables[view][address >> 12] = physical | rights
 
     def unmap_page(self, view: int, address: int) -> None:
@@ -242,21 +228,6 @@ class UnicornMipsEngine:
     def fills(self) -> int:
         """Misses of the emulated TLB that the tables answered, since the engine was opened."""
         return self._native.words[FILLS]
-
-    def _guard_blocks(self, address: int, physical: int) -> None:
-        """Keep Unicorn from translating a run of instructions as one block that would overrun its tables.
-
-        A hook of single instructions makes their translation so long that the block ends in time. It does nothing.
-        """
-        frame = self._frame(physical)
-        runs = long_runs(frame, self.byte_order) if frame is not None else []
-        if not runs:
-            self._harmless.add(physical & ~0xFFF)
-        for first, last in runs:
-            begin, end = (address & ~0xFFF) + first, (address & ~0xFFF) + last
-            if (begin, end) not in self._guarded:
-                self._guarded.add((begin, end))
-                self._hook(unicorn.UC_HOOK_CODE, ctypes.c_void_p(self._native.nothing), 0, begin, end)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -315,7 +286,6 @@ class UnicornMipsEngine:
             offset = physical - start
             if 0 <= offset < memory.nbytes:
                 self._invalidate(self.handle, ram + offset, ram + offset + size)
-        self._harmless.difference_update(range(physical & ~0xFFF, physical + size, 4096))
 
     def code_changed(self, address: int, size: int) -> None:
         """The host changed bytes that may have been executed at an address mapped in the view under way."""
@@ -327,7 +297,6 @@ class UnicornMipsEngine:
 
     def flush_code(self) -> None:
         """Forget all translated code. Not within a block."""
-        self._harmless.clear()
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
 
     def withhold_counters(
@@ -351,13 +320,6 @@ class UnicornMipsEngine:
         self._deadline = self.progress
         self._remaining[0] = 0
         self.library.uc_emu_stop(self.handle)
-
-    def guard_memory(self) -> None:
-        """At full privilege: keep Unicorn from translating long runs of what is in memory now as one block."""
-        for start, memory, _pinned, _ram in self._memories:
-            for offset in range(0, min(memory.nbytes, _UNMAPPED_SEGMENT - start), 4096):
-                if memory[offset : offset + 4096] != _EMPTY:
-                    self._guard_blocks(_KSEG0 + start + offset, start + offset)
 
     def close(self) -> None:
         """Release the CPU. Idempotent."""
@@ -402,15 +364,20 @@ class UnicornMipsEngine:
         exit_, registers, number, words = self._exit, self.registers, self._exception, self.registers.words
         error_at, bad_address = state._ERROR_CODE, state.CP0["BadVAddr"] // 4
         fault, codes, with_address = ExitKind.FAULT, EXCEPTIONS, _WITH_ADDRESS
+        at = (self.handle or 0) + state.INVALID_ERROR
+        ending = memoryview((ctypes.c_char * 4).from_address(at)).cast("B").cast("I")
 
         def on_fault(_engine: int, _user: int) -> int:
             try:
                 code = codes.get(number[0])
                 if code is None or self._failure is not None:
                     return 0
+                if code in _OF_THE_TLB and ending[0] in _NO_MEMORY:
+                    ending[0] = 0  # the processor's own miss is noted as an error of the emulation, and is none
                 exit_.kind = fault
                 exit_.vector = code
                 exit_.error = words[error_at]
+                exit_.address = 0  # an exit is used again: the last exception's is still in it
                 if code in with_address:
                     exit_.error &= 1
                     exit_.address = words[bad_address]
@@ -494,23 +461,6 @@ class UnicornMipsEngine:
 _COP1X = 0x13
 _FLAGS = 0x2B94 // 4
 _NO_BRANCH = ~state.BRANCH & 0xFFFF_FFFF
-
-
-def long_runs(frame: memoryview, byte_order: str) -> list[tuple[int, int]]:
-    """What of a page is to be guarded: each run of `LONGEST_BLOCK` and more instructions without a branch, but for its
-    beginning, as first and last byte offset. (The instruction behind a branch is its delay slot.)"""
-    import numpy as np
-
-    words: NDArray[np.uint32] = np.frombuffer(frame, dtype="<u4" if byte_order == "little" else ">u4")
-    major = words >> np.uint32(26)
-    ends = ((major >= 2) & (major <= 7)) | ((major >= 0x14) & (major <= 0x17))
-    ends |= (major == 1) & ((words >> np.uint32(16) & np.uint32(0xC)) == 0)
-    function = words & np.uint32(0x3F)
-    ends |= (major == 0) & ((function == 8) | (function == 9) | (function == 0xC) | (function == 0xD))
-    places = [-1, *np.nonzero(ends)[0].tolist(), len(words)]
-    last = len(words) - 1
-    runs = ((a + 2, min(b, last)) for a, b in pairwise(places))
-    return [(4 * (a + _UNGUARDED), 4 * b) for a, b in runs if b - a >= LONGEST_BLOCK]
 
 
 def _no_handler(_exit: Exit) -> None:

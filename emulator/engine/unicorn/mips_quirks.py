@@ -20,7 +20,7 @@ MIPS_QUIRKS: tuple[Quirk, ...] = (
         "MIPS: straight code kills the process",
         "376 instructions without a branch overrun a table of the translator: SIGSEGV",
         "code is as long as it likes",
-        "`mips.py` guards such runs by hooks of single instructions (`_guard_blocks`)",
+        "`mips_blocks.py` lowers the number of instructions that the translator is allowed (`limit_blocks`)",
         "test_376_instructions_without_a_branch_kill_the_process",
     ),
     Quirk(
@@ -37,6 +37,14 @@ MIPS_QUIRKS: tuple[Quirk, ...] = (
         "LL is a load like any other",
         "`use_views` makes all segments unmapped (SegCtl0 to SegCtl2)",
         "test_ll_in_a_mapped_segment_fails_though_a_hook_translates",
+    ),
+    Quirk(
+        "MIPS: a miss of the processor's TLB is an error of the run",
+        "after a TLB exception at full privilege the run ends with UC_ERR_READ_UNMAPPED, whatever ends it, and however "
+        "much later",
+        "(an engine's own affair)",
+        "`mips.py` clears the error when the exception arrives",
+        "test_a_run_ends_with_the_error_of_a_tlb_exception_long_ago",
     ),
     Quirk(
         "MIPS: the end of a run looks up a page",

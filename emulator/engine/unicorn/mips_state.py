@@ -16,6 +16,8 @@ CPU_POINTER = 0x1B8
 """In Unicorn's own structure: the address of the CPU."""
 STOP_INTERRUPT = 0xE0
 """There, too: a function that says which events go to the hooks of invalid instructions. NULL on MIPS."""
+INVALID_ERROR = 0x590
+"""There, too: the error with which the emulation will end, 32 bits."""
 EXCEPTION_INDEX = 0x81A0
 """In the CPU: the exception under way."""
 STATE = 0x8CF0

@@ -42,6 +42,19 @@ def test_a_privileged_instruction_traps_with_pc_at_it(guest: MipsGuest) -> None:
     assert guest.registers.gpr[4] == 1
 
 
+def test_an_exception_without_an_address_shows_none_of_an_earlier_one(guest: MipsGuest) -> None:
+    guest.registers.gpr[5] = 0x0000_8001
+
+    def handle(exit_: Exit) -> bool:
+        if exit_.kind == ExitKind.MISS:
+            return False
+        guest.registers.advance()
+        return exit_.vector != 9
+
+    seen = guest.run(0x8CA6_0000, MFC0, SYSCALL, handle=handle)
+    assert [(one.vector, one.address) for one in seen] == [(4, 0x8001), (11, 0), (8, 0), (9, 0)]
+
+
 def test_a_system_call_is_reported_at_the_instruction(guest: MipsGuest) -> None:
     (seen,) = guest.run(ADDIU, SYSCALL)
     assert (seen.vector, seen.pc) == (8, BASE[guest.mode] + 0x1004)
@@ -202,11 +215,12 @@ def test_a_budget_stops_between_a_branch_and_nothing(guest: MipsGuest) -> None:
     assert len({b - a for (a, _), (b, _) in pairwise(stops)}) == 1
 
 
-@pytest.mark.parametrize("words", [400, 1000, 1024, 3000])
-def test_a_long_run_without_a_branch_does_not_kill_the_process(words: int) -> None:
+@pytest.mark.parametrize("mode", [0, 2], ids=["kernel", "user"])
+@pytest.mark.parametrize("words", [400, 3000])
+def test_a_long_run_without_a_branch_does_not_kill_the_process(words: int, mode: int) -> None:
     program = (
         "from tests.emulator.engine.mips_guest import MipsGuest\n"
-        f"guest = MipsGuest('little', 2)\nguest.run(*[0x24840001] * {words})\nprint(guest.registers.gpr[4])\n"
+        f"guest = MipsGuest('little', {mode})\nguest.run(*[0x24840001] * {words})\nprint(guest.registers.gpr[4])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, f"{words}\n")
@@ -289,6 +303,20 @@ def test_kernel_mode_translates_by_its_own_tlb(native: MipsGuest) -> None:
     registers.gpr[5] = 0x0050_0010
     (seen,) = native.run(0x8CA6_0000)
     assert (seen.vector, seen.error, seen.address) == (2, 1, 0x0050_0010)
+
+
+def test_waiting_after_a_tlb_exception_is_an_exit_as_ever(native: MipsGuest) -> None:
+    native.registers.gpr[5] = 0x0050_0010
+
+    def handle(exit_: Exit) -> bool:
+        if exit_.kind != ExitKind.FAULT:
+            return False
+        native.registers.advance()
+        return True
+
+    seen = native.run(0x8CA6_0000, ADDIU, 0x4200_0020, handle=handle)
+    assert [(one.kind, one.vector) for one in seen[:1]] == [(ExitKind.FAULT, 2)]
+    assert (seen[-1].kind, seen[-1].pc) == (ExitKind.HALT, 0x8000_100C)
 
 
 def test_waiting_in_kernel_mode_is_an_exit_behind_the_instruction(native: MipsGuest) -> None:

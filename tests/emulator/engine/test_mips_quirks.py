@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from emulator.engine.unicorn.mips_quirks import MIPS_QUIRKS
 
 unicorn: Any = importlib.import_module("unicorn")
@@ -99,6 +101,20 @@ def test_ll_in_a_mapped_segment_fails_though_a_hook_translates() -> None:
     with contextlib.suppress(unicorn.UcError):
         uc.emu_start(0x1000, NOWHERE)
     assert seen[:1] != [17]
+
+
+def test_a_run_ends_with_the_error_of_a_tlb_exception_long_ago() -> None:
+    def hook(uc: Any, number: int, _data: object) -> None:
+        if number == 17:
+            uc.emu_stop()
+        else:
+            uc.reg_write(names.UC_MIPS_REG_PC, CODE + 8)
+
+    uc = machine(0x3C05_0040, 0x8CA6_0000, ADDIU, SYSCALL, model=True)  # lui a1, 0x40; lw a2, 0(a1): nothing matches
+    uc.hook_add(unicorn.UC_HOOK_INTR, hook)
+    with pytest.raises(unicorn.UcError) as error:
+        uc.emu_start(CODE, NOWHERE)
+    assert error.value.errno == unicorn.UC_ERR_READ_UNMAPPED
 
 
 def test_the_page_of_until_is_looked_up_at_the_end() -> None:
