@@ -1,0 +1,457 @@
+"""Page tables of a guest that the processor walks itself: whole tables validated and every store looked at.
+
+Room: `paravirt/mmu`. A frame becomes a table when all its entries have been found to be allowed, and those below it
+with them; if one is not, what was taken for the others is given back. While it is a table nothing maps it writable, and
+each store comes here. A table in use leads to machine frames; what a guest writes may name its own (`translates`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from emulator.isa.entries import MALFORMED, NOTHING, TABLE, EntryFormat, EntryLevel
+from paravirt.mmu.frame_types import DESCRIPTORS, NOWHERE, Domain, FrameTable, Refusal, Refused
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_FEW: Final = 8
+"""Entries of a table up to which they are looked at one by one."""
+
+
+class DirectTables:
+    """One domain's page tables."""
+
+    def __init__(
+        self, frames: FrameTable, domain: Domain, form: EntryFormat, *, translates: bool = True, large: bool = True
+    ) -> None:
+        """`translates`: an entry may name a frame by the guest's number, and does in frames that are no tables in use;
+        otherwise all entries are the machine's, everywhere. `large`: the guest may map large pages.
+        """
+        self.frames = frames
+        self.domain = domain
+        self.form = form
+        self.translates = translates
+        self.words = domain.memory.cast("Q" if form.entry_size == 8 else "I")
+        """The entries of all frames of the domain, in the order of its machine frames."""
+        self._dtype = np.dtype(np.uint64 if form.entry_size == 8 else np.uint32)
+        self._array = np.frombuffer(domain.memory, dtype=self._dtype).reshape(domain.count, -1)
+        self._levels = (form.levels[0], *form.levels)
+        self._taken = (0, *(form.taken(level) for level in range(1, form.top + 1)))
+        self._per_frame = form.words
+        self._large = large
+        self._ahead = domain.first - frames.first
+        """Place of the domain's first frame."""
+        self._linear_in: dict[int, int] = {}
+        """By place of a table, how many tables of its own level lead to it. Such a table leads to none itself, so that
+        no chain of them grows: giving one back gives back what it leads to."""
+        self.window: dict[int, int] = {}
+        """The hypervisor's own entries in every root, by index (of `EntryFormat.reserved`)."""
+        self.new_code: set[int] | None = None
+        """Machine frames that an executable mapping was made of since this was last emptied, where an engine keeps what
+        it made of code although that was written since; None where nobody asks."""
+        self.validated = 0
+        """Tables that were looked at as a whole."""
+        self.stores = 0
+        """Entries of tables in use that were changed one by one."""
+
+    # -- what entries lead to -------------------------------------------------------------------
+
+    def _get(self, level: int, entry: int, holder: int) -> None:
+        """Take what an entry (to be) of the table at place `holder` leads to. Raises `Refused`."""
+        form = self._levels[level]
+        what = form.decode(entry)
+        if what == NOTHING:
+            return
+        frames = self.frames
+        if what == MALFORMED:
+            raise Refused(Refusal.MALFORMED, holder + frames.first, entry)
+        if what == TABLE:
+            frame = (entry & form.table_address) >> 12
+            at = frames.place(self.domain, frame, entry)
+            if frames.kind[at] == level and self._linear(form, at, holder, entry):
+                return
+            self._get_table(at, level - 1, entry)
+            return
+        frame = (entry & form.memory_address) >> 12
+        mask, value = form.write
+        if level == 1:
+            at = frame - frames.first
+            if not 0 <= at < frames.count or frames.owner[at] != self.domain.number:
+                frames.place(self.domain, frame, entry)
+            if entry & mask == value:
+                frames.use_writable(at, entry)
+            else:
+                frames.refs[at] += 1
+            if self.new_code is not None and entry & form.execute[0] == form.execute[1]:
+                self.new_code.add(frame)
+            return
+        self._get_large(form, frame, entry, entry & mask == value)
+
+    def _put(self, level: int, entry: int, holder: int) -> None:
+        """Give back what an entry of a validated table led to."""
+        form = self._levels[level]
+        what = form.decode(entry)
+        if what == NOTHING:
+            return
+        frames = self.frames
+        if what == TABLE:
+            at = ((entry & form.table_address) >> 12) - frames.first
+            if at == holder:
+                return
+            if frames.kind[at] == level:
+                self._linear_in[at] -= 1
+                if not self._linear_in[at]:
+                    del self._linear_in[at]
+            self._put_table(at)
+            return
+        at = ((entry & form.memory_address) >> 12) - frames.first
+        mask, value = form.write
+        if level > 1:
+            places = np.arange(at, at + (1 << form.shift - 12))
+            frames.leave_many(places, places if entry & mask == value else places[:0])
+            return
+        if entry & mask == value:
+            frames.uses[at] -= 1
+        frames.refs[at] -= 1
+        frames.left[at] = frames.flushes
+
+    def _linear(self, form: EntryLevel, at: int, holder: int, entry: int) -> bool:
+        """Whether an entry that leads to a table of its own level is a linear mapping, which is taken; False where the
+        frame is none in use and may become the table below. Raises `Refused` where it is one and may not be."""
+        frames = self.frames
+        if at != holder and not frames.uses[at]:
+            return False
+        mask, value = form.closed
+        if entry & mask != value:
+            raise Refused(Refusal.LINEAR, at + frames.first, entry)
+        if at != holder:
+            if not frames.valid[at] or holder in self._linear_in or self._has_linear(at):
+                raise Refused(Refusal.LINEAR, at + frames.first, entry)
+            frames.uses[at] += 1
+            frames.refs[at] += 1
+            self._linear_in[at] = self._linear_in.get(at, 0) + 1
+        return True
+
+    def _has_linear(self, at: int) -> bool:
+        """Whether a table leads to one of its own level."""
+        level = self.frames.kind[at]
+        form = self._levels[level]
+        for entry in self._entries(at)[: form.entries].tolist():
+            if form.decode(entry) == TABLE:
+                below = ((entry & form.table_address) >> 12) - self.frames.first
+                if 0 <= below < self.frames.count and self.frames.kind[below] == level:
+                    return True
+        return False
+
+    def _get_large(self, form: EntryLevel, frame: int, entry: int, writable: bool) -> None:
+        frames = self.frames
+        if not self._large:
+            raise Refused(Refusal.LARGE, frame, entry)
+        numbers = np.arange(frame, frame + (1 << form.shift - 12), dtype=np.int64)
+        entries = np.broadcast_to(np.uint64(entry), numbers.shape)
+        try:
+            at = frames.places(self.domain, numbers, entries)
+            if writable:
+                frames.check_writable(at, entries)
+        except Refused as refused:
+            if refused.frame != frame and refused.reason is not Refusal.WRITABLE_TABLE:  # it goes beyond its own
+                raise Refused(Refusal.LARGE, refused.frame, entry) from None
+            raise
+        frames.use_many(at, at if writable else at[:0])
+        if self.new_code is not None and entry & form.execute[0] == form.execute[1]:
+            self.new_code.update(numbers.tolist())
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def _entries(self, at: int) -> NDArray[Any]:
+        entries: NDArray[Any] = self._array[at - self._ahead]
+        return entries
+
+    def _get_table(self, at: int, level: int, entry: int = 0) -> None:
+        """One use more of a frame as a table of `level`, which it becomes if it is not. Raises `Refused`."""
+        frames = self.frames
+        if level < 1:
+            raise Refused(Refusal.MALFORMED, at + frames.first, entry)
+        if frames.uses[at]:
+            if frames.kind[at] != level:
+                raise Refused(Refusal.OTHER_TYPE, at + frames.first, entry)
+            if not frames.valid[at]:
+                raise Refused(Refusal.LINEAR, at + frames.first, entry)
+            frames.uses[at] += 1
+            frames.refs[at] += 1
+            return
+        before = frames.kind[at]
+        frames.become(at, level)
+        frames.uses[at] = 1
+        frames.refs[at] += 1
+        try:
+            self._validate(at, level)
+        except Refused:
+            frames.kind[at] = before
+            frames.uses[at] = 0
+            frames.refs[at] -= 1
+            raise
+        frames.valid[at] = 1
+
+    def _put_table(self, at: int) -> None:
+        """One use less; the last gives back what its entries led to."""
+        frames = self.frames
+        frames.refs[at] -= 1
+        frames.left[at] = frames.flushes
+        if frames.uses[at] > 1:
+            frames.uses[at] -= 1
+            return
+        self._invalidate(at, frames.kind[at])
+        frames.valid[at] = 0
+        frames.uses[at] = 0
+
+    def _present(self, words: NDArray[Any], level: int) -> NDArray[np.int64]:
+        """Indexes of present entries, but for the hypervisor's own."""
+        used = np.flatnonzero(words & words.dtype.type(self._levels[level].present))
+        reserved = self.form.reserved
+        if level == self.form.top and len(reserved):
+            used = used[(used < reserved.start) | (used >= reserved.stop)]
+        return used
+
+    def _validate(self, at: int, level: int) -> None:
+        """Look at every entry of a table, take what they lead to, and write them as they must be. Raises `Refused`."""
+        self.validated += 1
+        words = self._entries(at)[: self._levels[level].entries]
+        used = self._present(words, level)
+        if level == 1 and len(used) > _FEW:
+            self._validate_pages(at, words, used)
+        else:
+            self._validate_each(at, level, words, used)
+        if level == self.form.top:
+            words[self.form.reserved.start : self.form.reserved.stop] = 0
+            for index, entry in self.window.items():
+                words[index] = entry
+
+    def _validate_each(self, at: int, level: int, words: NDArray[Any], used: NDArray[np.int64]) -> None:
+        taken: list[int] = []
+        try:
+            for entry in words[used].tolist():
+                stored = self.stored(level, entry)
+                self._get(level, stored, at)
+                taken.append(stored)
+        except Refused:
+            for stored in taken:
+                self._put(level, stored, at)
+            raise
+        if taken:
+            words[used] = taken
+
+    def _validate_pages(self, holder: int, words: NDArray[Any], used: NDArray[np.int64]) -> None:
+        """A table of pages at once: nothing is taken before all of it has been found right."""
+        form, frames, kind = self._levels[1], self.frames, self._dtype.type
+        entries = words[used]
+        bad = (entries & kind(form.kind_mask) != kind(form.memory)) | (
+            entries & kind(form.forbidden | form.memory_forbidden | self._taken[1]) != 0
+        )
+        if bad.any():
+            raise Refused(Refusal.MALFORMED, holder + frames.first, int(entries[bad][0]))
+        numbers = ((entries & kind(form.memory_address)) >> kind(12)).astype(np.int64)
+        if self.translates:
+            numbers = self._to_machine_frames(numbers)
+        at = frames.places(self.domain, numbers, entries)
+        mask, value = form.write
+        writable = entries & kind(mask) == kind(value)
+        written = at[writable]
+        frames.check_writable(written, entries[writable])
+        frames.use_many(at, written)
+        if self.new_code is not None:
+            mask, value = form.execute
+            self.new_code.update(numbers[entries & kind(mask) == kind(value)].tolist())
+        changed = form.imposed | form.stripped
+        stored = entries & self._not(changed | form.memory_address) | numbers.astype(self._dtype) << kind(12)
+        if self.form.kept:
+            stored |= (entries & kind(changed)) << kind(self.form.kept)
+        words[used] = stored | kind(form.imposed)
+
+    def _not(self, bits: int) -> Any:
+        """The other bits of a word."""
+        return self._dtype.type(~bits & (1 << 8 * self.form.entry_size) - 1)
+
+    def _to_machine_frames(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Machine frames of frames that are named by the guest's numbers; others stay."""
+        domain = self.domain
+        own = numbers < domain.count
+        if own.all():
+            return domain.machine_array[numbers].astype(np.int64)
+        return np.where(own, domain.machine_array[np.where(own, numbers, 0)].astype(np.int64), numbers)
+
+    def _invalidate(self, at: int, level: int) -> None:
+        """Give back what the entries of a table lead to, and leave in it what the guest would read."""
+        form = self._levels[level]
+        words = self._entries(at)[: form.entries]
+        if level == self.form.top:
+            for index in self.window:
+                words[index] = 0
+        used = self._present(words, level)
+        if level > 1 or len(used) <= _FEW:
+            for index, entry in zip(used.tolist(), words[used].tolist(), strict=True):
+                self._put(level, entry, at)
+                words[index] = self.to_guest(level, entry)
+            return
+        kind = self._dtype.type
+        entries = words[used]
+        places = ((entries & kind(form.memory_address)) >> kind(12)).astype(np.int64) - self.frames.first
+        mask, value = form.write
+        self.frames.leave_many(places, places[entries & kind(mask) == kind(value)])
+        words[used] = self.pages_to_guest(entries)
+
+    def pages_to_guest(self, entries: NDArray[Any]) -> NDArray[Any]:
+        """`to_guest` of present entries of a table of pages in use."""
+        form, kind = self._levels[1], self._dtype.type
+        if self.translates:
+            numbers = ((entries & kind(form.memory_address)) >> kind(12)).astype(np.int64) - self.domain.first
+            own = self.domain.guest_array[numbers].astype(self._dtype) << kind(12)
+            entries = entries & self._not(form.memory_address) | own
+        changed = form.imposed | form.stripped
+        if not self.form.kept or not changed:
+            return entries
+        bits = entries >> kind(self.form.kept) & kind(changed)
+        restored: NDArray[Any] = entries & self._not(changed | changed << self.form.kept) | bits
+        return restored
+
+    # -- what is asked for ----------------------------------------------------------------------
+
+    def pin(self, frame: int, level: int) -> None:
+        """Make a frame a table of `level`, or keep it one, until it is unpinned. Raises `Refused`."""
+        frames = self.frames
+        at = frames.place(self.domain, frame)
+        if not 1 <= level <= self.form.top:
+            raise Refused(Refusal.NOT_A_TABLE, frame)
+        if frames.pinned[at]:
+            raise Refused(Refusal.PINNED, frame)
+        self._get_table(at, level)
+        frames.pinned[at] = 1
+
+    def unpin(self, frame: int) -> None:
+        """Let a pinned table become something else when nothing uses it. Raises `Refused`."""
+        at = self.frames.place(self.domain, frame)
+        if not self.frames.pinned[at]:
+            raise Refused(Refusal.NOT_PINNED, frame)
+        self.frames.pinned[at] = 0
+        self._put_table(at)
+
+    def use_root(self, frame: int) -> None:
+        """A root is about to be walked: its frames are tables of the top level, and stay so. Raises `Refused`."""
+        count = self.form.root_frames
+        if frame % count:
+            raise Refused(Refusal.UNALIGNED, frame)
+        taken = []
+        try:
+            for number in range(frame, frame + count):
+                at = self.frames.place(self.domain, number)
+                self._get_table(at, self.form.top)
+                taken.append(at)
+        except Refused:
+            for at in taken:
+                self._put_table(at)
+            raise
+
+    def leave_root(self, frame: int) -> None:
+        """A root that `use_root` took is walked no more."""
+        for number in range(frame, frame + self.form.root_frames):
+            self._put_table(number - self.frames.first)
+
+    def store(self, frame: int, index: int, entry: int, keep_marks: bool = False) -> None:
+        """Store an entry (of machine frames) into word `index` of a frame: a table in use, whose entry is validated, or
+        data of the guest's own. `keep_marks`: accessed and dirty stay as the processor has set them. Raises `Refused`.
+        """
+        frames = self.frames
+        at = frame - frames.first
+        if not 0 <= at < frames.count or frames.owner[at] != self.domain.number:
+            frames.place(self.domain, frame, entry)
+        if not 0 <= index < self._per_frame:
+            raise Refused(Refusal.UNALIGNED, frame, entry)
+        place = (at - self._ahead) * self._per_frame + index
+        level = frames.kind[at]
+        if level > 4 or not frames.uses[at]:
+            if level == DESCRIPTORS and frames.uses[at]:
+                raise Refused(Refusal.OTHER_TYPE, frame, entry)
+            self.words[place] = entry
+            return
+        self.stores += 1
+        form = self._levels[level]
+        if level == self.form.top and index in self.form.reserved:
+            raise Refused(Refusal.RESERVED, frame, entry)
+        if index >= form.entries:
+            self.words[place] = entry
+            return
+        old = self.words[place]
+        if entry & form.present:
+            entry = self.stored(level, entry)
+            if keep_marks:
+                entry |= old & form.marks
+            if (entry ^ old) & ~form.marks == 0:
+                self.words[place] = entry
+                return
+            self._get(level, entry, at)
+        self.words[place] = entry
+        if old & form.present:
+            self._put(level, old, at)
+
+    def read(self, frame: int, index: int) -> int:
+        """Word `index` of one of the domain's frames, as the guest would have written it. Raises `Refused`."""
+        frames = self.frames
+        at = frames.place(self.domain, frame)
+        if not 0 <= index < self._per_frame:
+            raise Refused(Refusal.UNALIGNED, frame)
+        entry = self.words[(at - self._ahead) * self._per_frame + index]
+        level = frames.kind[at]
+        if 1 <= level <= 4 and frames.uses[at] and entry & self._levels[level].present:
+            return self.to_guest(level, entry)
+        return entry
+
+    # -- between the guest's numbers and the machine's ------------------------------------------
+
+    def machine_frame(self, number: int) -> int:
+        """The machine frame behind a guest frame. Raises `Refused`."""
+        domain = self.domain
+        frame = domain.machine[number] if 0 <= number < domain.count else NOWHERE
+        if frame == NOWHERE:
+            raise Refused(Refusal.NO_FRAME, number)
+        return frame
+
+    def stored(self, level: int, entry: int) -> int:
+        """What is stored in a table in use for a present entry that a guest asks for: the machine's frame, and the bits
+        that are imposed. Raises `Refused`; that the frame may be had so is not looked at yet."""
+        form = self._levels[level]
+        kind = entry & form.kind_mask
+        if entry & (form.forbidden | self._taken[level]) or kind not in (form.memory, form.table):
+            raise Refused(Refusal.MALFORMED, 0, entry)
+        if self.translates:
+            mask = form.memory_address if kind == form.memory else form.table_address
+            number = (entry & mask) >> 12
+            if number < self.domain.count:
+                frame = self.domain.machine[number]
+                if frame == NOWHERE:
+                    raise Refused(Refusal.NO_FRAME, number, entry)
+                if level > 1 and kind == form.memory:
+                    self._check_run(form, number, frame, entry)
+                entry = entry & ~mask | frame << 12 | entry & mask & 0xFFF
+        return self.form.impose(level, entry)
+
+    def _check_run(self, form: EntryLevel, number: int, frame: int, entry: int) -> None:
+        """A large page needs machine frames that lie as the guest's do."""
+        count = 1 << form.shift - 12
+        run = self.domain.machine_array[number : number + count]
+        if frame % count or len(run) < count or (run != np.arange(frame, frame + count, dtype=np.uint32)).any():
+            raise Refused(Refusal.LARGE, frame, entry)
+
+    def to_guest(self, level: int, entry: int) -> int:
+        """A present entry of a table in use as the guest would have written it: its own frame, its own bits; 0 for the
+        hypervisor's."""
+        form = self._levels[level]
+        if self.translates:
+            mask = form.memory_address if entry & form.kind_mask == form.memory else form.table_address
+            at = ((entry & mask) >> 12) - self.domain.first
+            if not 0 <= at < self.domain.count:
+                return 0
+            entry = entry & ~mask | self.domain.guest[at] << 12 | entry & mask & 0xFFF
+        return self.form.restore(level, entry)
