@@ -85,6 +85,7 @@ class Hypervisor(CodeAccess, Driver):
         self._guard: TableGuard | None = None
         self._opened = 0
         self._fixups: list[int] = []
+        self._first_fixup = abi.fixups
         self._armed: int | None = None
         self._make()
         self.code = CodePages(
@@ -249,8 +250,7 @@ class Hypervisor(CodeAccess, Driver):
         self._raise(fault)
 
     def _in_fixup(self, pc: int) -> bool:
-        window = self.WINDOW
-        return window.base <= pc < window.shared_page
+        return 0 <= pc - self._first_fixup < self.WINDOW.fixup_size
 
     def _site_of(self, pc: int) -> int:
         """The patched instruction that the fixup around `pc` stands for."""

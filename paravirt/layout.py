@@ -61,7 +61,7 @@ MIPS32 = Layout(
     code=0x4000_0000,
     code_count=32768,
     window=0x6000_0000,
-    window_size=0xA000,
+    window_size=0x7_2000,
     open_bus=0x7000_0000,
 )
 """Above KSEG0's and KSEG1's reach. There are no tables, but a page of registers: the engine takes its translations from

@@ -83,6 +83,13 @@ class Window:
     """How many."""
     registers: int
     """Offset of copies of virtual registers, written by the hypervisor, for reads without an exit."""
+    fixups_at: int = -1
+    """Guest-virtual address of the fixups, where they lie apart from the shared page."""
+
+    @property
+    def fixups(self) -> int:
+        """Guest-virtual address of the first fixup."""
+        return self.base if self.fixups_at < 0 else self.fixups_at
 
     @property
     def shared_page(self) -> int:
@@ -179,17 +186,40 @@ the text of a kernel at 0xC0000000, and the first to be used last."""
 MIPS_REGISTERS = 0xFFFF_9000
 """MIPS32: guest-virtual address of a second page shared with the guest's kernel, which it may always write."""
 
-MIPS_READABLE = {"EPC": 0x00, "BadVAddr": 0x04, "Context": 0x08, "Cause": 0x0C, "EntryHi": 0x10}
+MIPS_READABLE = {
+    "EPC": 0x00,
+    "BadVAddr": 0x04,
+    "Context": 0x08,
+    "Cause": 0x0C,
+    "EntryHi": 0x10,
+    "Index": 0x14,
+    "PageMask": 0x18,
+}
 """MIPS32: registers of coprocessor 0 whose value the page has, by offset."""
 
 MIPS_WRITABLE = {"EPC": 0x00, "EntryLo0": 0x20, "EntryLo1": 0x24}
 """MIPS32: registers that are words of the page: a store there is a write."""
 
+MIPS_SCRATCH = 0x40
+"""MIPS32: offset in that page of eight words that a fixup may use between its first and last instruction."""
+
+MIPS_STATUS = 0x80
+"""MIPS32: offset in the shared page of Status, but for IE, which is the word of the interrupt state. While an interrupt
+waits for IE or EXL alone the page is read-only, so that a store there is seen."""
+
+MIPS_STATUS_BITS = 0x1000_001A
+"""MIPS32: bits of Status (CU0, KSU, EXL) that a store to that word changes, where kernel mode stays kernel mode."""
+
+MIPS_FIXUPS = 0x8001_0000
+"""MIPS32: guest-virtual address of the fixups, in reach of J from a kernel in KSEG0: in the part of memory that is
+YAMON's own (1000H to EFFFFH), where no kernel executes. They can be executed only: loads and stores there are the
+guest's memory as ever."""
+
 MIPS32 = Window(
     isa="mips32",
-    base=0xFFFF_0000,
-    fixup_size=0x8000,
-    size=0xA000,
+    base=0xFFF8_8000,
+    fixup_size=0x7_0000,
+    size=0x7_2000,
     word=4,
     interrupt_state=0x00,
     enabled=1,
@@ -198,9 +228,11 @@ MIPS32 = Window(
     scratch=0x10,
     scratch_words=8,
     registers=0x80,
+    fixups_at=MIPS_FIXUPS,
 )
-"""In the last 32 KiB of the address space, above Linux's fixed mappings (FIXADDR_TOP): a load or store with $0 as its
-base reaches the shared page in one word. Interrupts are enabled while the word of the interrupt state is not 0."""
+"""The shared page is in the last 32 KiB of the address space, above Linux's fixed mappings (FIXADDR_TOP): a load or
+store with $0 as its base reaches it in one word. Interrupts are enabled while the word of the interrupt state is not 0.
+The fixups lie apart from it; nothing is mapped below the shared page."""
 
 AARCH64 = Window(
     isa="aarch64",

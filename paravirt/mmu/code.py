@@ -127,7 +127,7 @@ class CodePages:
         after = self._peek((address + 4096) & self._abi.last_address)[:_EDGE]
         translation = self._translator.translate(address, source, before, after, entry)
         for fixup in translation.fixups:
-            offset = fixup.address - self._abi.base
+            offset = fixup.address - self._abi.fixups
             if not 0 <= offset <= self._abi.fixup_size - len(fixup.code):
                 raise ValueError(f"a fixup at {fixup.address:#x} lies outside the fixup region")
             self._window[offset : offset + len(fixup.code)] = fixup.code
@@ -171,9 +171,14 @@ class CodePages:
         self._shadow.set_kind(frame, MAY_BE_CODE)
         self._shadow.flush_tlb()
 
+    @property
+    def has_fixups(self) -> bool:
+        """Whether some translated code leads to a fixup."""
+        return bool(self.fixup_sites)
+
     def fixup_byte(self, address: int) -> int:
         """The byte at a guest-virtual address among the fixups."""
-        return self._window[address - self._abi.base]
+        return self._window[address - self._abi.fixups]
 
     def window_bytes(self) -> memoryview:
         """The hypervisor window's memory: fixups, shared page, and what is not used."""
@@ -182,7 +187,7 @@ class CodePages:
     def intact(self) -> bool:
         """Whether every fixup and every copy in use still holds what was put there."""
         fixups = all(
-            self._window[start - self._abi.base : start - self._abi.base + len(code)] == code
+            self._window[start - self._abi.fixups : start - self._abi.fixups + len(code)] == code
             for start, code in self._fixups.items()
         )
         copies = all(

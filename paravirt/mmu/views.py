@@ -87,3 +87,8 @@ class CodeSource(Protocol):
     def forget_mappings(self) -> None:
         """All mappings are gone."""
         ...
+
+    @property
+    def has_fixups(self) -> bool:
+        """Whether some translated code leads to a fixup."""
+        ...

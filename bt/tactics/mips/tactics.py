@@ -1,22 +1,27 @@
 """`MipsTactics`: scanning and rewriting of MIPS32 code of either byte order, and the ladder of a MIPS guest.
 
-Room: `bt/tactics/mips`. The page shared with the hypervisor lies where $0 reaches it, so that most of what is frequent
-becomes one load or store in the place of the instruction, in a delay slot as well as elsewhere.
+Room: `bt/tactics/mips`. The pages shared with the hypervisor lie where $0 reaches them, so that most of what is
+frequent becomes one load or store in the place of the instruction, in a delay slot, too. The rest gets fixups.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from bt.pagescan import PAGE, Found
+from bt.tactics.fixed import words as fixed_words
 from bt.tactics.fixed.body import Body
 from bt.tactics.fixed.ladder import FixedGround, FixedLadder, Replacement
 from bt.tactics.fixed.tactics import FixedWidth
-from bt.tactics.mips import words
+from bt.tactics.mips import fixups, words
 from bt.tactics.tactics import Choice, CodePage, Placing, Refused, Region, Tactic
+from bt.textmap import mark, pieces
 from emulator.isa.operation import Operation
+from emulator.isa.sensitive import Route
 from paravirt import abi
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
     from bt.image import Image
     from bt.pagecache import PageCache
+    from bt.textmap import Stretch
 
 _WINDOW: Final = abi.MIPS32
 _ENABLED: Final = _WINDOW.shared_page + _WINDOW.interrupt_state
@@ -33,15 +39,24 @@ _SAME: Final = {
     Operation.STORE_CONDITIONAL: "the link is broken at every exception return, as on the bare processor",
     Operation.USE_COPROCESSOR: "the real coprocessor is usable exactly when the virtual one is",
     Operation.READ_HARDWARE_REGISTER: "the real HWREna lets it run where the virtual one does",
+    Operation.CONDITIONAL_TRAP: "where its condition is true, the exception is the guest's own",
 }
-_NAMED: Final = frozenset({Operation.READ_HARDWARE_REGISTER})
-_RUNS: Final = frozenset({"RDHWR UserLocal", "LL", "SC", "COP1", "SYNCI"})
+_FAR: Final = 28
+"""Offset of the scratch word of far branches, which no fixup uses."""
+_LUI, _ORI, _JR = 15, 13, 8
+_DOES_NOT_COME_BACK: Final = frozenset(
+    {Operation.RETURN_FROM_EXCEPTION, Operation.RETURN_FROM_DEBUG, Operation.SYSTEM_CALL, Operation.BREAKPOINT}
+)
+_RUNS: Final = frozenset({"RDHWR UserLocal", "LL", "SC", "COP1", "SYNCI", "Txx"})
 
 
 class MipsTactics(FixedWidth):
     """See `bt.tactics.tactics.Tactics`."""
 
     branch_size = 8
+    far_size = 20
+    far_clobbers = ("page of registers, scratch word 7",)
+    revision = 2
 
     def pack(self, *values: int) -> bytes:
         """Words in the guest's byte order."""
@@ -69,9 +84,36 @@ class MipsTactics(FixedWidth):
         """The same."""
         return self.pack(words.TRAP)
 
+    def far_branch(self, source: int, target: int) -> bytes:
+        """JR through $at, which a scratch word keeps: the delay slot gives it back."""
+        keep = _REGISTERS + abi.MIPS_SCRATCH + _FAR
+        return self.pack(
+            words.store(words.AT, keep),
+            words.immediate(_LUI, 0, words.AT, target >> 16),
+            words.immediate(_ORI, words.AT, words.AT, target),
+            words.AT << 21 | _JR,
+            words.load(words.AT, keep),
+        )
+
+    def padding(self, page: CodePage) -> Sequence[tuple[int, int]]:
+        """NOPs that nothing runs into: behind what never goes on, and its delay slot."""
+        code = fixed_words.words_of(page.code, self.byte_order)
+        return words.padding(code)
+
+    def sweep(self, image: Image) -> tuple[Stretch, ...]:
+        """Every word; besides what all have in common, J, JAL and addresses that code puts together lead somewhere."""
+        stretches = super().sweep(image)
+        leads = []
+        for _start, _end, parts in pieces(image):
+            for address, data in parts:
+                code = fixed_words.words_of(data, self.byte_order)
+                leads += [words.jump_targets(code, address), words.made_addresses(code)]
+        mark(stretches, [found.astype(np.uint64) for found in leads], taken=False)
+        return stretches
+
     def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> MipsLadder:
-        """One for all guests: what is known of a kernel is not needed."""
-        return MipsLadder(self)
+        """What is known of a kernel is not needed, but where it lies."""
+        return MipsLadder(self, image, delta)
 
 
 class MipsLadder(FixedLadder):
@@ -79,9 +121,12 @@ class MipsLadder(FixedLadder):
 
     tactics: MipsTactics
 
-    def __init__(self, tactics: MipsTactics) -> None:
-        # J stays in its region of 256 MiB. That of a kernel in KSEG0 is all memory, and nothing of it is ours.
-        super().__init__(tactics, Region(_WINDOW.base, _WINDOW.base))
+    def __init__(self, tactics: MipsTactics, image: Image | None, delta: int = 0) -> None:
+        first, end = _WINDOW.fixups, _WINDOW.fixups + _WINDOW.fixup_size
+        ranges = image.text_ranges if image is not None else ()
+        if any(start + delta < end and first < stop + delta for start, stop in ranges):
+            end = first  # the guest's own code is there
+        super().__init__(tactics, Region(first, end))
 
     def native(self, page: CodePage, site: Found) -> str:
         """What runs by itself."""
@@ -114,18 +159,49 @@ class MipsLadder(FixedLadder):
         return Replacement(self.tactics.pack(word), reason)
 
     def body(self, page: CodePage, site: Found, strategy: str) -> tuple[Tactic, str, Body]:
-        """There are no fixups yet that would be worth two branches and their delay slots."""
-        if site.offset and words.has_delay_slot(self.tactics.word(page.code, site.offset - 4)):
-            raise Refused("it is in a delay slot, where no branch may stand")
-        raise Refused("a fixup would save nothing: the instruction exits by itself, and a hypercall exits as well")
+        """Status is read and written in a fixup; anything else can call."""
+        row, tactics = self.tactics.row_of(site.code), self.tactics
+        word = tactics.word(page.code, site.offset)
+        register = word >> 16 & 31
+        template = None
+        if strategy in ("inline", "auto") and row.name == "MFC0 Status":
+            template = fixups.read_status(register)
+        elif strategy in ("inline", "auto") and row.name == "MTC0 Status":
+            template = fixups.write_status(register)
+        elif strategy == "inline" or Route.HYPERCALL not in row.routes:
+            raise Refused("no fixup can do its work in the guest")
+        elif strategy == "auto":
+            raise Refused("a call would exit as well, and so does the instruction")
+        elif row.operation in _DOES_NOT_COME_BACK:
+            raise Refused("it does not go on behind itself, so that a fixup would be left in the midst")
+        instruction = tactics.pack(word)
+        work = fixups.pieces(template, site, row.operation, instruction, tactics.pack)
+        body = fixups.window(page, site, work, template, lambda at: _word_at(tactics, page, at), tactics.pack)
+        if template is None:
+            return Tactic.HYPERCALL, "the fixup calls the hypervisor", body
+        return Tactic.INLINE, template.name, body
 
     def survey(self, page: CodePage) -> MipsGround:
         """The page, with an eye for clusters."""
         return MipsGround(self, page)
 
 
+def _word_at(tactics: MipsTactics, page: CodePage, offset: int) -> int | None:
+    return tactics.word(page.code, offset) if 0 <= offset <= PAGE - 4 else None
+
+
 class MipsGround(FixedGround):
     """One page; see `bt.tactics.tactics.Ground`."""
+
+    @cached_property
+    def _targets(self) -> int:
+        """What all have, and where J and JAL of the page itself lead."""
+        page = self._page
+        known = page.pristine.targets if page.pristine is not None else 0
+        code = fixed_words.words_of(page.code, self._tactics.byte_order)
+        found = words.jump_targets(code, page.address).tolist()
+        own: int = sum(1 << at for at in {target - page.address for target in found} if 0 <= at < PAGE)
+        return self._tactics.own_targets(page.code) | known | own
 
     def choose(self, site: Found, strategy: str, used: int = 0) -> Choice:
         """DI with a result and what is made of it go together; for the rest climb."""

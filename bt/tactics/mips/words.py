@@ -6,7 +6,7 @@ by who writes them. Knows no image and no tactic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 NOP: Final = 0
 EHB: Final = 0x0000_00C0
+AT: Final = 1
 SP: Final = 29
+RA: Final = 31
 TRAP: Final = 0x4200_003F
 """A reserved function of coprocessor 0: it raises CpU in user mode and RI in kernel mode, and means nothing."""
 _LW, _SW, _J, _SPECIAL, _REGIMM, _ANDI = 0x23, 0x2B, 0x02, 0x00, 0x01, 0x0C
@@ -86,3 +88,109 @@ def jump_targets(code: NDArray[np.uint32], address: int) -> NDArray[np.int64]:
     at = np.flatnonzero((code >> np.uint32(26) & np.uint32(0x3E)) == _J)
     region = (address + 4 * at.astype(np.int64) + 4) & ~((1 << _REGION) - 1)
     return region | (code[at] & np.uint32(0x3FF_FFFF)).astype(np.int64) << 2
+
+
+_MOVABLE_SPECIAL: Final = frozenset(
+    {0, 2, 3, 4, 6, 7, 10, 11, 15, *range(16, 20), *range(24, 28), 33, *range(35, 40), 42, 43}
+)
+"""SLL to SRAV, MOVZ, MOVN, SYNC, HI and LO, MULT to DIVU, ADDU, SUBU, AND to NOR, SLT, SLTU: these raise nothing."""
+_MOVABLE_SPECIAL2: Final = frozenset({0, 1, 2, 4, 5, 32, 33})
+_MOVABLE_SPECIAL3: Final = frozenset({0, 4, 32})
+_MOVABLE_MAJOR: Final = frozenset(range(9, 16))
+_ACCESSES: Final = frozenset({*range(0x20, 0x27), *range(0x28, 0x2C), 0x2E})
+
+
+def moves(word: int) -> bool:
+    """Whether an instruction does the same anywhere and raises no exception: one of general registers, HI and LO."""
+    major, function = word >> 26, word & 0x3F
+    if major == _SPECIAL:
+        return function in _MOVABLE_SPECIAL
+    if major == 0x1C:
+        return function in _MOVABLE_SPECIAL2
+    if major == 0x1F:
+        return function in _MOVABLE_SPECIAL3
+    return major in _MOVABLE_MAJOR
+
+
+def accesses(word: int) -> bool:
+    """Whether an instruction is a plain load or store, which does the same anywhere, but may raise an exception."""
+    return word >> 26 in _ACCESSES
+
+
+def immediate(major: int, source: int, target: int, value: int) -> int:
+    """An instruction of two registers and 16 bits."""
+    return major << 26 | source << 21 | target << 16 | value & 0xFFFF
+
+
+def three(function: int, target: int, source: int, other: int) -> int:
+    """An instruction of three registers: `target` from `source` (rs) and `other` (rt)."""
+    return source << 21 | other << 16 | target << 11 | function
+
+
+class SlotBranch(NamedTuple):
+    """What a branch before a delay slot does."""
+
+    kind: str
+    """"jump" (J), "register" (JR), "call" (JAL), "register call" (JALR), "conditional"."""
+    reads: tuple[int, ...]
+    """Registers that it looks at."""
+    links: int
+    """The register that gets the address behind the delay slot; 0: none."""
+
+
+def slot_branch(word: int) -> SlotBranch | None:
+    """The branch, where it always runs its delay slot; None for what is none, or is not understood (branch likely)."""
+    major, function, source, target = word >> 26, word & 0x3F, word >> 21 & 31, word >> 16 & 31
+    if major == _SPECIAL and function == 8:
+        return SlotBranch("register", (source,), 0)
+    if major == _SPECIAL and function == 9:
+        return SlotBranch("register call", (source,), word >> 11 & 31)
+    if major in (2, 3):
+        return SlotBranch("jump", (), 0) if major == 2 else SlotBranch("call", (), RA)
+    if major in (4, 5):
+        return SlotBranch("conditional", (source, target), 0)
+    if major in (6, 7) or (major == _REGIMM and target in (0, 1)):
+        return SlotBranch("conditional", (source,), 0)
+    return None
+
+
+def branch_distance(word: int) -> int:
+    """Bytes from a conditional branch to where it leads."""
+    return 4 + (((word & 0xFFFF) ^ 0x8000) - 0x8000) * 4
+
+
+def made_addresses(code: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Guest-virtual addresses that LUI and an ADDIU or ORI soon behind it put together."""
+    found = []
+    upper = np.flatnonzero(code >> np.uint32(26) == 0x0F)
+    register = code[upper] >> np.uint32(16) & np.uint32(31)
+    for distance in range(1, _SOON + 1):
+        inside = upper + distance < len(code)
+        at, own = upper[inside], register[inside]
+        later = code[at + distance]
+        major = later >> np.uint32(26)
+        makes = ((major == 9) | (major == 13)) & (later >> np.uint32(21) & np.uint32(31) == own)
+        high = (code[at[makes]].astype(np.int64) & 0xFFFF) << 16
+        low = later[makes].astype(np.int64) & 0xFFFF
+        signed = np.where(major[makes] == 9, (low ^ 0x8000) - 0x8000, low)
+        found.append(high + signed & 0xFFFF_FFFF)
+    return np.concatenate(found)
+
+
+def padding(code: NDArray[np.uint32]) -> list[tuple[int, int]]:
+    """Offset and length of runs of NOPs behind an unconditional jump or return, its delay slot left out."""
+    stops = code & np.uint32(0xFC1F_FFFF) == np.uint32(8)  # JR
+    stops |= code >> np.uint32(26) == np.uint32(_J)
+    stops |= code & np.uint32(0xFFFF_0000) == np.uint32(0x1000_0000)  # B
+    found = []
+    for at in np.flatnonzero(stops).tolist():
+        first = end = at + 2
+        while end < len(code) and code[end] == NOP:
+            end += 1
+        if end > first:
+            found.append((4 * first, 4 * (end - first)))
+    return found
+
+
+_SOON: Final = 8
+"""Instructions between the two halves of an address, at most."""

@@ -17,13 +17,15 @@ from emulator.isa.exceptions import ArchitecturalException, ProcessorShutdown
 from emulator.isa.mips import registers as r
 from emulator.isa.mips.exceptions import MipsException, deliver
 from emulator.isa.mips.table import TABLE
+from emulator.isa.operation import Operation
 from emulator.machine import EndKind, Outcome
 from paravirt import abi, layout
-from paravirt.hypervisor import Handlers, Hypervisor, Prepared
+from paravirt.hypervisor import Action, Handlers, Hypervisor, Prepared
 from paravirt.mmu.views import KERNEL_VIEW
 from paravirt.modes.mips.vcpu import KERNEL_LEVEL, USER_LEVEL, MipsVirtualCpu
 from paravirt.modes.mips.views import MipsViews
 from paravirt.operations.mips import PREPARE
+from paravirt.translator import Hypercall
 
 _UNMAPPED_CODE = r.KSEG0
 
@@ -54,6 +56,7 @@ class MipsHypervisor(Hypervisor):
             window.shared_page: (own + window.fixup_size, READ | WRITE),
             abi.MIPS_REGISTERS: (self.LAYOUT.tables, READ | WRITE),
         }
+        self.shadow.fixups = window.fixups, window.fixups + window.fixup_size, own
         engine.use_views(True)
         engine.registers.set_cp0("HWREna", 0)
 
@@ -117,6 +120,18 @@ class MipsHypervisor(Hypervisor):
         if row is None:
             return None
         return Prepared(row.operation, 4, PREPARE[row.operation](self, word))
+
+    def _hypercall(self, call: Hypercall) -> Action:
+        perform, vcpu = super()._hypercall(call), self.vcpu
+        if call.operation is not Operation.WRITE_SYSTEM_REGISTER:
+            return perform
+
+        def act() -> None:
+            perform()
+            if vcpu.level == USER_LEVEL and vcpu.pc == call.resume:  # user code sees no fixup
+                vcpu.pc = call.site + 4
+
+        return act
 
     def _fetch(self, pc: int) -> bytes:
         word = self.vcpu.fetch_word(pc)

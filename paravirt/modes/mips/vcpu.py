@@ -21,10 +21,12 @@ from paravirt import abi
 
 KERNEL_LEVEL, USER_LEVEL = 0, 2
 _MASK = 0xFFFF_FFFF
-_EPC, _BAD_V_ADDR, _CONTEXT, _CAUSE, _ENTRY_HI = (
-    abi.MIPS_READABLE[name] // 4 for name in ("EPC", "BadVAddr", "Context", "Cause", "EntryHi")
+_EPC, _BAD_V_ADDR, _CONTEXT, _CAUSE, _ENTRY_HI, _INDEX, _PAGE_MASK = (
+    abi.MIPS_READABLE[name] // 4 for name in ("EPC", "BadVAddr", "Context", "Cause", "EntryHi", "Index", "PageMask")
 )
 _ENTRY_LO0, _ENTRY_LO1 = (abi.MIPS_WRITABLE[name] // 4 for name in ("EntryLo0", "EntryLo1"))
+_STATUS = abi.MIPS_STATUS // 4
+_OPEN = r.STATUS_EXL | r.STATUS_ERL
 
 
 class MipsVirtualCpu:
@@ -45,11 +47,13 @@ class MipsVirtualCpu:
         self._order = "big" if engine.byte_order == "big" else "little"
         self.tlb = Tlb(i.TLB_SIZE)
         self.level = KERNEL_LEVEL
-        self._status = r.STATUS_BEV | r.STATUS_ERL
+        self._fixed_status = r.STATUS_BEV | r.STATUS_ERL
+        """Status, but for the bits that a word of the shared page holds."""
+        self._shared[_STATUS] = self._fixed_status
         self._cause = 0
         self.error_epc = self._bad_v_addr = self._context = self._entry_hi = 0
         self.int_ctl = i.INT_CTL
-        self.index = self.page_mask = self.wired = self.hwrena = 0
+        self._index = self._page_mask = self.wired = self.hwrena = 0
         self.ebase = i.EBASE
         self.config = i.CONFIG | (i.BIG_ENDIAN if engine.byte_order == "big" else 0)
         self._plain = dict.fromkeys(("DEPC", "TagLo", "DataLo", "TagHi", "DataHi", "DESAVE"), 0)
@@ -98,17 +102,20 @@ class MipsVirtualCpu:
     @property
     def interrupts_enabled(self) -> bool:
         """Whether a requested interrupt is taken now."""
-        return bool(self._shared[0]) and self.interrupt_requested
+        return bool(self._shared[0]) and not self._status & _OPEN and self.interrupt_requested
 
     @property
     def interrupt_requested(self) -> bool:
-        """Whether an interrupt waits for nothing but IE."""
-        status = self._status
-        if status & (r.STATUS_EXL | r.STATUS_ERL):
-            return False
-        return bool(status & (self._cause | self.board.lines << 8) & r.STATUS_IM)
+        """Whether an interrupt waits for nothing but IE and EXL, which the guest's kernel changes without an exit."""
+        status = self._fixed_status
+        return not status & r.STATUS_ERL and bool(status & (self._cause | self.board.lines << 8) & r.STATUS_IM)
 
     # -- registers with a meaning ---------------------------------------------------------------
+
+    @property
+    def _status(self) -> int:
+        """Status without IE; the guest may have stored anything to the word, of which some bits count."""
+        return self._fixed_status | self._shared[_STATUS] & abi.MIPS_STATUS_BITS
 
     @property
     def status(self) -> int:
@@ -119,7 +126,8 @@ class MipsVirtualCpu:
     def status(self, value: int) -> None:
         old = self._status
         self._shared[0] = value & r.STATUS_IE
-        self._status = value = value & i.STATUS_WRITABLE & ~r.STATUS_IE
+        self._shared[_STATUS] = value = value & i.STATUS_WRITABLE & ~r.STATUS_IE
+        self._fixed_status = value & ~abi.MIPS_STATUS_BITS
         if (old ^ value) & (r.STATUS_CU1 | r.STATUS_FR):
             self.registers.set_coprocessor(bool(value & r.STATUS_CU1), bool(value & r.STATUS_FR))
         self.level = KERNEL_LEVEL if is_kernel(value) else USER_LEVEL
@@ -195,6 +203,24 @@ class MipsVirtualCpu:
     @entry_hi.setter
     def entry_hi(self, value: int) -> None:
         self._entry_hi = self._page[_ENTRY_HI] = value
+
+    @property
+    def index(self) -> int:
+        """Index, with a copy in the shared page."""
+        return self._index
+
+    @index.setter
+    def index(self, value: int) -> None:
+        self._index = self._page[_INDEX] = value
+
+    @property
+    def page_mask(self) -> int:
+        """PageMask, with a copy in the shared page."""
+        return self._page_mask
+
+    @page_mask.setter
+    def page_mask(self, value: int) -> None:
+        self._page_mask = self._page[_PAGE_MASK] = value
 
     @property
     def exception_base(self) -> int:

@@ -50,6 +50,9 @@ class MipsViews:
         self.fills = self.prefilled = 0
         self.window: dict[int, tuple[int, int]] = {}
         """Pages of the hypervisor's window in the kernel view: engine-physical address and rights."""
+        self.fixups: tuple[int, int, int] = (0, 0, 0)
+        """Guest-virtual addresses of the first fixup and behind the last, and the engine-physical one. They lie over
+        memory of the guest's: its kernel executes what is there from the window, and loads and stores its own."""
 
     def attach(self, code: CodeSource) -> None:
         """Connect to the code pages."""
@@ -66,6 +69,11 @@ class MipsViews:
         """Make `address` accessible as the guest's segments and TLB allow; raises `MipsException`."""
         page = address & ~0xFFF
         user = self.view == USER_VIEW
+        if fetch and not user and self._holds_fixups(page):
+            self.fills += 1
+            first, _end, own = self.fixups
+            self._map(page, -1, own + page - first, EXECUTE, True)
+            return
         physical, writable, everywhere = self._vcpu.translate(address, write, user)
         self.fills += 1
         frame = physical >> 12
@@ -75,6 +83,10 @@ class MipsViews:
             self._fill_code(page, frame, everywhere)
         else:
             self._fill_data(page, frame, write, writable, everywhere)
+
+    def _holds_fixups(self, page: int) -> bool:
+        """Whether fixups lie in a page. There are none where the guest's own image has code there (`bt.tactics`)."""
+        return self.fixups[0] <= page < self.fixups[1] and self._code.has_fixups
 
     def _fill_device(self, page: int, frame: int, fetch: bool, everywhere: bool) -> None:
         """A device, or nothing at all. Nothing can be executed from there."""
@@ -103,9 +115,10 @@ class MipsViews:
             kind = self.kinds[frame]
         free = kind == PLAIN or write
         if r.KSEG0 <= page < r.KSEG2:
-            if free and kind == PLAIN and not write:
+            if free and kind == PLAIN and not write and not self.fixups[0] <= page < self.fixups[1]:
                 self._fill_neighbours(page, frame)
             else:
+                self._forget(SUPERVISOR, page)
                 self._engine.unmap_page(SUPERVISOR, page)
                 self._engine.map_page(SUPERVISOR, page, frame << 12, READ | WRITE if free else READ)
             return
@@ -117,7 +130,7 @@ class MipsViews:
         first = frame & ~(_NEIGHBOURS - 1)
         base = page - (frame << 12)
         for number in range(first, min(first + _NEIGHBOURS, self._frames)):
-            if kinds[number] == PLAIN:
+            if kinds[number] == PLAIN and not self.fixups[0] <= base + (number << 12) < self.fixups[1]:
                 engine.map_page(SUPERVISOR, base + (number << 12), number << 12, READ | WRITE)
                 self.prefilled += 1
 
