@@ -5,6 +5,7 @@ exception exits as a FAULT: `Exit.vector` is its class (ESR_ELx.EC), `Exit.error
 the faulting address of an abort; PC is what ELR_EL1 would be. WFI exits as HALT at full privilege, PC behind it.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from emulator.engine.protocol import Engine
@@ -108,6 +109,13 @@ class AArch64Engine(Engine, Protocol):
         """From now on accesses to the generic timer are undefined at every level, so that a driver does them.
 
         Raises `EngineMissing` where the engine cannot.
+        """
+        ...
+
+    def show_identity(self, values: Mapping[int, int]) -> None:
+        """From now on identification registers read as `values` says, by their 16-bit names, wherever they may be read.
+
+        Raises `EngineMissing` for a register that the engine does not have.
         """
         ...
 

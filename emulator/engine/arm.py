@@ -5,6 +5,7 @@ a FAULT's `vector` is the number of the exception vector (`UNDEFINED`, ...), its
 IFSR would show it in short-descriptor form, its `address` DFAR or IFAR.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from emulator.engine.protocol import Engine
@@ -124,6 +125,11 @@ class ArmEngine(Engine, Protocol):
     def see_all_stores(self) -> None:
         """From now on code that is written through any mapping is seen, which makes stores slow. Without it an engine
         may keep code that the guest has changed in a page that is mapped twice."""
+        ...
+
+    def show_identity(self, values: Mapping[str, int]) -> None:
+        """From now on identification registers read as `values` says, by name. Raises `EngineMissing` for a register
+        that the engine does not have."""
         ...
 
     def withhold_timer(self) -> None:

@@ -15,6 +15,7 @@ from emulator.engine.aarch64 import SP, AArch64Engine
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.encoding import HVC, MRS, MSR, named
+from emulator.isa.aarch64.identity import IDENTITY
 from emulator.isa.aarch64.paging import TranslationContext, Walker
 from emulator.isa.aarch64.registers import BY_ENCODING, BY_NAME
 from emulator.isa.exceptions import ArchitecturalException
@@ -44,6 +45,7 @@ class AArch64NativeCpu(NativeCpu):
         super().__init__(machine)
         self.registers = self.engine.registers
         self.engine.withhold_timer()
+        self.engine.show_identity(IDENTITY)
         self.engine.see_all_stores()
         self._context = TranslationContext()
         memory = machine.memory

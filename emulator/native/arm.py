@@ -10,6 +10,7 @@ from emulator.board.arm_boot import ArmEntry, ArmVirt
 from emulator.engine.arm import FULL, ArmEngine
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.arm import exceptions as x
+from emulator.isa.arm.identity import IDENTITY
 from emulator.isa.arm.paging import SCTLR_EE, SCTLR_TE, SCTLR_V
 from emulator.isa.arm.system_registers import REGISTER_OF_KEY, SystemRegister
 from emulator.machine import EndKind, Machine, Outcome
@@ -31,6 +32,7 @@ class ArmNativeCpu(NativeCpu):
         super().__init__(machine)
         self.registers = self.engine.registers
         self.engine.withhold_timer()
+        self.engine.show_identity(IDENTITY)
         self.engine.see_all_stores()
 
     def _handlers(self) -> Handlers:

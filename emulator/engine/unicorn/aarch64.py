@@ -6,7 +6,7 @@ own loop. Every departure of Unicorn from the architecture is mended here, or na
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import unicorn
 from unicorn import arm64_const
@@ -17,8 +17,11 @@ from emulator.engine.unicorn import aarch64_state as state
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.aarch64_confirm import confirm
 from emulator.engine.unicorn.aarch64_state import STATE_AT, UnicornAArch64Registers, find_state
-from emulator.engine.unicorn.arm_timer import AARCH64_TABLE, WithheldTimer
+from emulator.engine.unicorn.arm_registers import AARCH64, AARCH64_TABLE, show
+from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
+from emulator.errors import EngineMissing
+from emulator.isa.aarch64.encoding import fields
 from emulator.isa.aarch64.registers import BY_NAME
 
 _SCTLR, _TCR, _MAIR, _CPACR = (BY_NAME[name].encoding for name in ("SCTLR_EL1", "TCR_EL1", "MAIR_EL1", "CPACR_EL1"))
@@ -67,6 +70,17 @@ class UnicornAArch64Engine(UnicornCpu):
     def withhold_timer(self) -> None:
         """Make accesses to the generic timer undefined; raises `EngineMissing` where that does not work."""
         self._timer = WithheldTimer(self.registers.address - STATE_AT, AARCH64_TABLE)
+
+    def show_identity(self, values: Mapping[int, int]) -> None:
+        """Have registers read as `values` says, by their 16-bit names."""
+        places: dict[tuple[int, ...], int] = {}
+        for name, value in values.items():
+            op0, op1, crn, crm, op2 = fields(name)
+            places[AARCH64, crn, crm, op0, op1, op2] = value
+        show(self.registers.address - STATE_AT, AARCH64_TABLE, places)
+        wrong = [name for name, value in values.items() if self.registers.public(name) != value]
+        if wrong:
+            raise EngineMissing(f"the unicorn engine shows register {wrong[0]:#x} as ever: install unicorn==2.1.4")
 
     def see_all_stores(self) -> None:
         """Have code that is written through another mapping forgotten: a hook of stores makes all of them take the way

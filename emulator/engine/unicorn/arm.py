@@ -7,7 +7,7 @@ Unicorn's own loop. Every departure of Unicorn from the architecture is mended h
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import unicorn
 from unicorn import arm_const
@@ -18,6 +18,7 @@ from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import arm_state as state
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.arm_confirm import confirm, confirm_timer
+from emulator.engine.unicorn.arm_registers import ARM_TABLE, SYSTEM_CONTROL, show
 from emulator.engine.unicorn.arm_state import UnicornArmRegisters, access, find_cpu, find_state
 from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
@@ -117,6 +118,17 @@ class UnicornArmEngine(UnicornCpu):
         """Make accesses to the generic timer undefined; raises `EngineMissing` where that does not work."""
         self._timer = WithheldTimer(self._cpu)
         confirm_timer(self)
+
+    def show_identity(self, values: Mapping[str, int]) -> None:
+        """Have registers read as `values` says, by name."""
+        places: dict[tuple[int, ...], int] = {}
+        for name, value in values.items():
+            one = REGISTER_OF_NAME[name]
+            places[SYSTEM_CONTROL, one.crn, one.crm, 0, one.opc1, one.opc2] = value
+        show(self._cpu, ARM_TABLE, places)
+        wrong = [name for name, value in values.items() if self.registers.system(name) != value]
+        if wrong:
+            raise EngineMissing(f"the unicorn engine shows {wrong[0]} as ever: install unicorn==2.1.4")
 
     def see_all_stores(self) -> None:
         """Have code that is written through another mapping forgotten: a hook of stores makes all of them take the way

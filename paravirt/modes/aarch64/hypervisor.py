@@ -17,6 +17,7 @@ from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.access import Access, address_of, decode, loaded
 from emulator.isa.aarch64.exceptions import AArch64Exception
+from emulator.isa.aarch64.identity import IDENTITY
 from emulator.isa.aarch64.paging import SCTLR_M
 from emulator.isa.aarch64.registers import REGISTERS
 from emulator.isa.aarch64.table import TABLE
@@ -29,7 +30,7 @@ from paravirt.hypervisor import Handlers, Hypervisor, Prepared
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.aarch64.shadow import AArch64Shadow
 from paravirt.modes.aarch64.vcpu import AArch64VirtualCpu
-from paravirt.operations.aarch64 import IDENTITY, prepare
+from paravirt.operations.aarch64 import prepare
 from paravirt.translator import Translator
 
 _REAL_SCTLR: Final = 0x30D0_0801

@@ -13,6 +13,7 @@ from emulator.engine.arm import FULL, OTHER, ArmEngine
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.arm import exceptions as x
 from emulator.isa.arm.exceptions import ArmException
+from emulator.isa.arm.identity import IDENTITY
 from emulator.isa.arm.row import A32, T32
 from emulator.isa.arm.system_registers import SYSTEM_REGISTERS
 from emulator.isa.arm.table import TABLES, instruction
@@ -33,9 +34,6 @@ _CACHE_TYPE = abi.ARM_CACHE_TYPE // 4
 _USER_LIMIT = abi.ARM_USER_LIMIT // 4
 _WIDEST = 7
 _REAL_SCTLR = 0x00C5_0079
-_IDENTITY = {"CLIDR": 0, "CCSIDR": 0xE007_E01A, "ID_PFR1": 0x0001_0001, "MPIDR": 0x8000_0000}
-"""What guests are shown otherwise than the engine's processor has it: no cache to be maintained by set and way, no
-Hyp and Secure state."""
 
 
 class ArmHypervisor(Hypervisor):
@@ -65,7 +63,7 @@ class ArmHypervisor(Hypervisor):
         for register in SYSTEM_REGISTERS:
             if register.read_operation is Operation.IDENTIFY_PROCESSOR:
                 self.vcpu.system[register.name] = self._registers.system(register.name)
-        self.vcpu.system |= {**_IDENTITY, "CPACR": 0, "FPSID": 0x4102_3075, "MVFR0": 0x1011_0222, "MVFR1": 0x1111_1111}
+        self.vcpu.system |= {**IDENTITY, "CPACR": 0, "FPSID": 0x4102_3075, "MVFR0": 0x1011_0222, "MVFR1": 0x1111_1111}
         self.shared[_CACHE_TYPE] = self.vcpu.system["CTR"]
         self._behind = -1
         self._planted: tuple[int, bytes] | None = None

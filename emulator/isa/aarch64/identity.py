@@ -1,6 +1,7 @@
 """What the processor shown to AArch64 guests is: a Cortex-A53 without what a deprivileged guest is not given.
 
-Room: `paravirt/operations`. Identification registers that are shown otherwise than the engine's processor has them.
+Room: `emulator/isa/aarch64`. Identification registers that are shown otherwise than the engine's processor has them,
+at full privilege and under the hypervisor alike: a kernel chooses code by them, and patches itself.
 """
 
 from typing import Final
