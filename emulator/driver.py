@@ -29,6 +29,8 @@ class Driver:
         """Called with every event that the guest can see."""
         self.trace: Callable[[str], None] | None = None
         """Called with a line for every exit, before it is handled."""
+        self.on_tick: Callable[[], None] | None = None
+        """Called when the engine has come back at a deadline, and what was due is done: between two blocks."""
         self._unlooked = 0
         machine.after_device_write = self._device_written
 
@@ -55,9 +57,13 @@ class Driver:
 
     def run(self) -> Outcome:
         """Run until the guest ends or a limit is reached."""
-        self.outcome = None
         self.machine.begin()
         self.machine.arm()
+        return self.resume()
+
+    def resume(self) -> Outcome:
+        """Go on where the run was ended by `end`, as if it had not been; until the next end."""
+        self.outcome = None
         handler = self._handler()
         while self.outcome is None:
             self.engine.run(handler)
@@ -90,6 +96,8 @@ class Driver:
         self.machine.tick()
         self._end_if_over()
         self.machine.arm()
+        if self.on_tick is not None:
+            self.on_tick()
 
     def _wait_for_interrupt(self) -> None:
         """The CPU waits with interrupts enabled: time passes to the next one; the run ends when none can come."""

@@ -25,6 +25,11 @@ class ExitTable:
         """Count and nanoseconds of one kind of exit, to be counted in place: the hot path keeps its cell."""
         return self._cells.setdefault((operation, route), [0, 0])
 
+    @property
+    def cells(self) -> dict[Key, list[int]]:
+        """Every cell there is, those that count nothing yet included."""
+        return self._cells
+
     def count(self, operation: str, route: str) -> None:
         """One exit more."""
         cell = self.last = self._cells.setdefault((operation, route), [0, 0])

@@ -126,6 +126,14 @@ class X86Engine(Engine, Protocol):
         """Put a state back that `vectors` gave."""
         ...
 
+    def floating(self) -> bytes:
+        """x87 and SSE state, as FXSAVE stores it in 64-bit mode: 512 bytes."""
+        ...
+
+    def set_floating(self, image: bytes) -> None:
+        """Put a state back that `floating` gave, on this engine or another. Raises `ValueError` for another size."""
+        ...
+
     def show_segments(self, table: bytes) -> None:
         """Let user code load the segments of this descriptor table, which holds no others than user segments, or none
         at all if it is empty. Only for an engine whose capabilities say `shows_segments`; others do nothing."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from emulator.engine.exit import ExitKind
-from emulator.engine.kvm import api, room, vectors
+from emulator.engine.kvm import api, floating, room, vectors
 from emulator.engine.kvm.alarm import Alarm
 from emulator.engine.kvm.device import Read, Vm, Write
 from emulator.engine.kvm.findings import Findings
@@ -523,6 +523,14 @@ class KvmEngine:
         if self._ring is not None:
             self._posted = list(ports)
             self._vm.coalesce(self._posted)
+
+    def floating(self) -> bytes:
+        """x87 and SSE state, as FXSAVE stores it."""
+        return floating.take(self._vm.cpu)
+
+    def set_floating(self, image: bytes) -> None:
+        """Put a state back that `floating` gave. Raises `ValueError` for another size."""
+        floating.put(self._vm.cpu, image)
 
     def vectors(self) -> bytes:
         """The vector state beyond x87 and SSE; empty in its initial state."""

@@ -13,10 +13,11 @@ from typing import Any
 
 from emulator.engine.exit import SYSCALL, SYSENTER, Exit, ExitKind
 from emulator.engine.protocol import Capabilities, Handler
+from emulator.engine.unicorn import floating, state
 from emulator.engine.unicorn import library as lib
-from emulator.engine.unicorn import state
 from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
+from emulator.engine.unicorn.observation import Observed
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
 from emulator.errors import EngineMissing, GuestFault
@@ -48,10 +49,11 @@ CAPABILITIES = Capabilities(
     real_interrupt_flag=True,
     execute_only=False,
     exit_cost=1.5,
+    pauses_exactly=True,
 )
 
 
-class UnicornEngine:
+class UnicornEngine(Observed):
     """One emulated CPU. Use `registers` only while no guest code runs or inside the handler."""
 
     def __init__(self) -> None:
@@ -72,11 +74,12 @@ class UnicornEngine:
         self._byte = (ctypes.c_ubyte * 1)()
         self._memories: list[Any] = []
         self._callbacks: list[Any] = []
+        self._watches = {}
         self._ports = QuietPorts(lib.PortReadCallback(self._on_port_read), lib.PortWriteCallback(self._on_port_write))
         self._late = Exit()
         self._counter = BlockCounter(self.library)
         self._remaining = self._counter.remaining
-        self._deadline = _FOREVER
+        self._deadline = self._wanted = self._pause = _FOREVER
         self._remaining[0] = _FOREVER
         self._ports_enabled = False
         self._inside = False
@@ -152,6 +155,9 @@ class UnicornEngine:
             elif self._stopped:
                 return
             elif self._remaining[0] <= 0:
+                if self._deadline == self._pause:
+                    self._paused()
+                    continue
                 exit_.kind = ExitKind.BUDGET
             elif status in _NO_CODE:
                 exit_.kind, exit_.address, exit_.error = ExitKind.UNBACKED, registers.rip, _FETCH
@@ -195,6 +201,9 @@ class UnicornEngine:
         now = self._deadline - self._remaining[0]
         if progress <= now:
             progress = now + 1
+        self._wanted = progress
+        if progress > self._pause:
+            progress = self._pause
         self._remaining[0] = progress - now
         self._deadline = progress
 
@@ -250,6 +259,14 @@ class UnicornEngine:
     def set_vectors(self, state: bytes) -> None:
         """Nothing."""
 
+    def floating(self) -> bytes:
+        """x87 and SSE state, as FXSAVE stores it."""
+        return floating.read(self.library, self.handle or 0)
+
+    def set_floating(self, image: bytes) -> None:
+        """Put a state back that `floating` gave. Raises `ValueError` for another size."""
+        floating.write(self.library, self.handle or 0, image)
+
     def show_segments(self, table: bytes) -> None:
         """Nothing: segments come from the table in GDTR."""
 
@@ -265,16 +282,17 @@ class UnicornEngine:
         if not self._inside:
             self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
         elif self._flush_before is None:
-            deadline = self._deadline
+            wanted = self._wanted
             self.set_deadline(0)
-            self._flush_before = deadline
+            self._flush_before = wanted
 
     def _flush_waiting(self) -> bool:
         """Forget all code as `flush_code` was asked to; whether this alone was why the engine came back."""
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
         came = self._remaining[0] <= 0
         now = self.progress
-        self._deadline, self._flush_before = max(now, self._flush_before or 0), None
+        self._wanted, self._flush_before = max(now, self._flush_before or 0), None
+        self._deadline = min(self._wanted, self._pause)
         self._remaining[0] = self._deadline - now
         return came and self._remaining[0] > 0 and not self._stopped and self._refused is None and not self._failure
 

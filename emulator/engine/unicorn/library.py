@@ -28,10 +28,15 @@ SkipCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 DeviceReadCallback = ctypes.CFUNCTYPE(c_uint64, c_void_p, c_uint64, ctypes.c_uint, c_void_p)
 DeviceWriteCallback = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, ctypes.c_uint, c_uint64, c_void_p)
 
+CodeCallback = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
+StoreCallback = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_uint64, c_int, ctypes.c_int64, c_void_p)
+
 HOOK_INTR = unicorn.UC_HOOK_INTR
 HOOK_INSN = unicorn.UC_HOOK_INSN
 HOOK_INSN_INVALID = unicorn.UC_HOOK_INSN_INVALID
 HOOK_BLOCK = unicorn.UC_HOOK_BLOCK
+HOOK_CODE = unicorn.UC_HOOK_CODE
+HOOK_MEM_WRITE = unicorn.UC_HOOK_MEM_WRITE
 HOOK_MEM_INVALID = unicorn.UC_HOOK_MEM_INVALID
 INS_IN = x86_const.UC_X86_INS_IN
 INS_OUT = x86_const.UC_X86_INS_OUT
@@ -50,6 +55,9 @@ REG_EFLAGS = x86_const.UC_X86_REG_EFLAGS
 REG_CR0 = x86_const.UC_X86_REG_CR0
 REG_CR4 = x86_const.UC_X86_REG_CR4
 REG_MSR = x86_const.UC_X86_REG_MSR
+REG_FPSW, REG_FPCW, REG_FPTAG = x86_const.UC_X86_REG_FPSW, x86_const.UC_X86_REG_FPCW, x86_const.UC_X86_REG_FPTAG
+REG_FIP, REG_FDP, REG_FOP = x86_const.UC_X86_REG_FIP, x86_const.UC_X86_REG_FDP, x86_const.UC_X86_REG_FOP
+REG_MXCSR, REG_FP0, REG_XMM0 = x86_const.UC_X86_REG_MXCSR, x86_const.UC_X86_REG_FP0, x86_const.UC_X86_REG_XMM0
 GENERAL = (
     *(getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")),
     *(getattr(x86_const, f"UC_X86_REG_R{number}") for number in range(8, 16)),

@@ -49,6 +49,11 @@ class DescriptorCopy:
         else:
             self.enter_kernel()
 
+    def forget(self) -> None:
+        """The guest's memory is another: look at its table anew."""
+        self._source = self._shown = b""
+        self._place = (-1, -1)
+
     def enter_kernel(self) -> None:
         """The kernel view: no descriptor can be loaded without the hypervisor."""
         self._vcpu.registers.set_table(0, 0, 0)

@@ -23,7 +23,7 @@ from paravirt.hypervisor import Action, Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.x86.chain import Chain
 from paravirt.modes.x86.descriptors import DescriptorCopy
-from paravirt.modes.x86.requests import X86Requests
+from paravirt.modes.x86.saved import X86Saving
 from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
 from paravirt.modes.x86.vectors import Vectors
@@ -42,7 +42,7 @@ DEAR = 10.0
 """Microseconds from which on an exit costs more than what avoids a few."""
 
 
-class X86Hypervisor(X86Requests):
+class X86Hypervisor(X86Saving):
     """Runs one x86-64 guest. `Context` of the operations, and handler of the engine's exits."""
 
     WINDOW = abi.X86_64

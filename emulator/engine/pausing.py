@@ -1,0 +1,55 @@
+"""What an engine can do whose capabilities say `pauses_exactly`: stop anywhere, watch, be set to a progress.
+
+Room: `emulator/engine`. None of it changes what the guest does, or when: services such as checkpoints and reverse
+execution depend on that. All of it is asked for while no guest code runs, or in the callback of a pause.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from emulator.engine.protocol import Engine
+
+
+class Progress(NamedTuple):
+    """How far an engine is, and when it will come back."""
+
+    done: int
+    """Units of progress: blocks begun, less one that is about to begin again."""
+    wanted: int
+    """The deadline that was asked for last."""
+
+
+class PausingEngine(Engine, Protocol):
+    """An engine whose stops leave no trace."""
+
+    def pause_at(self, progress: int | None, paused: Callable[[], None] = lambda: None) -> None:
+        """Call `paused` once so many units are done, at the beginning of the next one; None: not any more.
+
+        At once, when the engine runs next, where that is not ahead. `paused` may call `stop`.
+        """
+        ...
+
+    @property
+    def progress_state(self) -> Progress:
+        """What `set_progress` takes."""
+        ...
+
+    def set_progress(self, state: Progress) -> None:
+        """Count on from another progress, to another deadline."""
+        ...
+
+    def observe_code(self, first: int, last: int, seen: Callable[[int], None]) -> int:
+        """Call `seen` before every instruction whose guest-virtual address is in `first`..`last`, with the address.
+
+        `seen` may call `stop`: the instruction is not begun then. Gives what `unobserve` takes.
+        """
+        ...
+
+    def observe_stores(self, first: int, last: int, seen: Callable[[int, int, int], None]) -> int:
+        """Call `seen` before every store that begins at an engine-physical address in `first`..`last`, with address,
+        bytes and value. Stores are slow while anything is observed so. Gives what `unobserve` takes."""
+        ...
+
+    def unobserve(self, number: int) -> None:
+        """Observe no more. All translated code goes, at either end."""
+        ...

@@ -1,0 +1,103 @@
+"""The virtual processor of an x86 guest as a value, in the architecture's own terms: any engine can go on with it.
+
+Room: `paravirt/modes/x86`, a part of the hypervisor. What the real processor must have besides is made of the value by
+the same steps as when the guest is entered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes.x86.requests import X86Requests
+
+Segment = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class X86Saved:
+    """One virtual processor."""
+
+    general: tuple[int, ...]
+    """RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
+    rip: int
+    rflags: int
+    """The real ones: the virtual interrupt flag of the guest's kernel is in the shared page."""
+    segments: tuple[Segment, ...]
+    """ES CS SS DS FS GS LDTR TR as the real processor has them."""
+    virtual_segments: tuple[tuple[int, tuple[int, int, int, int, int]], ...]
+    level: int
+    io_privilege: int
+    control: tuple[int, int, int, int, int, int]
+    """CR0 CR2 CR3 CR4 CR8 EFER."""
+    calls: tuple[int, int, int, int, int]
+    """STAR LSTAR CSTAR FMASK KERNEL_GS_BASE."""
+    tables: tuple[int, int, int, int]
+    """GDTR base and limit, IDTR base and limit."""
+    debug: tuple[int, ...]
+    msrs: tuple[tuple[int, int], ...]
+    floating: bytes
+    """As FXSAVE stores it."""
+    vectors: bytes
+    interrupt_shadow: bool
+
+
+class X86Saving(X86Requests):
+    """Of the hypervisor of an x86 guest, what saves and restores its processor."""
+
+    SAVED: ClassVar[type[X86Saved]] = X86Saved
+
+    @property
+    def processor_state(self) -> X86Saved:
+        """The virtual processor between two instructions."""
+        vcpu, real = self.vcpu, self._registers
+        return X86Saved(
+            general=tuple(vcpu.gpr),
+            rip=real.rip,
+            rflags=real.rflags,
+            segments=tuple(real.segment(index) for index in range(8)),
+            virtual_segments=tuple(sorted(vcpu.virtual_segments.items())),
+            level=vcpu.level,
+            io_privilege=vcpu.iopl,
+            control=(vcpu.cr0, vcpu.cr2, vcpu.cr3, vcpu.cr4, vcpu.cr8, vcpu.efer),
+            calls=(vcpu.star, vcpu.lstar, vcpu.cstar, vcpu.fmask, vcpu.kernel_gs_base),
+            tables=(vcpu.gdt_base, vcpu.gdt_limit, vcpu.idt_base, vcpu.idt_limit),
+            debug=tuple(vcpu.debug),
+            msrs=tuple(sorted(vcpu.msrs.items())),
+            floating=self.engine.floating(),
+            vectors=self.engine.vectors(),
+            interrupt_shadow=real.interrupt_shadow,
+        )
+
+    def set_processor_state(self, saved: X86Saved) -> None:
+        """Give the virtual processor a state; `real_state_lost` must follow once memory is in place."""
+        vcpu, real = self.vcpu, self._registers
+        self._in_shadow = False
+        vcpu.forget_translations()
+        for index, value in enumerate(saved.general):
+            vcpu.gpr[index] = value
+        vcpu.level = saved.level
+        vcpu.iopl = saved.io_privilege
+        vcpu.cr0, vcpu.cr2, vcpu.cr3, vcpu.cr4, vcpu.cr8, vcpu.efer = saved.control
+        vcpu.star, vcpu.lstar, vcpu.cstar, vcpu.fmask, vcpu.kernel_gs_base = saved.calls
+        vcpu.gdt_base, vcpu.gdt_limit, vcpu.idt_base, vcpu.idt_limit = saved.tables
+        vcpu.debug[:] = saved.debug
+        vcpu.msrs = dict(saved.msrs)
+        vcpu.virtual_segments = dict(saved.virtual_segments)
+        self.real_controls_changed()
+        for index, segment in enumerate(saved.segments):
+            real.set_segment(index, *segment)
+        real.rflags, real.rip = saved.rflags, saved.rip
+        real.privilege = 3
+        real.interrupt_shadow = saved.interrupt_shadow
+        self.engine.set_floating(saved.floating)
+        self.engine.set_vectors(saved.vectors)
+
+    def real_state_lost(self) -> None:
+        """Memory, tables and the virtual processor are in place: make the real processor's state by them."""
+        self.engine.open_ports()
+        self.engine.post_ports(self.board.posted)
+        self.descriptors.forget()
+        self.descriptors.reload(self._view_level)
+        self._switch(USER_VIEW if self._view_level == self.USER_LEVEL else KERNEL_VIEW)

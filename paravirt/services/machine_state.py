@@ -1,0 +1,176 @@
+"""A whole machine but for its memory as a value: processor, devices, clock, the hypervisor's own, shadow tables, code.
+
+Room: `paravirt/services`. `capture` is done between two blocks of the guest; a machine into which the value and its
+memory are put (`reinstate`) goes on exit for exit as the first one does. What is derived of the guest's state, shadow
+tables and translated code, is part of the value for that reason alone: without it the guest goes on as well, with
+other fills. The processor's part is the instruction set's (`paravirt.modes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from emulator.clock import NANOSECONDS
+from emulator.engine.pausing import Progress
+from emulator.errors import UsageError
+from paravirt.accounting import Key
+from paravirt.hypervisor import Hypervisor
+from paravirt.mmu.shadow import ShadowPaging
+from paravirt.mmu.snapshot import Snapshot
+from paravirt.services.code_state import CodeState, capture_code, reinstate_code
+from paravirt.services.view_state import ViewState, capture_views, reinstate_views
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What could be made anew, in other exits."""
+
+    views: ViewState
+    code: CodeState
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """Everything but memory."""
+
+    processor: Any
+    """As the mode of the instruction set has it."""
+    devices: Any
+    """The board's state, with the clock."""
+    shared: bytes
+    """The page shared with the guest's kernel."""
+    exits: tuple[tuple[Key, int], ...]
+    """Exits so far, by kind."""
+    view_level: int
+    """The guest's level that the real processor was made ready for."""
+    armed: int | None
+    """The clock's event that the engine's deadline was made for."""
+    progress: Progress
+    derived: Derived | None
+    """None where another engine, or another technique, is to go on."""
+
+
+def refusal(driver: object) -> str:
+    """Why a machine's state cannot be taken, in a sentence; nothing where it can."""
+    if not isinstance(driver, Hypervisor):
+        return "at full privilege a machine's state is the engine's own; run the guest deprivileged to save it"
+    if not hasattr(driver, "processor_state"):
+        isa = driver.machine.platform.isa
+        return f"the state of {isa} guests cannot be saved yet; that of x86-64 guests can be"
+    return ""
+
+
+def exactness(driver: Hypervisor) -> str:
+    """Why a machine cannot go on exit for exit after its state was put back, in a sentence; nothing where it can."""
+    shadow = driver.shadow
+    if not isinstance(shadow, ShadowPaging) or type(shadow.technique) is not Snapshot:
+        return "only shadow tables of the technique `snapshot` are kept; leave --memory-technique out"
+    if not driver.engine.capabilities.pauses_exactly:
+        return f"the {driver.engine.capabilities.name} engine does not stop at an exact place; take --engine unicorn"
+    return ""
+
+
+def settled(driver: Hypervisor) -> bool:
+    """Whether the guest is between two instructions of its own, so that its state can be taken."""
+    return driver._stepping is None and driver._own_store < 0 and not getattr(driver, "_in_shadow", False)
+
+
+def capture(driver: Hypervisor, *, whole: bool = True) -> MachineState:
+    """The state of a machine between two blocks. `whole` has what a process needs that was not there before: the
+    rewriter's results. Raises `UsageError` for a machine whose state cannot be taken."""
+    why = refusal(driver)
+    if why:
+        raise UsageError(why)
+    engine: Any = driver.engine
+    derived = None
+    if not exactness(driver):
+        assert isinstance(driver.shadow, ShadowPaging)
+        derived = Derived(capture_views(driver.shadow), capture_code(driver.code, whole=whole))
+    exact = engine.capabilities.pauses_exactly
+    return MachineState(
+        processor=driver.processor_state,  # type: ignore[attr-defined]
+        devices=driver.board.state,  # type: ignore[attr-defined]
+        shared=bytes(driver.shared.cast("B")),
+        exits=tuple((key, cell[0]) for key, cell in driver.exits.cells.items()),
+        view_level=driver._view_level,
+        armed=driver._armed,
+        progress=engine.progress_state if exact else Progress(engine.progress, 0),
+        derived=derived,
+    )
+
+
+def reinstate(driver: Hypervisor, state: MachineState) -> None:
+    """Put a state back, into the machine that it was taken of or another of the same kind, whose memory (and, with
+    `derived`, the shadow tables' words) is that of the state already.
+
+    Raises `UsageError` as `capture` does, and `ValueError` or its kin for a state that makes no sense.
+    """
+    why = refusal(driver)
+    if why:
+        raise UsageError(why)
+    engine: Any = driver.engine
+    shadow = driver.shadow
+    exact = engine.capabilities.pauses_exactly
+    same = exact and engine.capabilities.progress_per_second == state.devices.clock.units_per_second
+    if exact:
+        engine.set_progress(state.progress if same else Progress(0, 0))
+    driver.board.restore(_at_rate(state.devices, driver.machine.clock.units_per_second))  # type: ignore[attr-defined]
+    _reset(driver)
+    for cell in driver.exits.cells.values():
+        cell[0] = 0
+    for (operation, route), count in state.exits:
+        driver.exits.cell(operation, route)[0] = count
+    driver.set_processor_state(state.processor)  # type: ignore[attr-defined]
+    driver.shared.cast("B")[:] = state.shared
+    derived = state.derived if not exactness(driver) else None
+    if derived is not None:
+        assert isinstance(shadow, ShadowPaging)
+        reinstate_views(shadow, derived.views)
+        reinstate_code(driver.code, derived.code)
+    elif isinstance(shadow, ShadowPaging):
+        shadow.reset()
+    engine.flush_code()
+    driver._view_level = state.view_level
+    driver.real_state_lost()  # type: ignore[attr-defined]
+    driver._armed = state.armed if same else None
+    if not same:
+        driver.machine.arm()
+
+
+def _reset(driver: Hypervisor) -> None:
+    """Forget what was made of the state before."""
+    driver.outcome = None
+    driver._stepping = None
+    driver._own_store = driver._own_page = -1
+    driver._actions.clear()
+    driver._actions_by_page.clear()
+
+
+def _at_rate(devices: Any, units: int) -> Any:
+    """Devices whose clock counts another engine's progress."""
+    clock = devices.clock
+    if clock.units_per_second == units:
+        return devices
+    nanoseconds = clock.scaled // clock.units_per_second
+    return replace(devices, clock=replace(clock, units_per_second=units, scaled=nanoseconds * units))
+
+
+def guest_now(state: MachineState) -> int:
+    """The guest's time, in nanoseconds."""
+    clock = state.devices.clock
+    return int(clock.scaled // clock.units_per_second)
+
+
+def memory_regions(driver: Hypervisor) -> Mapping[str, memoryview]:
+    """All memory that a state depends on, by name: the guest's, and that of what is derived."""
+    regions = {"guest": driver.machine.memory.view}
+    shadow = driver.shadow
+    if isinstance(shadow, ShadowPaging):
+        regions["tables"] = memoryview(shadow.pool.memory)
+        regions["seen"] = memoryview(shadow.pool._snapshots)
+    return regions
+
+
+__all__ = ["NANOSECONDS", "Derived", "MachineState", "capture", "guest_now", "memory_regions", "reinstate", "settled"]
