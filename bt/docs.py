@@ -11,11 +11,13 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
+from enum import Enum, IntEnum
 from pathlib import Path
 from types import ModuleType
 
 DIRECTORY = Path(__file__).parent.parent / "docs" / "generated"
+INCLUDES = Path(__file__).parent.parent / "samples" / "include"
+"""What guests include of the para-virtual interface."""
 
 NOTICE = "<!-- Printed from the code by `python -m bt.docs`; changes here are lost. -->\n\n"
 
@@ -140,6 +142,61 @@ def guest_interface() -> str:
     )
 
 
+def para_virtual_interface() -> str:
+    """The calls, traps, registers and frames of para-virtual guests."""
+    from paravirt.abi import calls, guests, printing
+
+    calls_ = [
+        (str(int(row.call)), f"`{row.call.name}`", ", ".join(row.arguments), row.meaning, row.result)
+        for row in calls.CALLS
+    ]
+    conventions = [
+        (
+            isa,
+            f"`{one.call_entry:#x}`",
+            f"`{one.return_entry:#x}`",
+            one.number,
+            " ".join(one.arguments),
+            one.result,
+            one.handler,
+            one.link or "on the stack",
+            str(one.frame_bytes),
+        )
+        for isa, one in guests.CONVENTIONS.items()
+    ]
+    head = ("Set", "Call", "Return", "Number", "Arguments", "Result", "Frame", "Return address", "Bytes of a frame")
+    shared = [
+        (isa, *(f"`{value:#x}`" for name, value, _ in printing.places(one) if name in _SHARED_WORDS))
+        for isa, one in guests.CONVENTIONS.items()
+    ]
+    frames = [(isa, " ".join((*one.frame, *guests.TAIL))) for isa, one in guests.CONVENTIONS.items()]
+    return (
+        f"# The para-virtual interface, version {calls.ABI_MAJOR}.{calls.ABI_MINOR}\n\n## Calls\n\n"
+        + _table(("Number", "Call", "Arguments", "What it does", "Result"), calls_)
+        + "\n## Results that are errors (their negative)\n\n"
+        + _table(("Error", "Why"), [(f"{int(s)} `{s.name}`", t) for s, t in _members(calls.Status)])
+        + "\n## Traps\n\n"
+        + _table(("Trap", "When"), [(f"{int(trap)} `{trap.name}`", text) for trap, text in _members(guests.Trap)])
+        + "\n## Ports\n\n"
+        + _table(("Port", "Event"), [(f"{int(port)} `{port.name}`", text) for port, text in _members(guests.Port)])
+        + f"\nPorts from {guests.FIRST_OWN_PORT} up to {guests.PORTS - 1} are the guest's own (`EVENT_SEND`).\n"
+        + "\n## Entry points and registers\n\n"
+        + _table(head, conventions)
+        + "\n## Words of the shared page\n\n"
+        + _table(("Set", *_SHARED_WORDS), shared)
+        + "\n## Frames, word by word\n\n"
+        + _table(("Set", "Words"), frames)
+    )
+
+
+_SHARED_WORDS = ("INTERRUPTS", "INTERRUPTS_ON", "INTERRUPTS_OFF", "EVENTS", "MASK", "FPU")
+
+
+def _members(kind: type[IntEnum]) -> list[tuple[IntEnum, str]]:
+    """Members with their docstrings, in order."""
+    return [(kind(int(value)), text) for value, text in documented_members(kind)]
+
+
 def _number(value: int) -> str:
     return f"{value:#x}" if abs(value) > 9 else str(value)
 
@@ -241,6 +298,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "mips32.md": lambda: sensitive_instructions("mips32"),
     "engine-quirks.md": engine_quirks,
     "interface.md": guest_interface,
+    "para-virtual.md": para_virtual_interface,
     "guests.md": guests,
     "console-rules.md": console_rules,
     "verification-rules.md": verification_rules,
@@ -257,6 +315,14 @@ def write(directory: Path = DIRECTORY) -> None:
     for file in set(directory.iterdir()):
         if file.name not in PAGES:
             file.unlink()
+
+
+def write_includes(directory: Path = INCLUDES) -> None:
+    """Write what guests include of the para-virtual interface."""
+    from paravirt.abi.printing import FILES
+
+    for name, text in FILES.items():
+        (directory / name).write_text(text())
 
 
 def differences(directory: Path = DIRECTORY) -> list[str]:
@@ -279,6 +345,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     if not arguments:
         write()
+        write_includes()
         return 0
     found = differences()
     for sentence in found:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bt import para
 from bt.image import Image, to_boot
 from emulator.engine.engines import NAMES, open_engine
 from emulator.errors import BadImage, UsageError
@@ -19,7 +20,8 @@ from emulator.machine import Limits, Machine, Outcome
 from emulator.native import NativeCpu, native_for
 from emulator.platforms import platform_of
 from paravirt.mmu.techniques import TECHNIQUES
-from paravirt.modes import hypervisor_for, must_trap
+from paravirt.modes import hypervisor_for, must_trap, without_exit
+from paravirt.para.modes import para_hypervisor_for
 from paravirt.translator import Translator, Untouched
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 MANIFEST = ".retrap.manifest"
 """The section by which a rewritten file is known (`bt.manifest`)."""
 
-MODES = ("native", "none", "trap", "hypercall", "inline", "auto")
-"""Ways to run a guest: full privilege; deprivileged and not rewritten; and the strategies of rewriting."""
+MODES = ("native", "none", "trap", "hypercall", "inline", "auto", para.MODE)
+"""Ways to run a guest: full privilege; deprivileged and not rewritten; the strategies of rewriting; para-virtual."""
 
 MEMORY = 256 << 20
 """Default size of guest memory, bytes."""
@@ -121,6 +123,7 @@ class Session:
             image, manifest = original(image)
             if manifest is not None and manifest.plan.mode == options.mode:
                 self.plan = manifest.plan
+        para.check(image, options.mode)
         self.image = image
         self.options = options
         self.translator: LoadTimeTranslator | None = None
@@ -154,9 +157,8 @@ class Session:
         if options.mode == "native":
             self.driver = native_for(self.machine)
         else:
-            self.driver = hypervisor_for(
-                self.machine, self._make_translator(), timed=options.timed, technique=options.technique
-            )
+            make = para_hypervisor_for if options.mode == para.MODE else hypervisor_for
+            self.driver = make(self.machine, self._make_translator(), timed=options.timed, technique=options.technique)
             self._prepare_memory(self.driver)
         self.driver.enter(state)
 
@@ -169,12 +171,13 @@ class Session:
 
         cache = PageCache(isa=_isa(self.image)) if options.cache else None
         self.translator = LoadTimeTranslator(
-            options.mode,
+            para.STRATEGY if options.mode == para.MODE else options.mode,
             self.image,
             options.delta,
             cache,
             self.plan,
             trapped=must_trap(self.machine.engine.capabilities),
+            inlined=without_exit(self.machine.engine.capabilities),
         )
         return self.translator
 

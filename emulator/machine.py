@@ -87,6 +87,8 @@ class Machine:
         """`engine` opens the CPU (its instruction set's default without); `units_per_second` of its progress are a
         second of virtual time (as its capabilities say without)."""
         self.platform = platform
+        self.console = console
+        """Gets what the guest prints."""
         self.engine: Any = open_engine(platform.isa) if engine is None else engine()
         """The CPU: an engine of the platform's instruction set, which its drivers know by its own protocol."""
         self.memory = GuestMemory(memory_size, platform.memory_base)

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "guests": ("bt.cli.guests:command", "Fetch Debian's stock kernels with a small user space."),
     "bench": ("bt.cli.bench:command", "Measure boots, exits and scans, beside QEMU."),
     "isa": ("bt.cli.isa:command", "Print the sensitive-instruction table of an instruction set."),
+    "abi": ("bt.cli.abi:command", "Print the para-virtual interface, for C, for assembler, or as JSON."),
 }
 """Name of a command -> where it is ("module:attribute") and one line of help, in order of `--help`."""
 

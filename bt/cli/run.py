@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bt.tracefile import TraceFile
     from emulator.machine import Outcome
 
-MODES = ("native", "none", "trap", "hypercall", "inline", "auto")
+MODES = ("native", "none", "trap", "hypercall", "inline", "auto", "para")
 ENGINE_HELP = (
     "The CPU: unicorn, embedded and deterministic; kvm, the host's own; auto, the fastest that can run the guest."
 )
@@ -49,7 +49,8 @@ class Request:
     "--virt",
     type=click.Choice(MODES),
     help="native: full privilege, no hypervisor; none: deprivileged, not rewritten; trap, hypercall, inline, auto: "
-    "rewritten while it runs. By default a rewritten file as it was rewritten, and others inline.",
+    "rewritten while it runs; para: a kernel that was ported to the hypervisor. By default a rewritten file as it was "
+    "rewritten, a ported one as para, and others inline.",
 )
 @click.option("--engine", default="unicorn", show_default=True, metavar="NAME", help=ENGINE_HELP)
 @click.option(
@@ -94,6 +95,7 @@ def command(
     The guest's console is on stdout, its input is stdin. On a terminal Ctrl-A x ends the run and Ctrl-C is the
     guest's. A fetched guest brings its initial file system and command line.
     """
+    from bt import para
     from bt.cli import values
     from bt.image import load
     from bt.manifest import mode_of
@@ -109,7 +111,7 @@ def command(
     inputs = (kernel, initrd) if initrd is not None else (kernel,)
     loaded = load(kernel)
     options = Options(
-        mode=virt or mode_of(loaded) or "inline",
+        mode=virt or mode_of(loaded) or (para.MODE if para.version_of(loaded) is not None else "inline"),
         engine=engine,
         technique=technique or "",
         memory=size,

@@ -53,6 +53,32 @@ CONTROL_REGISTERS = 0x80
 """Offset: 64-bit copies of the virtual CR0, CR2, CR3, CR4 at +0x00, +0x10, +0x18, +0x20,
 written by the hypervisor, so that reads of them can be inline."""
 
+KERNEL_GS_BASE = 0x100
+"""Offset: the virtual KERNEL_GS_BASE, which a SWAPGS without an exit exchanges with the real GS base."""
+
+TIME_BASE = 0x108
+"""Offset: virtual time, in nanoseconds, at which the real counter was the negative of the next word (modulo 2^64).
+These four words serve RDTSC on engines that ask for it: virtual time is base + (counter + word) * scale / 2^32."""
+
+TIME_COUNTER = 0x110
+
+TIME_SCALE = 0x118
+
+TIME_SEEN = 0x120
+"""Offset: what an RDTSC without an exit gave last. The next one gives no less."""
+
+QUIET_PORT = 0x128
+"""Offset: the negative of a port (in 16 bits), a byte read from which is QUIET_VALUE; written by the hypervisor. Where
+there is none it is that of NO_PORT, which reads as an open bus does."""
+
+QUIET_VALUE = 0x130
+
+NO_PORT = 0xFFFF
+
+SELECTORS = 0x140
+"""Offset: six 64-bit words, the guest's selectors in ES, CS, SS, DS, FS and GS while its kernel runs, for engines whose
+real ones are others; written by the hypervisor."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:

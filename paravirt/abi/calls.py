@@ -155,7 +155,12 @@ CALLS: Final = (
     ),
     CallRow(Call.PIN, ("table", "level"), "The guest-physical page `table` stays a page table of `level` (1: last)."),
     CallRow(Call.UNPIN, ("table",), "It need not stay one."),
-    CallRow(Call.NEW_BASE, ("root",), "Switch to the address space of this root, as the register would hold it."),
+    CallRow(
+        Call.NEW_BASE,
+        ("root", "part"),
+        "Switch to the address space of this root, as the processor's register would hold it. `part` is 0, or 1 for "
+        "the kernel's half on AArch64. Where a guest starts without translation, the first whole address space begins it.",
+    ),
     CallRow(Call.FLUSH_PAGE, ("address",), "Forget the translation of one page."),
     CallRow(Call.FLUSH_ALL, (), "Forget all translations."),
     CallRow(

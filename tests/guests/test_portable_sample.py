@@ -17,6 +17,7 @@ from emulator.native import NATIVES
 PORTABLE = Path(__file__).parents[2] / "samples" / "portable"
 MANIFEST: dict[str, Any] = tomllib.loads((PORTABLE / "manifest.toml").read_text())
 ARCHITECTURES: dict[str, dict[str, Any]] = {row["isa"]: row for row in MANIFEST["architecture"]}
+PORTS: dict[str, dict[str, Any]] = {row["isa"]: row for row in MANIFEST["para"]}
 EXPECTED = (PORTABLE / MANIFEST["console"]).read_bytes()
 PATIENCE = 600
 """Seconds for a run beside other work; the manifest's time is an idle machine's."""
@@ -25,8 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(PATIENCE + 30)]
 
 
 def run(isa: str, mode: str) -> subprocess.CompletedProcess[bytes]:
-    """The finished `retrap run` of an instruction set's kernel."""
-    command = [sys.executable, "-m", "bt", "run", str(PORTABLE / ARCHITECTURES[isa]["file"]), "--virt", mode]
+    """The finished `retrap run` of an instruction set's kernel, or of its para-virtual port."""
+    row = (PORTS if mode == "para" else ARCHITECTURES)[isa]
+    command = [sys.executable, "-m", "bt", "run", str(PORTABLE / row["file"]), "--virt", mode]
     command += ["--memory", f"{MANIFEST['memory']}M", "--timeout", str(PATIENCE)]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
@@ -40,6 +42,13 @@ def test_every_instruction_set_prints_the_same(isa: str, mode: str) -> None:
     assert done.stdout == EXPECTED
     assert done.returncode == 0
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize("isa", PORTS)
+def test_the_para_virtual_port_prints_the_same(isa: str) -> None:
+    done = run(isa, "para")
+    assert done.stdout == EXPECTED
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("isa", ARCHITECTURES)

@@ -189,6 +189,11 @@ class LinearMemory:
             self._writes[key] = frame
         return frame
 
+    def reach(self, address: int, write: bool) -> int:
+        """Physical address of what the kernel has at `address`, to be read or written; raises `Fault`."""
+        frame = self._write_frame(address, False) if write else self._read_frame(address, False)
+        return frame | address & 0xFFF
+
     def read(self, address: int, size: int, user: bool = False) -> int:
         """`size` bytes at a linear address, with supervisor right unless `user`; raises `Fault`."""
         offset = address & 0xFFF
