@@ -62,6 +62,7 @@ class Call(IntEnum):
     FLUSH_ALL = 22
     TABLE_OPEN = 23
     TABLE_CLOSE = 24
+    PTE_READ = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,8 @@ CALLS: Final = (
         Call.NEW_BASE,
         ("root", "part"),
         "Switch to the address space of this root, as the processor's register would hold it. `part` is 0, or 1 for "
-        "the kernel's half on AArch64. Where a guest starts without translation, the first whole address space begins it.",
+        "the kernel's half on AArch64. Where a guest starts without translation, its first whole address space begins "
+        "it.",
     ),
     CallRow(Call.FLUSH_PAGE, ("address",), "Forget the translation of one page."),
     CallRow(Call.FLUSH_ALL, (), "Forget all translations."),
@@ -170,5 +172,12 @@ CALLS: Final = (
         "memory, and nothing is translated by it.",
     ),
     CallRow(Call.TABLE_CLOSE, ("table",), "Check the opened table as a whole and hook it in again."),
+    CallRow(
+        Call.PTE_READ,
+        ("address", "count"),
+        "Read `count` page-table entries: elements as PTE_UPDATE's, whose values are stored, each as the guest would "
+        "have written it.",
+        "entries read: all of them",
+    ),
 )
 BY_NUMBER: Final[dict[int, CallRow]] = {int(row.call): row for row in CALLS}

@@ -95,6 +95,7 @@ class ParaGuest(Hypervisor):
             Call.THREAD_REGISTER: self._thread_register,
             Call.CODE_CHANGED: self._code_written,
             Call.PTE_UPDATE: self._pte_update,
+            Call.PTE_READ: self._pte_read,
             Call.PTE_UPDATE_PAGE: self._pte_update_page,
             Call.PIN: lambda table, level: tables().pin(table, level),
             Call.UNPIN: lambda table: tables().unpin(table),
@@ -161,6 +162,10 @@ class ParaGuest(Hypervisor):
     def entry_address(self, address: int) -> int | None:
         """Guest-physical address of the last-level entry for an address."""
         raise NotImplementedError
+
+    def load(self, physical: int, size: int) -> bytes:
+        """Guest memory."""
+        return self.machine.memory.read_bytes(physical, size)
 
     def store(self, physical: int, data: bytes) -> None:
         """Store into guest memory for the guest."""
@@ -460,6 +465,9 @@ class ParaGuest(Hypervisor):
         """Code is followed by itself: a frame is written or executed, and never both."""
         if size > self.WINDOW.last_address - address:
             raise Refused(Status.INVALID)
+        note = getattr(self.shadow, "code_written", None)
+        if note is not None:
+            note()
         return 0
 
     def _new_base(self, root: int, part: int) -> int | None:
@@ -474,6 +482,17 @@ class ParaGuest(Hypervisor):
             raise Refused(Status.TOO_MUCH)
         updates = list(self._updates.iter_unpack(self._peek(address, count * _STORED)))
         return self._table_calls().update(updates)
+
+    def _pte_read(self, address: int, count: int) -> int:
+        if count > c.MOST_ELEMENTS:
+            raise Refused(Status.TOO_MUCH)
+        self._pieces(address, count * _STORED, True)
+        pointers = [pointer for pointer, _ in self._updates.iter_unpack(self._peek(address, count * _STORED))]
+        values = self._table_calls().read(pointers)
+        if isinstance(values, int):
+            return values
+        self._poke(address, b"".join(map(self._updates.pack, pointers, values)))
+        return count
 
     def _pte_update_page(self, address: int, low: int, high: int) -> int:
         value = low if self.CONVENTION.word == 8 else low | high << 32

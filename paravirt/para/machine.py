@@ -27,6 +27,10 @@ class TableMachine(Protocol):
         """Guest-physical address of the last-level entry for a guest-virtual address; None where there is no table."""
         ...
 
+    def load(self, physical: int, size: int) -> bytes:
+        """Guest memory. Within it."""
+        ...
+
     def store(self, physical: int, data: bytes) -> None:
         """Store into guest memory as the guest would: what watches memory is told. Within it."""
         ...

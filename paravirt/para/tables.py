@@ -27,6 +27,10 @@ class TableCalls(Protocol):
         """Store entries in order, up to the first that is refused; how many, or why the first was refused."""
         ...
 
+    def read(self, pointers: Sequence[int]) -> list[int] | int:
+        """The entries at guest-physical addresses as the guest would have written them, or why not."""
+        ...
+
     def update_page(self, address: int, value: int) -> int:
         """Store the last-level entry that translates `address` now, and flush that page."""
         ...
@@ -75,6 +79,15 @@ class ShadowedTables:
             if status:
                 return done or status
         return len(updates)
+
+    def read(self, pointers: Sequence[int]) -> list[int] | int:
+        """What lies in memory."""
+        size, machine = self._bytes, self._machine
+        if any(pointer % size for pointer in pointers):
+            return -Status.INVALID
+        if not all(machine.is_memory(pointer, size) for pointer in pointers):
+            return -Status.BAD_ADDRESS
+        return [int.from_bytes(machine.load(pointer, size), machine.byte_order) for pointer in pointers]
 
     def update_page(self, address: int, value: int) -> int:
         """Fails where there is no last-level table for the address."""

@@ -227,7 +227,7 @@ static inline retrap_word retrap_unpin(retrap_word table)
 	return retrap_call(RETRAP_CALL_UNPIN, table, 0, 0, 0);
 }
 /* Switch to the address space of this root, as the processor's register would hold it. `part` is 0, or
- * 1 for the kernel's half on AArch64. Where a guest starts without translation, the first whole
+ * 1 for the kernel's half on AArch64. Where a guest starts without translation, its first whole
  * address space begins it.
  * Gives 0. */
 static inline retrap_word retrap_new_base(retrap_word root, retrap_word part)
@@ -258,6 +258,13 @@ static inline retrap_word retrap_table_open(retrap_word table)
 static inline retrap_word retrap_table_close(retrap_word table)
 {
 	return retrap_call(RETRAP_CALL_TABLE_CLOSE, table, 0, 0, 0);
+}
+/* Read `count` page-table entries: elements as PTE_UPDATE's, whose values are stored, each as the
+ * guest would have written it.
+ * Gives entries read: all of them. */
+static inline retrap_word retrap_pte_read(retrap_word address, retrap_word count)
+{
+	return retrap_call(RETRAP_CALL_PTE_READ, address, count, 0, 0);
 }
 /* The virtual interrupt flag: no call but where an event waits. */
 #define RETRAP_SHARED_WORD(at) (*(volatile retrap_word *)(at))

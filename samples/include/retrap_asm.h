@@ -28,6 +28,7 @@
 #define RETRAP_CALL_FLUSH_ALL 0x16 /* () */
 #define RETRAP_CALL_TABLE_OPEN 0x17 /* (table) */
 #define RETRAP_CALL_TABLE_CLOSE 0x18 /* (table) */
+#define RETRAP_CALL_PTE_READ 0x19 /* (address, count) */
 #define RETRAP_ERROR_UNKNOWN_CALL 1
 #define RETRAP_ERROR_INVALID 2
 #define RETRAP_ERROR_BAD_ADDRESS 3
