@@ -12,13 +12,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bt.pagecache import KEY_SIZE
+from bt.pagecache import KEY_SIZE, pack_scan, unpack_scan
 from bt.pagescan import PAGE, Found, PageScan
 from bt.planned import Planned
 from bt.pristine import Pristine
 from bt.tactics.page import PatchedPage, patch_page
 from bt.tactics.registry import tactics_of
 from bt.tactics.tactics import PLANT, STRATEGIES, Arena, Choice, CodePage, ImagePatch, OutOfReach, Patch, Tactic
+from bt.translations import NOWHERE, Kept, Place, context_of, holds, state_of
 from emulator.errors import UsageError
 from emulator.isa.operation import Operation
 from paravirt.translator import Fixup, Translation
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from bt.pagecache import PageCache
     from bt.plan import Plan
     from bt.textmap import PristinePage
+    from bt.translations import Translations
 
 UNKNOWN_KEPT: Final = 1024
 """Pages without an image that one run keeps on disk: a guest may make code of data without end."""
@@ -45,6 +47,25 @@ class _Known:
     """Without fixups: the hypervisor has them."""
     enterable: int
     """Mask of offsets at which it may be entered."""
+
+
+class _Seen:
+    """A page as it was when it was translated last."""
+
+    __slots__ = ("_packed", "_scan", "whole")
+
+    def __init__(self, whole: bytes, scan: PageScan | None, packed: bytes = b"") -> None:
+        self.whole = whole
+        """With what followed it."""
+        self._scan = scan
+        self._packed = packed
+
+    @property
+    def scan(self) -> PageScan:
+        """What was found."""
+        if self._scan is None:
+            self._scan = unpack_scan(self._packed)
+        return self._scan
 
 
 class LoadTimeTranslator:
@@ -93,7 +114,11 @@ class LoadTimeTranslator:
         self._fixups: dict[tuple[int, bytes], int | None] = {}
         self._planned: Planned | None = None
         self._known: dict[tuple[int, bytes, int], _Known] = {}
-        self._last: dict[int, tuple[bytes, PageScan]] = {}
+        self._last: dict[int, _Seen] = {}
+        self._swept = False
+        self._kept: Translations | None = None
+        self._looked: dict[tuple[int, bytes], tuple[int, int, int]] = {}
+        """Fixups that the translation under way looked for: start and end of the window, and what was known before."""
         if image is not None:
             self._pristine = Pristine(image, delta, self.image_patches, cache)
         if plan is not None:
@@ -101,8 +126,12 @@ class LoadTimeTranslator:
             self._planned = Planned(plan, delta == 0, self._trapped)
             self._waiting += self._planned.ready()
             self._arena.next = max(self._arena.next, plan.end)
-        if self._pristine is not None and (self._planned is None or delta):
-            self.scanned += not self._pristine.map.cached
+        if cache is not None and image is not None and plan is None:
+            context = context_of(image, mode, delta, self._trapped, self._waiting)
+            region = self._arena.region
+            self._kept = cache.translations(context, (region.start, region.end)) if context else None
+        if self._kept is None and self._pristine is not None and (self._planned is None or delta):
+            self._sweep(self._pristine)
         self.seconds = time.perf_counter() - began
         """Host seconds spent here, the image's sweep included."""
 
@@ -119,6 +148,8 @@ class LoadTimeTranslator:
 
     def close(self) -> None:
         """Write the cache. Idempotent."""
+        if self._kept is not None:
+            self._kept.close()
         if self._cache is not None:
             self._cache.flush()
 
@@ -134,23 +165,88 @@ class LoadTimeTranslator:
         static = self._static(address, whole, entry, linked)
         if static is not None:
             return static
-        page = self._pristine.page(linked) if self._pristine and linked is not None else None
-        scan = self._scan(address, whole, before, entry, page, linked or 0)
-        self._last[address] = (whole, scan)
+        recalled = self._recall(address, content, whole, before, entry)
+        if recalled is not None:
+            return recalled
+        page = self._pristine_page(linked)
+        following = self._arena.next
+        settled = page is not None and page.start < PAGE
+        history = b"" if settled or self._kept is None else self._history(address, before)
+        self._looked = {}
+        scan = first = self._scan(address, whole, before, entry, page, linked or 0)
+        self._last[address] = _Seen(whole, scan)
         natural = bool(scan.boundaries >> entry & 1)
         if not natural:
             scan = self._tactics.with_entry(scan, whole[:PAGE], whole[PAGE:], entry)
-        fresh = list(self._waiting)
-        self._waiting = ()
+        fresh: list[Fixup] = []
         patched = self._rewrite(address, whole, scan, page, -1, fresh)
         special = not natural or bool(patched.inside >> entry & 1)
         if patched.inside >> entry & 1:
             patched = self._rewrite(address, whole, scan, page, entry, fresh)
-        kept = _Known(Translation(patched.code, (), len(scan.sites)), scan.boundaries & ~patched.inside)
-        self._known[address, content, entry if special else -1] = kept
+        enterable = scan.boundaries & ~patched.inside
+        if self._kept is not None:
+            places = tuple(
+                Place(start, end, was, state_of(self._fixups, key)) for key, (start, end, was) in self._looked.items()
+            )
+            found = (patched.code, enterable, special, len(scan.sites), pack_scan(first), places)
+            kept = Kept(*found, following, self._arena.next, tuple(fresh), history)
+            self._kept.put(_kept_key(address, content, entry if special or history else -1), kept)
+        return self._remember(
+            address, content, entry if special else -1, enterable, patched.code, fresh, len(scan.sites)
+        )
+
+    def _recall(self, address: int, content: bytes, whole: bytes, before: bytes, entry: int) -> Translation | None:
+        """The translation as an earlier run kept it, where all that it depends on is as it was then."""
+        if self._kept is None:
+            return None
+        for one in (-1, entry):
+            for kept in self._kept.find(_kept_key(address, content, one)):
+                if not kept.enterable >> entry & 1 or not holds(kept, address, whole, self._fixups, self._arena.next):
+                    continue
+                if kept.history and kept.history != self._history(address, before):
+                    continue
+                for place in kept.places:
+                    made = None if place.after == NOWHERE else place.after
+                    self._fixups[address + place.start, whole[place.start : place.end]] = made
+                if kept.makes:
+                    self._arena.next = kept.after
+                self.cached += 1
+                self._last[address] = _Seen(whole, None, kept.scan)
+                memo = entry if kept.special else -1
+                return self._remember(address, content, memo, kept.enterable, kept.code, kept.fixups, kept.sites)
+        return None
+
+    def _remember(
+        self, address: int, content: bytes, entry: int, enterable: int, code: bytes, made: Sequence[Fixup], sites: int
+    ) -> Translation:
+        """Keep a translation in memory; what is given out has the fixups that the hypervisor has not seen."""
+        self._known[address, content, entry] = _Known(Translation(code, (), sites), enterable)
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]
-        return Translation(patched.code, tuple(fresh), len(scan.sites))
+        ready, self._waiting = self._waiting, ()
+        return Translation(code, (*ready, *made), sites)
+
+    def _history(self, address: int, before: bytes) -> bytes:
+        """Hash of what earlier translations and the page before say of a page that the image does not."""
+        digest = hashlib.blake2b(before, digest_size=KEY_SIZE)
+        last, previous = self._last.get(address), self._last.get(address - PAGE)
+        digest.update(bytes((len(before), last is not None, previous.scan.overflow + 1 if previous is not None else 0)))
+        if last is not None:
+            digest.update(last.whole + pack_scan(last.scan))
+        return digest.digest()
+
+    def _pristine_page(self, linked: int | None) -> PristinePage | None:
+        """What the image says of a page."""
+        if self._pristine is None or linked is None:
+            return None
+        self._sweep(self._pristine)
+        return self._pristine.page(linked)
+
+    def _sweep(self, pristine: Pristine) -> None:
+        """Sweep the image, or read what was kept of it; count it, once."""
+        if not self._swept:
+            self._swept = True
+            self.scanned += not pristine.map.cached
 
     def _static(self, address: int, whole: bytes, entry: int, linked: int | None) -> Translation | None:
         """The page as the rewritten file has it, where it still is what the file was made from; else None."""
@@ -180,22 +276,22 @@ class LoadTimeTranslator:
                 self.cached += 1
                 return pristine
             if last is None and pristine is not None:
-                last = contents, pristine
+                last = _Seen(contents, pristine)
         if page is None and last is not None:
             # No image speaks for the page, but it was entered before: what did not change keeps its boundaries.
-            scan = self._tactics.rescan_page(last[0], last[1], whole)
+            scan = self._tactics.rescan_page(last.whole, last.scan, whole)
             if scan.boundaries >> entry & 1:
                 self.scanned += 1
                 return scan
         if page is not None and page.start < PAGE:
             return self._scan_from(page.start, whole, boundaries, last)
         if last is not None:  # most often an unknown page still begins where it did
-            scan = self._scan_from(last[1].start, whole, boundaries, last)
+            scan = self._scan_from(last.scan.start, whole, boundaries, last)
             if scan.boundaries >> entry & 1:
                 return scan
         return self._scan_from(self._start(address, whole, before, entry), whole, boundaries, last)
 
-    def _scan_from(self, start: int, whole: bytes, boundaries: int, last: tuple[bytes, PageScan] | None) -> PageScan:
+    def _scan_from(self, start: int, whole: bytes, boundaries: int, last: _Seen | None) -> PageScan:
         """The scan of a page from offset `start`; `last` is what is known of the page as it was."""
         key = _key(whole, start, boundaries)
         kept = self._cache.get(key) if self._cache is not None else None
@@ -203,8 +299,8 @@ class LoadTimeTranslator:
             self.cached += 1
             return kept
         self.scanned += 1
-        if last is not None and last[1].start == start:
-            scan = self._tactics.rescan_page(last[0], last[1], whole, boundaries)
+        if last is not None and last.scan.start == start:
+            scan = self._tactics.rescan_page(last.whole, last.scan, whole, boundaries)
         else:
             scan = self._tactics.scan_page(whole[:PAGE], whole[PAGE:], start, boundaries)
         if self._cache is not None and (boundaries or self._unknown < UNKNOWN_KEPT):
@@ -220,7 +316,7 @@ class LoadTimeTranslator:
         """
         last = self._last.get(address - PAGE)
         head = (whole[: entry + self._longest] + bytes(PAGE))[:PAGE]
-        for start in (*([last[1].overflow] if last is not None else []), *self._tactics.starts(before, whole)):
+        for start in (*([last.scan.overflow] if last is not None else []), *self._tactics.starts(before, whole)):
             if start <= entry and self._tactics.scan_page(head, b"", start).boundaries >> entry & 1:
                 return start
         return entry
@@ -263,6 +359,8 @@ class LoadTimeTranslator:
         key = (page.address + choice.start, window)
         size = draft.size
         made = key in self._fixups
+        if self._kept is not None and key not in self._looked:
+            self._looked[key] = choice.start, choice.end, state_of(self._fixups, key)
         place = self._fixups.get(key)
         if not made and self._planned is not None and page.linked >= 0:
             planned = self._planned.fixup(page.linked + choice.start, window, size)
@@ -282,6 +380,12 @@ class LoadTimeTranslator:
         if not made:
             fresh.append(fixup)
         return fixup.address, patches
+
+
+def _kept_key(address: int, content: bytes, entry: int) -> bytes:
+    """Of a kept translation: address, hash of the content, and where it is entered (-1: at any instruction)."""
+    tail = content + address.to_bytes(8, "little") + (entry + 1).to_bytes(2, "little")
+    return hashlib.blake2b(tail, digest_size=KEY_SIZE).digest()
 
 
 def _key(whole: bytes, start: int, boundaries: int) -> bytes:

@@ -2,8 +2,7 @@
 
 Room: `bt`. One append-only file a format version and table version, under XDG_CACHE_HOME/retrap/pages; each record
 carries its length and checksum, and reading stops at the first that does not fit, so a crash or two writers at once
-cost at most a scan. Swept images lie beside it, one file each. Only findings are kept, never code: fixups are laid out
-anew by every run.
+cost at most a scan. Swept images lie beside it, one file each; so do whole translations (`translations`).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from bt.tactics.registry import tactics_of
 
 if TYPE_CHECKING:
     from bt.textmap import Stretch
+    from bt.translations import Translations
 
 FORMAT: Final = 5
 """Raised at every change of a record's layout or of what a scan means."""
@@ -72,7 +72,7 @@ class PageCache:
     def get(self, key: bytes) -> PageScan | None:
         """The scan kept under `key` (KEY_SIZE bytes), or None."""
         record = self._known.get(key)
-        return _unpack(record) if record is not None and self._sound(record) else None
+        return unpack_scan(record) if record is not None and self._sound(record) else None
 
     def _sound(self, record: bytes) -> bool:
         """Whether a record can be unpacked into something that makes sense."""
@@ -95,7 +95,7 @@ class PageCache:
     def put(self, key: bytes, scan: PageScan) -> None:
         """Keep a scan; it reaches the disk with `flush`."""
         if key not in self._known and len(self._new) < _MAXIMUM_NEW:
-            record = _pack(scan)
+            record = pack_scan(scan)
             self._known[key] = record
             body = key + record
             self._new.append(_RECORD.pack(len(body), zlib.crc32(body)) + body)
@@ -159,6 +159,12 @@ class PageCache:
         body = json.dumps(notes, separators=(",", ":")).encode()
         write_beside(self._notes_path(digest), struct.pack("<I", zlib.crc32(body)) + body)
 
+    def translations(self, context: bytes, region: tuple[int, int]) -> Translations:
+        """Whole page translations of one context (`bt.translations`)."""
+        from bt.translations import Translations
+
+        return Translations(self._directory, f"{self._isa}-", context, region)
+
     def _notes_path(self, digest: str) -> Path:
         return self._directory / f"{self._version}-{digest[:32]}.notes"
 
@@ -209,12 +215,14 @@ def _attempt(action: Callable[[], None]) -> None:
         return
 
 
-def _pack(scan: PageScan) -> bytes:
+def pack_scan(scan: PageScan) -> bytes:
+    """A scan as bytes."""
     sites = b"".join(_SITE.pack(*site) for site in scan.sites)
     return scan.boundaries.to_bytes(PAGE // 8, "little") + bytes((scan.overflow,)) + sites
 
 
-def _unpack(record: bytes) -> PageScan:
+def unpack_scan(record: bytes) -> PageScan:
+    """The scan from `pack_scan`'s bytes. Raises struct.error or IndexError for others."""
     sites = tuple(Found(*one) for one in _SITE.iter_unpack(record[PAGE // 8 + 1 :]))
     return PageScan(sites, int.from_bytes(record[: PAGE // 8], "little"), record[PAGE // 8])
 

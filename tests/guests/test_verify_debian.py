@@ -65,7 +65,7 @@ def test_a_wrong_function_in_pv_ops_is_caught(
     verification, chosen = prepared
     wrong = Template("wrong", asm.store_constant(DELTA, INTERRUPTS_ENABLED), takes_back=True)
     monkeypatch.setattr(interrupt_flag, "disable", lambda: wrong)
-    short = replace(chosen, limits=Limits(guest_seconds=2.5, host_seconds=60))
+    short = replace(chosen, limits=Limits(guest_seconds=2.5, host_seconds=60), cache=False)
     comparison = run_and_compare(verification, short, "inline")
     assert not comparison.passed
     # Linux says so itself, or is interrupted where it cannot stand it: when depends on where the timer ticks.
