@@ -9,7 +9,7 @@ from typing import Any
 
 from emulator.board.board import Board
 from emulator.engine.exit import Exit, describe
-from emulator.engine.protocol import Engine
+from emulator.engine.protocol import Engine, Handler
 from emulator.machine import EndKind, Machine, Outcome
 
 Observe = Callable[[str, int, int, int, int], None]
@@ -31,6 +31,8 @@ class Driver:
         """Called with a line for every exit, before it is handled."""
         self.on_tick: Callable[[], None] | None = None
         """Called when the engine has come back at a deadline, and what was due is done: between two blocks."""
+        self.around: Callable[[Handler], Handler] | None = None
+        """Makes of the handler of exits what the engine calls, from the next `resume` on."""
         self._unlooked = 0
         machine.after_device_write = self._device_written
 
@@ -64,7 +66,7 @@ class Driver:
     def resume(self) -> Outcome:
         """Go on where the run was ended by `end`, as if it had not been; until the next end."""
         self.outcome = None
-        handler = self._handler()
+        handler = self._handler() if self.around is None else self.around(self._handler())
         while self.outcome is None:
             self.engine.run(handler)
         return self.outcome

@@ -45,6 +45,8 @@ class MachineState:
     """Exits so far, by kind."""
     view_level: int
     """The guest's level that the real processor was made ready for."""
+    stepping: tuple[int | None, int] | None
+    """One instruction runs alone: see `Hypervisor`."""
     armed: int | None
     """The clock's event that the engine's deadline was made for."""
     progress: Progress
@@ -72,11 +74,6 @@ def exactness(driver: Hypervisor) -> str:
     return ""
 
 
-def settled(driver: Hypervisor) -> bool:
-    """Whether the guest is between two instructions of its own, so that its state can be taken."""
-    return driver._stepping is None and driver._own_store < 0 and not getattr(driver, "_in_shadow", False)
-
-
 def capture(driver: Hypervisor, *, whole: bool = True) -> MachineState:
     """The state of a machine between two blocks. `whole` has what a process needs that was not there before: the
     rewriter's results. Raises `UsageError` for a machine whose state cannot be taken."""
@@ -95,6 +92,7 @@ def capture(driver: Hypervisor, *, whole: bool = True) -> MachineState:
         shared=bytes(driver.shared.cast("B")),
         exits=tuple((key, cell[0]) for key, cell in driver.exits.cells.items()),
         view_level=driver._view_level,
+        stepping=driver._stepping,
         armed=driver._armed,
         progress=engine.progress_state if exact else Progress(engine.progress, 0),
         derived=derived,
@@ -129,6 +127,7 @@ def reinstate(driver: Hypervisor, state: MachineState) -> None:
         assert isinstance(shadow, ShadowPaging)
         reinstate_views(shadow, derived.views)
         reinstate_code(driver.code, derived.code)
+        driver._stepping = state.stepping
     elif isinstance(shadow, ShadowPaging):
         shadow.reset()
     engine.flush_code()
@@ -173,4 +172,4 @@ def memory_regions(driver: Hypervisor) -> Mapping[str, memoryview]:
     return regions
 
 
-__all__ = ["NANOSECONDS", "Derived", "MachineState", "capture", "guest_now", "memory_regions", "reinstate", "settled"]
+__all__ = ["NANOSECONDS", "Derived", "MachineState", "capture", "guest_now", "memory_regions", "reinstate"]

@@ -41,6 +41,8 @@ class X86Saved:
     """As FXSAVE stores it."""
     vectors: bytes
     interrupt_shadow: bool
+    alone: bool
+    """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
 
 
 class X86Saving(X86Requests):
@@ -68,12 +70,13 @@ class X86Saving(X86Requests):
             floating=self.engine.floating(),
             vectors=self.engine.vectors(),
             interrupt_shadow=real.interrupt_shadow,
+            alone=self._in_shadow,
         )
 
     def set_processor_state(self, saved: X86Saved) -> None:
         """Give the virtual processor a state; `real_state_lost` must follow once memory is in place."""
         vcpu, real = self.vcpu, self._registers
-        self._in_shadow = False
+        self._in_shadow = saved.alone
         vcpu.forget_translations()
         for index, value in enumerate(saved.general):
             vcpu.gpr[index] = value

@@ -1,0 +1,144 @@
+"""Which pages of some memory were written since they were last asked about.
+
+Room: `emulator`. Linux tells it where it can (userfaultfd with asynchronous write protection, and the PAGEMAP_SCAN
+control, both from 6.7 on): a page's first write costs a fault of the host, and asking costs next to nothing. Elsewhere
+contents are compared with a copy, which costs their reading. It knows nothing of guests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PAGE: Final = 4096
+_USERFAULTFD: Final = 323
+_USER_MODE_ONLY: Final = 1
+_API, _REGISTER = 0xC018_AA3F, 0xC020_AA00
+_UFFD_API: Final = 0xAA
+_WRITE_PROTECT_FLAG, _SHARED, _UNPOPULATED, _ASYNCHRONOUS = 1 << 0, 1 << 12, 1 << 13, 1 << 15
+_MODE_WRITE_PROTECT: Final = 2
+_SCAN: Final = 0xC060_6610
+_PROTECT_AND_CHECK: Final = 3
+_WRITTEN: Final = 2
+_RANGES: Final = 4096
+
+
+class WrittenPages(Protocol):
+    """Tells which pages were written. Pages are numbered over all memories, one behind the other."""
+
+    def take(self) -> NDArray[np.int64]:
+        """The pages written since the last call (since this was made, at the first), ascending. It may name more."""
+        ...
+
+    def close(self) -> None:
+        """Watch no more. Idempotent."""
+        ...
+
+
+class ProtectedPages:
+    """Linux tells."""
+
+    def __init__(self, memories: Sequence[memoryview]) -> None:
+        """`memories` are writable, page-aligned on the host. Raises `OSError` where Linux cannot."""
+        self._pins = [ctypes.c_char.from_buffer(memory) for memory in memories]
+        self._spans = [(ctypes.addressof(pin), memory.nbytes) for pin, memory in zip(self._pins, memories, strict=True)]
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | _USER_MODE_ONLY)
+        if self._descriptor < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._map = -1
+        try:
+            features = _WRITE_PROTECT_FLAG | _SHARED | _UNPOPULATED | _ASYNCHRONOUS
+            fcntl.ioctl(self._descriptor, _API, bytearray(struct.pack("<3Q", _UFFD_API, features, 0)))
+            for start, size in self._spans:
+                fcntl.ioctl(
+                    self._descriptor, _REGISTER, bytearray(struct.pack("<4Q", start, size, _MODE_WRITE_PROTECT, 0))
+                )
+            self._map = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._ranges = (ctypes.c_uint64 * (3 * _RANGES))()
+            self._found = np.frombuffer(memoryview(self._ranges).cast("B"), dtype=np.uint64).reshape(-1, 3)
+            self.take()
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self) -> NDArray[np.int64]:
+        """The pages written since the last call, ascending."""
+        parts: list[NDArray[np.int64]] = []
+        base = 0
+        for start, size in self._spans:
+            parts.extend(self._scan(start, size, base))
+            base += size // PAGE
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def _scan(self, start: int, size: int, base: int) -> list[NDArray[np.int64]]:
+        parts = []
+        at, end = start, start + size
+        while at < end:
+            argument = bytearray(
+                struct.pack(
+                    "<12Q",
+                    *(96, _PROTECT_AND_CHECK, at, end, 0, ctypes.addressof(self._ranges), _RANGES),
+                    *(0, 0, _WRITTEN, 0, _WRITTEN),
+                )
+            )
+            count = fcntl.ioctl(self._map, _SCAN, argument)
+            for first, behind, _ in self._found[:count].tolist():
+                parts.append(np.arange((first - start) // PAGE + base, (behind - start) // PAGE + base))
+            at = struct.unpack_from("<Q", argument, 32)[0]
+        return parts
+
+    def close(self) -> None:
+        """Watch no more."""
+        for descriptor in (self._descriptor, self._map):
+            if descriptor >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+        self._descriptor = self._map = -1
+        self._pins.clear()
+
+
+class ComparedPages:
+    """Contents are compared with what they were."""
+
+    def __init__(self, memories: Sequence[memoryview]) -> None:
+        self._now = [np.frombuffer(memory, dtype=np.uint64).reshape(-1, PAGE // 8) for memory in memories]
+        self._before = [now.copy() for now in self._now]
+
+    def take(self) -> NDArray[np.int64]:
+        """The pages that differ from what they were at the last call, ascending."""
+        parts, base = [], 0
+        for now, before in zip(self._now, self._before, strict=True):
+            changed = np.flatnonzero((now != before).any(axis=1))
+            before[changed] = now[changed]
+            parts.append(changed.astype(np.int64) + base)
+            base += len(now)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def close(self) -> None:
+        """Keep no copies any more."""
+        self._now.clear()
+        self._before.clear()
+
+
+def written_pages(memories: Sequence[memoryview]) -> WrittenPages:
+    """Watch some memories by the best means that the host has."""
+    if sys.platform == "linux" and os.uname().machine == "x86_64":
+        try:
+            return ProtectedPages(memories)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTTY, errno.EACCES, errno.ENOENT):
+                raise
+    return ComparedPages(memories)

@@ -1,0 +1,205 @@
+"""Checkpoints of a running guest: its state, and of its memory only the pages that were written since the last one.
+
+Room: `paravirt/services`. All memory that a state depends on is one row of pages. A checkpoint is, for each page, the
+number of its contents in a store; what two checkpoints share is there once. Which pages were written tells the host
+(`emulator.written`), so a checkpoint costs what was written and not what there is.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
+
+import numpy as np
+
+from emulator.written import PAGE, written_pages
+from paravirt.services.machine_state import MachineState
+from paravirt.services.positions import Position
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ids = NDArray[np.int32]
+    Pages = NDArray[np.int64]
+
+ZERO: Final = -1
+"""The contents of a page that is zero throughout."""
+_CHUNK: Final = 4096
+"""Pages looked through at a time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Checkpoint:
+    """A machine at a position."""
+
+    position: Position
+    state: MachineState
+    contents: Ids
+    """Of every page, the number of its contents in the store."""
+    console: int
+    """Bytes that the guest had printed."""
+    inputs: int
+    """Inputs that it had got."""
+    code: int
+    """Copies of code that there were."""
+
+
+class _Store:
+    """Contents of pages by number, in blocks as they came."""
+
+    def __init__(self) -> None:
+        self._blocks: list[NDArray[np.uint64]] = []
+        self._first: list[int] = []
+        self.next = 0
+        self.bytes = 0
+
+    def add(self, rows: NDArray[np.uint64]) -> int:
+        """Keep some pages; the number of the first."""
+        first = self.next
+        if len(rows):
+            self._blocks.append(rows)
+            self._first.append(first)
+            self.next += len(rows)
+            self.bytes += rows.nbytes
+        return first
+
+    def fetch(self, numbers: Ids, out: NDArray[np.uint64], places: Pages) -> None:
+        """Put contents `numbers` into `out` at `places`."""
+        zero = numbers == ZERO
+        out[places[zero]] = 0
+        chosen = np.flatnonzero(~zero)
+        order = chosen[np.argsort(numbers[chosen], kind="stable")]
+        wanted = numbers[order]
+        blocks = np.searchsorted(np.asarray(self._first), wanted, side="right") - 1
+        for block in np.unique(blocks).tolist():
+            mine = blocks == block
+            out[places[order[mine]]] = self._blocks[block][wanted[mine] - self._first[block]]
+
+    def one(self, number: int) -> NDArray[np.uint64]:
+        """The contents of one number."""
+        if number == ZERO:
+            return np.zeros(PAGE // 8, dtype=np.uint64)
+        block = bisect_right(self._first, number) - 1
+        row: NDArray[np.uint64] = self._blocks[block][number - self._first[block]]
+        return row
+
+    def keep_only(self, used: Ids) -> Ids:
+        """Forget what is not in `used` (ascending, without ZERO); gives the new number of each old one."""
+        renumbered = np.full(self.next, ZERO, dtype=np.int32)
+        blocks, firsts, following = [], [], 0
+        for first, block in zip(self._first, self._blocks, strict=True):
+            mine = used[(used >= first) & (used < first + len(block))]
+            if not len(mine):
+                continue
+            kept = block if len(mine) == len(block) else block[mine - first].copy()
+            renumbered[mine] = np.arange(following, following + len(mine), dtype=np.int32)
+            blocks.append(kept)
+            firsts.append(following)
+            following += len(mine)
+        self._blocks, self._first, self.next = blocks, firsts, following
+        self.bytes = sum(block.nbytes for block in blocks)
+        return renumbered
+
+
+class Checkpoints:
+    """The checkpoints of one machine, in order of position, and which contents its memory has now."""
+
+    def __init__(self, memories: Sequence[memoryview], budget: int) -> None:
+        """`budget`: bytes of contents from which on older checkpoints are thinned out."""
+        self._rows = [np.frombuffer(memory, dtype=np.uint64).reshape(-1, PAGE // 8) for memory in memories]
+        self._bases = np.cumsum([0, *(len(rows) for rows in self._rows)])
+        self._budget = budget
+        self._store = _Store()
+        self._written = written_pages(memories)
+        self.kept: list[Checkpoint] = []
+        self._loose: WeakSet[Checkpoint] = WeakSet()
+        """Those that somebody holds besides."""
+        self.current: Ids = np.full(int(self._bases[-1]), ZERO, dtype=np.int32)
+        """What the store has of memory as it was when last looked at."""
+        self._add(self._in_use())
+
+    def _in_use(self) -> Pages:
+        parts = []
+        for base, rows in zip(self._bases.tolist(), self._rows, strict=False):
+            for first in range(0, len(rows), _CHUNK):
+                used = rows[first : first + _CHUNK].any(axis=1)
+                parts.append(np.flatnonzero(used) + first + base)
+        return np.concatenate(parts)
+
+    def _add(self, pages: Pages) -> None:
+        """Keep the contents that some pages have now."""
+        for base, rows in zip(self._bases.tolist(), self._rows, strict=False):
+            mine = pages[(pages >= base) & (pages < base + len(rows))]
+            if len(mine):
+                first = self._store.add(rows[mine - base])
+                self.current[mine] = np.arange(first, first + len(mine), dtype=np.int32)
+
+    def look(self) -> Pages:
+        """Note the contents of what was written; which pages those are."""
+        pages = self._written.take()
+        self._add(pages)
+        return pages
+
+    def take(
+        self, position: Position, state: MachineState, console: int, inputs: int, *, keep: bool = True
+    ) -> Checkpoint:
+        """Make a checkpoint of the machine as it is, in place of one at the same position; `keep` it among others."""
+        self.look()
+        code = state.derived.code.used if state.derived is not None else 0
+        new = Checkpoint(position, state, self.current.copy(), console, inputs, code)
+        if keep:
+            at = bisect_right(self.kept, position, key=lambda one: one.position)
+            if at and self.kept[at - 1].position == position:
+                self.kept[at - 1] = new
+            else:
+                self.kept.insert(at, new)
+            if self._store.bytes > self._budget:
+                self._thin()
+        else:
+            self._loose.add(new)
+        return new
+
+    def put_back(self, checkpoint: Checkpoint) -> Pages:
+        """Give memory the contents that it had at a checkpoint; which pages were changed for that."""
+        pages = self._written.take()
+        changed = self.current != checkpoint.contents
+        changed[pages] = True
+        places = np.flatnonzero(changed)
+        for base, rows in zip(self._bases.tolist(), self._rows, strict=False):
+            mine = places[(places >= base) & (places < base + len(rows))]
+            self._store.fetch(checkpoint.contents[mine], rows, mine - base)
+        self._written.take()
+        self.current = checkpoint.contents.copy()
+        return places
+
+    def before(self, position: Position) -> Checkpoint:
+        """The last checkpoint at or before a position. Raises `LookupError` where there is none."""
+        at = bisect_right(self.kept, position, key=lambda one: one.position)
+        if not at:
+            raise LookupError(position)
+        return self.kept[at - 1]
+
+    def forget_after(self, position: Position) -> None:
+        """Checkpoints behind a position are of a future that does not come."""
+        del self.kept[bisect_right(self.kept, position, key=lambda one: one.position) :]
+
+    def _thin(self) -> None:
+        """Forget every second checkpoint of the older half, and contents that no other has."""
+        half = len(self.kept) // 2
+        self.kept[1:half] = self.kept[1:half:2]
+        every = [self.current, *(one.contents for one in {*self.kept, *self._loose})]
+        used = np.unique(np.concatenate(every))
+        renumbered = self._store.keep_only(used[used != ZERO])
+        for contents in every:
+            real = contents != ZERO
+            contents[real] = renumbered[contents[real]]
+        # What is left is what the newest need: thin again only when as much has come once more.
+        self._budget = max(self._budget, 2 * self._store.bytes)
+
+    def close(self) -> None:
+        """Watch memory no more."""
+        self._written.close()
+        self._rows.clear()
