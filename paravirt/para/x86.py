@@ -13,7 +13,9 @@ from emulator.engine.exit import Exit
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86 import walk as w
+from emulator.isa.x86.descriptors import FLAT_DATA, FLAT_LIMIT
 from emulator.isa.x86.processor import INVALID_OPCODE, Fault
+from emulator.isa.x86.walk import AnyWalker
 from paravirt.abi.calls import Status
 from paravirt.abi.guests import (
     ACCESS_EXECUTE,
@@ -24,6 +26,7 @@ from paravirt.abi.guests import (
     Convention,
     Trap,
 )
+from paravirt.mmu.direct_views import DirectViews
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.i386.hypervisor import I386Hypervisor
 from paravirt.modes.x86.hypervisor import X86Hypervisor
@@ -40,6 +43,8 @@ _INDEX: Final = {
     **{"e" + name: number for number, name in enumerate(_NAMES)},
     **{f"r{number}": number for number in range(8, 16)},
 }
+_GS: Final = 5
+_THREAD_SELECTOR: Final = 0x3B
 _HOLE: Final = 0x8000_0000_0000
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _LARGE: Final = 0x80
@@ -142,6 +147,16 @@ class _X86Para(ParaGuest, X86Hypervisor):
         """CR3 loaded anew: no translation is global."""
         self.load_root(self.vcpu.cr3)
 
+    def go_direct(self, views: DirectViews, walker: AnyWalker) -> None:
+        """From now on the processor walks the guest's own tables: code runs from the guest's frames, too."""
+        self.shadow = views  # type: ignore[assignment]
+        self.code.attach(views)
+        self.vcpu.use_walker(walker)
+        self.vcpu.before_write = views.written
+        if self._guarded:
+            self._guarded = False
+            self.engine.guard_code(False)
+
     # -- exceptions -----------------------------------------------------------------------------
 
     def _explain(self, fault: ArchitecturalException) -> tuple[Trap, int, int]:
@@ -235,6 +250,6 @@ class I386Para(_X86Para, I386Hypervisor):
         self.root_loaded()
 
     def _thread_register(self, value: int) -> int:
-        """GS base."""
-        self._registers.set_segment_base(r.GS, value)
+        """GS, as a segment with this base."""
+        self.vcpu.set_segment(_GS, _THREAD_SELECTOR, value, FLAT_LIMIT, FLAT_DATA)
         return 0

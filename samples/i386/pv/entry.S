@@ -1,0 +1,190 @@
+/* i386, para-virtual: the boot, the first page tables, and code that is copied by the checks. */
+#include "arch.h"
+#include "layout.h"
+#include "retrap_asm.h"
+
+#define PHYS(symbol) ((symbol) - KERNEL_BASE)
+
+	.section .head.text, "ax"
+	.globl startup_32
+	.type startup_32, @function
+startup_32: /* paging off, interrupts off, ESI = physical address of boot_params */
+	movl $PHYS(boot_stack_top), %esp
+	movl $RETRAP_CALL_NEW_BASE, %eax
+	movl $PHYS(kernel_pdpt), %ebx
+	xorl %ecx, %ecx
+	movl $RETRAP_CALL, %edx
+	call *%edx
+	movl $high, %eax
+	jmp *%eax
+high:
+	movl $boot_stack_top, %esp
+	xorl %ebp, %ebp
+	pushl %esi
+	call kernel_main
+	ud2
+	.size startup_32, . - startup_32
+
+	.section .note.retrap, "a", @note
+	.balign 4
+	.long 7, 4, RETRAP_NOTE_VERSION
+	.asciz "retrap"
+	.balign 4
+	.long RETRAP_VERSION
+
+	/* Accessed and dirty are set from the start, so that they never change. */
+#define DIRECTORY (PTE_P | PTE_W | PTE_A)
+#define LEAF (PTE_P | PTE_W | PTE_A | PTE_D)
+	.macro leaf physical, more=0
+	.long \physical + LEAF + \more
+	.long 0
+	.endm
+	.section .data.page_tables, "aw"
+	.balign 4096
+	.globl kernel_pdpt, identity_pd, kernel_pd, image_pt
+kernel_pdpt:
+	.long PHYS(identity_pd) + PTE_P, 0
+	.long 0, 0, 0, 0
+	.long PHYS(kernel_pd) + PTE_P, 0
+	.fill 508, 8, 0
+identity_pd: /* the loader's view, dropped by arch_start */
+	.set i, 0
+	.rept 512
+	leaf i, PTE_LARGE
+	.set i, i + 0x200000
+	.endr
+kernel_pd: /* from 0xc0000000 on: the image at 0xc1000000, 64 MiB of physical memory at DIRECT_MAP */
+	.fill 8, 8, 0
+	.long PHYS(image_pt) + DIRECTORY, 0
+	.fill 119, 8, 0
+	.set i, 0
+	.rept 32
+	.long i + LEAF + PTE_LARGE, 0x80000000 /* not executable */
+	.set i, i + 0x200000
+	.endr
+	.fill 352, 8, 0
+image_pt: /* rights by section are set in arch_start */
+	.set i, 0x1000000
+	.rept 512
+	leaf i
+	.set i, i + 0x1000
+	.endr
+
+	.section .volatile, "aw", @nobits
+	.balign 4096
+	.skip 16384
+	.globl boot_stack_top
+boot_stack_top:
+
+	.text
+	/* bool catch_fault(void (*run)(word), word argument) */
+	.globl catch_fault
+	.type catch_fault, @function
+catch_fault:
+	pushl %ebx
+	pushl %ebp
+	pushl %esi
+	pushl %edi
+	movl 20(%esp), %eax
+	movl 24(%esp), %edx
+	pushl catch_stack
+	movl %esp, catch_stack
+	pushl %edx
+	call *%eax
+	addl $4, %esp
+	xorl %eax, %eax
+catch_leave:
+	popl catch_stack
+	popl %edi
+	popl %esi
+	popl %ebp
+	popl %ebx
+	ret
+	.size catch_fault, . - catch_fault
+
+	.globl catch_resume
+	.type catch_resume, @function
+catch_resume:
+	movl catch_stack, %esp
+	movl $1, %eax
+	jmp catch_leave
+	.size catch_resume, . - catch_resume
+
+	/* void switch_stacks(word *save, word load) */
+	.globl switch_stacks
+	.type switch_stacks, @function
+switch_stacks:
+	pushl %ebx
+	pushl %ebp
+	pushl %esi
+	pushl %edi
+	movl 20(%esp), %eax
+	movl 24(%esp), %edx
+	movl %esp, (%eax)
+	movl %edx, %esp
+	popl %edi
+	popl %esi
+	popl %ebp
+	popl %ebx
+	ret
+	.size switch_stacks, . - switch_stacks
+
+	/* What is sensitive here, as functions that run wherever they are copied to. */
+	.macro variant name, result
+	.pushsection .rodata.variants, "a"
+	.long \name, \name\()_end, \result
+	.popsection
+\name:
+	.endm
+	.macro end name
+	ret
+\name\()_end:
+	.endm
+
+	.section .rodata.variants, "a"
+	.balign 8
+	.globl pv_variants, pv_variants_end
+pv_variants:
+	.section .rodata
+	variant off, RETRAP_INTERRUPTS_OFF
+	movl $-0x200, RETRAP_INTERRUPTS
+	movl RETRAP_INTERRUPTS, %eax
+	end off
+	variant on, RETRAP_INTERRUPTS_ON
+	movl $0, RETRAP_INTERRUPTS
+	movl RETRAP_INTERRUPTS, %eax
+	movl $-0x200, RETRAP_INTERRUPTS
+	end on
+	variant version, RETRAP_VERSION
+	xorl %eax, %eax
+	movl $RETRAP_CALL, %edx
+	call *%edx
+	end version
+	variant plain, 0x2a
+	xorl %eax, %eax
+	movb $0x2a, %al
+	end plain
+	variant unknown, -RETRAP_ERROR_UNKNOWN_CALL
+	movl $4711, %eax
+	movl $RETRAP_CALL, %edx
+	call *%edx
+	end unknown
+	variant mask, 0
+	movl RETRAP_MASK, %eax
+	end mask
+	.section .rodata.variants, "a"
+pv_variants_end:
+
+	.bss
+	.balign 8
+	.globl catch_stack
+catch_stack:
+	.skip 4
+
+	.section .rodata
+	.balign 4096
+	.globl user_image, user_image_end
+user_image:
+	.incbin USER_IMAGE
+user_image_end:
+	.balign 4096
