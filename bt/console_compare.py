@@ -133,6 +133,12 @@ LINUX: tuple[Rule, ...] = (
         r"^NR_IRQS: \d+, nr_irqs: (\d+)",
     ),
     _rule(
+        "caches",
+        Effect.VALUE,
+        "the processor shown to an ARMv7 guest has small ones, so that it maintains none by set and way",
+        r"^CPU: PIPT / VIPT nonaliasing data cache, VIPT (\w+) instruction cache$",
+    ),
+    _rule(
         "clock chip",
         Effect.VALUE,
         "the models have a different number of spare bytes",

@@ -18,7 +18,7 @@ from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import arm_state as state
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.arm_confirm import confirm, confirm_timer
-from emulator.engine.unicorn.arm_registers import ARM_TABLE, SYSTEM_CONTROL, show
+from emulator.engine.unicorn.arm_registers import ARM_TABLE, show
 from emulator.engine.unicorn.arm_state import UnicornArmRegisters, access, find_cpu, find_state
 from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
@@ -124,7 +124,7 @@ class UnicornArmEngine(UnicornCpu):
         places: dict[tuple[int, ...], int] = {}
         for name, value in values.items():
             one = REGISTER_OF_NAME[name]
-            places[SYSTEM_CONTROL, one.crn, one.crm, 0, one.opc1, one.opc2] = value
+            places[one.coprocessor, one.crn, one.crm, 0, one.opc1, one.opc2] = value
         show(self._cpu, ARM_TABLE, places)
         wrong = [name for name, value in values.items() if self.registers.system(name) != value]
         if wrong:

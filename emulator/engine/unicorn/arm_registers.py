@@ -26,13 +26,14 @@ _NODE_WORDS: Final = 3
 _PLACE, _TYPE, _VALUE = 8, 20, 40
 """Offsets of the fields that name it, of its kind, and of what a constant shows."""
 _CONSTANT: Final = 2
+_SPECIAL: Final = 0xF01
+"""Kinds that are translated in ways of their own, such as a read that leaves the destination as it was."""
 _LONGEST: Final = 64
 
 
 Place = tuple[int, ...]
 """Coprocessor, CRn, CRm, op0, op1 and op2; of a register of AArch64 the coprocessor is `AARCH64`."""
 AARCH64: Final = 19
-SYSTEM_CONTROL: Final = 15
 
 
 class Description(NamedTuple):
@@ -81,7 +82,8 @@ def show(cpu: int, table: int, values: Mapping[Place, int]) -> None:
     for one in descriptions(cpu, table):
         if one.place in values:
             ctypes.c_uint64.from_address(one.address + _VALUE).value = values[one.place]
-            ctypes.c_uint32.from_address(one.address + _TYPE).value |= _CONSTANT
+            kind = ctypes.c_uint32.from_address(one.address + _TYPE)
+            kind.value = kind.value & ~_SPECIAL | _CONSTANT
             left.discard(one.place)
     if left:
         raise EngineMissing(f"the unicorn engine has no system register {sorted(left)[0]}: install unicorn==2.1.4")

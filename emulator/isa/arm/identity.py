@@ -11,5 +11,6 @@ IDENTITY: Final[dict[str, int]] = {
     "CCSIDR": 0xE007_E01A,
     "ID_PFR1": 0x0001_0001,  # the generic timer; neither Hyp nor Secure state
     "MPIDR": 0x8000_0000,
+    "DBGOSDLR": 0,  # the debug registers have power
 }
 """By name."""
