@@ -25,7 +25,7 @@ from paravirt.mmu.code import CodePages
 from paravirt.mmu.eager import Eager
 from paravirt.mmu.guard import TableGuard
 from paravirt.mmu.shadow import ShadowPaging
-from paravirt.mmu.techniques import TECHNIQUES
+from paravirt.mmu.techniques import ALL_TECHNIQUES
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW, MemoryViews
 from paravirt.translator import Hypercall, Translator
 from paravirt.vcpu import VirtualCpu
@@ -67,6 +67,8 @@ class Hypervisor(CodeAccess, Driver):
     def __init__(self, machine: Machine, translator: Translator, *, timed: bool = False) -> None:
         super().__init__(machine)
         self.exits = ExitTable(timed)
+        self.on_tick: Callable[[], None] | None = None
+        """Called when the engine has come back at a deadline and what was due is done: between two blocks."""
         layout, abi = self.LAYOUT, self.WINDOW
         window = memoryview(mmap.mmap(-1, layout.window_size))
         code = memoryview(mmap.mmap(-1, layout.code_count << 12))
@@ -115,7 +117,10 @@ class Hypervisor(CodeAccess, Driver):
             )
         if name == "eager" and not self.FOLLOWS_STORES:
             raise UsageError(f"the stores of {isa} guests cannot be followed one by one; take another than {name!r}")
-        technique = self.shadow.technique = TECHNIQUES[name](self.shadow)
+        technique = self.shadow.technique = ALL_TECHNIQUES[name](self.shadow)
+        begin = getattr(technique, "begin", None)
+        if begin is not None:
+            begin(self)
         if self.shadow.frames.guard is not None:
             self._guard = self.shadow.frames.guard
             self._guard.on_close = self.vcpu.forget_writes
@@ -233,6 +238,9 @@ class Hypervisor(CodeAccess, Driver):
                 self.engine.set_deadline(self.engine.progress + 2)
                 return
             self.vcpu.pc = site
+        elif pc in self.code.hypercalls:  # where the guest comes back from a fixup that is far away
+            self.engine.set_deadline(self.engine.progress + 1)
+            return
         self.exits.count("interrupt delivered", "injection")
         self._take_interrupt()
 
@@ -285,6 +293,10 @@ class Hypervisor(CodeAccess, Driver):
     def _budget(self, exit_: Exit) -> None:
         self.exits.count("tick", "budget")
         super()._budget(exit_)
+        if self.on_tick is not None:
+            if self.vcpu.level != self._view_level or self.board.intr:
+                self._settle()
+            self.on_tick()
 
     # -- operations -----------------------------------------------------------------------------
 

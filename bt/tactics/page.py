@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bt.pagescan import PAGE, Found
-from bt.tactics.tactics import PLANT, Choice, CodePage, Ground, Patch, Tactic
+from bt.tactics.tactics import ONLY_PLANT, PLANT, Choice, CodePage, Ground, Patch, Tactic
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def patch_page(
     placed: list[Placed] = []
     inside = covered = used = planted = 0
     for site in sites:
-        if strategy(site) == PLANT:  # no other site's fixup may do it
+        if strategy(site) in (PLANT, ONLY_PLANT):  # no other site's fixup may do it
             planted |= _span(site.offset, site.offset + site.length)
     owner, owning = 0, 0
     for site in sites:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from bt.pagescan import Found, PageScan
 from emulator.isa.sensitive import SensitiveInstruction
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from bt.pagecache import PageCache
     from bt.textmap import PristinePage, Stretch
     from emulator.isa.isas import Isa
+    from emulator.isa.operation import Operation
 
 PLANT: Final = "plant"
-"""For one site: a planted trap and nothing else, since on the engine at hand it neither exits nor may be done there."""
+"""For one site: a planted trap, or a fixup that was made for such engines: on the one at hand the instruction neither
+exits nor may be left as it is."""
+ONLY_PLANT: Final = "only plant"
+"""The same where no fixup may be made."""
 STRATEGIES: Final = ("trap", "hypercall", "inline", "auto")
 """Ways to rewrite: planted traps only; fixups that call the hypervisor; fixups that do the work in the guest, the rest
 traps; the best there is for each site (inline, else hypercall, else trap)."""
@@ -231,6 +235,15 @@ class Ladder(Protocol):
 
     def homes(self, image: Image) -> Sequence[Home]:
         """Where code of such ranges will run, ascending by where it is copied from; empty where that is not known."""
+        ...
+
+
+@runtime_checkable
+class Extensible(Protocol):
+    """A ladder that can do more operations in the guest than it does on every engine."""
+
+    def extend(self, operations: frozenset[Operation]) -> None:
+        """From now on do these in the guest, too, where there is room."""
         ...
 
 

@@ -7,16 +7,18 @@ exit: by a control that lets it run, by another register that user code may read
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from bt.tactics.fixed.body import Body, Call, Code, Relative
+from bt.tactics.aarch64 import far
+from bt.tactics.fixed.body import Body, BranchDraft, Call, Code, Relative
 from bt.tactics.fixed.ladder import FixedGround, FixedLadder, Replacement
 from bt.tactics.fixed.tactics import FixedWidth
+from bt.tactics.fixed.words import runs_behind, words_of
 from bt.tactics.tactics import Choice, CodePage, OutOfReach, Refused, Region, Tactic
-from emulator.isa.aarch64.encoding import HVC, branch, mrs, msr
+from emulator.isa.aarch64.encoding import HVC, NOP, branch, mrs, msr
 from emulator.isa.aarch64.registers import BY_NAME
 from emulator.isa.sensitive import Route
 from paravirt import abi
@@ -101,6 +103,12 @@ class A64Tactics(FixedWidth):
     def fill(self) -> bytes:
         """HVC."""
         return _TRAP
+
+    def padding(self, page: CodePage) -> Sequence[tuple[int, int]]:
+        """NOPs and zeros behind what never goes on."""
+        code = words_of(page.code, "little")
+        idle = (code == np.uint32(NOP)) | (code == 0)
+        return runs_behind(far.does_not_go_on(code), idle)
 
     def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> A64Ladder:
         """The ladder of any guest: the window is below where Linux is linked, and out of reach for others."""
@@ -198,3 +206,11 @@ class A64Ground(FixedGround):
         if reason is not None:
             return Choice(site, Tactic.SAME, reason)
         return super().choose(site, strategy, used)
+
+    def _draft(self, body: Body, used: int) -> BranchDraft:
+        """A branch, or by a veneer to anywhere. Raises `Refused`."""
+        region, page = self._ladder.region, self._page
+        there = self._reaches(page.address + body.start, region)
+        if there and (not body.leaves or self._reaches_back(region, page.address + body.end)):
+            return super()._draft(body, used)
+        return far.draft(body, self._tactics, self._find_padding(body, used, far.VENEER_SIZE), _SCRATCH)

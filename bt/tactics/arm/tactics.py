@@ -6,6 +6,7 @@ replaced in place, done in a fixup, or left to a trap is decided here, site by s
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -26,6 +27,7 @@ from bt.tactics.arm.words import (
     UDF,
     branch_targets,
     branch_word,
+    does_not_go_on,
     literal_words,
     packed,
     sparse_at,
@@ -51,12 +53,15 @@ if TYPE_CHECKING:
 
 _WINDOW: Final = abi.ARMV7
 _PC: Final = 15
+_HINT_NOP: Final = 0xE320_F000
 _DISTINCT: Final = 20
 """Bits that a pattern must fix to be told from data by itself."""
 _LOOSE: Final = 1 << 20
 """Mark of a row whose word must be looked at with its neighbours."""
 _MANY: Final = 400
 """Changed words from which on a page is scanned as a whole."""
+_CPSID, _CPSID_T32, _CPSID_WIDE = 0xF10C_0080, 0xB672, 0xF3AF_8640
+"""CPSID I in both states, the latter in 16 and 32 bits."""
 _TPIDR: Final = 0x0FFF_0FFF
 _READ_PRIVATE, _READ_READ_ONLY, _WRITE_READ_ONLY = 0x0E1D_0F90, 0x0E1D_0F70, 0x0E0D_0F70
 
@@ -101,6 +106,14 @@ class ArmTactics(FixedWidth):
     def fill(self) -> bytes:
         """UDF."""
         return packed(UDF)
+
+    def padding(self, page: CodePage) -> Sequence[tuple[int, int]]:
+        """NOPs behind what never goes on; in a page of T32 code they are halfwords."""
+        if any(site.code >= FIRST_T32 for site in page.scan.sites):
+            return thumb.padding(np.frombuffer(page.code, "<u2"), page.scan.boundaries)
+        code = words.words_of(page.code, self.byte_order)
+        idle = (code == np.uint32(NOP)) | (code == np.uint32(_HINT_NOP))
+        return words.runs_behind(does_not_go_on(code), idle)
 
     def data_words(self, image: Image, address: int, code: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Literal pools."""
@@ -239,6 +252,13 @@ class ArmLadder(FixedLadder):
             encode(word & ~0xE0 | number << 5), "the register's value is kept in one that user mode may access"
         )
 
+    def bodies(self, page: CodePage, site: Found, strategy: str) -> Iterator[tuple[Tactic, str, Body]]:
+        """A status read with what masks interrupts behind it, first."""
+        both = self._with_mask(page, site) if strategy in ("inline", "auto") else None
+        if both is not None:
+            yield both
+        yield self.body(page, site, strategy)
+
     def body(self, page: CodePage, site: Found, strategy: str) -> tuple[Tactic, str, Body]:
         """A template, or a call for the whole instruction."""
         row = self.tactics.row_of(site.code)
@@ -253,33 +273,52 @@ class ArmLadder(FixedLadder):
                 made = templates.pieces(template, condition, row.operation, site.offset, instruction)
                 body = Body(tuple(made), site.offset, site.offset + 4, template.clobbers)
                 return Tactic.INLINE, f"{template.name}, by the shared page", body
+        self._refuse_call(site, strategy, row)
+        call = Call(packed(UDF), row.operation, site.offset, instruction)
+        return Tactic.HYPERCALL, "the hypervisor does it", Body((call,), site.offset, site.offset + 4)
+
+    def _refuse_call(self, site: Found, strategy: str, row: SensitiveInstruction) -> None:
+        """Raise `Refused` where a call would not be better than what the site has."""
         if strategy == "inline":
             raise Refused("no fixup without the hypervisor is known for it")
         if Route.HYPERCALL not in row.routes or not self.tactics.needs_trap(site.code):
             raise Refused("a call would cost as much as its trap")
         if strategy == "auto":
             raise Refused("a call would cost as much as a planted trap")
-        call = Call(packed(UDF), row.operation, site.offset, instruction)
-        return Tactic.HYPERCALL, "the hypervisor does it", Body((call,), site.offset, site.offset + 4)
+
+    def _with_mask(self, page: CodePage, site: Found) -> tuple[Tactic, str, Body] | None:
+        """MRS of CPSR and the CPSID I behind it (`local_irq_save`) as one fixup; None where these are not there."""
+        row = self.tactics.row_of(site.code)
+        if row.name.removesuffix(" (T32)") != "MRS CPSR":
+            return None
+        behind = next((one for one in page.scan.sites if one.offset == site.offset + site.length), None)
+        if behind is None or behind.offset + behind.length > PAGE:
+            return None
+        word, masks = _word(page, site), _word(page, behind)
+        if site.code >= FIRST_T32:
+            if masks != (_CPSID_T32 if behind.length == 2 else _CPSID_WIDE):
+                return None
+            template = templates.save_interrupts(word >> 8 & 15)
+            body = body_of(page, site, template, row.operation, both=True)
+        else:
+            target = word >> 12 & 15
+            if masks != _CPSID or word >> 28 != ALWAYS or target == _PC:
+                return None
+            template = templates.save_interrupts(target)
+            made = templates.pieces(template, ALWAYS, row.operation, site.offset, packed(word))
+            body = Body(tuple(made), site.offset, site.offset + 8, template.clobbers)
+        return Tactic.INLINE, f"{template.name}, by the shared page", body
 
     def _thumb_body(
         self, page: CodePage, site: Found, strategy: str, row: SensitiveInstruction
     ) -> tuple[Tactic, str, Body]:
         """A32's template, or a call, entered from T32 and left to it."""
         if strategy in ("inline", "auto"):
-            template = _template_t32(row.name, _word(page, site), site.length)
+            template = _template_t32(row.name, row.operation, _word(page, site), site.length)
             if template is not None:
-                return (
-                    Tactic.INLINE,
-                    f"{template.name}, by the shared page",
-                    body_of(page, site, template, row.operation),
-                )
-        if strategy == "inline":
-            raise Refused("no fixup without the hypervisor is known for it")
-        if Route.HYPERCALL not in row.routes or not self.tactics.needs_trap(site.code):
-            raise Refused("a call would cost as much as its trap")
-        if strategy == "auto":
-            raise Refused("a call would cost as much as a planted trap")
+                reason = f"{template.name}, by the shared page"
+                return Tactic.INLINE, reason, body_of(page, site, template, row.operation)
+        self._refuse_call(site, strategy, row)
         return Tactic.HYPERCALL, "the hypervisor does it", body_of(page, site, None, row.operation)
 
     def survey(self, page: CodePage) -> FixedGround:
@@ -293,7 +332,7 @@ def _word(page: CodePage, site: Found) -> int:
     return int.from_bytes(page.code[site.offset : site.offset + 4], "little")
 
 
-def _template_t32(name: str, word: int, length: int) -> Template | None:
+def _template_t32(name: str, operation: Operation, word: int, length: int) -> Template | None:
     """The template that stands for a T32 instruction; None where there is none."""
     name = name.removesuffix(" (T32)")
     if name in ("CPSIE", "CPSID"):
@@ -303,6 +342,8 @@ def _template_t32(name: str, word: int, length: int) -> Template | None:
         return templates.read_status(word >> 8 & 15)
     if name == "MSR CPSR":
         return templates.write_control(word >> 16 & 15) if word & 0xF00 == 0x100 else None
+    if operation is Operation.ACCESS_AS_USER:
+        return templates.access_as_user_t32(word)
     return _coprocessor(name, word)
 
 

@@ -85,6 +85,12 @@ def read_status(target: int) -> Template:
     return Template("read status", words, scratch=1)
 
 
+def save_interrupts(target: int) -> Template:
+    """MRS Rd, CPSR and CPSID I: the second finds the first's store done, so that nothing may come between them."""
+    read, mask = read_status(target), set_interrupts(True)
+    return Template("read status and mask interrupts", (*read.words, *mask.words), scratch=1)
+
+
 def write_control(source: int) -> Template:
     """MSR CPSR_c, Rn, where mode and F stay as they are; otherwise it calls."""
     flags, other = _free(2, source)
@@ -143,6 +149,53 @@ def access_as_user(word: int) -> Template:
         UDF,
     )
     return Template("access as user", words, len(words) - 1, 2)
+
+
+def access_as_user_t32(word: int) -> Template | None:
+    """T32's LDRT, STRT and their kin, whose address is a base and up to 255 bytes: the plain access of A32, which in
+    User mode is the same, below the first page that only the kernel may touch; there it calls. None for what PC is in.
+    """
+    base, target, distance = word >> 16 & 15, word >> 12 & 15, word & 0xFF
+    plain = _PLAIN.get(word >> 20 & 0x1F)
+    if plain is None or base == 15 or target in (13, 15):
+        return None
+    split = (distance & 0xF0) << 4 | distance & 15 if plain & 0x90 == 0x90 else distance
+    flags, other, limit = [number for number in range(6) if number not in (base, target)][:3]
+    leave = (
+        0xE128_F000 | flags,
+        _load(flags, _SCRATCH),
+        _load(other, _SCRATCH + 4),
+        _load(limit, _SCRATCH + 8),
+    )
+    words = (
+        _store(flags, _SCRATCH),
+        _store(other, _SCRATCH + 4),
+        _store(limit, _SCRATCH + 8),
+        0xE10F_0000 | flags << 12,
+        0xE280_0000 | base << 16 | other << 12 | distance,  # add other, base, #distance
+        _load(limit, _LIMIT),
+        0xE150_0000 | other << 16 | limit,  # cmp other, limit
+        _ahead(len(leave) + 2, _HS),
+        *leave,
+        plain | base << 16 | target << 12 | split,
+        _ahead(len(leave) + 1, ALWAYS),
+        *leave,
+        UDF,
+    )
+    return Template("access as user", words, len(words) - 1, 3)
+
+
+_PLAIN: Final[dict[int, int]] = {
+    0x05: 0xE590_0000,  # LDRT: LDR
+    0x04: 0xE580_0000,
+    0x01: 0xE5D0_0000,  # LDRBT: LDRB
+    0x00: 0xE5C0_0000,
+    0x03: 0xE1D0_00B0,  # LDRHT: LDRH
+    0x02: 0xE1C0_00B0,
+    0x11: 0xE1D0_00D0,  # LDRSBT: LDRSB
+    0x13: 0xE1D0_00F0,  # LDRSHT: LDRSH
+}
+"""Bits 24 to 20 of a T32 word -> A32's access by a positive distance; halfwords and signed bytes split it."""
 
 
 def pieces(template: Template, condition: int, operation: Operation, offset: int, instruction: bytes) -> list[Piece]:

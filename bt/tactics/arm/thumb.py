@@ -25,6 +25,8 @@ UDF_WIDE: Final = 0xF7F0_A0F0
 NOP: Final = 0xBF00
 NOP_WIDE: Final = 0xF3AF_8000
 BX_PC: Final = 0x4778
+LOAD_PC: Final = 0xF8DF_F000
+"""LDR.W PC, [PC, #0]."""
 _REACH: Final = 1 << 24
 _PC: Final = 15
 LONGEST_BLOCK: Final = 4
@@ -178,6 +180,28 @@ def _table(code: Halfwords, at: int) -> Sequence[int]:
         goals.append(start + 2 * entry)
         limit = min(limit, goals[-1])
     return goals
+
+
+def padding(code: Halfwords, boundaries: int) -> list[tuple[int, int]]:
+    """Offset and length in bytes of runs of NOPs, whole words of them, behind what never lets execution run on."""
+    second = np.append(code[1:], np.uint16(0))
+    stops = does_not_go_on(code, second) & (code != NOP) & (code != 0) & (code != 0x46C0)
+    found = []
+    for at in np.flatnonzero(stops).tolist():
+        if not boundaries >> 2 * at & 1:
+            continue
+        first = end = at + (2 if code[at] >= 0xE800 else 1)
+        while end < len(code) and code[end] in (NOP, 0x46C0):
+            end += 1
+        first += first & 1
+        if end > first:
+            found.append((2 * first, 2 * (end - first)))
+    return found
+
+
+def far_branch(_source: int, target: int) -> bytes:
+    """LDR.W PC from the word behind it, at an address of whole words: to T32 or A32, as bit 0 says."""
+    return packed(LOAD_PC) + struct.pack("<I", target)
 
 
 def block_at(before: Sequence[int]) -> Block:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from bt.pagescan import PAGE
 from bt.tactics.arm import templates, thumb
+from bt.tactics.arm.mixed import FIRST_T32
 from bt.tactics.arm.words import ALWAYS, LOAD_PC, UDF, packed
 from bt.tactics.fixed.body import Body, BranchDraft, Call, Code, Piece, Relative
 from bt.tactics.fixed.ladder import FixedGround
-from bt.tactics.tactics import Refused
+from bt.tactics.tactics import OutOfReach, Refused
 
 if TYPE_CHECKING:
     from bt.pagescan import Found
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _ENTER: Final = thumb.packed(thumb.BX_PC, thumb.NOP)
 _LEAVE_SIZE: Final = 8
+_VENEER_SIZE: Final = 8
 
 
 class ThumbBody(Body):
@@ -55,8 +57,11 @@ def block_of(page: CodePage, offset: int) -> thumb.Block:
     return thumb.block_at(before)
 
 
-def body_of(page: CodePage, site: Found, template: Template | None, operation: Operation) -> Body:
-    """The fixup of a site: a template, or (None) a call for the whole instruction. Raises `Refused`."""
+def body_of(page: CodePage, site: Found, template: Template | None, operation: Operation, both: bool = False) -> Body:
+    """The fixup of a site: a template, or (None) a call for the whole instruction. Raises `Refused`.
+
+    `both`: the template stands for the site behind it as well.
+    """
     block = block_of(page, site.offset)
     if block.place and not block.last:
         raise Refused(
@@ -68,7 +73,9 @@ def body_of(page: CodePage, site: Found, template: Template | None, operation: O
     else:
         middle = templates.pieces(template, ALWAYS, operation, site.offset, instruction)
     start, end, first, last = site.offset, site.offset + site.length, b"", b""
-    if site.length == 2:
+    if both:
+        end += next(one.length for one in page.scan.sites if one.offset == end)
+    elif site.length == 2:
         start, end, first, last = _room(page, site, block)
     pieces: list[Piece] = [Code(first + _ENTER), *middle]
     if last:
@@ -104,11 +111,32 @@ class ThumbGround(FixedGround):
         """A T32 site's branch. Raises `Refused`."""
         if not isinstance(body, ThumbBody):
             return super()._draft(body, used)
-        region = self._ladder.region
-        for goal in (region.start, region.end - 4):
-            try:
-                thumb.branch(self._page.address + body.start, goal)
-            except ValueError:
-                raise Refused("its fixup is out of a T32 branch's reach of 16 MiB") from None
+        region, start = self._ladder.region, self._page.address + body.start
         fill = thumb.packed(thumb.UDF)
-        return BranchDraft(body, thumb.branch, thumb.branch, 0, fill)
+        if all(_reaches(start, goal) for goal in (region.start, region.end - 4)):
+            return BranchDraft(body, thumb.branch, thumb.branch, 0, fill)
+        veneer = self._find_padding(body, used, _VENEER_SIZE)
+        # The fixup is entered in T32 state, as by the branch.
+        return BranchDraft(
+            body,
+            thumb.branch,
+            thumb.branch,
+            0,
+            fill,
+            veneer=veneer,
+            far=lambda source, target: thumb.far_branch(source, target | 1),
+        )
+
+    def _can_branch(self, source: int, target: int) -> bool:
+        """Whether a branch of the state of the page's sites reaches; a veneer of T32 is whole words."""
+        if any(site.code >= FIRST_T32 for site in self._page.scan.sites):
+            return _reaches(source, target) and not target & 3
+        return super()._can_branch(source, target)
+
+
+def _reaches(source: int, target: int) -> bool:
+    try:
+        thumb.branch(source, target)
+    except OutOfReach:
+        return False
+    return True

@@ -7,7 +7,7 @@ body of a fixup; whether a branch reaches it, whether the window may be covered,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -66,6 +66,11 @@ class FixedLadder(ABC):
     def body(self, page: CodePage, site: Found, strategy: str) -> tuple[Tactic, str, Body]:
         """INLINE or HYPERCALL, why, and the fixup, by a strategy that allows fixups. Raises `Refused`."""
 
+    def bodies(self, page: CodePage, site: Found, strategy: str) -> Iterator[tuple[Tactic, str, Body]]:
+        """As `body`, where there are several, best first; a later one is asked for where the one before has no room.
+        Raises `Refused` where there is no further one."""
+        yield self.body(page, site, strategy)
+
     def prepare(self, take: Callable[[int], int | None]) -> tuple[Fixup, ...]:
         """None."""
         return ()
@@ -109,14 +114,21 @@ class FixedGround:
         rest = self._last_resort(site)
         if strategy == "trap":
             return rest
+        refused: list[str] = []
         try:
-            tactic, reason, body = ladder.body(page, site, strategy)
-            self._check_window(site, body, used)
-            draft = self._draft(body, used)
+            for tactic, reason, body in ladder.bodies(page, site, strategy):
+                try:
+                    self._check_window(site, body, used)
+                    return self._chosen(site, tactic, reason, body, self._draft(body, used))
+                except Refused as refusal:
+                    refused.append(str(refusal))
         except Refused as refusal:
-            return Choice(site, rest.tactic, rest.reason, str(refusal), code=rest.code)
+            refused.append(str(refusal))
+        return Choice(site, rest.tactic, rest.reason, "; ".join(dict.fromkeys(refused)), code=rest.code)
+
+    def _chosen(self, site: Found, tactic: Tactic, reason: str, body: Body, draft: BranchDraft) -> Choice:
         placing = Placing.IN_PLACE if body.end - body.start == site.length else Placing.DISPLACED
-        if sum(body.start <= other.offset < body.end for other in page.scan.sites) > 1:
+        if sum(body.start <= other.offset < body.end for other in self._page.scan.sites) > 1:
             placing = Placing.CLUSTER
         if draft.veneer >= 0:
             placing = Placing.PADDING
@@ -167,18 +179,22 @@ class FixedGround:
 
     def _veneer(self, body: Body, used: int) -> int:
         """The nearest padding that holds a far branch and is in reach. Raises `Refused`."""
+        return self._find_padding(body, used, self._tactics.far_size)
+
+    def _find_padding(self, body: Body, used: int, size: int) -> int:
+        """Offset of the nearest padding of so many bytes that a branch from a body's site reaches. Raises `Refused`."""
         tactics, page = self._tactics, self._page
         taken = page.pristine.taken if page.pristine is not None else -1
         held = used | self._targets | taken | (1 << body.end) - (1 << body.start)
         found = [
             offset
             for start, length in tactics.padding(page)
-            for offset in range(start, start + length - tactics.far_size + 1, len(tactics.fill))
-            if not held >> offset & (1 << tactics.far_size) - 1
+            for offset in range(start, start + length - size + 1, len(tactics.fill))
+            if not held >> offset & (1 << size) - 1
             and self._can_branch(page.address + body.start, page.address + offset)
         ]
         if not found:
-            raise Refused("its fixup is out of a branch's reach, and there is no padding for a veneer")
+            raise Refused(f"its fixup is out of a branch's reach, and there is no padding for a veneer of {size} bytes")
         return min(found, key=lambda offset: (abs(offset - body.start), offset))
 
     def _reaches(self, source: int, region: Region) -> bool:

@@ -118,3 +118,15 @@ def targets_in(code: bytes, branches: Callable[[Words], Offsets], byte_order: st
     leads = branches(words_of(code[:PAGE], byte_order))
     flags[leads[(leads >= 0) & (leads < PAGE)]] = True
     return mask_of(flags)
+
+
+def runs_behind(stops: NDArray[np.bool_], idle: NDArray[np.bool_], skip: int = 1) -> list[tuple[int, int]]:
+    """Offset and length in bytes of runs of `idle` words that begin `skip` words behind a word that `stops`."""
+    edges = np.diff(np.concatenate(([False], idle, [False])).astype(np.int8))
+    found = []
+    for first, end in zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True):
+        for at in range(max(first, skip), min(first + skip, end)):  # a delay slot may be idle, too
+            if stops[at - skip]:
+                found.append((at * SIZE, (end - at) * SIZE))
+                break
+    return found

@@ -7,7 +7,7 @@ fixup, or, where the site stands in a delay slot, the branch before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -137,27 +137,34 @@ def pieces(template: Template | None, site: Found, operation: Operation, instruc
     return made
 
 
-def window(
+def windows(
     page: CodePage, site: Found, work: list[Piece], template: Template | None, word_at: WordAt, pack: Pack
-) -> Body:
-    """The body that does `work` for a site, with what makes room for a jump. Raises `Refused`."""
+) -> Iterator[Body]:
+    """The bodies that do `work` for a site, with what makes room for a jump, best first. Raises `Refused`."""
     clobbers = template.clobbers if template is not None else ()
     at = site.offset
-    before = word_at(at - 4) if at >= 4 else None
+    before = word_at(at - 4)
     if before is None:
         raise Refused("whether it is in a delay slot is for the page before to say")
     if words.has_delay_slot(before):
-        return _slot(site, before, work, template, word_at(at), pack, clobbers)
+        yield _slot(site, before, work, template, word_at(at), pack, clobbers)
+        return
     other = {one.offset for one in page.scan.sites}
     begins = page.scan.boundaries
     behind = word_at(at + 4)
+    found = False
     if behind is not None and at + 4 not in other and begins >> at + 4 & 1 and words.moves(behind):
-        return Body((*work, Code(pack(behind))), at, at + 8, clobbers)
-    slotted = at >= 8 and words.has_delay_slot(word_at(at - 8) or 0)
+        found = True
+        yield Body((*work, Code(pack(behind))), at, at + 8, clobbers)
+    slotted = words.has_delay_slot(word_at(at - 8) or 0)
     movable = words.moves(before) or words.accesses(before)
     if at >= 8 and movable and not slotted and at - 4 not in other and begins >> at - 4 & 1:
-        return Body((Code(pack(before)), *work), at - 4, at + 4, clobbers)
-    raise Refused("a jump takes a delay slot, and neither the instruction behind it nor the one before it may be moved")
+        found = True
+        yield Body((Code(pack(before)), *work), at - 4, at + 4, clobbers)
+    if not found:
+        raise Refused(
+            "a jump takes a delay slot, and neither the instruction behind it nor the one before it may be moved"
+        )
 
 
 WordAt = Callable[[int], "int | None"]

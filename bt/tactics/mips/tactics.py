@@ -6,15 +6,15 @@ frequent becomes one load or store in the place of the instruction, in a delay s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from bt.pagescan import PAGE, Found
 from bt.tactics.fixed import words as fixed_words
-from bt.tactics.fixed.body import Body
+from bt.tactics.fixed.body import Body, Piece
 from bt.tactics.fixed.ladder import FixedGround, FixedLadder, Replacement
 from bt.tactics.fixed.tactics import FixedWidth
 from bt.tactics.mips import fixups, words
@@ -98,7 +98,7 @@ class MipsTactics(FixedWidth):
     def padding(self, page: CodePage) -> Sequence[tuple[int, int]]:
         """NOPs that nothing runs into: behind what never goes on, and its delay slot."""
         code = fixed_words.words_of(page.code, self.byte_order)
-        return words.padding(code)
+        return fixed_words.runs_behind(words.does_not_go_on(code), code == words.NOP, skip=2)
 
     def sweep(self, image: Image) -> tuple[Stretch, ...]:
         """Every word; besides what all have in common, J, JAL and addresses that code puts together lead somewhere."""
@@ -158,8 +158,22 @@ class MipsLadder(FixedLadder):
     def _one(self, word: int, reason: str) -> Replacement:
         return Replacement(self.tactics.pack(word), reason)
 
+    def bodies(self, page: CodePage, site: Found, strategy: str) -> Iterator[tuple[Tactic, str, Body]]:
+        """Status is read and written in a fixup; anything else can call. With a neighbour behind, or one before."""
+        template, work = self._work(page, site, strategy)
+        tactic, reason = (
+            (Tactic.HYPERCALL, "the fixup calls the hypervisor") if template is None else (Tactic.INLINE, template.name)
+        )
+        word_at = partial(_word_at, self.tactics, page)
+        for body in fixups.windows(page, site, work, template, word_at, self.tactics.pack):
+            yield tactic, reason, body
+
     def body(self, page: CodePage, site: Found, strategy: str) -> tuple[Tactic, str, Body]:
-        """Status is read and written in a fixup; anything else can call."""
+        """The first of them."""
+        return next(self.bodies(page, site, strategy))
+
+    def _work(self, page: CodePage, site: Found, strategy: str) -> tuple[fixups.Template | None, list[Piece]]:
+        """What a fixup does for the instruction. Raises `Refused`."""
         row, tactics = self.tactics.row_of(site.code), self.tactics
         word = tactics.word(page.code, site.offset)
         register = word >> 16 & 31
@@ -174,12 +188,7 @@ class MipsLadder(FixedLadder):
             raise Refused("a call would exit as well, and so does the instruction")
         elif row.operation in _DOES_NOT_COME_BACK:
             raise Refused("it does not go on behind itself, so that a fixup would be left in the midst")
-        instruction = tactics.pack(word)
-        work = fixups.pieces(template, site, row.operation, instruction, tactics.pack)
-        body = fixups.window(page, site, work, template, lambda at: _word_at(tactics, page, at), tactics.pack)
-        if template is None:
-            return Tactic.HYPERCALL, "the fixup calls the hypervisor", body
-        return Tactic.INLINE, template.name, body
+        return template, fixups.pieces(template, site, row.operation, tactics.pack(word), tactics.pack)
 
     def survey(self, page: CodePage) -> MipsGround:
         """The page, with an eye for clusters."""

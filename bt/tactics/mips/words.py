@@ -177,19 +177,11 @@ def made_addresses(code: NDArray[np.uint32]) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def padding(code: NDArray[np.uint32]) -> list[tuple[int, int]]:
-    """Offset and length of runs of NOPs behind an unconditional jump or return, its delay slot left out."""
-    stops = code & np.uint32(0xFC1F_FFFF) == np.uint32(8)  # JR
+def does_not_go_on(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which words, with their delay slot, never let execution run on: J, JR and B."""
+    stops = code & np.uint32(0xFC1F_FFFF) == np.uint32(8)
     stops |= code >> np.uint32(26) == np.uint32(_J)
-    stops |= code & np.uint32(0xFFFF_0000) == np.uint32(0x1000_0000)  # B
-    found = []
-    for at in np.flatnonzero(stops).tolist():
-        first = end = at + 2
-        while end < len(code) and code[end] == NOP:
-            end += 1
-        if end > first:
-            found.append((4 * first, 4 * (end - first)))
-    return found
+    return np.asarray(stops | (code & np.uint32(0xFFFF_0000) == np.uint32(0x1000_0000)))
 
 
 _SOON: Final = 8

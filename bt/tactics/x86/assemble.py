@@ -21,6 +21,15 @@ HLT: Final = b"\xf4"
 PUSHFQ: Final = b"\x9c"
 POPFQ: Final = b"\x9d"
 RET: Final = b"\xc3"
+RDTSC: Final = b"\x0f\x31"
+READ_GS_BASE_RAX: Final = b"\xf3\x48\x0f\xae\xc8"
+"""`rdgsbase rax`."""
+WRITE_GS_BASE_RAX: Final = b"\xf3\x48\x0f\xae\xd8"
+"""`wrgsbase rax`."""
+WRITE_FS_BASE_RCX: Final = b"\xf3\x48\x0f\xae\xd1"
+"""`wrfsbase rcx`."""
+MULTIPLY_RDX_RAX: Final = b"\xc4\xe2\xfb\xf6\xd0"
+"""`mulx rdx, rax, rax`: RDX:RAX becomes RDX times RAX, and the flags stay."""
 JUMP_LENGTH: Final = 5
 """Bytes of `jump`."""
 SHORT_BRANCH_LENGTH: Final = 2
@@ -60,6 +69,55 @@ def load(register: int, address: int) -> bytes:
 def store(address: int, register: int) -> bytes:
     """`mov [address], r64`."""
     return bytes((0x48 | (register >> 3) << 2, 0x89, 0x04 | (register & 7) << 3, 0x25)) + displacement(address)
+
+
+def load_half(register: int, address: int) -> bytes:
+    """`mov r32, [address]`, clearing the upper half."""
+    return _rex_r(register) + bytes((0x8B, 0x04 | (register & 7) << 3, 0x25)) + displacement(address)
+
+
+def store_half(address: int, register: int) -> bytes:
+    """`mov [address], r32`."""
+    return _rex_r(register) + bytes((0x89, 0x04 | (register & 7) << 3, 0x25)) + displacement(address)
+
+
+def load_word(register: int, address: int) -> bytes:
+    """`mov r16, [address]`, keeping the rest."""
+    return b"\x66" + load_half(register, address)
+
+
+def load_byte(register: int, address: int) -> bytes:
+    """`mov r8, [address]`, keeping the rest; the low byte of RAX, RCX, RDX or RBX."""
+    if register > 3:
+        raise ValueError("only the first four registers have a low byte without a prefix")
+    return bytes((0x8A, 0x04 | register << 3, 0x25)) + displacement(address)
+
+
+def extend_word(register: int, address: int) -> bytes:
+    """`movzx r32, word [address]`, clearing the upper half."""
+    return _rex_r(register) + bytes((0x0F, 0xB7, 0x04 | (register & 7) << 3, 0x25)) + displacement(address)
+
+
+def exchange(address: int, register: int) -> bytes:
+    """`xchg [address], r64`."""
+    return bytes((0x48 | (register >> 3) << 2, 0x87, 0x04 | (register & 7) << 3, 0x25)) + displacement(address)
+
+
+def move_half(register: int, other: int) -> bytes:
+    """`mov r32, r32`, clearing the upper half; of the first eight registers."""
+    return bytes((0x89, 0xC0 | other << 3 | register))
+
+
+def extend_half(register: int, other: int) -> bytes:
+    """`movzx r32, r16`, of the first eight registers."""
+    return bytes((0x0F, 0xB7, 0xC0 | register << 3 | other))
+
+
+def less_half(register: int, value: int) -> bytes:
+    """`lea r32, [r - value]` modulo 2^32, clearing the upper half; `register` is one of the first eight, not RSP."""
+    if register == RSP:
+        raise ValueError("RSP needs another form")
+    return bytes((0x8D, 0x80 | register << 3 | register)) + struct.pack("<I", -value & 0xFFFF_FFFF)
 
 
 def store_constant(address: int, value: int) -> bytes:
@@ -171,6 +229,11 @@ def jump_if_not_zero(distance: int) -> bytes:
 def branch(condition: int, distance: int) -> bytes:
     """`jcc` over `distance` bytes (a signed byte); `condition` is the low four bits of its opcode."""
     return bytes((0x70 | condition,)) + struct.pack("<b", distance)
+
+
+def _rex_r(register: int) -> bytes:
+    """The prefix that a 32-bit instruction needs to name R8..R15 as its register operand."""
+    return b"\x44" if register >> 3 else b""
 
 
 def _rex_b(register: int) -> bytes:

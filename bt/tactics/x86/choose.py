@@ -15,7 +15,7 @@ from typing import Final
 from iced_x86 import Code
 
 from bt.pagescan import Found
-from bt.tactics.tactics import PLANT, Choice, Patch, Placing, Refused, Tactic
+from bt.tactics.tactics import ONLY_PLANT, PLANT, Choice, Patch, Placing, Refused, Tactic
 from bt.tactics.x86 import assemble as asm
 from bt.tactics.x86 import serialise
 from bt.tactics.x86.layout import INT3, assemble_fixup, patch, size_of
@@ -74,8 +74,8 @@ def last_resort(site: Found) -> Choice:
 
 def choose(ground: Ground | None, site: Found, strategy: str, used: int = 0) -> Choice:
     """The tactic for `site`; `ground` may be None where no fixup could be made."""
-    if strategy == PLANT:
-        return _plant(ground, site, used)
+    if strategy in (PLANT, ONLY_PLANT):
+        return _plant(ground if strategy == PLANT else None, site, used)
     rest = last_resort(site)
     if strategy == "trap":
         return rest
@@ -97,9 +97,12 @@ def choose(ground: Ground | None, site: Found, strategy: str, used: int = 0) -> 
 
 
 def _plant(ground: Ground | None, site: Found, used: int) -> Choice:
-    """A planted trap, but where the instruction only begins a sequence whose fixup does nothing with what it gives."""
+    """A planted trap, but where a fixup does it that was made for such engines, or where the instruction only begins a
+    sequence whose fixup does nothing with what it gives."""
     whole = choose(ground, site, "inline", used) if ground is not None else None
-    if whole is not None and isinstance(whole.draft, WindowDraft):
+    if ground is not None and whole is not None and isinstance(whole.draft, WindowDraft):
+        if site.code in ground.mode.INSTEAD_OF_TRAP:
+            return whole
         names = {template.name for _, template in whole.draft.window.pieces}
         if serialise.NAME in names and serialise.READ not in names:
             return whole

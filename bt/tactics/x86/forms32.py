@@ -43,6 +43,8 @@ class _Forms32:
     INLINE_CODES = _SELECTOR_READS | frozenset(
         int(code) for code in (Code.CLI, Code.STI, Code.PUSHFD, Code.POPFD, Code.MOV_R32_CR)
     )
+    INSTEAD_OF_TRAP: frozenset[int] = frozenset()
+    NEVER_FAULTS: frozenset[int] = frozenset()
 
     def reads_own_selector(self, instruction: Instruction) -> bool:
         """Whether it reads DS, ES, FS or GS, whose real selector is the guest's (`paravirt.abi.RING_OF_SELECTORS`)."""
@@ -98,6 +100,10 @@ class _Forms32:
         check_place(ground, -1, end, sti)
         opcode = ground.code[end - 2]
         return templates32.enable_unless(opcode & 15), int(instruction.len) + len(STI)
+
+    def leaving(self, ground: Ground, instruction: Instruction) -> Template | None:
+        """None: a branch ends a fixup."""
+        return None
 
     def try_stack(self, before: list[Template], trials: list[Template], push: bool) -> None:
         """Try the word that a pop (or push) after `before` will touch. Raises `Refused`."""

@@ -16,31 +16,33 @@ from bt.tactics.x86.template import Template
 from bt.tactics.x86.window import Forms, Ground, check_place, decode
 
 _DATA_SEGMENTS: Final = frozenset({Register.ES, Register.DS, Register.FS, Register.GS})
-_SELECTOR_SIZES: Final = {
+SELECTOR_SIZES: Final = {
     int(Code.MOV_RM16_SREG): (2, Register.AX),
     int(Code.MOV_R32M16_SREG): (4, Register.EAX),
     int(Code.MOV_R64M16_SREG): (8, Register.RAX),
 }
-_SELECTOR_READS: Final = frozenset(
-    int(code) for code in (*_SELECTOR_SIZES, Code.PUSHW_FS, Code.PUSHW_GS, Code.PUSHQ_FS, Code.PUSHQ_GS)
+SELECTOR_READS: Final = frozenset(
+    int(code) for code in (*SELECTOR_SIZES, Code.PUSHW_FS, Code.PUSHW_GS, Code.PUSHQ_FS, Code.PUSHQ_GS)
 )
 _CONTROL_REGISTERS: Final = {Register.CR0: 0, Register.CR2: 2, Register.CR3: 3, Register.CR4: 4}
 
 
-class _Forms64:
+class Forms64:
     """See `Forms`."""
 
     bits = 64
     RETURN = int(Code.RETNQ)
     CALL = int(Code.CALL_REL32_64)
     NEAR_BRANCH = int(OpKind.NEAR_BRANCH64)
-    INLINE_CODES = _SELECTOR_READS | frozenset(
+    INLINE_CODES: frozenset[int] = SELECTOR_READS | frozenset(
         int(code) for code in (Code.CLI, Code.STI, Code.PUSHFQ, Code.POPFQ, Code.MOV_R64_CR)
     )
+    INSTEAD_OF_TRAP: frozenset[int] = frozenset()
+    NEVER_FAULTS: frozenset[int] = frozenset()
 
     def reads_own_selector(self, instruction: Instruction) -> bool:
         """Whether it reads DS, ES, FS or GS, whose real selector is the guest's (`paravirt.abi.RING_OF_SELECTORS`)."""
-        if int(instruction.code) not in _SELECTOR_READS:
+        if int(instruction.code) not in SELECTOR_READS:
             return False
         last = instruction.op_count - 1
         return instruction.op_kind(last) == OpKind.REGISTER and instruction.op_register(last) in _DATA_SEGMENTS
@@ -63,7 +65,7 @@ class _Forms64:
             if number is None:
                 raise Refused("this control register has no copy in the shared page")
             return control_registers.read_control_register(instruction.op0_register - Register.RAX, number), length
-        if code in _SELECTOR_SIZES and instruction.op0_kind == OpKind.REGISTER:
+        if code in SELECTOR_SIZES and instruction.op0_kind == OpKind.REGISTER:
             return _read_selector(ground, instruction, not before)
         raise Refused("another sensitive instruction without a fixup stands in the room for a jump")
 
@@ -73,10 +75,14 @@ class _Forms64:
         """The template that is an innocuous instruction itself. Raises `Refused`."""
         return displace.displaced(code, instruction, before, trials)
 
-    LOOKS_BACK = False
+    LOOKS_BACK: bool = False
 
     def pair(self, ground: Ground, instruction: Instruction) -> tuple[Template, int] | None:
         """None: 64-bit kernels have their interrupt-flag instructions in alternatives."""
+        return None
+
+    def leaving(self, ground: Ground, instruction: Instruction) -> Template | None:
+        """None: a branch ends a fixup."""
         return None
 
     def try_stack(self, before: list[Template], trials: list[Template], push: bool) -> None:
@@ -84,7 +90,7 @@ class _Forms64:
         displace.try_stack(before, trials, push)
 
 
-FORMS_64: Final[Forms] = _Forms64()
+FORMS_64: Final[Forms] = Forms64()
 """The one of its kind."""
 
 
@@ -111,6 +117,6 @@ def _read_selector(ground: Ground, instruction: Instruction, first: bool) -> tup
             return serialise.return_to_self(register, resume), length
     if instruction.op1_register not in (Register.CS, Register.SS):
         raise Refused("another sensitive instruction without a fixup stands in the room for a jump")
-    size, first_register = _SELECTOR_SIZES[int(instruction.code)]
+    size, first_register = SELECTOR_SIZES[int(instruction.code)]
     code = ground.code[start : instruction.next_ip]
     return serialise.read_selector(code, instruction.op0_register - first_register, size), len(code)

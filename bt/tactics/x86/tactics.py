@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bt.tactics.tactics import Ladder
     from bt.textmap import Stretch
     from emulator.isa.isas import Isa
+    from emulator.isa.operation import Operation
     from paravirt.translator import Fixup
 
 ALIGNMENT: Final = 16
@@ -128,6 +129,13 @@ class X86Ladder:
         self._padded = bool(fixups)
         self.patches = linux_x86.image_patches(self._known, fixups, self._delta)
         return fixups
+
+    def extend(self, operations: frozenset[Operation]) -> None:
+        """Do these in the guest, too; see `bt.tactics.x86.forms_dear`. In 32-bit mode there are none."""
+        if self.forms is FORMS_64:
+            from bt.tactics.x86.forms_dear import DearForms
+
+            self.forms = DearForms(operations)
 
     def survey(self, page: CodePage) -> PageGround:
         """The page; what it needs is found when it is asked for."""

@@ -52,6 +52,16 @@ class Forms(Protocol):
         """Encodings that may need no exit."""
         ...
 
+    @property
+    def INSTEAD_OF_TRAP(self) -> frozenset[int]:
+        """Encodings that a fixup may do although the engine at hand needs a planted trap otherwise."""
+        ...
+
+    @property
+    def NEVER_FAULTS(self) -> frozenset[int]:
+        """Encodings that may fault, and whose templates leave that to the hypervisor."""
+        ...
+
     def reads_own_selector(self, instruction: Instruction) -> bool:
         """Whether it reads a segment register that holds the guest's own selector."""
         ...
@@ -66,6 +76,11 @@ class Forms(Protocol):
         self, code: bytes, instruction: Instruction, before: list[Template], trials: list[Template]
     ) -> Template:
         """The template that is an innocuous instruction itself. Raises `Refused`."""
+        ...
+
+    def leaving(self, ground: Ground, instruction: Instruction) -> Template | None:
+        """The template for a conditional branch out of the fixup's midst; None for other instructions, and where fixups
+        do not begin before their sites."""
         ...
 
     def try_stack(self, before: list[Template], trials: list[Template], push: bool) -> None:
@@ -179,6 +194,7 @@ class _Composer:
         self._trials: list[Template] = []
         self._finish: tuple[int, Template] | None = None
         self._shadowed = False
+        self._leaves = False
         self._branch: Branch | None = None
 
     def compose(self) -> Window:
@@ -188,6 +204,8 @@ class _Composer:
             if self._want.used >> at & (1 << end - at) - 1:
                 raise Refused("another patch holds what is beside it")
         end = self._extended(end)
+        if self._leaves and (self._trials or self._finish is not None):
+            raise Refused("a branch leads away before what must be tried or done last")
         tried = tuple((self._start, template) for template in self._trials)
         return Window(end, tried + tuple(self._pieces), self._finish, self._branch, self._ground.mode.bits)
 
@@ -227,6 +245,11 @@ class _Composer:
             self._branch = self._branch_of(instruction, before)
             if self._branch is not None:
                 return behind
+        leaving = ground.mode.leaving(ground, instruction) if at < self._want.site and ground.known else None
+        if leaving is not None:
+            self._leaves = True
+            self._add(at, leaving)
+            return behind
         template, length = self._piece(instruction, before)
         self._add(at, template)
         return at + length
@@ -274,7 +297,7 @@ class _Composer:
         moved = bool(before) or at != self._start
         guarded = moved and bool(ground.guarded >> at & 1)
         if int(instruction.code) in ROW_OF_CODE:
-            if want.inline and not guarded:
+            if want.inline and (not guarded or int(instruction.code) in forms.NEVER_FAULTS):
                 try:
                     return forms.piece(ground, instruction, before, self._trials)
                 except Refused:

@@ -14,13 +14,14 @@ from bt.tactics.arm.tactics import ArmTactics
 from bt.tactics.arm.words import NOP, UDF, branch_word, literal_words, packed, shared_word, sparse_words
 from bt.tactics.registry import tactics_of
 from bt.tactics.tactics import Arena, Choice, CodePage, OutOfReach, Placing, Tactic
+from bt.textmap import PristinePage
 from emulator.engine.arm import DATA_ABORT, FULL, PREFETCH_ABORT, UNDEFINED, USR
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.unicorn.arm import UnicornArmEngine
 from paravirt import abi
 from paravirt.translator import Fixup
 
-HOME = 0xC030_0000
+HOME, FAR = 0xC030_0000, 0x0800_0000
 WINDOW = abi.ARMV7.base
 SVC_MODE = 0x13
 NZCV = 0xA000_0000
@@ -57,7 +58,7 @@ class Cpu:
         self.words = self.memory.cast("I")
         self.engine.map_memory(0x4000_0000, self.memory)
         self.shared = self.memory[0x3_0000:0x3_1000].cast("I")
-        for virtual, table in ((HOME, 0x8000), (WINDOW, 0x8400), (0x1000_0000, 0x8800)):
+        for virtual, table in ((HOME, 0x8000), (HOME + FAR, 0x8000), (WINDOW, 0x8400), (0x1000_0000, 0x8800)):
             self.words[0x4000 // 4 + (virtual >> 20)] = 0x4000_0000 + table | 1
         self.words[0x8000 // 4] = 0x4001_0000 | 0x22E  # code: read-only
         self.words[0x8400 // 4] = 0x4002_0000 | 0x22E
@@ -81,8 +82,10 @@ class Cpu:
         fixup, patches = choice.draft.place(address, HOME)
         return self.execute(fixup, patches[0].code, gpr or {}, flags)
 
-    def execute(self, fixup: Fixup, branch: bytes, gpr: dict[int, int], flags: int) -> tuple[str, int, int]:
-        self.memory[0x1_0000:0x1_1000] = filled(packed(NOP) + branch + packed(0xEF00_0000), UDF)
+    def execute(
+        self, fixup: Fixup, branch: bytes, gpr: dict[int, int], flags: int, whole: bytes = b"", home: int = HOME
+    ) -> tuple[str, int, int]:
+        self.memory[0x1_0000:0x1_1000] = whole or filled(packed(NOP) + branch + packed(0xEF00_0000), UDF)
         at = 0x2_0000 + fixup.address - WINDOW
         self.memory[at : at + len(fixup.code)] = fixup.code
         self.engine.flush_code()
@@ -90,7 +93,7 @@ class Cpu:
         registers.cpsr = USR | flags
         for number in range(15):
             registers.gpr[number] = gpr.get(number, 0x100 + number)
-        registers.pc = HOME
+        registers.pc = home
 
         def handler(exit_: Exit) -> None:
             kinds = {UNDEFINED: "call", DATA_ABORT: "abort", PREFETCH_ABORT: "lost"}
@@ -268,3 +271,47 @@ def test_a_rescan_gives_what_a_scan_gives() -> None:
     old = page_of(NOP, 0xF10C_0080, NOP, 0xE10F_0000)
     new = filled(packed(NOP, NOP, 0xF108_0080, 0xE10F_0000), NOP)
     assert tactics().rescan_page(old.code, old.scan, new) == tactics().scan_page(new, b"", 0)
+
+
+def known_page(address: int, code: bytes, targets: int = 0) -> CodePage:
+    scan = tactics().scan_page(code, b"", 0)
+    return CodePage(address, address, code, b"", scan, PristinePage(scan.boundaries, targets, 0, scan.sites, 0))
+
+
+def test_a_status_read_and_the_mask_behind_it_are_one_fixup(cpu: Cpu) -> None:
+    code = filled(packed(NOP, 0xE10F_1000, 0xF10C_0080), NOP)
+    page = known_page(HOME, code)
+    choice = tactics().ladder("inline", None).survey(page).choose(page.scan.sites[0], "inline")
+    assert (choice.tactic, choice.placing, choice.end - choice.start) == (Tactic.INLINE, Placing.CLUSTER, 8)
+    assert choice.draft is not None
+    fixup, [patch] = choice.draft.place(WINDOW + abi.ARM_UNIT_FIRST, HOME)
+    assert patch.code[4:] == packed(UDF)  # who is sent between the two meets a trap there
+    cpu.shared[0] = 0
+    assert cpu.execute(fixup, patch.code, {}, NZCV) == ("done", HOME + 16, NZCV | USR)
+    assert cpu.shared[0] == 0x80
+    assert untouched(cpu, r1=NZCV | SVC_MODE)
+    led = known_page(HOME, code, targets=1 << 8)
+    alone = tactics().ladder("inline", None).survey(led).choose(led.scan.sites[0], "inline")
+    assert (alone.tactic, alone.placing) == (Tactic.INLINE, Placing.IN_PLACE)
+
+
+def test_a_site_out_of_reach_goes_by_a_veneer_in_padding_and_comes_back(cpu: Cpu) -> None:
+    code = bytearray(filled(packed(NOP, 0xE10F_1000, 0xEF00_0000, 0xE12F_FF1E), NOP))
+    page = known_page(HOME + FAR, bytes(code))
+    site = next(one for one in page.scan.sites if one.offset == 4)
+    choice = tactics().ladder("inline", None).survey(page).choose(site, "inline")
+    assert (choice.tactic, choice.placing) == (Tactic.INLINE, Placing.PADDING)
+    assert choice.draft is not None
+    fixup, patches = choice.draft.place(WINDOW + abi.ARM_UNIT_FIRST, HOME + FAR)
+    for patch in patches:
+        code[patch.offset : patch.offset + len(patch.code)] = patch.code
+    assert len(patches) == 2
+    assert cpu.execute(fixup, b"", {}, NZCV, bytes(code), HOME + FAR) == ("done", HOME + FAR + 12, NZCV | USR)
+    assert untouched(cpu, r1=NZCV | SVC_MODE)
+
+
+def test_without_padding_a_site_out_of_reach_traps_and_says_so() -> None:
+    page = known_page(HOME + FAR, filled(packed(NOP, 0xE10F_1000), 0xE281_1001))
+    choice = tactics().ladder("inline", None).survey(page).choose(page.scan.sites[0], "inline")
+    assert choice.tactic is Tactic.TRAP
+    assert "no padding for a veneer" in choice.refused

@@ -24,6 +24,8 @@ from emulator.engine.unicorn.arm import UnicornArmEngine
 from paravirt import abi
 
 BASE = 0xC030_0000
+FAR = 0x0200_0000
+"""From there no branch of T32 reaches the fixups."""
 NZCV = 0xA000_0000
 T = 0x20
 SVC_MODE = 0x13
@@ -190,7 +192,8 @@ def test_a_site_further_than_a_branch_reaches_is_trapped() -> None:
     code = thumb.packed(*[thumb.NOP] * 8, MRS_R1, BX_LR)
     assert only(elf(code, entry=BASE | 1)).tactic is Tactic.INLINE
     far = only(moved(code, 0x0200_0000))
-    assert (far.tactic, far.refused) == (Tactic.TRAP, "its fixup is out of a T32 branch's reach of 16 MiB")
+    assert far.tactic is Tactic.TRAP
+    assert far.refused == "its fixup is out of a branch's reach, and there is no padding for a veneer of 8 bytes"
 
 
 def test_ten_thousand_changes_of_state_are_told_apart() -> None:
@@ -208,19 +211,23 @@ class Cpu:
         words = self.memory.cast("I")
         self.engine.map_memory(0x4000_0000, self.memory)
         self.shared = self.memory[0x3_0000:0x3_1000].cast("I")
-        for virtual, table in ((BASE, 0x8000), (abi.ARMV7.base, 0x8400)):
+        for virtual, table in ((BASE, 0x8000), (BASE + FAR, 0x8000), (abi.ARMV7.base, 0x8400)):
             words[0x4000 // 4 + (virtual >> 20)] = 0x4000_0000 + table | 1
         words[0x8000 // 4], words[0x8400 // 4], words[0x8404 // 4] = 0x4001_022E, 0x4002_022E, 0x4003_003F
         self.engine.enable_translation(FULL, 0x00C5_0079)
         self.engine.set_domains(1)
         self.engine.set_root(0x4000_4000)
 
-    def run(self, image: Image, gpr: dict[int, int] | None = None, flags: int = NZCV) -> tuple[str, int, int]:
+    def run(
+        self, image: Image, gpr: dict[int, int] | None = None, flags: int = NZCV, base: int = BASE
+    ) -> tuple[str, int, int]:
         """Run a rewritten image to its SVC; how it ended, at which PC, and the real CPSR."""
-        whole, made = bytearray(image.view(BASE, 0x40)), planned(image)
+        whole, made = bytearray(image.view(base, 0x40)), planned(image)
         for site in made.sites:
             if site.instruction != "SVC (T32)":
-                whole[site.start - BASE : site.start - BASE + len(site.new)] = site.new
+                whole[site.start - base : site.start - base + len(site.new)] = site.new
+        for change in made.changes:
+            whole[change.address - base : change.address - base + len(change.new)] = change.new
         self.memory[0x1_0000 : 0x1_0000 + len(whole)] = bytes(whole)
         for fixup in made.fixups:
             at = 0x2_0000 + fixup.address - abi.ARMV7.base
@@ -230,7 +237,7 @@ class Cpu:
         registers.cpsr = USR | T | flags
         for number in range(15):
             registers.gpr[number] = (gpr or {}).get(number, 0x100 + number)
-        registers.pc = BASE
+        registers.pc = base
 
         def handler(exit_: Exit) -> None:
             seen.append(
@@ -293,3 +300,74 @@ def test_a_status_write_changes_the_mask_or_calls(cpu: Cpu) -> None:
 def test_last_in_an_it_block_a_fixup_runs_only_if_the_condition_holds(flags: int, read: bool, cpu: Cpu) -> None:
     assert cpu.run(padded(IT_EQ, MRS_R1), flags=flags) == ("done", BASE + 24, USR | T | flags)
     assert cpu.untouched(r1=flags | SVC_MODE if read else 0x101)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_site_out_of_reach_goes_by_a_veneer_of_whole_words(odd: bool, cpu: Cpu) -> None:
+    code = thumb.packed(*[thumb.NOP] * (8 + odd), MRS_R1, SVC, BX_LR)
+    code += thumb.packed(thumb.NOP) * (32 - len(code) // 2)
+    image = elf(code, entry=BASE + FAR | 1, base=BASE + FAR)
+    assert only_site(image).placing is Placing.PADDING
+    assert cpu.run(image, base=BASE + FAR) == ("done", BASE + FAR + 22 + 2 * odd, USR | T | NZCV)
+    assert cpu.untouched(r1=NZCV | SVC_MODE)
+
+
+def only_site(image: Image) -> PlannedSite:
+    (site,) = [one for one in planned(image).sites if one.instruction != "SVC (T32)"]
+    return site
+
+
+@pytest.mark.parametrize("masks", [CPSID, 0xF3AF_8640])
+def test_a_status_read_and_the_mask_behind_it_are_one_fixup(masks: int, cpu: Cpu) -> None:
+    cpu.shared[0] = 0
+    image = padded(MRS_R1, masks)
+    read, mask, _ = planned(image).sites
+    assert (read.tactic, read.placing, mask.tactic) == (Tactic.INLINE, Placing.CLUSTER, Tactic.COVERED)
+    behind = BASE + (24 if masks == CPSID else 26)
+    assert cpu.run(image) == ("done", behind, USR | T | NZCV)
+    assert cpu.shared[0] == 0x80
+    assert cpu.untouched(r1=NZCV | SVC_MODE)
+
+
+def test_a_branch_between_the_two_keeps_them_apart() -> None:
+    read, mask, *_ = planned(padded(MRS_R1, CPSID, ADDS, 0xE7FC)).sites  # b to the cpsid
+    assert (read.placing, mask.tactic) == (Placing.IN_PLACE, Tactic.INLINE)
+
+
+@pytest.mark.parametrize(
+    ("word", "read", "stored"),
+    [
+        (0xF851_0E04, 0x8765_4321, None),
+        (0xF811_0E04, 0x21, None),
+        (0xF831_0E04, 0x4321, None),
+        (0xF911_0E07, 0xFFFF_FF87, None),
+        (0xF931_0E06, 0xFFFF_8765, None),
+        (0xF841_0E04, None, 0x1234_ABCD),
+        (0xF801_0E04, None, 0x8765_43CD),
+        (0xF821_0E04, None, 0x8765_ABCD),
+    ],
+)
+def test_an_access_as_user_is_done_below_the_kernels_pages_and_calls_above(
+    word: int, read: int | None, stored: int | None, cpu: Cpu
+) -> None:
+    cpu.shared[abi.ARM_USER_LIMIT // 4] = 0xF000_0000
+    image = padded(word)
+    [site] = [one for one in planned(image).sites if one.instruction != "SVC (T32)"]
+    assert (site.tactic, site.placing) == (Tactic.INLINE, Placing.IN_PLACE)
+    data = cpu.memory[0x3_0800:0x3_0820].cast("I")
+    data[1] = 0x8765_4321
+    at = abi.ARMV7.base + 0x1800  # in a page that may be read and written
+    gpr = {0: 0x1234_ABCD, 1: at}
+    assert cpu.run(image, gpr) == ("done", BASE + 22, USR | T | NZCV)
+    assert cpu.untouched(r0=read if read is not None else 0x1234_ABCD, r1=at)
+    assert data[1] == (stored if stored is not None else 0x8765_4321)
+    cpu.shared[abi.ARM_USER_LIMIT // 4] = at + 4
+    assert cpu.run(image, gpr)[0] == "call"
+    assert cpu.untouched(r0=0x1234_ABCD, r1=at)
+
+
+@pytest.mark.parametrize("word", [0xF85F_0E04, 0xF851_FE04])
+def test_an_access_as_user_with_pc_in_it_has_no_fixup(word: int) -> None:
+    from bt.tactics.arm.templates import access_as_user_t32
+
+    assert access_as_user_t32(word) is None

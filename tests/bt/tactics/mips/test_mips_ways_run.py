@@ -217,7 +217,7 @@ def test_a_site_in_the_delay_slot_of_a_jump_to_a_register_is_done_before_it(jump
         ((addiu(A0, 0, 1), SYSCALL, mfc0(V1, STATUS), BREAK, NOP), "may be moved"),
         ((addiu(A0, 0, 1), mfc0(V1, STATUS), EHB, 0x1000_FFFE, NOP), "a branch leads into"),
         ((addiu(A0, 0, 1), mfc0(V1, STATUS), EHB, 0x0800_0000 | (CODE + 8 >> 2), NOP), "a branch leads into"),
-        ((*address(A0, KSEG0 + CODE + 12), mfc0(V1, STATUS), EHB, 0x0080_0008, NOP), "a branch leads into"),
+        ((*address(A0, KSEG0 + CODE + 16), SYSCALL, mfc0(V1, STATUS), EHB, 0x0080_0008, NOP), "a branch leads into"),
         ((mfc0(V1, STATUS), NOP), "page before"),
     ],
 )

@@ -1,0 +1,201 @@
+"""What fixups of 64-bit code do in the guest besides `forms64`, for engines whose exits are dear.
+
+Room: `bt/tactics/x86`. SWAPGS, RDTSC, WRMSR of the FS base, IN of a port that is known to be quiet, and reads of
+selectors from copies in the shared page. Which of them an engine allows is its caller's to say; all else is as
+elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from iced_x86 import Code, Instruction, OpKind, Register
+
+from bt.tactics.tactics import Refused
+from bt.tactics.x86 import assemble as asm
+from bt.tactics.x86 import serialise
+from bt.tactics.x86.forms64 import SELECTOR_READS, SELECTOR_SIZES, Forms64
+from bt.tactics.x86.template import Call, Template, joined, scratch
+from bt.tactics.x86.window import Ground
+from emulator.isa.operation import Operation
+from paravirt.abi import (
+    KERNEL_GS_BASE,
+    QUIET_PORT,
+    QUIET_VALUE,
+    SELECTORS,
+    SHARED_PAGE,
+    TIME_BASE,
+    TIME_COUNTER,
+    TIME_SCALE,
+    TIME_SEEN,
+)
+
+_RDX: Final = 2
+_FS_BASE: Final = 0xC000_0100
+_NUMBERS: Final = {Register.ES: 0, Register.CS: 1, Register.SS: 2, Register.DS: 3, Register.FS: 4, Register.GS: 5}
+
+CODES: Final = {
+    Operation.SWAP_GS: frozenset({int(Code.SWAPGS)}),
+    Operation.READ_TIME_STAMP: frozenset({int(Code.RDTSC)}),
+    Operation.READ_PORT: frozenset({int(Code.IN_AL_DX)}),
+    Operation.WRITE_MODEL_SPECIFIC_REGISTER: frozenset({int(Code.WRMSR)}),
+    Operation.READ_SEGMENT_SELECTOR: frozenset(SELECTOR_SIZES),
+}
+"""The encodings of each operation that there are templates for."""
+
+
+class DearForms(Forms64):
+    """See `bt.tactics.x86.window.Forms`."""
+
+    LOOKS_BACK = True
+
+    def __init__(self, operations: frozenset[Operation]) -> None:
+        """`operations` are those of `CODES` that the engine allows."""
+        codes = frozenset[int]().union(*(CODES[operation] for operation in operations if operation in CODES))
+        self.INLINE_CODES = Forms64.INLINE_CODES | codes
+        self.INSTEAD_OF_TRAP = codes
+        self.NEVER_FAULTS = codes & CODES[Operation.WRITE_MODEL_SPECIFIC_REGISTER]
+        self._selectors = Operation.READ_SEGMENT_SELECTOR in operations
+
+    def reads_own_selector(self, instruction: Instruction) -> bool:
+        """None does where the shared page has the guest's selectors."""
+        return not self._selectors and super().reads_own_selector(instruction)
+
+    def piece(
+        self, ground: Ground, instruction: Instruction, before: list[Template], trials: list[Template]
+    ) -> tuple[Template, int]:
+        """The template that does a sensitive instruction in the guest, and its bytes. Raises `Refused`."""
+        kind, length, end = int(instruction.code), int(instruction.len), int(instruction.next_ip)
+        if kind not in self.INSTEAD_OF_TRAP:
+            if self._selectors and kind in SELECTOR_READS:
+                raise Refused("another sensitive instruction without a fixup stands in the room for a jump")
+            return super().piece(ground, instruction, before, trials)
+        raw = (ground.code + ground.after)[end - length : end]
+        if kind == Code.SWAPGS:
+            return swap_gs(), length
+        if kind == Code.RDTSC:
+            return read_time_stamp(), length
+        if kind == Code.IN_AL_DX:
+            return read_port(raw), length
+        if kind == Code.WRMSR:
+            return write_model_specific_register(raw), length
+        if instruction.op0_kind != OpKind.REGISTER:
+            raise Refused("its page fault would have to lead into the middle of a fixup")
+        if instruction.op1_register in (Register.CS, Register.SS):
+            whole = super().piece(ground, instruction, before, trials)
+            if whole[0].name == serialise.NAME:
+                return whole
+        size, first = SELECTOR_SIZES[kind]
+        return read_selector(instruction.op0_register - first, _NUMBERS[instruction.op1_register], size), length
+
+    def leaving(self, ground: Ground, instruction: Instruction) -> Template | None:
+        """Jcc, as its opposite over a jump to its target."""
+        if not instruction.is_jcc_short_or_near:
+            return None
+        raw = ground.code[instruction.next_ip - instruction.len : instruction.next_ip]
+        condition = (raw[-2] if instruction.is_jcc_short else raw[-5]) & 15
+        code = asm.branch(condition ^ 1, asm.JUMP_LENGTH) + b"\xe9" + bytes(4)
+        target = int(instruction.near_branch_target)
+        target -= 1 << 64 if target >> 63 else 0
+        at = len(code) - 4
+        return Template("leave by a branch", code, reference=(at, target), on_registers=True, sensitive=False)
+
+
+def _word(offset: int) -> int:
+    return SHARED_PAGE + offset
+
+
+def swap_gs() -> Template:
+    """SWAPGS: the real base against the word that is the other one."""
+    rax = asm.RAX
+    code = joined(
+        (
+            asm.store(scratch(0), rax),
+            asm.READ_GS_BASE_RAX,
+            asm.exchange(_word(KERNEL_GS_BASE), rax),
+            asm.WRITE_GS_BASE_RAX,
+            asm.load(rax, scratch(0)),
+        )
+    )
+    return Template("swap GS base", code, scratch=frozenset({0}), changes_view=True)
+
+
+def read_time_stamp() -> Template:
+    """RDTSC: virtual time, by the real counter since the hypervisor looked at both."""
+    rax, rdx = asm.RAX, _RDX
+    code = joined(
+        (
+            asm.RDTSC,
+            asm.store_half(scratch(0), rax),
+            asm.store_half(scratch(0) + 4, rdx),
+            asm.load(rax, scratch(0)),
+            asm.load(rdx, _word(TIME_COUNTER)),
+            asm.add(rax, rdx),
+            asm.load(rdx, _word(TIME_SCALE)),
+            asm.MULTIPLY_RDX_RAX,
+            asm.store(scratch(0), rax),
+            asm.store(scratch(1), rdx),
+            asm.load(rax, scratch(0) + 4),  # the product, 32 bits further down
+            asm.load(rdx, _word(TIME_BASE)),
+            asm.add(rax, rdx),
+            asm.store(_word(TIME_SEEN), rax),
+            asm.load_half(rdx, _word(TIME_SEEN) + 4),
+            asm.load_half(rax, _word(TIME_SEEN)),
+        )
+    )
+    return Template("read time stamp", code, scratch=frozenset({0, 1}), changes=frozenset({rax, rdx}), repeatable=True)
+
+
+def read_port(code: bytes) -> Template:
+    """IN AL, DX: from the shared page where DX is the quiet port, and else IN itself, which exits; `code` is it."""
+    rax, rcx = asm.RAX, asm.RCX
+    restore = asm.load(rcx, scratch(0))
+    quiet = asm.load_byte(rax, _word(QUIET_VALUE)) + restore
+    other = restore + code + asm.skip(len(quiet))
+    head = joined(
+        (
+            asm.store(scratch(0), rcx),
+            asm.load(rcx, _word(QUIET_PORT)),
+            asm.add(rcx, _RDX),
+            asm.extend_half(rcx, rcx),
+            asm.jump_if_rcx_zero(len(other)),
+        )
+    )
+    return Template("read a port", head + other + quiet, scratch=frozenset({0}), changes=frozenset({rax}))
+
+
+def write_model_specific_register(code: bytes) -> Template:
+    """WRMSR: the FS base, to an address of the lower half, by WRFSBASE; the hypervisor does all others and may refuse
+    them. `code` is the instruction."""
+    rax, rcx, rdx = asm.RAX, asm.RCX, _RDX
+    restore = asm.load(rcx, scratch(0))
+    write = joined((asm.store_half(scratch(1), rax), asm.store_half(scratch(1) + 4, rdx), asm.load(rcx, scratch(1))))
+    write += asm.WRITE_FS_BASE_RCX + restore
+    other = restore + asm.HLT + asm.skip(len(write))
+    check = joined(
+        (
+            asm.move_half(rcx, rdx),
+            asm.add(rcx, rcx),
+            asm.store(scratch(1), rcx),
+            asm.load_half(rcx, scratch(1) + 2),  # bits 47 to 63 of the value
+            asm.jump_if_rcx_zero(len(other)),
+        )
+    )
+    head = joined(
+        (
+            asm.store(scratch(0), rcx),
+            asm.less_half(rcx, _FS_BASE),
+            asm.jump_if_rcx_zero(2),
+            asm.skip(len(check)),
+            check,
+        )
+    )
+    call = Call(len(head) + len(restore), Operation.WRITE_MODEL_SPECIFIC_REGISTER, inside=True, instruction=code)
+    return Template("write the FS base", head + other + write, (call,), scratch=frozenset({0, 1}), changes_view=True)
+
+
+def read_selector(register: int, segment: int, size: int) -> Template:
+    """MOV r, sreg, `size` bytes wide, by the copy in the shared page."""
+    at = _word(SELECTORS) + 8 * segment
+    code = asm.load_word(register, at) if size == 2 else asm.extend_word(register, at)
+    return Template("read a copied selector", code, changes=frozenset({register}), repeatable=True)
