@@ -29,8 +29,6 @@ class Driver:
         """Called with every event that the guest can see."""
         self.trace: Callable[[str], None] | None = None
         """Called with a line for every exit, before it is handled."""
-        self.on_tick: Callable[[], None] | None = None
-        """Called when the engine has come back at a deadline, and what was due is done: between two blocks."""
         self.around: Callable[[Handler], Handler] | None = None
         """Makes of the handler of exits what the engine calls, from the next `resume` on."""
         self._unlooked = 0
@@ -98,8 +96,6 @@ class Driver:
         self.machine.tick()
         self._end_if_over()
         self.machine.arm()
-        if self.on_tick is not None:
-            self.on_tick()
 
     def _wait_for_interrupt(self) -> None:
         """The CPU waits with interrupts enabled: time passes to the next one; the run ends when none can come."""
