@@ -69,8 +69,6 @@ class Hypervisor(CodeAccess, Driver):
         self.exits = ExitTable(timed)
         self.on_tick: Callable[[], None] | None = None
         """Called when the engine has come back at a deadline and what was due is done: between two blocks."""
-        self.on_tick: Callable[[], None] | None = None
-        """Called when the engine has come back at a deadline and what was due is done: between two blocks."""
         layout, abi = self.LAYOUT, self.WINDOW
         window = memoryview(mmap.mmap(-1, layout.window_size))
         code = memoryview(mmap.mmap(-1, layout.code_count << 12))
@@ -295,10 +293,6 @@ class Hypervisor(CodeAccess, Driver):
     def _budget(self, exit_: Exit) -> None:
         self.exits.count("tick", "budget")
         super()._budget(exit_)
-        if self.on_tick is not None:
-            if self.vcpu.level != self._view_level or self.board.intr:
-                self._settle()
-            self.on_tick()
         if self.on_tick is not None:
             if self.vcpu.level != self._view_level or self.board.intr:
                 self._settle()
