@@ -27,6 +27,7 @@ class EndKind(Enum):
     DEBUG_EXIT = "debug-exit"
     HALTED = "halted"
     TRIPLE_FAULT = "triple-fault"
+    CRASHED = "crashed"
     GUEST_TIMEOUT = "guest-timeout"
     HOST_TIMEOUT = "host-timeout"
     INTERRUPTED = "interrupted"
