@@ -33,6 +33,10 @@ STRATEGIES: Final = ("trap", "hypercall", "inline", "auto")
 traps; the best there is for each site (inline, else hypercall, else trap)."""
 
 
+NO_ADDRESS: Final = "a module has no address before it is loaded, so nothing in it can lead to a fixup"
+"""Why no fixup is made for a relocatable object."""
+
+
 class OutOfReach(ValueError):
     """A branch cannot reach its target."""
 

@@ -112,7 +112,7 @@ class A64Tactics(FixedWidth):
 
     def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> A64Ladder:
         """The ladder of any guest: the window is below where Linux is linked, and out of reach for others."""
-        return A64Ladder(self, Region(abi.AARCH64.base, abi.AARCH64.shared_page))
+        return A64Ladder(self, Region(abi.AARCH64.base, abi.AARCH64.shared_page), image)
 
 
 class A64Ladder(FixedLadder):
@@ -210,6 +210,8 @@ class A64Ground(FixedGround):
     def _draft(self, body: Body, used: int) -> BranchDraft:
         """A branch, or by a veneer to anywhere. Raises `Refused`."""
         region, page = self._ladder.region, self._page
+        if region.start == region.end:
+            raise Refused(self._ladder.nowhere)
         there = self._reaches(page.address + body.start, region)
         if there and (not body.leaves or self._reaches_back(region, page.address + body.end)):
             return super()._draft(body, used)

@@ -213,7 +213,7 @@ class ArmTactics(FixedWidth):
 
     def ladder(self, strategy: str, image: Image | None, delta: int = 0, cache: PageCache | None = None) -> ArmLadder:
         """One for all guests: what is known of a kernel is not needed."""
-        return ArmLadder(self, strategy)
+        return ArmLadder(self, strategy, image)
 
 
 class ArmLadder(FixedLadder):
@@ -223,8 +223,8 @@ class ArmLadder(FixedLadder):
     unit = (abi.ARM_UNIT, abi.ARM_UNIT_FIRST, abi.ARM_UNIT_END)
     """Fixups lie in the code pages of the window's units."""
 
-    def __init__(self, tactics: ArmTactics, strategy: str) -> None:
-        super().__init__(tactics, Region(_WINDOW.base, _WINDOW.base + _WINDOW.fixup_size - abi.ARM_UNIT))
+    def __init__(self, tactics: ArmTactics, strategy: str, image: Image | None = None) -> None:
+        super().__init__(tactics, Region(_WINDOW.base, _WINDOW.base + _WINDOW.fixup_size - abi.ARM_UNIT), image)
         self.exchanges_threads = strategy in ("inline", "auto")
         """Whether the code that runs has the thread registers exchanged (`abi.ARM_THREADS_EXCHANGED`)."""
 

@@ -113,6 +113,8 @@ class ThumbGround(FixedGround):
             return super()._draft(body, used)
         region, start = self._ladder.region, self._page.address + body.start
         fill = thumb.packed(thumb.UDF)
+        if region.start == region.end:
+            raise Refused(self._ladder.nowhere)
         if all(_reaches(start, goal) for goal in (region.start, region.end - 4)):
             return BranchDraft(body, thumb.branch, thumb.branch, 0, fill)
         veneer = self._find_padding(body, used, _VENEER_SIZE)

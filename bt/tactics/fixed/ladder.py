@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from bt.pagescan import PAGE, Found
 from bt.tactics.fixed.body import Body, BranchDraft
 from bt.tactics.tactics import (
+    NO_ADDRESS,
     Choice,
     CodePage,
     Home,
@@ -47,10 +48,14 @@ class FixedLadder(ABC):
     alignment: int = 8
     patches: Sequence[ImagePatch] = ()
 
-    def __init__(self, tactics: FixedWidth, region: Region) -> None:
-        """`region`: where fixups of this guest may lie; empty (start == end) where there is no such place."""
+    def __init__(self, tactics: FixedWidth, region: Region, image: Image | None = None) -> None:
+        """`region`: where fixups of this guest may lie; empty (start == end) where there is no such place, as for a
+        relocatable `image`."""
         self.tactics = tactics
-        self.region = region
+        module = image is not None and image.relocatable
+        self.region = Region(region.start, region.start) if module else region
+        self.nowhere = NO_ADDRESS if module else "there is no place for fixups in this guest's address space"
+        """Why there is no fixup where the region is empty, as a clause."""
 
     # -- what an instruction set says ---------------------------------------------------------
 
@@ -163,7 +168,7 @@ class FixedGround:
         """The body with a branch, or two, that reach it wherever in the region it lies. Raises `Refused`."""
         tactics, page, region = self._tactics, self._page, self._ladder.region
         if region.start == region.end:
-            raise Refused("there is no place for fixups in this guest's address space")
+            raise Refused(self._ladder.nowhere)
         size = tactics.branch_size
         there = self._reaches(page.address + body.start, region)
         back = not body.leaves or self._reaches_back(region, page.address + body.end)

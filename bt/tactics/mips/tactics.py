@@ -126,7 +126,7 @@ class MipsLadder(FixedLadder):
         ranges = image.text_ranges if image is not None else ()
         if any(start + delta < end and first < stop + delta for start, stop in ranges):
             end = first  # the guest's own code is there
-        super().__init__(tactics, Region(first, end))
+        super().__init__(tactics, Region(first, end), image)
 
     def native(self, page: CodePage, site: Found) -> str:
         """What runs by itself."""

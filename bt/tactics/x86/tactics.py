@@ -17,7 +17,7 @@ import numpy as np
 from bt.image import linux_tables
 from bt.knowledge import linux_x86
 from bt.pagescan import PAGE, Found, PageScan
-from bt.tactics.tactics import Choice, CodePage, Home, ImagePatch, Region
+from bt.tactics.tactics import NO_ADDRESS, Choice, CodePage, Home, ImagePatch, Region, Tactic
 from bt.tactics.x86 import pagescan
 from bt.tactics.x86.choose import VOID, choose
 from bt.tactics.x86.forms64 import FORMS_64
@@ -206,8 +206,10 @@ class PageGround:
         """Climb."""
         idle = strategy == "inline" and site.code not in self._ladder.forms.INLINE_CODES | VOID
         if strategy != "trap" and self._ladder.region.start == self._ladder.region.end:
-            refused = "a module has no address before it is loaded, so nothing in it can lead to a fixup"
-            return replace(choose(None, site, "trap"), refused=refused)
+            whole = choose(self._ground, site, strategy, used)  # in place it may still be done
+            if whole.tactic in (Tactic.REPLACED, Tactic.SAME):
+                return whole
+            return replace(choose(None, site, "trap"), refused=NO_ADDRESS)
         if strategy == "trap" or idle:
             return choose(None, site, strategy, used)
         return self._climb(site, strategy, used)

@@ -106,12 +106,38 @@ def test_raw_memory_itself_carries_nothing() -> None:
         rewrite(one, plan(one, [], "trap"))
 
 
-def test_a_module_gets_traps_alone_and_says_why() -> None:
-    text = Part(".text", b"\x9c\x58\x0f\x1f\x40\x00\xc3" + b"\x90" * 9, 0, 0, 5)
-    one = from_bytes(make_elf((text,), 0, kind=1), "module.ko")
-    found = plan(one, scan(one), "auto")
-    assert {site.tactic for site in found.sites} == {Tactic.TRAP}
-    assert all("no address before it is loaded" in site.refused for site in found.sites)
+PADDING = b"\x1f\x20\x03\xd5" * 16
+
+
+@pytest.mark.parametrize(
+    ("machine", "bits", "code", "tactics"),
+    [
+        (62, 64, b"\x9c\x58\x0f\x1f\x40\x00\x0f\x09\x0f\x20\xc0\xc3", "trap replaced native"),  # pushf, wbinvd, cr0
+        (3, 32, b"\x9c\x58\x90\x0f\x09\x0f\x20\xc0\x8c\xd8\xc3", "trap replaced native same"),  # and mov eax, ds
+        (
+            183,
+            64,
+            struct.pack("<4I", 0xD538_4105, 0xF840_0828, 0xD69F_03E0, 0xD65F_03C0) + PADDING,
+            "replaced trap native",
+        ),
+        (40, 32, struct.pack("<4I", 0xEE1D_0F90, 0xE10F_1000, 0xE160_006E, 0xE12F_FF1E), "replaced trap trap"),
+        (8, 32, struct.pack("<5I", 0, 0x4160_6000, 0, 0x4002_6000, 0), "replaced native"),  # di, mfc0 Status
+    ],
+)
+@pytest.mark.parametrize("strategy", ["auto", "hypercall"])
+def test_a_module_is_patched_where_no_address_is_needed_and_says_why_no_more(
+    machine: int, bits: int, code: bytes, tactics: str, strategy: str
+) -> None:
+    text = Part(".text", code.ljust(96, b"\0" if machine != 62 else b"\x90"), 0, 0, 5)
+    one = from_bytes(make_elf((text,), 0, kind=1, machine=machine, bits=bits), "module.ko")
+    found = plan(one, scan(one), strategy)
+    seen = [site for site in found.sites if site.address < 0x1000 + len(code)]
+    if strategy == "auto":
+        assert [site.tactic.value for site in seen] == tactics.split()
+    assert not found.fixups
+    for site in seen:
+        assert site.tactic in (Tactic.REPLACED, Tactic.SAME) or site.refused, site
+    assert any("no address before it is loaded" in site.refused for site in seen)
     data = rewrite(one, found)
     assert revert(data) == bytes(one.elf)
     assert from_bytes(data, "out").relocatable
