@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt import para
+from bt import para, xen
 from bt.image import Image, to_boot
 from emulator.engine.engines import NAMES, open_engine
 from emulator.errors import BadImage, UsageError
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from bt.plan import Plan
     from emulator.engine.protocol import Capabilities
     from paravirt.hypervisor import Hypervisor
+    from paravirt.xen.hypervisor import XenHypervisor
 
 MANIFEST = ".retrap.manifest"
 """The section by which a rewritten file is known (`bt.manifest`)."""
 
-MODES = ("native", "none", "trap", "hypercall", "inline", "auto", para.MODE)
-"""Ways to run a guest: full privilege; deprivileged and not rewritten; the strategies of rewriting; para-virtual."""
+MODES = ("native", "none", "trap", "hypercall", "inline", "auto", para.MODE, xen.MODE)
+"""Ways to run a guest: full privilege; deprivileged and not rewritten; the strategies of rewriting; para-virtual, by
+the interface of this hypervisor, and by Xen's."""
 
 MEMORY = 256 << 20
 """Default size of guest memory, bytes."""
@@ -70,7 +72,7 @@ class Options:
         """What an engine with such capabilities cannot do of this, in one clause; nothing where it can do all."""
         if self.mode == "native" and not capabilities.full_privilege:
             return "it cannot run a kernel at full privilege"
-        return ""
+        return xen.lacks(capabilities) if self.mode == xen.MODE else ""
 
     def check(self) -> None:
         """Raise `UsageError` for options that make no sense."""
@@ -85,6 +87,8 @@ class Options:
             )
         if self.technique and self.mode == "native":
             raise UsageError("at full privilege no memory is virtualised; leave the technique out")
+        if self.mode == xen.MODE:
+            xen.check(self)
         if self.memory % 4096 or not 4 << 20 <= self.memory <= MOST_MEMORY:
             raise UsageError(
                 f"{self.memory} bytes of guest memory: give whole pages, from 4 MiB to {MOST_MEMORY >> 20} MiB"
@@ -129,9 +133,10 @@ class Session:
         self.translator: LoadTimeTranslator | None = None
         self.passed_over: list[str] = []
         """Why faster engines were not taken, a sentence each, where the fastest was asked for."""
-        platform = platform_of(_isa(image))
+        of_xen = options.mode == xen.MODE
+        platform = xen.platform() if of_xen else platform_of(_isa(image))
         self.machine = Machine(
-            options.memory,
+            xen.machine_memory(options.memory) if of_xen else options.memory,
             console,
             platform=platform,
             engine=lambda: open_engine(platform.isa, options.engine, options.lacks, self.passed_over),
@@ -145,6 +150,10 @@ class Session:
 
     def _build(self) -> None:
         image, options = self.image, self.options
+        self.driver: NativeCpu | Hypervisor | XenHypervisor
+        if options.mode == xen.MODE:
+            self.driver = xen.start(self.machine, image, options)
+            return
         boot = to_boot(
             image,
             initrd=options.initrd,
@@ -153,7 +162,6 @@ class Session:
             physical_delta=options.physical_delta,
         )
         state = self.machine.place(boot)
-        self.driver: NativeCpu | Hypervisor
         if options.mode == "native":
             self.driver = native_for(self.machine)
         else:

@@ -1,20 +1,27 @@
 """Kernels that speak Xen's para-virtual interface: what their ELF notes say, as the domain builder wants it.
 
-Room: `bt`. It reads an `Image` and knows no machine; `paravirt.xen.builder` puts what comes of it into memory.
+Room: `bt`. It reads an `Image`, and puts a machine for such guests together (`session`); `paravirt.xen.builder` puts
+the kernel into memory.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.errors import BadImage
-from paravirt.xen.builder import Piece, XenKernel
-from paravirt.xen.public import Note
+from emulator.errors import BadImage, UsageError
 
 if TYPE_CHECKING:
     from bt.image import Image
+    from bt.session import Options
+    from emulator.engine.protocol import Capabilities
+    from emulator.machine import Machine
+    from emulator.platforms import Platform
+    from paravirt.xen.builder import XenKernel
+    from paravirt.xen.hypervisor import XenHypervisor
 
-COMMAND_LINE = "console=hvc0 panic=-1"
+MODE = "xen"
+
+COMMAND_LINE = "console=hvc0 panic=-1 nr_cpus=1"
 """For Debian's kernels, in place of the one for a PC."""
 _OWNER = "Xen"
 _ADDRESSES = (2, 4, 8)
@@ -27,11 +34,16 @@ def notes_of(image: Image) -> dict[int, bytes]:
 
 def speaks_xen(image: Image) -> bool:
     """Whether an image says that it can be entered as a para-virtual guest."""
+    from paravirt.xen.public import Note
+
     return image.isa.name == "x86-64" and Note.ENTRY in notes_of(image)
 
 
 def kernel_of(image: Image, initrd: bytes, command_line: str) -> XenKernel:
     """What the builder needs of an image. Raises `BadImage` for one that is no such guest."""
+    from paravirt.xen.builder import Piece, XenKernel
+    from paravirt.xen.public import Note
+
     if image.isa.name != "x86-64":
         raise BadImage(f"{image.path}: is a kernel for {image.isa.name}; Xen's para-virtual guests here are x86-64")
     notes = notes_of(image)
@@ -60,3 +72,45 @@ def kernel_of(image: Image, initrd: bytes, command_line: str) -> XenKernel:
         initrd=initrd,
         command_line=line,
     )
+
+
+# -- a session ----------------------------------------------------------------------------------
+
+
+def lacks(capabilities: Capabilities) -> str:
+    """What an engine lacks for such guests, in one clause; nothing where it can run them."""
+    if capabilities.reserved_root_slots:
+        return "it needs entries of its own in the roots of page tables, and these are the guest's"
+    return ""
+
+
+def check(options: Options) -> None:
+    """Raise `UsageError` for options that such guests cannot have."""
+    if options.technique:
+        raise UsageError("Xen guests have page tables of their own, and no technique to choose; leave it out")
+    if options.delta or options.physical_delta:
+        raise UsageError("Xen guests are built where their notes say; leave --kaslr and --physical out")
+
+
+def platform() -> Platform:
+    """The platform of such guests."""
+    from paravirt.xen.board import XEN_PV
+
+    return XEN_PV
+
+
+def machine_memory(size: int) -> int:
+    """Bytes of machine memory for a guest of `size` bytes."""
+    from paravirt.xen.host import Host
+
+    return Host.machine_size(size)
+
+
+def start(machine: Machine, image: Image, options: Options) -> XenHypervisor:
+    """A domain on a machine, built around an image and ready to run. Raises `BadImage`."""
+    from paravirt.xen.hypervisor import XenHypervisor
+
+    kernel = kernel_of(image, options.initrd, options.command_line)
+    driver = XenHypervisor(machine, options.memory >> 12, timed=options.timed)
+    driver.load(kernel)
+    return driver

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bt.tracefile import TraceFile
     from emulator.machine import Outcome
 
-MODES = ("native", "none", "trap", "hypercall", "inline", "auto", "para")
+MODES = ("native", "none", "trap", "hypercall", "inline", "auto", "para", "xen")
 ENGINE_HELP = (
     "The CPU: unicorn, embedded and deterministic; kvm, the host's own; auto, the fastest that can run the guest."
 )
@@ -49,8 +49,8 @@ class Request:
     "--virt",
     type=click.Choice(MODES),
     help="native: full privilege, no hypervisor; none: deprivileged, not rewritten; trap, hypercall, inline, auto: "
-    "rewritten while it runs; para: a kernel that was ported to the hypervisor. By default a rewritten file as it was "
-    "rewritten, a ported one as para, and others inline.",
+    "rewritten while it runs; para: a kernel that was ported to the hypervisor; xen: one that speaks Xen's interface, "
+    "a stock Linux for example. By default a rewritten file as it was rewritten, a ported one as para, others inline.",
 )
 @click.option("--engine", default="unicorn", show_default=True, metavar="NAME", help=ENGINE_HELP)
 @click.option(
@@ -107,7 +107,7 @@ def command(
         raise UsageError("--until needs a text; leave it out to run to the guest's end")
     limits = Limits(values.seconds(guest_timeout, "--guest-timeout"), values.seconds(timeout, "--timeout"))
     size = values.size(memory)
-    kernel, initrd, command_line = _guest(image, initrd, append)
+    kernel, initrd, command_line = _guest(image, initrd, append, virt)
     inputs = (kernel, initrd) if initrd is not None else (kernel,)
     loaded = load(kernel)
     options = Options(
@@ -127,9 +127,9 @@ def command(
     return Run(loaded, options, Request(until, exits, trace, result, inputs)).status()
 
 
-def _guest(image: str, initrd: Path | None, append: str | None) -> tuple[Path, Path | None, str]:
+def _guest(image: str, initrd: Path | None, append: str | None, virt: str | None) -> tuple[Path, Path | None, str]:
     """Kernel, initrd and command line: of a file as given, of a fetched guest by default its own."""
-    from bt import guests
+    from bt import guests, xen
     from emulator.errors import UsageError
 
     if os.path.lexists(image) or os.sep in image:
@@ -139,7 +139,8 @@ def _guest(image: str, initrd: Path | None, append: str | None) -> tuple[Path, P
             f"{image}: is no file and no guest; name a kernel's file, or one of {', '.join(guests.RECIPES)}"
         )
     guest = guests.find(image)
-    return guest.kernel, initrd or guest.initrd, guest.command_line if append is None else append
+    own = xen.COMMAND_LINE if virt == xen.MODE else guest.command_line
+    return guest.kernel, initrd or guest.initrd, own if append is None else append
 
 
 @dataclass(slots=True)
@@ -268,6 +269,8 @@ class Run:
             return 0
         if kind is EndKind.TRIPLE_FAULT:
             raise GuestFault(self._lost(outcome.detail))
+        if kind is EndKind.CRASHED:
+            raise GuestFault(f"the guest crashed at {self._place()}: {outcome.detail}")
         if kind in (EndKind.GUEST_TIMEOUT, EndKind.HOST_TIMEOUT):
             raise Timeout(f"the guest did not end within {outcome.detail}; it was at {self._place()}")
         if self.request.until is not None:

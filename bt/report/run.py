@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.native import NativeCpu
+from paravirt.xen.hypervisor import XenHypervisor
 
 if TYPE_CHECKING:
     from bt.session import Session
@@ -64,6 +65,8 @@ def counters(session: Session) -> list[tuple[str, str]]:
     ]
     if isinstance(driver, NativeCpu):
         return lines
+    if isinstance(driver, XenHypervisor):
+        return lines + driver.counters()
     shadow, code, translator = driver.shadow, driver.code, session.translator
     lines.append(("shadow pages", f"{shadow.fills} filled on demand, {shadow.prefilled} ahead"))
     lines.append(("code pages", f"{code.translations} translated, {code.reused} used again, {code.sites} sites"))
@@ -129,7 +132,9 @@ def as_json(session: Session, ending: Ending, console_sha256: str, console_bytes
         "memory": {"sha256": session.machine.memory.digest()},
         "board": {"sha256": session.machine.board.digest()},
     }
-    if not isinstance(driver, NativeCpu):
+    if isinstance(driver, XenHypervisor):
+        result["xen"] = dict(driver.counters())
+    elif not isinstance(driver, NativeCpu):
         result["shadow"] = {"fills": driver.shadow.fills, "prefilled": driver.shadow.prefilled}
         code = driver.code
         result["code"] = {"translations": code.translations, "reused": code.reused, "sites": code.sites}
