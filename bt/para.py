@@ -20,7 +20,7 @@ MODE: Final = "para"
 """The way to run such a guest."""
 STRATEGY: Final = "trap"
 """What is done with sensitive instructions that a port has left: they are trapped, and so counted."""
-_SECTION: Final = ".note.retrap"
+_SECTION: Final = ".retrap.note"
 
 
 def version_of(image: Image) -> int | None:

@@ -42,6 +42,9 @@ class ParaGuest(Hypervisor):
     CONVENTION: ClassVar[Convention]
     KERNEL_LEVEL: ClassVar[int]
     """The privilege level of the guest's kernel, as the virtual CPU numbers it."""
+    FLOATING_POINT_TRAPS: ClassVar[bool] = True
+    """The engine can have user code's floating-point instructions fault. Where it cannot, the guest is told before user
+    code is entered with floating point disabled."""
     entry_bytes: int
     levels: int
     byte_order: Any = "little"
@@ -57,6 +60,8 @@ class ParaGuest(Hypervisor):
         self.channels.attach(self.shared, window.pending // word, word)
         self.shared[g.VERSION_OFFSET // word] = c.PARA_VERSION
         self._fpu_word = g.FPU_OFFSET // word
+        self._flag_word = window.interrupt_state // word
+        self._flag = window.enabled & window.last_address, window.disabled & window.last_address
         self._mask_of_word = (1 << 8 * word) - 1
         count = len(self.CONVENTION.frame) + len(g.TAIL)
         order = "<" if self.byte_order == "little" else ">"
@@ -175,11 +180,11 @@ class ParaGuest(Hypervisor):
         """Change the address space."""
         raise NotImplementedError
 
-    def invalidate_page(self, address: int) -> None:
+    def forget_page(self, address: int) -> None:
         """Drop one translation."""
         raise NotImplementedError
 
-    def invalidate_all(self) -> None:
+    def forget_all(self) -> None:
         """Drop all."""
         raise NotImplementedError
 
@@ -318,7 +323,7 @@ class ParaGuest(Hypervisor):
             ) from None
         if user:
             self._at_level(False)
-        self._close()
+        self._set_open(False)
         self._enter_handler(handler, frame)
         self._set(convention.handler, frame)
         self._set(convention.stack, frame - convention.room & mask)
@@ -327,13 +332,13 @@ class ParaGuest(Hypervisor):
 
     def _open(self) -> bool:
         """Whether events may be delivered to the guest, as its virtual PSR says."""
-        return self.vcpu.interrupts_enabled
-
-    def _close(self) -> None:
-        self._set_open(False)
+        return bool(self.shared[self._flag_word] == self._flag[0])
 
     def _set_open(self, enabled: bool) -> None:
-        self.vcpu.interrupts_enabled = enabled  # type: ignore[misc]
+        self.shared[self._flag_word] = self._flag[0 if enabled else 1]
+
+    def _may_deliver(self) -> bool:
+        return self._stepping is None and self._open()
 
     def _return(self, frame: int) -> int | None:
         """RETURN. Nothing changes where the frame cannot be read."""
@@ -347,6 +352,9 @@ class ParaGuest(Hypervisor):
         self._registers_in(words[:count], flags)
         self._set_open(bool(state & g.STATE_INTERRUPTS))
         self.vcpu.pc = pc
+        if user and not self.FLOATING_POINT_TRAPS and not self.shared[self._fpu_word]:
+            self.exits.count("floating point disabled", "early")
+            self._trap(Trap.FLOATING_POINT, 0, 0)
         return None
 
     def _return_by_jump(self) -> None:

@@ -39,10 +39,10 @@ class TableMachine(Protocol):
         """Change the address space."""
         ...
 
-    def invalidate_page(self, address: int) -> None:
+    def forget_page(self, address: int) -> None:
         """Drop one translation."""
         ...
 
-    def invalidate_all(self) -> None:
+    def forget_all(self) -> None:
         """Drop all."""
         ...

@@ -28,9 +28,16 @@ def _i386() -> type[ParaGuest]:
     return I386Para
 
 
+def _aarch64() -> type[ParaGuest]:
+    from paravirt.para.aarch64 import AArch64Para
+
+    return AArch64Para
+
+
 PARA_MODES: dict[str, Callable[[], type[ParaGuest]]] = {
     "x86-64": _x86_64,
     "i386": _i386,
+    "aarch64": _aarch64,
 }
 """How to load the hypervisor of each instruction set."""
 

@@ -115,14 +115,14 @@ class ShadowedTables:
     def flush_page(self, address: int) -> int:
         """INVLPG's like."""
         try:
-            self._machine.invalidate_page(address)
+            self._machine.forget_page(address)
         except ArchitecturalException:
             return -Status.INVALID
         return 0
 
     def flush_all(self) -> int:
         """All of the current address space, and what all share."""
-        self._machine.invalidate_all()
+        self._machine.forget_all()
         return 0
 
     def open_table(self, table: int) -> int:

@@ -103,6 +103,13 @@ class _X86Para(ParaGuest, X86Hypervisor):
         vcpu.rflags = r.FLAG_FIXED
         vcpu.rip = handler
 
+    def _open(self) -> bool:
+        """In the shared page for the kernel, and in the real flags for user code."""
+        return self.vcpu.interrupts_enabled
+
+    def _set_open(self, enabled: bool) -> None:
+        self.vcpu.interrupts_enabled = enabled
+
     def _floating_point(self, enabled: bool) -> None:
         vcpu = self.vcpu
         if bool(vcpu.cr0 & r.CR0_TS) == enabled:
@@ -139,11 +146,11 @@ class _X86Para(ParaGuest, X86Hypervisor):
         self.vcpu.cr3 = value
         self.root_loaded()
 
-    def invalidate_page(self, address: int) -> None:
+    def forget_page(self, address: int) -> None:
         """INVLPG."""
         self.invalidate(address)
 
-    def invalidate_all(self) -> None:
+    def forget_all(self) -> None:
         """CR3 loaded anew: no translation is global."""
         self.load_root(self.vcpu.cr3)
 

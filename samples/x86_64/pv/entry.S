@@ -26,7 +26,7 @@ high:
 	ud2
 	.size startup_64, . - startup_64
 
-	.section .note.retrap, "a", @note
+	.section .retrap.note, "a", @note
 	.balign 4
 	.long 7, 4, RETRAP_NOTE_VERSION
 	.asciz "retrap"

@@ -1,0 +1,176 @@
+"""Para-virtual guests of AArch64: registers, exceptions, two roots, floating point by the shared page.
+
+Room: `paravirt/para`. Tables are of 4 KiB pages and 48-bit addresses. Kernel and user code share one stack pointer:
+frames have the other's. THREAD_REGISTER is TPIDRRO_EL0; TPIDR_EL0 is user code's own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from emulator.board.arm_boot import ArmEntry
+from emulator.engine.aarch64 import MAY_CACHE, MAY_TYPE, MAY_ZERO, SP
+from emulator.engine.exit import Exit
+from emulator.isa.aarch64 import exceptions as x
+from emulator.isa.aarch64.paging import FRAME_MASK, SCTLR_M
+from emulator.isa.exceptions import ArchitecturalException
+from paravirt.abi.calls import Status
+from paravirt.abi.guests import (
+    ACCESS_EXECUTE,
+    ACCESS_PRESENT,
+    ACCESS_READ,
+    ACCESS_WRITE,
+    CONVENTIONS,
+    Convention,
+    Trap,
+)
+from paravirt.modes.aarch64.hypervisor import AArch64Hypervisor
+from paravirt.para.guest import ParaGuest, Refused
+
+_TCR: Final = 16 | 16 << 16 | 2 << 30 | 1 << 32
+"""Both halves of 48 bits by 4 KiB pages."""
+_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
+_TABLE: Final = 3
+_FETCHES: Final = frozenset({x.FETCH_LOWER, x.FETCH_SAME})
+_DATA: Final = frozenset({x.DATA_LOWER, x.DATA_SAME})
+_SIMPLE: Final = {
+    x.UNKNOWN: Trap.UNDEFINED,
+    x.SYSTEM_REGISTER: Trap.UNDEFINED,
+    x.WAITING: Trap.UNDEFINED,
+    x.BREAKPOINT: Trap.BREAKPOINT,
+    x.FLOATING_POINT: Trap.FLOATING_POINT,
+}
+_INDEX: Final = {**{f"x{number}": number for number in range(31)}, "sp": SP}
+
+
+class AArch64Para(ParaGuest, AArch64Hypervisor):
+    """One para-virtual AArch64 guest."""
+
+    CONVENTION: ClassVar[Convention] = CONVENTIONS["aarch64"]
+    KERNEL_LEVEL: ClassVar[int] = 1
+    FLOATING_POINT_TRAPS: ClassVar[bool] = False
+    entry_bytes = 8
+    levels = 4
+
+    def enter(self, state: ArmEntry) -> None:
+        """As the boot protocol says; user code may maintain caches, as it may on Linux."""
+        super().enter(state)
+        self.vcpu.context.sctlr |= MAY_CACHE | MAY_TYPE | MAY_ZERO
+        self._allow()
+
+    # -- registers ------------------------------------------------------------------------------
+
+    def _get(self, register: str) -> int:
+        return self.vcpu.gpr[_INDEX[register]]
+
+    def _set(self, register: str, value: int) -> None:
+        self.vcpu.gpr[_INDEX[register]] = value
+
+    def _registers_out(self) -> tuple[int, ...]:
+        return (*self.vcpu.gpr[:32], self._registers.nzcv)
+
+    def _registers_in(self, values: tuple[int, ...], flags: int) -> None:
+        gpr = self.vcpu.gpr
+        for number, value in enumerate(values):
+            gpr[number] = value
+        self._registers.nzcv = flags & x.FLAGS
+        self._registers.clear_exclusive()
+
+    def _at_level(self, user: bool) -> None:
+        self.vcpu.level = 0 if user else 1
+
+    def _enter_handler(self, handler: int, frame: int) -> None:
+        self._registers.clear_exclusive()
+        self.vcpu.pc = handler
+
+    def _floating_point(self, enabled: bool) -> None:
+        """It cannot be disabled."""
+
+    def _thread_register(self, value: int) -> int:
+        self._registers.thread_read_only = value
+        return 0
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def _reach(self, address: int, write: bool) -> int:
+        physical = self.vcpu.translate(address, write, False)
+        if not self.vcpu.is_memory(physical):
+            raise Refused(Status.BAD_ADDRESS)
+        return physical - self.machine.memory.base
+
+    def entry_address(self, address: int) -> int | None:
+        """By the guest's tables as they are now."""
+        context, memory = self.vcpu.context, self.machine.memory
+        if not context.sctlr & SCTLR_M or address >> 48 not in (0, 0xFFFF):
+            return None
+        table = (context.ttbr1 if address >> 63 else context.ttbr0) & FRAME_MASK
+        for shift in (39, 30, 21):
+            at = table + (address >> shift & 511) * 8
+            if not self.is_memory(at, 8):
+                return None
+            entry = memory.words[at - memory.base >> 3]
+            if entry & 3 != _TABLE:
+                return None
+            table = entry & FRAME_MASK
+        at = table + (address >> 12 & 511) * 8
+        return at if self.is_memory(at, 8) else None
+
+    def load_root(self, value: int) -> None:
+        """TTBR0_EL1."""
+        context = self.vcpu.context
+        context.ttbr0 = value
+        if context.sctlr & SCTLR_M:
+            self.address_space_changed()
+
+    def _new_kernel_base(self, root: int, part: int) -> int:
+        """TTBR1_EL1, and translation is on."""
+        if part != 1 or not self.is_root(root):
+            raise Refused(Status.INVALID)
+        context = self.vcpu.context
+        context.ttbr1, context.tcr = root, _TCR
+        context.sctlr |= SCTLR_M
+        self.translation_changed()
+        return 0
+
+    def forget_page(self, address: int) -> None:
+        """TLBI by address, of all address spaces."""
+        self.invalidate(address, False)
+
+    def forget_all(self) -> None:
+        """TLBI of everything."""
+        self.invalidate_all()
+
+    def store(self, physical: int, data: bytes) -> None:
+        """Tables above the last level may be remembered."""
+        super().store(physical, data)
+        self.vcpu.context.generation += 1
+
+    # -- exceptions -----------------------------------------------------------------------------
+
+    def _explain(self, fault: ArchitecturalException) -> tuple[Trap, int, int]:
+        kind, error = fault.vector, fault.error or 0
+        status = error & 0x3C
+        if (kind in _FETCHES or kind in _DATA) and status in (x.TRANSLATION_FAULT, x.PERMISSION_FAULT):
+            access = ACCESS_EXECUTE if kind in _FETCHES else ACCESS_WRITE if error & x.WNR else ACCESS_READ
+            return Trap.PAGE_FAULT, access | (ACCESS_PRESENT if status == x.PERMISSION_FAULT else 0), fault.address
+        trap = _SIMPLE.get(kind)
+        return (Trap.OTHER, kind, error) if trap is None else (trap, error, 0)
+
+    def _system_call(self, exit_: Exit) -> None:
+        if self.vcpu.level:
+            self.vcpu.pc -= 4
+            self._refuse(x.undefined())
+            return
+        self._registers.clear_exclusive()
+        self._called_by_user(self.vcpu.gpr[8])
+
+    def _perform_for_user(self, pc: int) -> bool:
+        """User code has no privileges."""
+        return False
+
+    def _return(self, frame: int) -> int | None:
+        """Only to where an instruction can be."""
+        tail = self._frame.unpack(self._peek(frame, self._frame.size))[len(self.CONVENTION.frame) :]
+        if tail[0] & 3:
+            raise Refused(Status.INVALID)
+        return super()._return(frame)

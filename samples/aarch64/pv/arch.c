@@ -1,0 +1,195 @@
+/* AArch64, para-virtual: the form of page tables, and what user code's registers are. */
+#include "kernel.h"
+#include "pv.h"
+
+extern word kernel_table[512], kernel_middle[512], image_tables[1024], empty_table[512];
+extern char __text_start[], __text_end[], __rodata_end[];
+#define PHYSICAL(symbol) ((word)(symbol) - KERNEL_BASE + PHYSICAL_BASE)
+
+#define FDT_MAGIC 0xedfe0dd0 /* as its big-endian word reads */
+static word device_tree;
+
+static u32 big(word address)
+{
+	return __builtin_bswap32(*(u32 *)address);
+}
+
+static bool equal(const char *a, const char *b)
+{
+	while (*a && *a == *b)
+		a++, b++;
+	return *a == *b;
+}
+
+/* The property `bootargs`, wherever in the tree it is. */
+const char *arch_command_line(void)
+{
+	static const word places[] = {0, PHYSICAL_BASE};
+	for (u32 i = 0; i < LENGTH(places); i++) {
+		word at = places[i] ? places[i] : device_tree;
+		if (at < PHYSICAL_BASE || at >= PHYSICAL_BASE + 0x3f00000 || at & 3)
+			continue;
+		word tree = (word)DIRECT(at);
+		if (*(u32 *)tree != FDT_MAGIC)
+			continue;
+		word structure = tree + big(tree + 8), strings = tree + big(tree + 12), end = structure + big(tree + 36);
+		while (structure < end) {
+			u32 token = big(structure);
+			structure += 4;
+			if (token == 1) {
+				while (*(char *)structure++)
+					;
+				structure = (structure + 3) & ~3ul;
+			} else if (token == 3) {
+				if (equal((const char *)strings + big(structure + 4), "bootargs"))
+					return (const char *)structure + 8;
+				structure += 8 + ((big(structure) + 3) & ~3u);
+			} else if (token == 9) {
+				break;
+			}
+		}
+	}
+	return "";
+}
+
+/* ---- page tables ---- */
+static void set_rights(char *start, char *end, word rights)
+{
+	for (word a = (word)start; a < (word)end; a += PAGE)
+		pv_set_entry(PHYSICAL(&image_tables[(a - KERNEL_BASE) / PAGE]), PHYSICAL(a) | PTE_PAGE | PTE_UXN | rights);
+}
+
+void arch_start(word boot)
+{
+	device_tree = boot;
+	pv_start();
+	set_rights((char *)KERNEL_BASE, __text_start, PTE_PXN);
+	set_rights(__text_start, __text_end, PTE_READ_ONLY);
+	set_rights(__text_end, __rodata_end, PTE_READ_ONLY | PTE_PXN);
+	set_rights(__rodata_end, (char *)KERNEL_BASE + 0x400000, PTE_PXN);
+	arch_root_switch(0);
+	arch_flush_all();
+}
+
+word pv_kernel_root(void) { return PHYSICAL(empty_table); }
+
+/* Physical address of the last-level entry; 0 where there is no table. */
+static word entry_of(word root, word address, bool create)
+{
+	word table = address >> 63 ? PHYSICAL(kernel_table) : root ? root : PHYSICAL(empty_table);
+	for (u32 shift = 39; shift > 12; shift -= 9) {
+		word at = table + (address >> shift & 511) * 8, entry = *(word *)DIRECT(at);
+		if (!entry) {
+			if (!create)
+				return 0;
+			entry = page_new() | PTE_TABLE;
+			pv_set_entry_now(at, entry);
+		}
+		table = entry & PTE_ADDRESS;
+	}
+	return table + (address >> 12 & 511) * 8;
+}
+
+void arch_map(word root, word address, word page, word rights)
+{
+	word no_execute = PTE_PXN | PTE_UXN;
+	if (rights & RIGHT_EXECUTE)
+		no_execute = rights & RIGHT_USER ? PTE_PXN : PTE_UXN;
+	pv_set_entry(entry_of(root, address, true), page | PTE_PAGE | no_execute | (address >> 63 ? 0 : PTE_NOT_GLOBAL) |
+		(rights & RIGHT_USER ? PTE_USER : 0) | (rights & RIGHT_WRITE ? 0 : PTE_READ_ONLY));
+}
+
+void arch_unmap(word root, word address)
+{
+	word entry = entry_of(root, address, false);
+	if (entry)
+		pv_set_entry(entry, 0);
+}
+
+word arch_root_new(void) { return page_new(); }
+
+static void drop_tables(word table, word first, word end, u32 levels)
+{
+	for (word i = first; i < end; i++) {
+		word entry = ((word *)DIRECT(table))[i];
+		if (!entry)
+			continue;
+		if ((entry & 3) == PTE_TABLE && levels > 1)
+			drop_tables(entry & PTE_ADDRESS, 0, 512, levels - 1);
+		pv_set_entry_now(table + 8 * i, 0);
+		if ((entry & 3) == PTE_TABLE)
+			page_drop(entry & PTE_ADDRESS);
+	}
+}
+
+void arch_root_drop(word root)
+{
+	pv_drain();
+	drop_tables(root, 0, 512, 3);
+	page_drop(root);
+}
+
+void arch_scratch_drop(void)
+{
+	word first = SCRATCH_AREA >> 21 & 511;
+	pv_drain();
+	drop_tables(PHYSICAL(kernel_middle), first, first + 8, 1);
+	drop_tables(PHYSICAL(empty_table), 0, 512, 3);
+	arch_flush_all();
+}
+
+/* ---- processes ---- */
+word stack_for(struct frame *frame)
+{
+	word *stack = (word *)frame - 12; /* X19-X30, as switch_stacks loads them */
+	stack[11] = (word)RETRAP_RETURN;
+	return (word)stack;
+}
+
+word frame_argument(const struct frame *f, word n) { return (&f->r.x0)[n]; }
+bool pv_system_call(struct frame *frame) { return (void)frame, false; }
+
+/* ---- code: as user code maintains it ---- */
+void pv_code_changed(word address, word bytes)
+{
+	word type;
+	asm volatile("mrs %0, ctr_el0" : "=r"(type));
+	word data = 4ul << (type >> 16 & 15), code = 4ul << (type & 15), end = address + bytes;
+	for (word line = address & -data; line < end; line += data)
+		asm volatile("dc cvau, %0" : : "r"(line) : "memory");
+	asm volatile("dsb ish" : : : "memory");
+	for (word line = address & -code; line < end; line += code)
+		asm volatile("ic ivau, %0" : : "r"(line) : "memory");
+	asm volatile("dsb ish\n\tisb" : : : "memory");
+}
+
+static void put(void *to, const u32 *from, word count)
+{
+	for (word i = 0; i < count; i++)
+		((volatile u32 *)to)[i] = from[i];
+}
+
+word code_set_value(void *to, word value)
+{
+	u32 low = 0x52800000 | (value & 0xffff) << 5, high = 0x72a00000 | (value >> 16 & 0xffff) << 5; /* movz, movk w0 */
+	put(to, (const u32[]){low, high}, 2);
+	return 12;
+}
+
+word code_return(void *to, word value)
+{
+	put((u32 *)to + 2, (const u32[]){0xd65f03c0}, 1); /* ret */
+	return code_set_value(to, value);
+}
+
+void arch_raise_undefined(word unused)
+{
+	(void)unused;
+	asm volatile("udf #0");
+}
+
+void arch_raise_breakpoint(word unused)
+{
+	(void)unused;
+	asm volatile("brk #0");
+}
