@@ -1,302 +1,188 @@
-"""A guest's history, in which one can go anywhere: checkpoints on the way, and what lies between them done again.
+"""Searching a guest's history backwards: who wrote there last, when was this executed last.
 
-Room: `paravirt/services`. A `Timeline` drives a deterministic machine. Going forward it leaves checkpoints; going back
-it puts one back and runs to the place. Inputs come again as they came, and what was printed is not printed again.
-Searching backwards (`past`) and what a debugger asks are made of `goto` and `run`.
+Room: `paravirt/services`. The stretch before the present is done again and watched, then the one before it. Stretches
+in which the page in question was not written are passed over, and long ones are divided by which part wrote the page,
+so that little runs watched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
-from emulator.errors import UsageError, VerifyFailed
-from emulator.machine import EndKind, Outcome
-from paravirt.hypervisor import Hypervisor
-from paravirt.services.checkpoints import Checkpoint, Checkpoints
-from paravirt.services.inputs import InputLog
-from paravirt.services.machine_state import capture, exactness, memory_regions, refusal, reinstate
+from emulator.engine.exit import Exit
+from emulator.engine.protocol import Handler
+from emulator.errors import UsageError
+from emulator.memory import PAGE_SIZE
+from paravirt.services.checkpoints import Checkpoint
 from paravirt.services.positions import Position
+from paravirt.services.travel import PAUSED, ConsoleOnce, Travel
 
-INTERVAL: Final = 10_000_000
-"""Blocks between two checkpoints: about fifty million instructions."""
-BUDGET: Final = 1 << 30
-"""Bytes of pages that checkpoints may keep."""
-_EVERYWHERE: Final = (1 << 64) - 1
-_CERTAIN: Final = 64
-"""Instructions from which on a block may be cut where it is watched and not where it runs: the engine's buffers."""
-_ATTEMPTS: Final = 64
-"""How often an instruction is begun anew before it is done, at most: pages that it touches come one by one."""
-PAUSED: Final = Outcome(EndKind.STOPPED, detail="paused")
-"""The end of a run that has come to its position."""
+PIECES: Final = 8
+"""Parts into which a stretch is divided."""
+SHORT: Final = 200_000
+"""Blocks that are not divided."""
+_KEPT: Final = 4096
+"""Moments at which something was seen that are remembered of one stretch, the last ones."""
+_LONGEST_STORE: Final = 64
+MOST_PLACES: Final = 256
+"""Addresses that can be searched for at once."""
 
-
-class ConsoleOnce:
-    """Takes what a guest prints, and hands on what it has not printed before."""
-
-    def __init__(self, console: Callable[[bytes], None]) -> None:
-        self._console = console
-        self.printed = 0
-        """Bytes printed up to here in the guest's history."""
-        self.shown = 0
-        """Bytes handed on."""
-
-    def __call__(self, data: bytes) -> None:
-        """The guest prints."""
-        before = self.printed
-        self.printed = before + len(data)
-        if self.printed > self.shown:
-            self._console(data[max(0, self.shown - before) :])
-            self.shown = self.printed
+Note = Callable[[], None]
+Watch = Callable[[Note], tuple[list[int], Callable[[Handler], Handler] | None]]
+"""Has `Note` called when what is sought happens: observers that were put up, and what is put around exits."""
+Differs = Callable[[Any, Any], bool]
+"""Whether what is sought may have happened between two checkpoints with these contents."""
 
 
-class Timeline:
-    """The history of one machine, from where it is now on."""
+class Timeline(Travel):
+    """The history of one machine."""
 
-    def __init__(
-        self,
-        driver: Hypervisor,
-        console: ConsoleOnce | None = None,
-        *,
-        interval: int = INTERVAL,
-        budget: int = BUDGET,
-        begun: bool = False,
-    ) -> None:
-        """`console` is what the machine prints to; `begun` says that the guest has run before, or was put back.
+    _sought: tuple[Watch, Differs, frozenset[int], Position]
 
-        Raises `UsageError` for a machine whose runs cannot be repeated."""
-        why = refusal(driver) or exactness(driver)
-        if why:
-            raise UsageError(why)
-        self.driver = driver
-        self.machine = driver.machine
-        self.engine: Any = driver.engine
-        self.console = console or ConsoleOnce(lambda _: None)
-        self.interval = interval
-        self.inputs = InputLog(self.machine, self.machine.poll_input)
-        self._steps = 0
-        self._block: Checkpoint | None = None
-        """The machine at the beginning of the block that is under way, while it is."""
-        self.ended: Outcome | None = None
-        """How the guest ended, once it was run to its end."""
-        self.end = Position(0)
-        """The furthest position that was reached."""
-        self._next = 0
-        self._collecting = True
-        self._regions = memory_regions(driver)
-        self.checkpoints = Checkpoints(list(self._regions.values()), budget)
-        self.inputs.connect()
-        self.machine.begin()
-        if not begun:
-            self.machine.arm()
-        self._checkpoint()
-        self.start = self.position
-        """The first position there is."""
-        driver.on_tick = self._tick
+    def find_previous_write(self, physical: int, size: int, *, changing: bool = True) -> Position | None:
+        """Go to the instruction that last wrote to `size` bytes at a guest-physical address before here.
 
-    # -- where ----------------------------------------------------------------------------------
-
-    @property
-    def position(self) -> Position:
-        """Where the guest is."""
-        if self._block is not None:
-            return Position(self._block.position.progress, self._steps)
-        return Position(self.engine.progress_state.done)
-
-    def _tick(self) -> None:
-        """The engine came back at a deadline: the place for a checkpoint."""
-        if self._collecting and self.engine.progress >= self._next and self.driver.outcome is None:
-            self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        position = Position(self.engine.progress_state.done)
-        self._next = position.progress + self.interval
-        self.checkpoints.take(position, capture(self.driver, whole=False), self.console.printed, self.inputs.next)
-
-    def loose_checkpoint(self) -> Checkpoint:
-        """A checkpoint of here that is forgotten with its last reference."""
-        assert self._block is None
-        state = capture(self.driver, whole=False)
-        return self.checkpoints.take(self.position, state, self.console.printed, self.inputs.next, keep=False)
-
-    # -- going ----------------------------------------------------------------------------------
-
-    def run(self, until: Position | None = None) -> Outcome:
-        """Go forward to a position, `PAUSED` there, or to the guest's end. What `driver.end` was told ends it, too."""
-        if until is not None and until < self.position:
-            raise ValueError(f"{until} lies behind {self.position}")
-        self._to_block()
-        outcome = self._forward(until.progress if until is not None else None)
-        if outcome is PAUSED and until is not None and until.steps:
-            return self._into_block(until.steps)
-        return outcome
-
-    def goto(self, position: Position) -> Outcome:
-        """Go to a position in either direction: `PAUSED` there, or the end of the guest where that comes before."""
-        if position < self.start:
-            raise UsageError(f"the history of this guest begins at {self.start}; {position} is before that")
-        block = self._block
-        if block is not None and position.progress == block.position.progress:
-            self.put_back(block)
-            return self._into_block(position.steps) if position.steps else PAUSED
-        here = self.position
-        nearest = self.checkpoints.before(position)
-        if block is not None or position < here or nearest.position > here:
-            self.put_back(nearest)
-        outcome = self._forward(position.progress)
-        if outcome is PAUSED and position.steps:
-            return self._into_block(position.steps)
-        return outcome
-
-    def put_back(self, checkpoint: Checkpoint) -> None:
-        """Go to a checkpoint."""
-        self._note_end()
-        self.checkpoints.put_back(checkpoint)
-        reinstate(self.driver, checkpoint.state)
-        self.console.printed = checkpoint.console
-        self.inputs.next = checkpoint.inputs
-        self.inputs.connect()
-        self._block, self._steps = None, 0
-        self._next = checkpoint.position.progress + self.interval
-
-    def _note_end(self) -> None:
-        if self._block is None:
-            self.end = max(self.end, self.position)
-
-    def _forward(self, progress: int | None) -> Outcome:
-        """Run until so much progress is made."""
-        driver, engine = self.driver, self.engine
-        if progress is not None:
-            if engine.progress_state.done >= progress:
-                return PAUSED
-            engine.pause_at(progress, lambda: driver.end(PAUSED))
-        try:
-            outcome = driver.resume()
-        finally:
-            engine.pause_at(None)
-            self._note_end()
-        if outcome is not PAUSED and outcome.kind not in (EndKind.INTERRUPTED, EndKind.STOPPED):
-            self.ended = outcome
-        return outcome
-
-    def _to_block(self) -> None:
-        """Be at the beginning of a block, since only from there a run repeats: go back to it from within."""
-        if self._block is not None:
-            self.put_back(self._block)
-
-    # -- instruction by instruction -------------------------------------------------------------
-
-    def _into_block(self, steps: int) -> Outcome:
-        """From the beginning of a block, do so many instructions of it."""
-        block = self.loose_checkpoint()
-        outcome, done, _ = self.watch_block(lambda count: count > steps)
-        self._block, self._steps = block, steps
-        if outcome is PAUSED and done <= steps:
-            self.put_back(block)
-            raise UsageError(f"the block at {block.position} ends before its instruction {steps}")
-        return outcome
-
-    def watch_block(self, stop: Callable[[int], bool], ahead: int | None = None) -> tuple[Outcome, int, list[int]]:
-        """Run from the beginning of a block, seeing every instruction, until `stop` says so of the number of the one
-        about to begin (from 1), or until the next block begins; `ahead` is the progress at which that is.
-
-        Gives how it ended, the number of instructions seen, and their addresses.
+        With `changing` only a store that changed them counts. What the hypervisor stored for the guest (an interrupt's
+        frame) counts for the instruction that it interrupted. None, and the guest stays here, where there is none.
+        Raises `UsageError` for what is no memory.
         """
-        driver, engine = self.driver, self.engine
-        seen: list[int] = []
-        first = engine.progress_state.done
+        memory = self.machine.memory
+        if size <= 0 or not memory.base <= physical <= memory.end - size:
+            raise UsageError(f"{size} bytes at {physical:#x} are not in the guest's memory")
+        first, last = (physical - memory.base) // PAGE_SIZE, (physical + size - 1 - memory.base) // PAGE_SIZE
+        low = physical - memory.base
+        view = memory.view[low : low + size]
 
-        def begins(address: int) -> None:
-            seen.append(address)
-            if stop(len(seen)):
-                driver.end(PAUSED)
+        def differs(before: Any, after: Any) -> bool:
+            return bool((before[first : last + 1] != after[first : last + 1]).any())
 
-        self._collecting = False
-        observer = engine.observe_code(0, _EVERYWHERE, begins)
-        try:
-            engine.pause_at(ahead if ahead is not None else first + 1, lambda: driver.end(PAUSED))
-            outcome = driver.resume()
-        finally:
-            engine.pause_at(None)
-            engine.unobserve(observer)
-            self._collecting = True
-        return outcome, len(seen), seen
+        def watch(note: Note) -> tuple[list[int], Callable[[Handler], Handler]]:
+            def stored(address: int, count: int, value: int) -> None:
+                start, end = max(address, physical), min(address + count, physical + size)
+                if start >= end:
+                    return
+                new = value.to_bytes(count, "little")[start - address : end - address]
+                if not changing or view[start - physical : end - physical] != new:
+                    note()
 
-    def step(self) -> Outcome:
-        """Do one instruction: the guest is in another state then. It ends where the guest does."""
-        before = self.driver.state
-        for _ in range(_ATTEMPTS):
-            outcome = self._step()
-            if outcome is not PAUSED or self.driver.state != before:
-                break
-        return outcome
+            def around(handler: Handler) -> Handler:
+                def handle(exit_: Exit) -> None:
+                    before = bytes(view)
+                    handler(exit_)
+                    if view != before:
+                        note()
 
-    def _step(self) -> Outcome:
-        """Begin one instruction."""
+                return handle
+
+            return [self.engine.observe_stores(physical - _LONGEST_STORE, physical + size - 1, stored)], around
+
+        return self._search(watch, differs)
+
+    def find_previous(self, addresses: Collection[int]) -> Position | None:
+        """Go to where one of some guest-virtual addresses was executed last before here; None, and the guest stays
+        here, where none was. Raises `UsageError` for too many."""
+        if len(addresses) > MOST_PLACES:
+            raise UsageError(f"{len(addresses)} addresses to look for at once: give at most {MOST_PLACES}")
+
+        def watch(note: Note) -> tuple[list[int], None]:
+            return [self.engine.observe_code(place, place, lambda _: note()) for place in addresses], None
+
+        return self._search(watch, lambda _before, _after: True, frozenset(addresses))
+
+    # -- the search -----------------------------------------------------------------------------
+
+    def _search(self, watch: Watch, differs: Differs, places: frozenset[int] = frozenset()) -> Position | None:
+        """The last moment before here at which `watch` notes something; `places` are the instructions that it is about,
+        where it is not about what instructions do."""
         here = self.position
-        block = self._block
-        if block is None:
-            block = self.loose_checkpoint()
-        else:
-            self.put_back(block)
-        length = self.block_length(block)
-        if here.steps + 1 < length:
-            return self._into_block(here.steps + 1)
-        return self.run(Position(here.progress + 1))
+        self._sought = watch, differs, places, here
+        self.checkpoints.look()
+        marks = [mark for mark in self.checkpoints.kept if mark.position < here]
+        end, after = here, self.checkpoints.current.copy()
+        for mark in reversed(marks):
+            found = self._in_stretch(mark, end) if differs(mark.contents, after) else None
+            if found is not None:
+                return found
+            end, after = mark.position, mark.contents
+        self.goto(here)
+        return None
 
-    def block_length(self, block: Checkpoint) -> int:
-        """How many instructions are begun from a checkpoint to the next unit of progress; goes back to it."""
-        outcome = self._forward(block.position.progress + 1)
-        behind = self.driver.state
-        self.put_back(block)
-        if outcome is not PAUSED:
-            return _EVERYWHERE
-        count = ahead = 0
-        while True:
-            ahead += 1
-            outcome, count, _ = self.watch_block(lambda _: False, block.position.progress + ahead)
-            same = self.driver.state == behind
-            self.put_back(block)
-            if same or outcome is not PAUSED:
-                return count
-            if ahead > _CERTAIN:
-                raise VerifyFailed(f"the block at {block.position} is not the same when it is watched")
+    def _in_stretch(self, start: Checkpoint, end: Position) -> Position | None:
+        """The last moment between a checkpoint and a position; the guest is there then."""
+        self.put_back(start)
+        parts = list(self._divide(start, end))
+        last, until = parts[-1]
+        found = self._watched(last, until)
+        if found is None and len(parts) > 1:
+            found = self._watched(parts[0][0], last.position)
+        return found
 
-    def step_back(self) -> Outcome:
-        """Undo one instruction: the guest is in a state in which it has not been since. At the start nothing is."""
-        after = self.driver.state
-        while self.position > self.start:
-            here = self.position
-            if here.steps:
-                self.goto(Position(here.progress, here.steps - 1))
-            else:
-                self._last_of_block(here.progress - 1)
-            if self.driver.state != after:
-                return PAUSED
-        return PAUSED
+    def _divide(self, start: Checkpoint, end: Position) -> Iterator[tuple[Checkpoint, Position]]:
+        """The parts of a stretch in which something of interest may have happened, in order."""
+        differs = self._sought[1]
+        length = max(SHORT, (end.progress - start.position.progress) // PIECES)
+        collecting, self._collecting = self._collecting, False
+        try:
+            while start.position.progress + length < end.progress:
+                self._forward(start.position.progress + length)
+                behind = self.loose_checkpoint()
+                if differs(start.contents, behind.contents):
+                    yield start, behind.position
+                start = behind
+        finally:
+            self._collecting = collecting
+        yield start, end
 
-    def _last_of_block(self, progress: int) -> None:
-        """Go to the last instruction of a block, or of one before it where nothing was done in it."""
+    def _watched(self, start: Checkpoint, end: Position) -> Position | None:
+        """Do a stretch again, watching."""
+        moments: list[int] = []
+
+        def note() -> None:
+            progress = self.engine.progress - 1
+            if not moments or moments[-1] != progress:
+                moments.append(progress)
+                if len(moments) > _KEPT:
+                    del moments[: _KEPT // 2]
+
+        self.put_back(start)
+        with_end = end.progress + 1 if end.steps else end.progress
+        self._with(note, lambda: self._forward(with_end))
+        for progress in reversed(moments):
+            found = self._within_block(progress)
+            if found is not None:
+                return found
+        return None
+
+    def _within_block(self, progress: int) -> Position | None:
+        """The last moment in one block, before where the search began."""
+        _, _, places, here = self._sought
+        steps: list[int] = []
         self.goto(Position(progress))
         block = self.loose_checkpoint()
-        length = self.block_length(block)
-        if length > 1:
-            self._into_block(length - 1)
+        self._with(lambda: steps.append(max(len(self.seen) - 1, 0)), lambda: self.watch_block(lambda _: False))
+        if places:
+            steps = [step for step, address in enumerate(self.seen) if address in places]
+        self.put_back(block)
+        for step in reversed(steps):
+            position = Position(progress, step)
+            if position < here:
+                self.goto(position)
+                return position
+        return None
 
-    # -- another future -------------------------------------------------------------------------
+    def _with(self, note: Note, act: Callable[[], object]) -> None:
+        """Do something while watching."""
+        driver, watch = self.driver, self._sought[0]
+        collecting, self._collecting = self._collecting, False
+        observers, driver.around = watch(note)
+        try:
+            act()
+        finally:
+            driver.around = None
+            for observer in observers:
+                self.engine.unobserve(observer)
+            self._collecting = collecting
 
-    def diverge(self) -> None:
-        """The guest was changed here: what came after does not come again."""
-        self._block, self._steps = None, 0
-        here = Position(self.engine.progress_state.done)
-        self.checkpoints.forget_after(here)
-        self.inputs.forget_from(self.inputs.moment())
-        self.console.shown = self.console.printed
-        self.ended = None
-        self.end = here
-        self._checkpoint()
 
-    def close(self) -> None:
-        """Release what watches memory."""
-        self.driver.on_tick = None
-        self.checkpoints.close()
+__all__ = ["PAUSED", "ConsoleOnce", "Timeline"]
