@@ -19,7 +19,7 @@ from emulator.errors import BadImage, UsageError
 from emulator.machine import Limits, Machine, Outcome
 from emulator.native import NativeCpu, native_for
 from emulator.platforms import platform_of
-from paravirt.mmu.techniques import TECHNIQUES
+from paravirt.mmu.techniques import ALL_TECHNIQUES
 from paravirt.modes import hypervisor_for, must_trap, without_exit
 from paravirt.para.modes import para_hypervisor_for
 from paravirt.translator import Translator, Untouched
@@ -80,10 +80,10 @@ class Options:
             raise UsageError(f"there is no way to run a guest called {self.mode!r}; take one of {', '.join(MODES)}")
         if self.engine not in NAMES:
             raise UsageError(f"there is no engine called {self.engine!r}; take one of {', '.join(NAMES)}")
-        if self.technique and self.technique not in TECHNIQUES:
+        if self.technique and self.technique not in ALL_TECHNIQUES:
             raise UsageError(
                 f"there is no technique of memory virtualisation called {self.technique!r}; take one of "
-                f"{', '.join(TECHNIQUES)}"
+                f"{', '.join(ALL_TECHNIQUES)}"
             )
         if self.technique and self.mode == "native":
             raise UsageError("at full privilege no memory is virtualised; leave the technique out")

@@ -25,7 +25,7 @@ from paravirt.mmu.code import CodePages
 from paravirt.mmu.eager import Eager
 from paravirt.mmu.guard import TableGuard
 from paravirt.mmu.shadow import ShadowPaging
-from paravirt.mmu.techniques import TECHNIQUES
+from paravirt.mmu.techniques import ALL_TECHNIQUES
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW, MemoryViews
 from paravirt.translator import Hypercall, Translator
 from paravirt.vcpu import VirtualCpu
@@ -117,7 +117,10 @@ class Hypervisor(CodeAccess, Driver):
             )
         if name == "eager" and not self.FOLLOWS_STORES:
             raise UsageError(f"the stores of {isa} guests cannot be followed one by one; take another than {name!r}")
-        technique = self.shadow.technique = TECHNIQUES[name](self.shadow)
+        technique = self.shadow.technique = ALL_TECHNIQUES[name](self.shadow)
+        begin = getattr(technique, "begin", None)
+        if begin is not None:
+            begin(self)
         if self.shadow.frames.guard is not None:
             self._guard = self.shadow.frames.guard
             self._guard.on_close = self.vcpu.forget_writes

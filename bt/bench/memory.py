@@ -1,13 +1,16 @@
 """What each technique of memory virtualisation costs, by what a kernel does to its page tables.
 
-Room: measurements. The guest is `samples/memory`: it prints a line before and behind each kind of work, and what lies
-between is counted: exits and basic blocks, which are exact, and CPU time of this process. Beside it, whole boots of a
-stock kernel. What counting itself costs is measured between two lines with nothing in between, and taken off.
+Room: measurements. The guest is `samples/memory`, or its para-virtual port where a technique needs one: it prints a
+line before and behind each kind of work, and what lies between is counted: exits and basic blocks, which are exact, and
+CPU time of this process. Beside it, whole boots of a stock kernel. What counting itself costs is measured between two
+lines with nothing in between, and taken off.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ HOST_SECONDS: Final = 300.0
 """After this a run is given up."""
 NOTHING: Final = "nothing"
 BOOT: Final = "boot"
-GOALS: Final = (("lazy", "eager", "fork", 0.2),)
+GOALS: Final = (("lazy", "eager", "fork", 0.2), ("batched", "eager", "fork", 0.05))
 """(technique, of which, on operations that begin so, at most): ratios of exits."""
 
 
@@ -60,7 +63,9 @@ class Room:
     guest: int
     """Bytes of the guest's memory."""
     digest: str = ""
-    """Of the guest's memory: equal for all techniques after the workload, which keeps no time."""
+    """Of the guest's memory but for page tables: equal for all techniques after one workload, which keeps no time."""
+    tables: str = ""
+    """Of its page tables, in the guest's own frame numbers: likewise."""
 
     @property
     def share(self) -> float:
@@ -119,9 +124,11 @@ class _Watch:
         return _Count(total, session.machine.engine.progress, time.process_time(), loads)
 
 
-def workload() -> Path:
-    """The sample's file. Raises `UsageError` where this is no checkout."""
-    path = Path(__file__).parents[2] / "samples" / "x86_64" / "memory.elf"
+def workload(technique: str = "") -> Path:
+    """The sample's file: its para-virtual port for a technique that is for such guests. Raises `UsageError` where this
+    is no checkout."""
+    name = "memory-para.elf" if technique in para_names() else "memory.elf"
+    path = Path(__file__).parents[2] / "samples" / "x86_64" / name
     if not path.is_file():
         raise UsageError(f"{path}: is not here; build samples/memory in a checkout and name its file")
     return path
@@ -129,23 +136,33 @@ def workload() -> Path:
 
 def names() -> tuple[str, ...]:
     """The techniques that are measured by default."""
-    from paravirt.mmu.techniques import TECHNIQUES
+    from paravirt.mmu.techniques import ALL_TECHNIQUES
 
-    return tuple(TECHNIQUES)
+    return tuple(ALL_TECHNIQUES)
+
+
+def para_names() -> tuple[str, ...]:
+    """Those for para-virtual guests."""
+    from paravirt.mmu.techniques import PARA_TECHNIQUES
+
+    return tuple(PARA_TECHNIQUES)
 
 
 def measure(path: Path, technique: str, engine: str = "unicorn") -> tuple[list[Cost], Room]:
     """The costs of a run of the workload. Raises `Unavailable` when it does not get to its end."""
+    from bt import para
     from bt.image import load
     from bt.session import Options, Session
     from emulator.machine import EndKind, Limits
 
     watch = _Watch()
-    options = Options(memory=MEMORY, engine=engine, technique=technique, limits=Limits(host_seconds=HOST_SECONDS))
-    session = watch.session = Session(load(path), options, watch)
+    image, limits = load(path), Limits(host_seconds=HOST_SECONDS)
+    mode = Options().mode if para.version_of(image) is None else para.MODE
+    options = Options(mode=mode, memory=MEMORY, engine=engine, technique=technique, limits=limits)
+    session = watch.session = Session(image, options, watch)
     try:
         outcome = session.run()
-        if outcome.kind is not EndKind.DEBUG_EXIT or outcome.status:
+        if outcome.kind not in (EndKind.DEBUG_EXIT, EndKind.POWER_OFF) or outcome.status:
             raise Unavailable(
                 f"{path}: ended by {outcome.kind.value} under {technique}, its console at {bytes(watch.text[-200:])!r};"
                 " it is no workload that can be measured"
@@ -188,23 +205,63 @@ def boot(guest: Guest, technique: str) -> tuple[Cost, Room]:
 
 def _room(session: Session, technique: str, operation: str) -> Room:
     from paravirt.hypervisor import Hypervisor
+    from paravirt.mmu.direct_views import DirectViews
     from paravirt.mmu.shadow import ShadowPaging
 
     assert isinstance(session.driver, Hypervisor)
     shadow, memory = session.driver.shadow, session.machine.memory
-    assert isinstance(shadow, ShadowPaging)
-    pool = shadow.pool
-    return Room(technique, operation, 2 * pool.used << pool.form.unit, memory.size, memory.digest())
+    if isinstance(shadow, DirectViews):
+        used = shadow.bytes_used
+    else:
+        assert isinstance(shadow, ShadowPaging)
+        used = 2 * shadow.pool.used << shadow.pool.form.unit
+    tables = _tables(session)
+    holes = [(frame << 12, 4096) for frame in tables]
+    summary = hashlib.sha256()
+    for frame in sorted(tables):
+        summary.update(frame.to_bytes(8, "little"))
+        summary.update(array("Q", tables[frame]))
+    return Room(technique, operation, used, memory.size, memory.digest(holes), summary.hexdigest())
+
+
+def _tables(session: Session) -> dict[int, list[int]]:
+    """The guest's page tables by frame number, each entry as the guest would have written it; without the accessed and
+    dirty bits, which a processor sets when it likes."""
+    from emulator.isa.x86 import walk as w
+    from paravirt.mmu.direct_views import DirectViews
+
+    driver: Any = session.driver
+    memory, views = session.machine.memory, driver.shadow
+    direct = views.tables if isinstance(views, DirectViews) else None
+    found: dict[int, list[int]] = {}
+    waiting = [(driver.vcpu.cr3 >> 12, 4)]
+    while waiting:
+        frame, level = waiting.pop()
+        if frame in found or not 0 <= frame < memory.size >> 12:
+            continue
+        if direct is None:
+            entries = list(memory.words[frame << 9 : frame + 1 << 9])
+        else:
+            machine = direct.machine_frame(frame)
+            entries = [direct.read(machine, index) for index in range(512)]
+        found[frame] = [entry & ~(w.ACCESSED | w.DIRTY) if entry & w.PRESENT else entry for entry in entries]
+        if level > 1:
+            waiting += [
+                ((entry & w.FRAME_MASK) >> 12, level - 1)
+                for entry in entries
+                if entry & w.PRESENT and not (entry & w.LARGE and level < 4)
+            ]
+    return found
 
 
 def everything(
-    techniques: Sequence[str], path: Path, guest: Guest | None, done: Callable[[float], None]
+    techniques: Sequence[str], path: Path | None, guest: Guest | None, done: Callable[[float], None]
 ) -> Iterator[tuple[list[Cost], list[Room]]]:
     """Measure all, one technique after the other, in one process: ratios hold, whatever else the host does."""
     for technique in techniques:
-        costs, room = measure(path, technique)
+        costs, room = measure(path or workload(technique), technique)
         rooms = [room]
-        if guest is not None:
+        if guest is not None and technique not in para_names():
             cost, room = boot(guest, technique)
             costs.append(cost)
             rooms.append(room)
@@ -263,7 +320,7 @@ def as_text(costs: Sequence[Cost], rooms: Sequence[Room]) -> str:
         f"{cost.operation}: {cost.loads} loads by a processor that walks both stages" for cost in costs if cost.loads
     ]
     lines += [
-        f"{room.operation}, {room.technique}: {room.bytes >> 10} KiB for shadow tables, {room.share:.2%} of memory"
+        f"{room.operation}, {room.technique}: {room.bytes >> 10} KiB of tables, {room.share:.2%} of memory"
         for room in rooms
     ]
     return "\n".join(lines) + "\n"

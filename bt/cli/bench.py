@@ -163,7 +163,7 @@ def memory_command(
 ) -> None:
     """Measure what each technique of memory virtualisation costs: exits, guest blocks and time by operation.
 
-    IMAGE is the workload, by default samples/memory as it is built.
+    IMAGE is the workload, by default samples/memory as it is built, or its para-virtual port.
     """
     from bt import progress
     from bt.bench import memory
@@ -173,12 +173,11 @@ def memory_command(
         if name not in memory.names():
             raise UsageError(f"there is no technique called {name!r}; there are {', '.join(memory.names())}")
     techniques = chosen or memory.names()
-    path = image if image is not None else memory.workload()
     guest = memory.stock_guest("debian-amd64") if boot else None
     costs: list[memory.Cost] = []
     rooms: list[memory.Room] = []
     with progress.stage("virtualising memory", len(techniques)) as step:
-        for found, used in memory.everything(techniques, path, guest, step):
+        for found, used in memory.everything(techniques, image, guest, step):
             costs += found
             rooms += used
     if json_file is not None:

@@ -49,6 +49,12 @@ class DirectTables:
         no chain of them grows: giving one back gives back what it leads to."""
         self.window: dict[int, int] = {}
         """The hypervisor's own entries in every root, by index (of `EntryFormat.reserved`)."""
+        self._lent: dict[int, dict[int, int]] = {}
+        """By place of a table in use, entries in it that are the hypervisor's."""
+        self._holders: dict[int, tuple[int, int]] = {}
+        """By place of a table, that of the last table that was made to lead to it, and the index there."""
+        self.top_changes = 0
+        """Changes of the lower half of roots, whoever made them."""
         self.new_code: set[int] | None = None
         """Machine frames that an executable mapping was made of since this was last emptied, where an engine keeps what
         it made of code although that was written since; None where nobody asks."""
@@ -208,24 +214,26 @@ class DirectTables:
         frames.valid[at] = 0
         frames.uses[at] = 0
 
-    def _present(self, words: NDArray[Any], level: int) -> NDArray[np.int64]:
+    def _present(self, at: int, words: NDArray[Any], level: int) -> NDArray[np.int64]:
         """Indexes of present entries, but for the hypervisor's own."""
         used = np.flatnonzero(words & words.dtype.type(self._levels[level].present))
         reserved = self.form.reserved
         if level == self.form.top and len(reserved):
             used = used[(used < reserved.start) | (used >= reserved.stop)]
-        return used
+        lent = self._lent.get(at)
+        return used if lent is None else used[~np.isin(used, list(lent))]
 
     def _validate(self, at: int, level: int) -> None:
         """Look at every entry of a table, take what they lead to, and write them as they must be. Raises `Refused`."""
         self.validated += 1
         words = self._entries(at)[: self._levels[level].entries]
-        used = self._present(words, level)
+        used = self._present(at, words, level)
         if level == 1 and len(used) > _FEW:
             self._validate_pages(at, words, used)
         else:
             self._validate_each(at, level, words, used)
         if level == self.form.top:
+            self.top_changes += 1
             words[self.form.reserved.start : self.form.reserved.stop] = 0
             for index, entry in self.window.items():
                 words[index] = entry
@@ -233,16 +241,23 @@ class DirectTables:
     def _validate_each(self, at: int, level: int, words: NDArray[Any], used: NDArray[np.int64]) -> None:
         taken: list[int] = []
         try:
-            for entry in words[used].tolist():
+            for index, entry in zip(used.tolist(), words[used].tolist(), strict=True):
                 stored = self.stored(level, entry)
                 self._get(level, stored, at)
                 taken.append(stored)
+                if level > 1:
+                    self._note_holder(level, stored, at, index)
         except Refused:
             for stored in taken:
                 self._put(level, stored, at)
             raise
         if taken:
             words[used] = taken
+
+    def _note_holder(self, level: int, entry: int, at: int, index: int) -> None:
+        form = self._levels[level]
+        if entry & form.kind_mask == form.table:
+            self._holders[((entry & form.table_address) >> 12) - self.frames.first] = at, index
 
     def _validate_pages(self, holder: int, words: NDArray[Any], used: NDArray[np.int64]) -> None:
         """A table of pages at once: nothing is taken before all of it has been found right."""
@@ -287,10 +302,13 @@ class DirectTables:
         """Give back what the entries of a table lead to, and leave in it what the guest would read."""
         form = self._levels[level]
         words = self._entries(at)[: form.entries]
+        self._holders.pop(at, None)
+        for index in self._lent.pop(at, ()):
+            words[index] = 0
         if level == self.form.top:
             for index in self.window:
                 words[index] = 0
-        used = self._present(words, level)
+        used = self._present(at, words, level)
         if level > 1 or len(used) <= _FEW:
             for index, entry in zip(used.tolist(), words[used].tolist(), strict=True):
                 self._put(level, entry, at)
@@ -338,6 +356,14 @@ class DirectTables:
         self.frames.pinned[at] = 0
         self._put_table(at)
 
+    def use(self, frame: int, level: int) -> None:
+        """Make a frame a table of `level`, or keep it one, until `leave`. Raises `Refused`."""
+        self._get_table(self.frames.place(self.domain, frame), level)
+
+    def leave(self, frame: int) -> None:
+        """Undo a `use`."""
+        self._put_table(frame - self.frames.first)
+
     def use_root(self, frame: int) -> None:
         """A root is about to be walked: its frames are tables of the top level, and stay so. Raises `Refused`."""
         count = self.form.root_frames
@@ -378,7 +404,11 @@ class DirectTables:
             return
         self.stores += 1
         form = self._levels[level]
-        if level == self.form.top and index in self.form.reserved:
+        if level == self.form.top:
+            if index in self.form.reserved:
+                raise Refused(Refusal.RESERVED, frame, entry)
+            self.top_changes += 1
+        if at in self._lent and index in self._lent[at]:
             raise Refused(Refusal.RESERVED, frame, entry)
         if index >= form.entries:
             self.words[place] = entry
@@ -392,6 +422,8 @@ class DirectTables:
                 self.words[place] = entry
                 return
             self._get(level, entry, at)
+            if level > 1:
+                self._note_holder(level, entry, at, index)
         self.words[place] = entry
         if old & form.present:
             self._put(level, old, at)
@@ -407,6 +439,44 @@ class DirectTables:
         if 1 <= level <= 4 and frames.uses[at] and entry & self._levels[level].present:
             return self.to_guest(level, entry)
         return entry
+
+    def lend(self, frame: int, index: int, entry: int) -> None:
+        """Put an entry of the hypervisor's into a table in use, where the guest has none, for as long as it is one.
+        Raises `Refused` where the guest has one."""
+        at = frame - self.frames.first
+        lent = self._lent.setdefault(at, {})
+        place = (at - self._ahead) * self._per_frame + index
+        if index not in lent and self.words[place] & self._levels[self.frames.kind[at]].present:
+            raise Refused(Refusal.RESERVED, frame, self.words[place])
+        lent[index] = self.words[place] = entry
+
+    def holders(self, frame: int) -> list[tuple[int, int]]:
+        """Machine frames and indexes of all entries that lead to a table in use from tables of the level above."""
+        frames, first = self.frames, self.frames.first
+        at = frame - first
+        level = frames.kind[at] + 1
+        if level > self.form.top:
+            return []
+        known = self._holders.get(at)
+        if known is not None and frames.uses[at] == 1 + frames.pinned[at] and self._leads(*known, level, frame):
+            return [(known[0] + first, known[1])]
+        found = []
+        for holder in np.flatnonzero((frames.kind_array == level) & (frames.uses_array != 0)).tolist():
+            if frames.owner[holder] == self.domain.number:
+                words = self._entries(holder)[: self._levels[level].entries]
+                found += [
+                    (holder + first, index)
+                    for index in self._present(holder, words, level).tolist()
+                    if self._leads(holder, index, level, frame)
+                ]
+        return found
+
+    def _leads(self, holder: int, index: int, level: int, frame: int) -> bool:
+        if self.frames.kind[holder] != level or not self.frames.valid[holder]:
+            return False
+        form = self._levels[level]
+        entry = self.words[(holder - self._ahead) * self._per_frame + index]
+        return form.decode(entry) == TABLE and (entry & form.table_address) >> 12 == frame
 
     # -- between the guest's numbers and the machine's ------------------------------------------
 

@@ -88,6 +88,18 @@ def _two_stage(shadow: ShadowPaging) -> Technique:
     return TwoStage(shadow)
 
 
+def _direct(shadow: ShadowPaging) -> Technique:
+    from paravirt.mmu.direct import Direct
+
+    return Direct(shadow)
+
+
+def _batched(shadow: ShadowPaging) -> Technique:
+    from paravirt.mmu.batched import Batched
+
+    return Batched(shadow)
+
+
 TECHNIQUES: dict[str, Callable[[ShadowPaging], Technique]] = {
     "snapshot": _snapshot,
     "lazy": _lazy,
@@ -95,4 +107,7 @@ TECHNIQUES: dict[str, Callable[[ShadowPaging], Technique]] = {
     "two-stage": _two_stage,
 }
 """How to make each."""
+PARA_TECHNIQUES: dict[str, Callable[[ShadowPaging], Technique]] = {"direct": _direct, "batched": _batched}
+"""Those for para-virtual guests alone, in which no shadow tables are walked."""
+ALL_TECHNIQUES = TECHNIQUES | PARA_TECHNIQUES
 DEFAULT = "snapshot"

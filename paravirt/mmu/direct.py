@@ -1,0 +1,249 @@
+"""Direct paging: the guest's own table is what the processor walks; its stores and loads of entries are calls (the
+lecture's "real guest page table").
+
+Room: `paravirt/mmu`, a technique for para-virtual guests. A guest begins under shadow tables like every other, and goes
+over with its first NEW_BASE: that root and all below it are validated. What it may not have is refused, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from emulator.errors import UsageError
+from emulator.isa.entries import format_of
+from paravirt.abi.calls import Status
+from paravirt.abi.guests import MACHINE_OFFSET
+from paravirt.mmu.direct_host import DirectHost
+from paravirt.mmu.direct_tables import DirectTables
+from paravirt.mmu.direct_views import DirectViews
+from paravirt.mmu.direct_walk import DirectWalker
+from paravirt.mmu.frame_types import Refused
+from paravirt.mmu.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from paravirt.mmu.shadow import ShadowPaging
+    from paravirt.para.tables import TableCalls
+
+WALKED: Final = ("x86-64",)
+"""Instruction sets whose guests' tables an engine can be let walk: in the others user code and kernel share a root in
+which the processor tells them apart by a level that a deprivileged kernel has not."""
+
+WAY_WORD, FIRST_WORD, COUNT_WORD, NUMBERS_WORD, REFUSED_WORD = range(5)
+"""Words of the shared page from `MACHINE_OFFSET` on: how entries are changed (`Direct.way`, 0 under shadow tables); the
+guest's first machine frame and how many it has; where it reads which of its frames each of these is, or 0; requests
+refused so far."""
+
+
+class Direct(Snapshot):
+    """The technique; a `Snapshot` until the guest's first NEW_BASE."""
+
+    name = "direct"
+    way: ClassVar[int] = 1
+    """What the guest is told: each store a call, and each load."""
+    numbers: ClassVar[int] = 0
+    """Where the guest finds its frame numbers by machine frame."""
+
+    def __init__(self, shadow: ShadowPaging) -> None:
+        super().__init__(shadow)
+        self.host: DirectHost | None = None
+        """The machine that this guest shares with others; its own where none is given before it runs."""
+        self.views: DirectViews | None = None
+        """Not None from the first NEW_BASE on."""
+        self.calls: DirectCalls
+
+    def begin(self, hypervisor: Any) -> None:
+        """Connect to a guest's hypervisor. Raises `UsageError` for guests that cannot be paged so."""
+        isa = hypervisor.machine.platform.isa
+        if not hasattr(hypervisor, "load_root"):
+            raise UsageError(
+                "direct paging is for para-virtual guests, which ask for changes of tables; take another technique"
+            )
+        if isa not in WALKED:
+            raise UsageError(f"the tables of {isa} guests cannot be walked directly; take another technique")
+        self.calls = self._make_calls(hypervisor)
+
+    def _make_calls(self, hypervisor: Any) -> DirectCalls:
+        return DirectCalls(self, hypervisor)
+
+    def start(self, hypervisor: Any, root: int) -> None:
+        """Go over to the guest's own tables, whose root's guest-physical address is `root`. Raises `Refused`; then the
+        guest stays under shadow tables."""
+        memory = hypervisor.machine.memory
+        host = self.host or DirectHost(memory.size)
+        self.host = host
+        tables = self.calls.tables
+        if tables is None:
+            domain = host.add(memory.view)
+            tables = self.calls.tables = DirectTables(host.frames, domain, format_of("x86-64"))
+            host.join(hypervisor.engine.map_memory)
+            walker = self.calls.walker = DirectWalker(tables)
+            self.calls.views = DirectViews(
+                hypervisor.engine,
+                host,
+                tables,
+                walker,
+                (hypervisor.WINDOW, hypervisor.LAYOUT),
+                (hypervisor.vcpu.forget_translations, hypervisor.engine.flush_code),
+            )
+        views = self.calls.views
+        assert views is not None
+        views.load(tables.machine_frame(root >> 12))
+        views.technique = self
+        self.views = views
+        hypervisor.go_direct(views, self.calls.walker)
+        domain = tables.domain
+        told = (self.way, domain.first, domain.count, self.numbers)
+        for word, value in zip((WAY_WORD, FIRST_WORD, COUNT_WORD, NUMBERS_WORD), told, strict=True):
+            hypervisor.shared[MACHINE_OFFSET // 8 + word] = value
+
+
+class DirectCalls:
+    """`TableCalls` of a guest with direct paging."""
+
+    def __init__(self, technique: Direct, hypervisor: Any) -> None:
+        from paravirt.para.tables import ShadowedTables
+
+        self._technique = technique
+        self._hypervisor = hypervisor
+        self._before: TableCalls = ShadowedTables(hypervisor)
+        self.tables: DirectTables | None = None
+        self.views: DirectViews | None = None
+        self.walker: DirectWalker | None = None
+
+    @property
+    def _ready(self) -> DirectTables | None:
+        return self.tables if self._technique.views is not None else None
+
+    def _refuse(self, refused: Refused) -> int:
+        assert self.tables is not None
+        self.tables.domain.refused[refused.reason] += 1
+        self._hypervisor.shared[MACHINE_OFFSET // 8 + REFUSED_WORD] += 1
+        self._settle()
+        return -Status.REFUSED
+
+    def _settle(self) -> None:
+        if self._technique.views is not None:
+            self._technique.views.settle()
+
+    def _frame(self, physical: int) -> int:
+        """Machine frame of a guest-physical address. Raises `Refused`."""
+        assert self.tables is not None
+        return self.tables.machine_frame(physical >> 12)
+
+    # -- entries --------------------------------------------------------------------------------
+
+    def update(self, updates: Sequence[tuple[int, int]]) -> int:
+        """Validate and store entries, in order, up to the first that is refused."""
+        tables = self._ready
+        if tables is None:
+            return self._before.update(updates)
+        store, machine, count, done = tables.store, tables.domain.machine, tables.domain.count, 0
+        try:
+            for pointer, value in updates:
+                if pointer & 7 or pointer >> 12 >= count:
+                    self._settle()
+                    return done or -Status.INVALID
+                store(machine[pointer >> 12], pointer >> 3 & 511, value)
+                done += 1
+        except Refused as refused:
+            status = self._refuse(refused)
+            return done or status
+        self._settle()
+        return done
+
+    def update_page(self, address: int, value: int) -> int:
+        """Store the last-level entry of an address and forget its translation."""
+        tables = self._ready
+        if tables is None:
+            return self._before.update_page(address, value)
+        assert self.walker is not None
+        found = None if (address + (1 << 47)) >> 48 & 0xFFFF else self.walker.find(address)
+        if found is None:
+            return -Status.INVALID
+        try:
+            tables.store(*found, value)
+        except Refused as refused:
+            return self._refuse(refused)
+        self._settle()
+        return self.flush_page(address)
+
+    def read(self, pointers: Sequence[int]) -> list[int] | int:
+        """Entries as the guest would have written them."""
+        tables = self._ready
+        if tables is None:
+            return self._before.read(pointers)
+        if any(pointer & 7 for pointer in pointers):
+            return -Status.INVALID
+        try:
+            return [tables.read(tables.machine_frame(pointer >> 12), pointer >> 3 & 511) for pointer in pointers]
+        except Refused as refused:
+            return self._refuse(refused)
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def pin(self, table: int, level: int) -> int:
+        """Make a page a table, validated as a whole, until it is unpinned."""
+        tables = self._ready
+        if tables is None or table & 0xFFF:
+            return self._before.pin(table, level)
+        try:
+            tables.pin(self._frame(table), level)
+        except Refused as refused:
+            return self._refuse(refused)
+        self._settle()
+        return 0
+
+    def unpin(self, table: int) -> int:
+        """Let it be something else when nothing uses it."""
+        tables = self._ready
+        if tables is None or table & 0xFFF:
+            return self._before.unpin(table)
+        try:
+            tables.unpin(self._frame(table))
+        except Refused as refused:
+            return self._refuse(refused)
+        self._settle()
+        return 0
+
+    def new_base(self, root: int) -> int:
+        """Validate and load a root; the first goes over to direct paging."""
+        if not self._hypervisor.is_root(root):
+            return -Status.INVALID
+        try:
+            if self._ready is None:
+                self._technique.start(self._hypervisor, root)
+            else:
+                assert self.views is not None
+                self.views.load(self._frame(root))
+                self._hypervisor.vcpu.cr3 = root
+        except Refused as refused:
+            return self._refuse(refused)
+        self._settle()
+        return 0
+
+    def flush_page(self, address: int) -> int:
+        """Forget one translation."""
+        if self._ready is None:
+            return self._before.flush_page(address)
+        assert self.views is not None
+        self.views.invalidate(address)
+        return 0
+
+    def flush_all(self) -> int:
+        """Forget all translations."""
+        if self._ready is None:
+            return self._before.flush_all()
+        assert self.views is not None
+        self.views.flush_all()
+        return 0
+
+    # -- many entries of a table ----------------------------------------------------------------
+
+    def open_table(self, table: int) -> int:
+        """Every store is a call here."""
+        return self._before.open_table(table) if self._ready is None else -Status.UNSUPPORTED
+
+    def close_table(self, table: int) -> int:
+        """Nothing was opened."""
+        return self._before.close_table(table) if self._ready is None else -Status.UNSUPPORTED
