@@ -125,6 +125,14 @@ class Clock:
         self._progress = progress
 
     @property
+    def line(self) -> tuple[int, int] | None:
+        """Virtual time as progress * first + second in nanoseconds, until time is skipped; None where a unit of
+        progress is no whole number of nanoseconds."""
+        if NANOSECONDS % self.units_per_second:
+            return None
+        return NANOSECONDS // self.units_per_second, self._offset // self.units_per_second
+
+    @property
     def state(self) -> ClockState:
         """Virtual time now. Callbacks are no part of it: their devices schedule them anew at `restore`."""
         return ClockState(self.units_per_second, self._progress() * NANOSECONDS + self._offset)

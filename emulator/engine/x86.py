@@ -154,6 +154,15 @@ class I386Engine(X86Engine, Protocol):
         """
         ...
 
+    def answer_time_stamp(self, scale: int, offset: int) -> None:
+        """Answer RDTSC by progress * `scale` + `offset` from now on, or have it exit again (a scale of 0)."""
+        ...
+
+    @property
+    def time_stamps_answered(self) -> int:
+        """How many RDTSC were answered since the engine was opened."""
+        ...
+
     def answer_port(self, port: int, value: int, sought_at: int) -> None:
         """Answer reads of a byte from this port without an exit, or no more (-1), while ports are open.
 

@@ -135,6 +135,7 @@ class XenHypervisor(Driver):
         registers.privilege = 3
         registers.rflags = 0x202
         registers.rip = entry
+        self.time_skipped()
 
     def enter(self, state: XenKernel) -> None:
         """As `load`."""
@@ -162,6 +163,7 @@ class XenHypervisor(Driver):
                 "refused",
                 ", ".join(f"{reason.name.lower()} {n}" for reason, n in domain.owned.refused.items()) or "none",
             ),
+            ("time stamps", f"{self.machine.engine.time_stamps_answered} answered without an exit"),
             ("code", f"forgotten {domain.watch.forgotten} times, {len(domain.watch.contents)} frames watched"),
         ]
 
@@ -221,9 +223,16 @@ class XenHypervisor(Driver):
         self._wait_for_interrupt()
         self.domain.events.on_event = _nothing
         board.intr = False
+        self.time_skipped()
 
     def _wake(self) -> None:
         self.board.intr = True
+
+    def time_skipped(self) -> None:
+        """The clock has jumped, or begins: the engine answers RDTSC by what it is from here on."""
+        line = self.machine.clock.line
+        if line is not None:
+            self.machine.engine.answer_time_stamp(*line)
 
     def time_changed(self) -> None:
         """The clock's next event is another."""

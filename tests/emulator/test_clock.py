@@ -156,3 +156,18 @@ def test_a_state_of_another_rate_is_refused() -> None:
 def test_a_rate_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         Clock(Counter(), 0)
+
+
+def test_the_line_of_a_clock_is_its_time_until_time_is_skipped() -> None:
+    progress = 7
+    clock = Clock(lambda: progress, 100_000_000)
+    for skipped in (0, 12_345, 999_999_999):
+        clock.skip_to(skipped)
+        line = clock.line
+        assert line is not None
+        for progress in (progress, progress + 1, progress + 1_000_003):
+            assert clock.now() == progress * line[0] + line[1]
+
+
+def test_a_clock_whose_unit_is_no_whole_number_of_nanoseconds_has_no_line() -> None:
+    assert Clock(lambda: 0, 3).line is None

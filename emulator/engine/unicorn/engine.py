@@ -20,6 +20,7 @@ from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.observation import Observed
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
+from emulator.engine.unicorn.timestamp import TimeStamp
 from emulator.errors import EngineMissing, GuestFault
 
 _ARCH_X86, _MODE_64 = 4, 8
@@ -81,6 +82,10 @@ class UnicornEngine(Observed):
         self._remaining = self._counter.remaining
         self._deadline = self._wanted = self._pause = _FOREVER
         self._remaining[0] = _FOREVER
+        self._stamps = TimeStamp(self._remaining, self.registers.gpr, lib.SkipCallback(self._on_time_stamp))
+        self._limit = self._stamps.deadline
+        """The deadline once more, for native code."""
+        self._limit[0] = _FOREVER
         self._ports_enabled = False
         self._inside = False
         """The handler is called from within a basic block, which goes on afterwards."""
@@ -205,7 +210,7 @@ class UnicornEngine(Observed):
         if progress > self._pause:
             progress = self._pause
         self._remaining[0] = progress - now
-        self._deadline = progress
+        self._deadline = self._limit[0] = progress
 
     # -- translation state ----------------------------------------------------------------------
 
@@ -252,6 +257,15 @@ class UnicornEngine(Observed):
         """
         self._ports.answer(port, value, sought_at)
 
+    def answer_time_stamp(self, scale: int, offset: int) -> None:
+        """Answer RDTSC by progress * `scale` + `offset` from now on, or hand it up again (a scale of 0)."""
+        self._stamps.answer(scale, offset)
+
+    @property
+    def time_stamps_answered(self) -> int:
+        """How many RDTSC were answered."""
+        return self._stamps.answered
+
     def vectors(self) -> bytes:
         """None: CPUID shows no AVX, and CR4.OSXSAVE is clear."""
         return b""
@@ -292,7 +306,7 @@ class UnicornEngine(Observed):
         came = self._remaining[0] <= 0
         now = self.progress
         self._wanted, self._flush_before = max(now, self._flush_before or 0), None
-        self._deadline = min(self._wanted, self._pause)
+        self._deadline = self._limit[0] = min(self._wanted, self._pause)
         self._remaining[0] = self._deadline - now
         return came and self._remaining[0] > 0 and not self._stopped and self._refused is None and not self._failure
 
@@ -328,7 +342,7 @@ class UnicornEngine(Observed):
         self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_call), lib.INS_SYSCALL)
         self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_enter), lib.INS_SYSENTER)
         self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_identify), lib.INS_CPUID)
-        self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_time_stamp), lib.INS_RDTSC)
+        self._hook(lib.HOOK_INSN, ctypes.c_void_p(self._stamps.callback), lib.INS_RDTSC, self._stamps.argument)
         self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_time_stamp_and_processor), lib.INS_RDTSCP)
         self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
 

@@ -24,6 +24,8 @@ class Observed:
     _remaining: memoryview
     _deadline: int
     """Progress at which the block counter stops the engine: the least of the two below."""
+    _limit: memoryview
+    """The same for native code, in its first word."""
     _wanted: int
     """The deadline that the driver has asked for."""
     _pause: int
@@ -38,7 +40,7 @@ class Observed:
         now = self._deadline - self._remaining[0]
         self._paused_call = paused
         self._pause = _FOREVER if progress is None else max(progress, now) + 1
-        self._deadline = min(self._wanted, self._pause)
+        self._deadline = self._limit[0] = min(self._wanted, self._pause)
         self._remaining[0] = self._deadline - now
 
     def _paused(self) -> None:
@@ -54,7 +56,7 @@ class Observed:
 
     def set_progress(self, state: Progress) -> None:
         """Count on from another progress, to another deadline; a pause that was asked for is forgotten."""
-        self._wanted = self._deadline = max(state.wanted, state.done)
+        self._wanted = self._deadline = self._limit[0] = max(state.wanted, state.done)
         self._pause = _FOREVER
         self._remaining[0] = self._wanted - state.done
 

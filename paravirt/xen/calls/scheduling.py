@@ -58,6 +58,7 @@ def poll(hypervisor: XenHypervisor, argument: int) -> int:
         clock.run_due()
         if hypervisor.outcome is not None:
             break
+    hypervisor.time_skipped()
     hypervisor.time_changed()
     return 0
 
