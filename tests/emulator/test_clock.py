@@ -165,7 +165,8 @@ def test_the_line_of_a_clock_is_its_time_until_time_is_skipped() -> None:
         clock.skip_to(skipped)
         line = clock.line
         assert line is not None
-        for progress in (progress, progress + 1, progress + 1_000_003):
+        for step in (0, 1, 1_000_003):
+            progress += step
             assert clock.now() == progress * line[0] + line[1]
 
 

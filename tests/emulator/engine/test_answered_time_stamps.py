@@ -48,7 +48,8 @@ def test_an_answer_is_progress_scaled_whatever_the_deadline(engine: UnicornEngin
     assert ExitKind.TIME_STAMP not in found
     gpr = engine.registers.gpr
     assert gpr[8] | gpr[9] << 32 == progress * 10 + offset
-    assert gpr[8] < 1 << 32 and gpr[r.RDX] == gpr[9]
+    assert gpr[8] < 1 << 32
+    assert gpr[r.RDX] == gpr[9]
     assert engine.time_stamps_answered == 1
 
 
