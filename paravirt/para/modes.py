@@ -34,10 +34,17 @@ def _aarch64() -> type[ParaGuest]:
     return AArch64Para
 
 
+def _armv7() -> type[ParaGuest]:
+    from paravirt.para.arm import ArmPara
+
+    return ArmPara
+
+
 PARA_MODES: dict[str, Callable[[], type[ParaGuest]]] = {
     "x86-64": _x86_64,
     "i386": _i386,
     "aarch64": _aarch64,
+    "armv7": _armv7,
 }
 """How to load the hypervisor of each instruction set."""
 
