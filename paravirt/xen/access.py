@@ -30,10 +30,13 @@ class GuestAccess:
     def __init__(self, view: memoryview) -> None:
         self.view = view
         self.words = view.cast("Q")
+        self.words32 = view.cast("I")
         self.root = 0
         """Machine address of the root that is walked."""
         self._readable: dict[int, int] = {}
         self._writable: dict[int, int] = {}
+        self.leaves: set[int] = set()
+        """Last-level entries, by their index among all words, that what is kept of translations was read from."""
 
     def use_root(self, root: int) -> None:
         """Another root is walked from now on."""
@@ -45,6 +48,7 @@ class GuestAccess:
         if self._readable or self._writable:
             self._readable.clear()
             self._writable.clear()
+            self.leaves.clear()
 
     def entry_address(self, address: int) -> int:
         """Machine address of the last-level entry of guest-virtual `address`. Raises `NotMapped`."""
@@ -65,13 +69,15 @@ class GuestAccess:
             raise NotMapped(address, write, False)
         words, table, rights = self.words, self.root, 7
         for shift in (39, 30, 21, 12):
-            entry = words[(table >> 3) + (address >> shift & 511)]
+            place = (table >> 3) + (address >> shift & 511)
+            entry = words[place]
             if not entry & 1:
                 raise NotMapped(address, write, False)
             rights &= entry
             table = entry & _FRAME
         if not rights & 4 or (write and not rights & 2):
             raise NotMapped(address, write, True)
+        self.leaves.add(place)
         self._readable[address >> 12] = table
         if rights & 2:
             self._writable[address >> 12] = table

@@ -59,11 +59,11 @@ class Domain:
         """Machine frames beyond its memory."""
         self.frames = host.frames
         self.watch = CodeWatch(host.view, self._forget_code)
-        self.tables = XenTables(self.frames, self.owned, self.watch)
+        self.access = GuestAccess(host.view)
+        self.tables = XenTables(self.frames, self.owned, self.watch, self.access)
         self.descriptor_pages = DescriptorPages(self.frames, self.owned, FORMAT)
         self.space = HypervisorSpace(host, engine)
         self.tables.window.update(self.space.roots)
-        self.access = GuestAccess(host.view)
         self.shared_frame = self.extra.pop()
         shared_at = self.shared_frame << 12
         self.events = EventChannels(host.view, shared_at, number)
@@ -147,9 +147,9 @@ class Domain:
     # -- after changes --------------------------------------------------------------------------
 
     def settle_tables(self) -> None:
-        """Tables were changed: forget what was translated by them, where it may matter."""
-        self.access.forget()
-        self.tables.settle()
+        """Tables were changed: forget what was made of them, where it may matter."""
+        if self.tables.suspects:
+            self.tables.settle()
         if self.frames.flush_due:
             self.flush()
 

@@ -85,7 +85,7 @@ class XenHypervisor(Driver):
         self.call_count = len(self._calls)
         self.extended = extended_handlers()
         self._cells = [self.exits.cell(name, "hypercall") for name, _ in self._calls]
-        self.batches: dict[int, int] = {}
+        self.batches: dict[int, int] = {1: 0}
         """Calls of mmu_update by the number of updates in them."""
         self.console_log = machine.board.console
         """What the console's call, which needs no ring, prints to."""
@@ -271,7 +271,13 @@ class XenHypervisor(Driver):
             return
         cell = self.exits.last = self._cells[number]
         cell[0] += 1
-        result = self.call(number, gpr[7], gpr[6], gpr[2], gpr[10], gpr[8])
+        try:
+            result = self._calls[number][1](gpr[7], gpr[6], gpr[2], gpr[10], gpr[8])
+        except XenError as error:
+            result = -error.errno
+        except Refused as refused:
+            self.domain.owned.refused[refused.reason] += 1
+            result = -public.Errno.EINVAL
         if result is not None:
             gpr[0] = result & _MASK
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from paravirt.mmu.direct_tables import DirectTables
-from paravirt.mmu.frame_types import TABLE_1, WRITABLE, Domain, FrameTable, Refusal, Refused
+from paravirt.mmu.frame_types import TABLE_1, TABLE_4, WRITABLE, Domain, FrameTable, Refusal, Refused
+from paravirt.xen.access import GuestAccess
 from paravirt.xen.host import FORMAT
 
 _FRAME: Final = 0x000F_FFFF_FFFF_F000
@@ -48,8 +49,10 @@ class CodeWatch:
 class XenTables(DirectTables):
     """One domain's tables."""
 
-    def __init__(self, frames: FrameTable, domain: Domain, watch: CodeWatch) -> None:
+    def __init__(self, frames: FrameTable, domain: Domain, watch: CodeWatch, access: GuestAccess) -> None:
         super().__init__(frames, domain, FORMAT, translates=False, large=False)
+        self._access = access
+        self._leaves = access.leaves
         self._watch = watch
         self._seen = watch.contents
         self.suspects: set[int] = set()
@@ -64,6 +67,28 @@ class XenTables(DirectTables):
             self._watch.look(sorted(self.suspects))
             self.suspects.clear()
 
+    def switch_root(self, frame: int, old: int) -> None:
+        """As `use_root` of one and `leave_root` of the other, which of two roots in use is only counting. Raises
+        `Refused`."""
+        frames = self.frames
+        at, left = frame - frames.first, old - frames.first
+        if not (
+            0 <= at < frames.count
+            and frames.owner[at] == self.domain.number
+            and frames.kind[at] == TABLE_4
+            and frames.uses[at]
+            and frames.valid[at]
+            and frames.uses[left] > 1
+        ):
+            self.use_root(frame)
+            self.leave_root(old)
+            return
+        frames.uses[at] += 1
+        frames.refs[at] += 1
+        frames.uses[left] -= 1
+        frames.refs[left] -= 1
+        frames.left[left] = frames.flushes
+
     def store(self, frame: int, index: int, entry: int, keep_marks: bool = False) -> None:
         """As `DirectTables.store`; the case of a table of pages is done here."""
         frames, number = self.frames, self.domain.number
@@ -74,6 +99,7 @@ class XenTables(DirectTables):
             or not frames.uses[at]
             or frames.owner[at] != number
         ):
+            self._access.forget()
             super().store(frame, index, entry, keep_marks)
             return
         self.updates += 1
@@ -104,6 +130,8 @@ class XenTables(DirectTables):
                 self.suspects.add(target + frames.first)
         words[place] = entry
         if old & 1:
+            if frame << 9 | index in self._leaves:
+                self._access.forget()
             target = ((old & _FRAME) >> 12) - frames.first
             if old & 2:
                 frames.uses[target] -= 1

@@ -53,6 +53,8 @@ def _update_error(domain: Domain, frame: int, refused: Refused) -> XenError:
 def mmu_update(hypervisor: XenHypervisor, requests: int, count: int, done_at: int, who: int, _a5: int) -> int:
     """Change entries of tables, or of the table from machine to pseudo-physical frames."""
     domain = hypervisor.domain
+    if count == 1 and who == DOMID_SELF and requests & 0xFFF <= 0xFF0:
+        return _update_one(hypervisor, domain, requests, done_at)
     if who != DOMID_SELF:
         own_domain(hypervisor, who & 0xFFFF)
         if who >> 16 and who >> 16 != domain.number + 1:
@@ -87,6 +89,32 @@ def mmu_update(hypervisor: XenHypervisor, requests: int, count: int, done_at: in
         domain.access.write_word(done_at, done, 4)
     if error is not None:
         raise error
+    return 0
+
+
+def _update_one(hypervisor: XenHypervisor, domain: Domain, requests: int, done_at: int) -> int:
+    """The commonest call: one request."""
+    access = domain.access
+    pointer, value = UPDATE.unpack_from(access.view, access.translate(requests))
+    kind = pointer & 7
+    if kind not in (public.NORMAL_UPDATE, public.PRESERVING_UPDATE):
+        if kind != public.MACHPHYS_UPDATE:
+            raise XenError(Errno.ENOSYS if kind & 3 == 3 else Errno.EINVAL)
+        _update_machine(domain, pointer >> 12, value)
+    else:
+        try:
+            domain.tables.store(pointer >> 12, pointer >> 3 & 511, value, kind == public.PRESERVING_UPDATE)
+        except Refused as refused:
+            if done_at:
+                access.write_word(done_at, 0, 4)
+            raise _update_error(domain, pointer >> 12, refused) from None
+    hypervisor.batches[1] += 1
+    if domain.tables.suspects or domain.frames.flush_due:
+        domain.settle_tables()
+    if done_at & 3:
+        access.write_word(done_at, 1, 4)
+    elif done_at:
+        access.words32[access.translate(done_at, True) >> 2] = 1
     return 0
 
 
@@ -161,8 +189,7 @@ def new_base(hypervisor: XenHypervisor, frame: int, _second: int) -> None:
     domain, vcpu = hypervisor.domain, hypervisor.vcpu
     old = vcpu.kernel_root
     if frame != old:
-        domain.tables.use_root(frame)
-        domain.tables.leave_root(old)
+        domain.tables.switch_root(frame, old)
     domain.tables.settle()
     vcpu.use_kernel_root(frame)
 
