@@ -70,7 +70,10 @@ class _Planner:
         self._chosen = chosen
         self._ladder: Ladder = tactics_of(image.isa.name, image.byte_order).ladder(mode, image, 0, cache)
         self._arena = Arena.of(self._ladder)
-        self._fixups = [_planned_fixup(fixup, (), b"") for fixup in self._ladder.prepare(self._arena.take)]
+        self._fixups = [
+            _planned_fixup(fixup, self._ladder.prepared_clobbers(fixup), b"")
+            for fixup in self._ladder.prepare(self._arena.take)
+        ]
         self._patches: Sequence[ImagePatch] = self._ladder.patches if chosen is None else ()
         self._pristine = Pristine(image, 0, self._patches, cache)
         self._changes: list[PlannedChange] = []

@@ -229,6 +229,10 @@ class Ladder(Protocol):
         """The fixups that are there from the beginning; `take(size)` gives the next address. Called once, first."""
         ...
 
+    def prepared_clobbers(self, fixup: Fixup) -> tuple[str, ...]:
+        """What one of these uses up, as `Draft.clobbers` says it."""
+        ...
+
     def survey(self, page: CodePage) -> Ground:
         """Look at a page before its sites are decided."""
         ...

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bt.pagescan import PAGE, Found
 from bt.tactics.fixed.body import Body, BranchDraft
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from bt.image import Image
     from bt.tactics.fixed.tactics import FixedWidth
     from paravirt.translator import Fixup
+
+
+_WHY_NOT_BETTER: Final = {
+    Placing.DISPLACED: "in place: it is narrower than a branch with all that belongs to it",
+    Placing.PADDING: "in place: its fixup is out of a branch's reach",
+}
+"""Why a site's fixup is not reached in a better way, as a clause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,10 @@ class FixedLadder(ABC):
 
     def prepare(self, take: Callable[[int], int | None]) -> tuple[Fixup, ...]:
         """None."""
+        return ()
+
+    def prepared_clobbers(self, fixup: Fixup) -> tuple[str, ...]:
+        """There are none."""
         return ()
 
     def never_run(self, image: Image) -> Sequence[Region]:
@@ -137,7 +148,8 @@ class FixedGround:
             placing = Placing.CLUSTER
         if draft.veneer >= 0:
             placing = Placing.PADDING
-        return Choice(site, tactic, reason, "", placing, body.start, body.end, draft=draft)
+        refused = _WHY_NOT_BETTER.get(placing, "")
+        return Choice(site, tactic, reason, refused, placing, body.start, body.end, draft=draft)
 
     def _last_resort(self, site: Found) -> Choice:
         if self._tactics.needs_trap(site.code):

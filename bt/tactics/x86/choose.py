@@ -8,7 +8,7 @@ hypercall, where the jump is made room for behind the site, before it, or by a s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,6 +19,7 @@ from bt.tactics.tactics import ONLY_PLANT, PLANT, Choice, Patch, Placing, Refuse
 from bt.tactics.x86 import assemble as asm
 from bt.tactics.x86 import serialise
 from bt.tactics.x86.layout import INT3, assemble_fixup, patch, size_of
+from bt.tactics.x86.template import scratch_words
 from bt.tactics.x86.window import Ground, Want, Window, compose, decode, earlier
 from emulator.isa.x86.table import PLANTED
 from paravirt.translator import Fixup
@@ -29,6 +30,10 @@ VOID: Final = frozenset(int(code) for code in (Code.INVD, Code.WBINVD, Code.WBNO
 """Instructions that mean nothing to a guest whose memory is always coherent; a no-operation stands in their place."""
 _FILL: Final = re.compile(rb"\xcc{5,}")
 _REACH: Final = 127
+_TOO_SHORT: Final = {
+    length: f"in place: it has {length} byte{'s' * (length > 1)}, and a jump takes {asm.JUMP_LENGTH}"
+    for length in range(1, asm.JUMP_LENGTH)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,7 @@ class WindowDraft:
         templates = [template for _, template in self.window.pieces]
         if self.window.finish is not None:
             templates.append(self.window.finish[1])
-        words = sorted({word for template in templates for word in template.scratch})
-        return tuple(f"scratch word {word}" for word in words)
+        return scratch_words(templates)
 
     def place(self, address: int, page: int) -> tuple[Fixup, tuple[Patch, ...]]:
         """The fixup, and the jumps that lead to it. Raises `OutOfReach`."""
@@ -121,7 +125,7 @@ def _place(ground: Ground, site: Found, want: Want, refusals: list[str], strateg
                 refusals.append(f"{what}{refusal}")
                 told.add(what)
             continue
-        return _choice(ground, site, start, window, padding)
+        return _choice(ground, site, start, window, padding, refusals)
     return None
 
 
@@ -129,7 +133,7 @@ def _ways(ground: Ground, site: Found, strategy: str) -> Iterator[tuple[int, int
     """Where a window may begin, the room it must have, and the words before its refusal, best first."""
     at = site.offset
     yield at, asm.JUMP_LENGTH, ""
-    if strategy == "inline" and not ground.mode.LOOKS_BACK:
+    if strategy == "inline" and not ground.mode.LOOKS_BACK and site.code not in ground.mode.INSTEAD_OF_TRAP:
         return
     if ground.known:
         for start in earlier(ground, at, BEFORE):
@@ -153,7 +157,8 @@ def _padding(ground: Ground, start: int, window: Window, used: int) -> int:
     raise Refused("there is no fill within a short jump's reach")
 
 
-def _choice(ground: Ground, site: Found, start: int, window: Window, padding: int) -> Choice:
+def _choice(ground: Ground, site: Found, start: int, window: Window, padding: int, refusals: Sequence[str]) -> Choice:
+    """The choice of a window; `refusals` say why no better way to it was taken."""
     own = [template for at, template in window.pieces if at == site.offset and template.sensitive]
     called = any(call.instruction for template in own for call in template.calls)
     others = sum(start <= at < window.end for at in _sites_of(window))
@@ -166,8 +171,11 @@ def _choice(ground: Ground, site: Found, start: int, window: Window, padding: in
         placing = Placing.IN_PLACE
     tactic = Tactic.HYPERCALL if called else Tactic.INLINE
     reason = "a fixup asks the hypervisor" if called else "a fixup does it in the guest, by the shared page"
+    refused = [f"in the guest: {window.called_since}"] if called and window.called_since else []
+    if placing is not Placing.IN_PLACE and site.length < asm.JUMP_LENGTH:
+        refused.append(_TOO_SHORT[site.length])
     draft = WindowDraft(start, window, padding)
-    return Choice(site, tactic, reason, "", placing, start, window.end, draft=draft)
+    return Choice(site, tactic, reason, "; ".join((*refused, *refusals)), placing, start, window.end, draft=draft)
 
 
 def _sites_of(window: Window) -> set[int]:

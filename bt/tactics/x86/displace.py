@@ -65,7 +65,8 @@ def try_stack(before: list[Template], trials: list[Template], push: bool = False
     code = save + asm.load_stack(asm.RCX, offset) + restore
     if push:
         code = 2 * asm.exchange_stack(offset - 8, asm.RCX)
-    trials.append(Template("try the stack", code, scratch=frozenset({2}), sensitive=False))
+    used = frozenset() if push else frozenset({2})
+    trials.append(Template("try the stack", code, scratch=used, sensitive=False))
 
 
 def is_movable(instruction: Instruction) -> bool:

@@ -61,7 +61,7 @@ def try_stack(before: list[Template], trials: list[Template], push: bool = False
     code = save + asm.load_stack(asm.RCX, offset) + restore
     if push:
         code = 2 * asm.exchange_stack(offset - asm.WORD, asm.RCX)
-    trials.append(Template("try the stack", code, scratch=_SAVED, sensitive=False))
+    trials.append(Template("try the stack", code, scratch=frozenset() if push else _SAVED, sensitive=False))
 
 
 def trial(instruction: Instruction, before: list[Template]) -> list[Template]:

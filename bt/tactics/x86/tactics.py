@@ -22,6 +22,7 @@ from bt.tactics.x86 import pagescan
 from bt.tactics.x86.choose import VOID, choose
 from bt.tactics.x86.forms64 import FORMS_64
 from bt.tactics.x86.pagescan import LONGEST
+from bt.tactics.x86.template import scratch_words
 from bt.tactics.x86.window import Forms, Ground
 from emulator.isa.sensitive import SensitiveInstruction
 from emulator.isa.x86.table import ROW_OF_CODE
@@ -129,6 +130,17 @@ class X86Ladder:
         self._padded = bool(fixups)
         self.patches = linux_x86.image_patches(self._known, fixups, self._delta)
         return fixups
+
+    def prepared_clobbers(self, fixup: Fixup) -> tuple[str, ...]:
+        """Those of the template that the function is made of."""
+        return next(
+            (
+                scratch_words((slot.template, *((slot.template.finish,) if slot.template.finish else ())))
+                for slot in self._known.slots
+                if slot.function + self._delta == fixup.site
+            ),
+            (),
+        )
 
     def extend(self, operations: frozenset[Operation]) -> None:
         """Do these in the guest, too; see `bt.tactics.x86.forms_dear`. In 32-bit mode there are none."""

@@ -9,7 +9,7 @@ interrupt may be delivered inside a fixup, except at a hypercall.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -94,3 +94,8 @@ class Template:
 def joined(pieces: Sequence[bytes]) -> bytes:
     """The pieces one behind the other."""
     return b"".join(pieces)
+
+
+def scratch_words(templates: Iterable[Template]) -> tuple[str, ...]:
+    """The scratch words that templates use, for people."""
+    return tuple(f"scratch word {word}" for word in sorted({word for one in templates for word in one.scratch}))

@@ -54,7 +54,8 @@ class Forms(Protocol):
 
     @property
     def INSTEAD_OF_TRAP(self) -> frozenset[int]:
-        """Encodings that a fixup may do although the engine at hand needs a planted trap otherwise."""
+        """Encodings that a fixup may do although the engine at hand needs a trap otherwise; room is looked for before the
+        site, too."""
         ...
 
     @property
@@ -160,6 +161,8 @@ class Window:
     """How it leaves, if not only to `end`."""
     bits: int = 64
     """Of the mode: 64 or 32."""
+    called_since: str = ""
+    """Why the hypervisor does the site's instruction and not the guest, as a clause; "" where the guest does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,7 @@ class _Composer:
         self._shadowed = False
         self._leaves = False
         self._branch: Branch | None = None
+        self._called_since = ""
 
     def compose(self) -> Window:
         end = self._start
@@ -207,7 +211,9 @@ class _Composer:
         if self._leaves and (self._trials or self._finish is not None):
             raise Refused("a branch leads away before what must be tried or done last")
         tried = tuple((self._start, template) for template in self._trials)
-        return Window(end, tried + tuple(self._pieces), self._finish, self._branch, self._ground.mode.bits)
+        return Window(
+            end, tried + tuple(self._pieces), self._finish, self._branch, self._ground.mode.bits, self._called_since
+        )
 
     def _extended(self, end: int) -> int:
         """Take in sensitive instructions right behind: each would need room of its own."""
@@ -300,9 +306,14 @@ class _Composer:
             if want.inline and (not guarded or int(instruction.code) in forms.NEVER_FAULTS):
                 try:
                     return forms.piece(ground, instruction, before, self._trials)
-                except Refused:
+                except Refused as refusal:
                     if not want.calls:
                         raise
+                    why = str(refusal) if int(instruction.code) in forms.INLINE_CODES else "no fixup can do it alone"
+            else:
+                why = "it may fault where it would be moved, and the kernel recovers from that by its address"
+            if want.inline and at == want.site:
+                self._called_since = why
             if not want.calls:
                 raise Refused("another sensitive instruction without a fixup stands in the room for a jump")
             from bt.tactics.x86.hypercall import hypercall
