@@ -54,8 +54,8 @@ class Forms(Protocol):
 
     @property
     def INSTEAD_OF_TRAP(self) -> frozenset[int]:
-        """Encodings that a fixup may do although the engine at hand needs a trap otherwise; room is looked for before the
-        site, too."""
+        """Encodings that a fixup may do although the engine at hand needs a trap otherwise; for these room is looked
+        for before the site, too."""
         ...
 
     @property

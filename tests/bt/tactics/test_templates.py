@@ -475,10 +475,11 @@ def test_what_cannot_be_moved_is_refused_with_its_reason(code: bytes, why: str) 
 
 def test_branches_tables_and_page_ends_are_refused() -> None:
     plain = b"\xfa" + NOP5
-    assert refusal(plain) == "in place: it has 1 byte, and a jump takes 5"
+    short = "in place: it has 1 byte, and a jump takes 5"
+    assert refusal(plain) == short
     assert "branch leads into" in refusal(b"\xfa\x66\x90\x66\x90", targets=1 << 3)
     assert "looks at or patches" in refusal(plain, taken=1 << 1)
-    assert refusal(plain, targets=1, taken=1) == ""
+    assert refusal(plain, targets=1, taken=1) == short
     assert "not all branches are known" in refusal(b"\xfa\xb8\x00\x00\x00\x00", known=False)
     assert "not all branches are known" in refusal(plain, known=False)
     page = b"\x90" * (PAGE - 3) + b"\xfa\x90\x90"
