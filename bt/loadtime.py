@@ -18,7 +18,19 @@ from bt.planned import Planned
 from bt.pristine import Pristine
 from bt.tactics.page import PatchedPage, patch_page
 from bt.tactics.registry import tactics_of
-from bt.tactics.tactics import PLANT, STRATEGIES, Arena, Choice, CodePage, ImagePatch, OutOfReach, Patch, Tactic
+from bt.tactics.tactics import (
+    ONLY_PLANT,
+    PLANT,
+    STRATEGIES,
+    Arena,
+    Choice,
+    CodePage,
+    Extensible,
+    ImagePatch,
+    OutOfReach,
+    Patch,
+    Tactic,
+)
 from bt.translations import NOWHERE, Kept, Place, context_of, holds, state_of
 from emulator.errors import UsageError
 from emulator.isa.operation import Operation
@@ -74,7 +86,8 @@ class LoadTimeTranslator:
     `image` gives the pristine boundaries, for a guest whose code lies `delta` bytes above where it is linked.
     The loader applies `image_patches` to the guest's memory before the guest runs. A `plan` (of a rewritten file) fixes
     where the fixups of unchanged sites lie, and which sites have none. `isa` counts where there is no image. `trapped`
-    are operations that neither exit by themselves nor can be done in the guest, on the engine that it runs on.
+    are operations that neither exit by themselves nor can be done in the guest, on the engine that it runs on; there
+    fixups do those that are `inlined`, besides what they do everywhere.
     Raises `UsageError` for an unknown mode, and for a plan of another image or mode.
     """
 
@@ -87,6 +100,7 @@ class LoadTimeTranslator:
         plan: Plan | None = None,
         isa: str = "x86-64",
         trapped: Collection[Operation] = (),
+        inlined: Collection[Operation] = (),
     ) -> None:
         if mode not in STRATEGIES:
             raise UsageError(f"there is no translator mode {mode!r}; take one of {', '.join(STRATEGIES)}")
@@ -104,7 +118,10 @@ class LoadTimeTranslator:
         self._trapped = frozenset(trapped)
         self._cache = cache
         self._pristine: Pristine | None = None
+        self._inlined = frozenset(inlined)
         self._ladder = self._tactics.ladder(mode, image, delta, cache)
+        if self._inlined and isinstance(self._ladder, Extensible):
+            self._ladder.extend(self._inlined)
         self._arena = Arena.of(self._ladder)
         self._waiting = self._ladder.prepare(self._arena.take)
         self.exchanges_threads = bool(getattr(self._ladder, "exchanges_threads", False))
@@ -127,7 +144,7 @@ class LoadTimeTranslator:
             self._waiting += self._planned.ready()
             self._arena.next = max(self._arena.next, plan.end)
         if cache is not None and image is not None and plan is None:
-            context = context_of(image, mode, delta, self._trapped, self._waiting)
+            context = context_of(image, mode, delta, self._trapped, self._waiting, self._inlined)
             region = self._arena.region
             self._kept = cache.translations(context, (region.start, region.end)) if context else None
         if self._kept is None and self._pristine is not None and (self._planned is None or delta):
@@ -333,8 +350,12 @@ class LoadTimeTranslator:
         alias = linked is not None and self._pristine is not None and self._pristine.moved(linked) != address
 
         def strategy(site: Found) -> str:
-            if self._trapped and self._tactics.row_of(site.code).operation in self._trapped:
-                return PLANT
+            if self._trapped or self._inlined:
+                operation = self._tactics.row_of(site.code).operation
+                if operation in self._trapped:
+                    return ONLY_PLANT if alias else PLANT
+                if operation in self._inlined and not alias:
+                    return self.mode
             if alias:
                 return "trap"
             planned = self._planned.site(code.linked + site.offset) if self._planned is not None else None

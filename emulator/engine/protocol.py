@@ -58,6 +58,10 @@ class Capabilities:
     """User code loads segments by what `show_segments` was given, and not from the table in GDTR."""
     names_changes: bool = False
     """Translations are kept until the engine is told which went: `flush_tlb` without the changed entries is slow."""
+    open_bases: bool = False
+    """RDFSBASE, WRGSBASE and their like work in user mode, and what they set is found in the registers at an exit."""
+    steady_counter: bool = False
+    """RDTSC in user mode shows a counter of the host's that goes at a steady rate (`X86Engine.counter`); MULX works."""
     progress_per_second: int = 100_000_000
     """Units of progress that are one second of virtual time. The default is for basic blocks: about a 500 MHz CPU."""
     single_step: bool = True

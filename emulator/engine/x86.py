@@ -139,6 +139,11 @@ class X86Engine(Engine, Protocol):
         at all if it is empty. Only for an engine whose capabilities say `shows_segments`; others do nothing."""
         ...
 
+    def counter(self) -> tuple[int, float]:
+        """What RDTSC in user mode would show now, and by how much it grows in a nanosecond. Only for an engine whose
+        capabilities say `steady_counter`."""
+        ...
+
 
 class I386Engine(X86Engine, Protocol):
     """An x86 CPU that has 32-bit protected mode besides: `set_control` without EFER.LME."""

@@ -176,6 +176,14 @@ class CodePages:
         """Whether some translated code leads to a fixup."""
         return bool(self.fixup_sites)
 
+    def copy_of(self, page: int, frame: int) -> memoryview | None:
+        """The bytes that are executed at guest-virtual `page`, where it is in use as code of `frame`."""
+        copy = self._copies.get((page, frame))
+        if copy is None or not copy.entries:
+            return None
+        at = copy.physical - self._layout.code
+        return self._code[at : at + 4096]
+
     def fixup_byte(self, address: int) -> int:
         """The byte at a guest-virtual address among the fixups."""
         return self._window[address - self._abi.fixups]

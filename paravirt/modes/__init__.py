@@ -71,6 +71,26 @@ def must_trap(capabilities: Capabilities) -> frozenset[Operation]:
     return frozenset(operation for name, operation in MUST_TRAP if not getattr(capabilities, name))
 
 
+DEAR = 10.0
+"""Microseconds from which on an exit costs more than what avoids a few."""
+
+WITHOUT_EXIT: tuple[tuple[str, bool, Operation], ...] = (
+    ("open_bases", True, Operation.SWAP_GS),
+    ("open_bases", True, Operation.WRITE_MODEL_SPECIFIC_REGISTER),
+    ("opens_ports", True, Operation.READ_PORT),
+    ("steady_counter", True, Operation.READ_TIME_STAMP),
+    ("shows_selectors", False, Operation.READ_SEGMENT_SELECTOR),
+)
+"""What a capability of an engine must be for an operation to be done in the guest, where exits are dear."""
+
+
+def without_exit(capabilities: Capabilities) -> frozenset[Operation]:
+    """The operations that fixups do in the guest on an engine, beside those that they do everywhere."""
+    if capabilities.exit_cost < DEAR:
+        return frozenset()
+    return frozenset(operation for name, value, operation in WITHOUT_EXIT if getattr(capabilities, name) is value)
+
+
 def hypervisor_for(machine: Machine, translator: Translator, *, timed: bool = False, technique: str = "") -> Hypervisor:
     """The hypervisor of a machine's instruction set, with a technique of memory virtualisation or its own.
 

@@ -47,8 +47,6 @@ CODES: Final = {
 class DearForms(Forms64):
     """See `bt.tactics.x86.window.Forms`."""
 
-    LOOKS_BACK = True
-
     def __init__(self, operations: frozenset[Operation]) -> None:
         """`operations` are those of `CODES` that the engine allows."""
         codes = frozenset[int]().union(*(CODES[operation] for operation in operations if operation in CODES))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from emulator.engine.exit import ExitKind
-from emulator.engine.kvm import api, floating, room, vectors
+from emulator.engine.kvm import api, counter, floating, room, vectors
 from emulator.engine.kvm.alarm import Alarm
 from emulator.engine.kvm.device import Read, Vm, Write
 from emulator.engine.kvm.findings import Findings
@@ -546,6 +546,10 @@ class KvmEngine:
             self._room.show(table)
         self._words[api.W_GDT] = room.GDT_USER if table else room.GDT_NONE
         self._dirty = True
+
+    def counter(self) -> tuple[int, float]:
+        """What RDTSC shows now, and counts in a nanosecond."""
+        return counter.look()
 
     def write_msr(self, number: int, value: int) -> None:
         """Remember an MSR: the real ones lead to the engine."""

@@ -34,6 +34,8 @@ class Findings:
     """CR0.TS makes a floating-point instruction fault."""
     bases_open: bool = False
     """RDFSBASE and its like work with CR4.FSGSBASE clear."""
+    counter_is_hosts: bool = False
+    """RDTSC in user mode shows the host's own counter, and MULX works."""
     wide_vectors_open: bool = False
     """AVX works with CR4.OSXSAVE clear: user code has state that its kernel does not save."""
     host_segments_open: bool = False
@@ -78,5 +80,7 @@ class Findings:
             opens_ports=True,
             shows_segments=True,
             names_changes=not self.flush_by_control,
+            open_bases=self.bases_open,
+            steady_counter=self.counter_is_hosts,
             progress_per_second=1_000_000_000,
         )

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.kvm import api
+from emulator.engine.kvm import api, counter
 from emulator.engine.kvm.engine import KvmEngine
 from emulator.engine.kvm.findings import Findings
 from emulator.errors import EngineMissing, GuestFault
@@ -148,8 +148,19 @@ def _instructions(bench: Bench) -> dict[str, bool]:
     bench.go()
     found["host_selectors_shown"] = (state.gpr[r.RAX], state.gpr[r.RBX]) != (0x13, 0x1B)
     found["host_segments_open"] = see("66b82b00 8ed8" + _UD2)[1] == 6
+    found["counter_is_hosts"] = not found["time_stamp_faults"] and _counts(bench)
     found["identify_is_hosts"], found["identify_faults"] = _identify(bench)
     return found
+
+
+def _counts(bench: Bench) -> bool:
+    """Whether RDTSC shows the counter of this process, and MULX multiplies."""
+    before = counter.read()
+    # rdtsc; mov ebx, eax; mov ecx, edx; mov edx, 3; mov eax, 5; mulx rsi, rdi, rax
+    _, vector, _, at = bench.see("0f31 89c3 89d1 ba03000000 b805000000 c4e2c3f6f0" + _UD2)
+    gpr, after = bench.engine.registers.gpr, counter.read()
+    shown = gpr[r.RBX] | gpr[r.RCX] << 32
+    return (vector, at, gpr[r.RDI]) == (6, 21, 15) and before <= shown <= after
 
 
 def _identify(bench: Bench) -> tuple[bool, bool]:

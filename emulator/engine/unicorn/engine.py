@@ -310,6 +310,10 @@ class UnicornEngine(Observed):
         self._remaining[0] = self._deadline - now
         return came and self._remaining[0] > 0 and not self._stopped and self._refused is None and not self._failure
 
+    def counter(self) -> tuple[int, float]:
+        """Not to be had: RDTSC is no counter of the host's here."""
+        raise NotImplementedError
+
     def write_msr(self, number: int, value: int) -> None:
         """Write one of the real processor's MSRs."""
         access = lib.MsrAccess(number, value)

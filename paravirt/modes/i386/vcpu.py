@@ -45,6 +45,15 @@ class I386VirtualCpu(X86VirtualCpu):
         self.publish()
 
     @property
+    def kernel_gs_base(self) -> int:
+        """32-bit code has no SWAPGS."""
+        return 0
+
+    @kernel_gs_base.setter
+    def kernel_gs_base(self, value: int) -> None:
+        pass
+
+    @property
     def linear(self) -> int:
         """Linear address of the instruction under way."""
         return self.registers.rip + self.registers.segment_base(_CS) & MASK

@@ -30,8 +30,10 @@ class Chain:
         exits: ExitTable,
         fetch: Callable[[int], bytes],
         prepare: Callable[[int, bytes], Prepared | None],
+        executed: Callable[[int], int],
     ) -> None:
-        self._exits, self._fetch, self._prepare = exits, fetch, prepare
+        """`executed` gives the byte that is executed at an address, -1 where none is yet."""
+        self._exits, self._fetch, self._prepare, self._executed = exits, fetch, prepare, executed
         self._known: dict[int, Step | None] = {}
 
     def forget(self) -> None:
@@ -58,6 +60,9 @@ class Chain:
                 continue
             prepared = self._prepare(rip, code)
             if prepared is None or prepared.operation not in _FOLLOWING:
+                return None
+            # Behind an instruction whose place leads to a fixup the guest cannot go on.
+            if prepared.operation is Operation.SWAP_GS and self._executed(rip) != code[0]:
                 return None
             return rip, prepared.action, self._exits.cell(prepared.operation.name, "chained")
         return None

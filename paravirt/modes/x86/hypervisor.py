@@ -21,7 +21,9 @@ from emulator.isa.x86.transfer import syscall
 from paravirt import abi, layout
 from paravirt.hypervisor import Action, Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
+from paravirt.modes import DEAR, without_exit
 from paravirt.modes.x86.chain import Chain
+from paravirt.modes.x86.copies import QuietPort, ShownTime
 from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.saved import X86Saving
 from paravirt.modes.x86.shadow import X86Shadow
@@ -38,8 +40,6 @@ _ERROR_PRESENT, _ERROR_WRITE, _ERROR_USER, _ERROR_FETCH, _ERROR_KEY = 1, 2, 4, 0
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
 _RET = 0xC3
-DEAR = 10.0
-"""Microseconds from which on an exit costs more than what avoids a few."""
 
 
 class X86Hypervisor(X86Saving):
@@ -73,8 +73,11 @@ class X86Hypervisor(X86Saving):
         self._port_reads = self.exits.cell("READ_PORT", "exit")
         self._port_writes = self.exits.cell("WRITE_PORT", "exit")
         self._late_writes = self.exits.cell("WRITE_PORT", "late")
-        self._chain = Chain(self.exits, self._fetch, self._prepare_instruction) if able.exit_cost >= DEAR else None
+        self._chain: Chain | None = None
+        if able.exit_cost >= DEAR:
+            self._chain = Chain(self.exits, self._fetch, self._prepare_instruction, self._executed)
         self._swap_cell = self.exits.cell("SWAP_GS", "trap")
+        self._show_copies(able)
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
         self._in_shadow = False
         """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
@@ -95,6 +98,17 @@ class X86Hypervisor(X86Saving):
             eager=able.exit_cost >= DEAR,
             reserved=able.reserved_root_slots,
         )
+
+    def _show_copies(self, able: Capabilities) -> None:
+        """What fixups read, of operations that they do without an exit."""
+        operations = without_exit(able)
+        self.vcpu.copies_selectors = Operation.READ_SEGMENT_SELECTOR in operations
+        self._shown_time = None
+        if Operation.READ_TIME_STAMP in operations:
+            self._shown_time = ShownTime(self.engine, self.machine.clock, self.shared)
+            self._shown_time.look()
+        if Operation.READ_PORT in operations:
+            QuietPort(self.board, self.shared)
 
     def _own_memory(self) -> Mapping[int, memoryview]:
         return {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}
@@ -133,6 +147,11 @@ class X86Hypervisor(X86Saving):
         self.real_controls_changed()
         self.descriptors_changed()
         self._registers.privilege = 3
+
+    def _budget(self, exit_: Exit) -> None:
+        super()._budget(exit_)
+        if self._shown_time is not None:
+            self._shown_time.look()
 
     # -- delivery -------------------------------------------------------------------------------
 
@@ -183,6 +202,11 @@ class X86Hypervisor(X86Saving):
 
     def _fetch(self, pc: int) -> bytes:
         return self.vcpu.fetch(pc)
+
+    def _executed(self, pc: int) -> int:
+        page = pc & ~0xFFF
+        copy = self.code.copy_of(page, self.shadow.frame_of(page))
+        return copy[pc - page] if copy is not None else -1
 
     def _prepare_instruction(self, pc: int, code: bytes) -> Prepared | None:
         instruction = instruction_at(code, pc)
@@ -246,6 +270,8 @@ class X86Hypervisor(X86Saving):
             known = self._actions.get(self._registers.rip)
             if known is not None:  # the hottest path of a run
                 self._act(known)
+                if known[1] is self._swap_cell and self._chain is not None:
+                    self._follow(self._chain)
                 return
         handler = self._faults.get(exit_.vector)
         if handler is not None:

@@ -9,6 +9,7 @@ from emulator.engine.x86 import X86Engine, X86Registers
 from emulator.isa.x86 import registers as r
 from emulator.machine import EndKind, Outcome
 from paravirt.hypervisor import Hypervisor
+from paravirt.modes.x86.copies import ShownTime
 from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
@@ -27,6 +28,8 @@ class X86Requests(Hypervisor):
     _registers: X86Registers
     _guarded: bool
     """Translated code is made execute-only by a protection key."""
+    _shown_time: ShownTime | None
+    """Virtual time as it is shown without an exit, where it is."""
     _in_shadow: bool
     """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
 
@@ -42,6 +45,8 @@ class X86Requests(Hypervisor):
             self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))
             return
         self._wait_for_interrupt()
+        if self._shown_time is not None:
+            self._shown_time.look()
 
     def root_loaded(self) -> None:
         """CR3 was written."""
@@ -83,4 +88,6 @@ class X86Requests(Hypervisor):
 
     def time_stamp(self) -> int:
         """Virtual nanoseconds."""
+        if self._shown_time is not None:
+            return self._shown_time.read()
         return self.machine.clock.now() & _MASK

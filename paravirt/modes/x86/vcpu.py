@@ -18,10 +18,13 @@ _IOPL = 3 << 12
 _HIDDEN = _FLAG_IF | _IOPL | r.FLAG_VM | r.FLAG_VIF | r.FLAG_VIP
 """Flags whose real value is not the guest kernel's."""
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+_HOLE = 0x8000_0000_0000
 _DISABLED = abi.INTERRUPTS_DISABLED & _MASK
 _DELTA = abi.INTERRUPT_DELTA >> 3
 _PRIVILEGE = abi.IO_PRIVILEGE >> 3
 _CONTROL = abi.CONTROL_REGISTERS >> 3
+_KERNEL_GS = abi.KERNEL_GS_BASE >> 3
+_SELECTORS = abi.SELECTORS >> 3
 _DPL3 = 3 << 13
 _DATA_SEGMENTS = frozenset({0, 2, 3, 4, 5})
 _PRESENT = 1 << 15
@@ -43,6 +46,8 @@ class X86VirtualCpu(LinearMemory):
         super().__init__(memory, self.context)
         self.shared = shared
         self.level = 0
+        self.copies_selectors = False
+        """Fixups read the guest's selectors from the shared page."""
         self._iopl = 0
         self.virtual_segments: dict[int, tuple[int, int, int, int, int]] = {}
         """Segments whose guest-visible selector or attributes differ from the real ones, with the
@@ -123,6 +128,16 @@ class X86VirtualCpu(LinearMemory):
             self.shared[_DELTA] = 0 if value else _DISABLED
 
     @property
+    def kernel_gs_base(self) -> int:
+        """The base that SWAPGS exchanges; a canonical address, whatever the guest put into the shared word."""
+        value = self.shared[_KERNEL_GS]
+        return value if not value + _HOLE >> 48 & 0xFFFF else 0
+
+    @kernel_gs_base.setter
+    def kernel_gs_base(self, value: int) -> None:
+        self.shared[_KERNEL_GS] = value
+
+    @property
     def rflags(self) -> int:
         """RFLAGS as the guest must see it."""
         flags = self.registers.rflags
@@ -156,6 +171,8 @@ class X86VirtualCpu(LinearMemory):
     def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
         """Load a segment register. The real one gets ring 3 in place of the guest kernel's ring."""
         if index in _DATA_SEGMENTS or index == 1:
+            if self.copies_selectors:
+                self.shared[_SELECTORS + index] = selector
             real = selector | 3 if index in (1, 2) else selector  # only CS and SS show the real ring
             real_attributes = attributes | _DPL3
             if real != selector or real_attributes != attributes:
