@@ -118,7 +118,8 @@ class DirectCalls:
     def _refuse(self, refused: Refused) -> int:
         assert self.tables is not None
         self.tables.domain.refused[refused.reason] += 1
-        self._hypervisor.shared[MACHINE_OFFSET // 8 + REFUSED_WORD] += 1
+        total = self.tables.domain.refused.total()  # the guest may have written there
+        self._hypervisor.shared[MACHINE_OFFSET // 8 + REFUSED_WORD] = total
         self._settle()
         return -Status.REFUSED
 

@@ -1,0 +1,338 @@
+/* A para-virtual guest whose own page tables are walked, and that tries to get at what is not its own: its neighbour's
+ * frames, the hypervisor's, its own tables. Whoever is its neighbour lies in the machine frames before its own. Each
+ * attempt must be refused, or end in a fault; each prints a line. */
+#include "kernel.h"
+#include "retrap.h"
+
+struct frame { struct retrap_frame r; };
+
+extern word kernel_pml4[512];
+extern char page_tables[], page_tables_end[];
+void arch_end(word status) NORETURN;
+#define PHYSICAL(symbol) ((word)(symbol) - KERNEL_BASE)
+#define WORD_AT(offset) (*(volatile word *)(RETRAP_SHARED + (offset)))
+#define FIRST (WORD_AT(0xc08))    /* machine frame */
+#define COUNT (WORD_AT(0xc10))
+#define REFUSED (WORD_AT(0xc20))
+#define OWNERS 0x2000000ul       /* the machine's first frame, which is the hypervisor's */
+#define LARGE 0x80ul
+#define AREA 0x10000000ul
+#define RW (PTE_P | PTE_W)
+#define L1 0x1800000ul           /* physical: pages of memory that are tables in turn */
+#define L2 0x1801000ul
+#define L3 0x1802000ul
+#define L4 0x1803000ul
+#define SPARE 0x1804000ul
+#define OTHER 0x1805000ul
+#define DATA 0x1900000ul
+#define GIBIBYTE 0x40000000ul
+
+static u8 trap_stack[8192] __attribute__((aligned(16)));
+static char line[128];
+static u32 line_length;
+static volatile word faults, failed, refusals;
+
+void *memset(void *to, int c, word n)
+{
+	for (u8 *d = to; n; n--)
+		*d++ = c;
+	return to;
+}
+
+void arch_put_char(char c)
+{
+	line[line_length++] = c;
+	if (c != '\n' && line_length < sizeof(line))
+		return;
+	retrap_console_write((word)line, line_length);
+	line_length = 0;
+}
+
+/* An instruction that faults is skipped: it is one of the two below. */
+static void on_fault(struct frame *frame)
+{
+	extern char reads[], read_over[], writes[], write_over[];
+	faults++;
+	if (frame->r.pc == (word)reads) {
+		frame->r.pc = (word)read_over;
+	} else if (frame->r.pc == (word)writes) {
+		frame->r.pc = (word)write_over;
+	} else {
+		print("FAIL fault %d at %x, PC %x\n", frame->r.trap, frame->r.address, frame->r.pc);
+		arch_end(1);
+	}
+}
+
+static NOINLINE bool can_read(word address)
+{
+	word before = faults, value;
+	asm volatile(".globl reads, read_over\nreads: movq (%1), %0\nread_over:" : "=r"(value) : "r"(address) : "memory");
+	return faults == before;
+}
+
+static NOINLINE bool can_write(word address, word value)
+{
+	word before = faults;
+	asm volatile(".globl writes, write_over\nwrites: movq %0, (%1)\nwrite_over:" : : "r"(value), "r"(address) : "memory");
+	return faults == before;
+}
+
+static void check(bool held, const char *what)
+{
+	print("%s %s\n", held ? "held" : "FAIL", what);
+	failed += !held;
+}
+
+/* A call must be refused, whatever the reason is. */
+static void refused(word result, const char *what)
+{
+	refusals++;
+	check((long)result < 0, what);
+}
+
+static word store(word pointer, word value)
+{
+	struct retrap_update one = {pointer, value};
+	return retrap_pte_update((word)&one, 1);
+}
+
+static word entry_of_direct(word page) { return PHYSICAL(page_tables_end) - 0x20000 + page / PAGE * 8; }
+
+static void writable(word page, bool may)
+{
+	store(entry_of_direct(page), page | PTE_P | PTE_NX | (may ? PTE_W : 0));
+	retrap_flush_page((word)DIRECT(page));
+}
+
+static void put(word table, word index, word entry) { ((volatile word *)DIRECT(table))[index] = entry; }
+
+static void clear(word page)
+{
+	writable(page, true);
+	memset(DIRECT(page), 0, PAGE);
+}
+
+/* A space of its own, whose tables are the frames L1 to L4; at AREA nothing. */
+static void build(void)
+{
+	for (word page = L1; page <= OTHER; page += PAGE)
+		clear(page);
+	put(L4, 0, L3 | RW);
+	put(L3, 0, L2 | RW);
+	put(L2, AREA >> 21 & 511, L1 | RW);
+	for (word i = 272; i < 512; i++) {
+		struct retrap_update entry = {PHYSICAL(kernel_pml4) + 8 * i, 0};
+		retrap_pte_read((word)&entry, 1);
+		put(L4, i, entry.value);
+	}
+	for (word page = L1; page <= L4; page += PAGE)
+		writable(page, false);
+	check(retrap_new_base(L4, 0) == 0, "a space of one's own is had");
+}
+
+static void leave(void) { retrap_new_base(PHYSICAL(kernel_pml4), 0); }
+
+static void foreign_frames(void)
+{
+	const struct { word frame; const char *whose; } frames[] = {
+		{FIRST - 1, "a neighbour's frame"},	  {FIRST - COUNT, "a neighbour's first frame"},
+		{OWNERS, "the hypervisor's tables"},	  {OWNERS + 4, "a table of the hypervisor's"},
+		{FIRST + COUNT, "a frame behind one's own"}, {COUNT, "a frame behind one's memory"},
+		{1ul << 24, "shadow tables"},		  {(1ul << 24) + (1 << 20), "translated code"},
+		{(1ul << 24) + (2 << 20), "the hypervisor's window"}, {0xb8, "a device"},
+		{(1ul << 40) - 1, "the last frame there can be"},
+	};
+	for (word i = 0; i < LENGTH(frames); i++) {
+		word at = frames[i].frame << 12;
+		if (frames[i].frame < COUNT)
+			continue;
+		print("- %s\n", frames[i].whose);
+		refused(store(L1, at | PTE_P), "mapped to be read");
+		refused(store(L1, at | RW), "mapped to be written");
+		refused(store(L2 + 8, at | RW), "as a table of pages");
+		refused(store(L3 + 8, at | RW), "as a table of tables");
+		refused(store(L4 + 8, at | RW), "below a root");
+		refused(store(L2 + 8, (at & -0x200000ul) | RW | LARGE), "by a large page");
+		refused(retrap_pin(at, 1), "pinned as a table");
+		refused(retrap_new_base(at, 0), "as a root");
+		refused(store(at, 0), "stored to");
+		refused(retrap_unpin(at), "unpinned");
+	}
+	check(!can_read(AREA), "nothing came of it");
+}
+
+static void own_tables(void)
+{
+	for (word table = L1; table <= L4; table += PAGE) {
+		refused(store(L1, table | RW), "a table of one's own mapped to be written");
+		refused(store(entry_of_direct(table), table | RW), "the same where it is mapped already");
+		check(!can_write((word)DIRECT(table), 1), "a store to a table");
+	}
+	check(store(L1, L1 | PTE_P) == 1, "a table may be read");
+	check(can_read(AREA), "and is");
+	check(!can_write(AREA, DATA | RW), "a store there");
+	refused(store(L2 + 8, (PHYSICAL(kernel_pml4) & -0x200000ul) | RW | LARGE), "a large page that holds tables");
+	refused(store(L2 + 8, (L1 & -0x200000ul) | RW | LARGE), "another");
+	refused(retrap_pin(DATA, 1), "a page that can be written, pinned as a table");
+	refused(store(L2 + 8, DATA | RW), "the same hooked in");
+	refused(store(L2 + 8, L3 | RW), "a table of another level");
+	refused(store(L3 + 8, L1 | RW), "another");
+	store(L1, 0);
+	retrap_flush_page(AREA);
+}
+
+static void through_themselves(void)
+{
+	refused(store(L4 + 8 * 100, L4 | RW), "a root in itself, to be written");
+	refused(store(L2 + 8 * 100, L2 | RW), "a table in itself, to be written");
+	check(store(L4 + 8 * 100, L4 | PTE_P) == 1, "a root in itself, to be read");
+	word itself = 100ul << 39 | 100ul << 30 | 100ul << 21 | 100ul << 12;
+	check(can_read(itself), "is read");
+	for (word at = itself; at; at = at == itself ? 100ul << 39 : 0)
+		check(!can_write(at, DATA | RW), "a store through it");
+	refused(store(L4 + 8 * 101, PHYSICAL(kernel_pml4) | RW), "another root in a root, to be written");
+	check(retrap_pin(PHYSICAL(kernel_pml4), 4) == 0, "another root is pinned");
+	refused(store(PHYSICAL(kernel_pml4) + 8 * 100, L4 | PTE_P), "a root that holds itself, in another");
+	check(retrap_unpin(PHYSICAL(kernel_pml4)) == 0, "and unpinned");
+	store(L4 + 8 * 100, 0);
+	retrap_flush_all();
+}
+
+static void large_pages(void)
+{
+	refused(store(L2 + 8, ((FIRST + COUNT) << 12) | RW | LARGE), "a large page behind one's own");
+	refused(store(L2 + 8, ((FIRST << 12) - 0x200000) | RW | LARGE), "one of a neighbour's last");
+	refused(store(L2 + 8, (COUNT << 12) | PTE_P | LARGE), "one behind one's memory");
+	refused(store(L2 + 8, DATA | 0x2000 | RW | LARGE), "one that is not aligned");
+	refused(store(L3 + 8, 0 | PTE_P | LARGE), "a GiB from one's first page on, which ends elsewhere");
+	refused(store(L3 + 8, (OWNERS << 12) | RW | LARGE), "a GiB of the machine");
+	refused(store(L4 + 8, 0 | RW | LARGE), "a large page in a root");
+}
+
+/* A translation that a processor may have kept must not outlive that what it leads to becomes a table, or data. */
+static void stale_entries(void)
+{
+	clear(SPARE);
+	store(L1, SPARE | RW);
+	store(entry_of_direct(SPARE), SPARE | PTE_P | PTE_NX);
+	check(can_write(AREA, 0), "a page of data is written");
+	store(L1, SPARE | PTE_P); /* and no flush */
+	check(retrap_pin(SPARE, 1) == 0, "the page becomes a table");
+	check(!can_write(AREA, ((FIRST - 1) << 12) | RW), "a store by the entry that was");
+	store(L1, 0);
+	check(store(L2 + 8 * 200, SPARE | RW) == 1, "the table is hooked in");
+	store(SPARE, DATA | RW);
+	word below = 200ul << 21;
+	check(can_read(below), "and leads to a page");
+	store(L2 + 8 * 200, 0); /* and no flush */
+	retrap_unpin(SPARE);
+	store(entry_of_direct(SPARE), SPARE | PTE_P | PTE_NX | PTE_W);
+	put(SPARE, 0, ((FIRST - 1) << 12) | RW);
+	put(SPARE, 1, ((FIRST - 1) << 12) | RW);
+	check(!can_read(below + PAGE), "what it was made to lead to");
+	word kept = can_read(below);
+	check(!kept || *(volatile word *)below == *(volatile word *)DIRECT(DATA), "what it led to is one's own at most");
+	retrap_flush_all();
+	check(!can_read(below), "nothing is there");
+	writable(SPARE, false);
+	refused(retrap_pin(SPARE, 1), "the page as a table again, with what was written");
+	clear(SPARE);
+}
+
+static void marks(void)
+{
+	refused(store(L1, ((FIRST - 1) << 12) | PTE_A | PTE_D | PTE_P), "accessed and dirty set beforehand");
+	check(store(L1, ((FIRST - 1) << 12) | PTE_A | PTE_D) == 1, "an absent entry may say anything");
+	check(!can_read(AREA), "and is absent");
+	refused(store(L1, ((FIRST - 1) << 12) | PTE_A | PTE_D | RW), "the same made present");
+	store(L1, DATA | PTE_P | PTE_A);
+	check(can_read(AREA), "a page to be read");
+	store(L1, DATA | PTE_P | PTE_D);
+	check(!can_write(AREA, 1), "a dirty bit gives no right");
+	refused(store(L1, (FIRST << 12 << 1) | PTE_P | PTE_A), "another frame where only a mark was to change");
+	store(L1, L1 | PTE_P);
+	check(can_read(AREA), "the processor marks a table that maps itself");
+	retrap_flush_page(AREA);
+	check(!can_write(AREA, 0), "and nobody writes it");
+	store(L1, 0);
+	retrap_flush_page(AREA);
+}
+
+static void the_hypervisors_own(void)
+{
+	check(!can_write(RETRAP_CALL, 0), "the entry of calls");
+	check(!can_write(RETRAP_CALL + 0x1000, 0), "fixups");
+	check(!can_write(0xffff800000000000, 0), "the table of numbers");
+	check(!can_read(0xffff808000000000), "what lies beside it");
+	refused(store(L4 + 8 * 256, 0), "a slot of the hypervisor's");
+	refused(store(L4 + 8 * 271, DATA | RW), "another");
+	word kept[512];
+	for (word i = 0; i < 512; i++)
+		kept[i] = ((volatile word *)RETRAP_SHARED)[i];
+	for (word i = 0; i < 512; i++)
+		((volatile word *)RETRAP_SHARED)[i] = ~0ul;
+	retrap_flush_all();
+	store(L1, DATA | RW);
+	for (word i = 0; i < 512; i++)
+		((volatile word *)RETRAP_SHARED)[i] = i == 0xc20 / 8 ? ((volatile word *)RETRAP_SHARED)[i] : kept[i];
+	REFUSED = kept[0xc20 / 8];
+	check(can_write(AREA, 5), "the shared page overwritten harms nothing");
+	store(L1, 0);
+	retrap_flush_page(AREA);
+	refused(retrap_time((word)DIRECT(L1)), "the time stored into a table");
+	refused(retrap_pte_read((word)DIRECT(L1), 1), "entries stored into a table");
+	refused(retrap_time(RETRAP_CALL), "the time stored into the entry of calls");
+	refused(retrap_pte_update(0xffff808000000000, 1), "stores that nobody can read");
+	refused(retrap_call(9999, 0, 0, 0, 0), "a call that there is not");
+}
+
+static void opened_tables(void)
+{
+	if (retrap_table_open(L1) != 0) {
+		check(WORD_AT(0xc00) == 1, "tables are opened where stores are batched");
+		return;
+	}
+	check(!can_read(AREA), "an opened table leads nowhere");
+	refused(retrap_table_open(L1), "opened twice");
+	refused(retrap_table_open(L3), "another level opened");
+	refused(retrap_table_open((FIRST - 1) << 12), "a neighbour's opened");
+	writable(L1, true);
+	put(L1, 0, ((FIRST - 1) << 12) | RW);
+	refused(retrap_table_close(L1), "closed while it can be written");
+	writable(L1, false);
+	refused(retrap_table_close(L1), "closed with a neighbour's frame");
+	check(!can_read(AREA), "it is not hooked in");
+	writable(L1, true);
+	put(L1, 0, L1 | RW);
+	writable(L1, false);
+	refused(retrap_table_close(L1), "closed with itself, to be written");
+	writable(L1, true);
+	put(L1, 0, 0);
+	writable(L1, false);
+	check(retrap_table_close(L1) == 0, "closed as it was");
+	refused(retrap_table_close(L1), "closed twice");
+}
+
+void kernel_main(word boot)
+{
+	static const word handlers[RETRAP_TRAPS] = {
+		(word)on_fault, (word)on_fault, (word)on_fault, (word)on_fault,
+		(word)on_fault, (word)on_fault, (word)on_fault, (word)on_fault,
+	};
+	static void (*const attempts[])(void) = {
+		foreign_frames, own_tables, through_themselves, large_pages, stale_entries, marks, the_hypervisors_own,
+		opened_tables,
+	};
+	(void)boot;
+	retrap_interrupts_off();
+	retrap_set_trap_table((word)handlers, RETRAP_TRAPS);
+	retrap_stack_switch((word)trap_stack + sizeof(trap_stack));
+	check(WORD_AT(0xc00) != 0, "tables are walked as they are");
+	for (word i = 0; i < LENGTH(attempts); i++) {
+		build();
+		attempts[i]();
+		leave();
+	}
+	print("%d calls refused, %d failed\n", refusals, failed);
+	arch_end(failed != 0);
+}
