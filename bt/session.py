@@ -120,6 +120,8 @@ class Session:
     def __init__(self, image: Image, options: Options, console: Callable[[bytes], None]) -> None:
         options.check()
         self.plan = options.plan
+        self.image_file = image.path
+        """The file that the image was read from."""
         if image.section(MANIFEST) is not None:
             from bt.rewrite import original
 
@@ -224,10 +226,13 @@ class Session:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return self.driver.run()
+            return self._go()
         finally:
             if collecting:
                 gc.enable()
+
+    def _go(self) -> Outcome:
+        return self.driver.run()
 
     def close(self) -> None:
         """Release the engine and write the caches."""

@@ -115,6 +115,13 @@ class CoverageMissed(RetrapError):
     meaning: ClassVar[str] = "fewer sites run without a trap than `--fail-under` asks for"
 
 
+class BadSnapshot(RetrapError):
+    """A snapshot or a recording cannot be used: damaged, of another format, or of another machine."""
+
+    exit_status: ClassVar[int] = 13
+    meaning: ClassVar[str] = "a snapshot or recording is damaged, of another format, or of another machine"
+
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, by the shell's convention of 128 + SIGINT."""
 
@@ -137,5 +144,6 @@ KINDS: tuple[type[RetrapError], ...] = (
     WrongManifest,
     Tampered,
     CoverageMissed,
+    BadSnapshot,
 )
 """Every kind in order of exit status; the documentation's table is printed from it."""

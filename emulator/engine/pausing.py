@@ -4,7 +4,7 @@ Room: `emulator/engine`. None of it changes what the guest does, or when: servic
 execution depend on that. All of it is asked for while no guest code runs, or in the callback of a pause.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from emulator.engine.protocol import Engine
@@ -36,6 +36,15 @@ class PausingEngine(Engine, Protocol):
 
     def set_progress(self, state: Progress) -> None:
         """Count on from another progress, to another deadline."""
+        ...
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """What native code has kept back from the handler, and counted, as plain numbers."""
+        ...
+
+    def set_pending(self, pending: Sequence[int]) -> None:
+        """Be where `pending` was. Raises `ValueError` for what it cannot have given."""
         ...
 
     def observe_code(self, first: int, last: int, seen: Callable[[int], None]) -> int:

@@ -94,20 +94,26 @@ def reinstate_code(code: CodePages, state: CodeState) -> None:
 
 
 def _put_whole(code: CodePages, used: int, whole: WholeCode) -> None:
-    layout, abi = code._layout, code._abi
+    layout = code._layout
     if not (0 <= used <= layout.code_count and len(whole.copies) == used << 12 and len(whole.addresses) == used):
         raise ValueError("the translated code of the saved machine is not of the size that it says")
-    for address, contents in whole.fixups.items():
-        offset = address - abi.base
-        if not 0 <= offset <= abi.fixup_size - len(contents):
-            raise ValueError(f"a fixup at {address:#x} lies outside the fixup region")
-        code._window[offset : offset + len(contents)] = contents
+    reinstate_fixups(code, whole)
     code._code[: used << 12] = whole.copies
     code._used = used
     code._known = {
         (address, whole.copies[number << 12 : (number + 1) << 12]): layout.code + (number << 12)
         for number, address in enumerate(whole.addresses)
     }
+
+
+def reinstate_fixups(code: CodePages, whole: WholeCode) -> None:
+    """Put the fixups back: a guest may hold their addresses, whatever engine goes on with it."""
+    abi = code._abi
+    for address, contents in whole.fixups.items():
+        offset = address - abi.fixups
+        if not 0 <= offset <= abi.fixup_size - len(contents):
+            raise ValueError(f"a fixup at {address:#x} lies outside the fixup region")
+        code._window[offset : offset + len(contents)] = contents
     code._fixups = dict(whole.fixups)
     code.fixup_sites.clear()
     code.fixup_sites.update(whole.sites)

@@ -50,6 +50,8 @@ class MachineState:
     armed: int | None
     """The clock's event that the engine's deadline was made for."""
     progress: Progress
+    pending: tuple[int, ...]
+    """What the engine has kept back."""
     derived: Derived | None
     """None where another engine, or another technique, is to go on."""
 
@@ -95,6 +97,7 @@ def capture(driver: Hypervisor, *, whole: bool = True) -> MachineState:
         stepping=driver._stepping,
         armed=driver._armed,
         progress=engine.progress_state if exact else Progress(engine.progress, 0),
+        pending=engine.pending if exact else (),
         derived=derived,
     )
 
@@ -133,6 +136,8 @@ def reinstate(driver: Hypervisor, state: MachineState) -> None:
     engine.flush_code()
     driver._view_level = state.view_level
     driver.real_state_lost()  # type: ignore[attr-defined]
+    if same:
+        engine.set_pending(state.pending)
     driver._armed = state.armed if same else None
     if not same:
         driver.machine.arm()
@@ -143,6 +148,7 @@ def _reset(driver: Hypervisor) -> None:
     driver.outcome = None
     driver._stepping = None
     driver._own_store = driver._own_page = -1
+    driver._fixups = []
     driver._actions.clear()
     driver._actions_by_page.clear()
 
@@ -162,6 +168,12 @@ def guest_now(state: MachineState) -> int:
     return int(clock.scaled // clock.units_per_second)
 
 
+def settled(driver: Hypervisor) -> bool:
+    """Whether the guest is between two instructions of its own, where any other engine can go on."""
+    alone = driver._stepping is not None or getattr(driver, "_in_shadow", False)
+    return not alone and not driver._in_fixup(driver.pc)
+
+
 def memory_regions(driver: Hypervisor) -> Mapping[str, memoryview]:
     """All memory that a state depends on, by name: the guest's, and that of what is derived."""
     regions = {"guest": driver.machine.memory.view}
@@ -172,4 +184,4 @@ def memory_regions(driver: Hypervisor) -> Mapping[str, memoryview]:
     return regions
 
 
-__all__ = ["NANOSECONDS", "Derived", "MachineState", "capture", "guest_now", "memory_regions", "reinstate"]
+__all__ = ["NANOSECONDS", "Derived", "MachineState", "capture", "guest_now", "memory_regions", "reinstate", "settled"]

@@ -120,7 +120,7 @@ def check_views(shadow: ShadowPaging, state: ViewState) -> None:
         and len(state.kinds) == frames.count
         and max(state.kinds, default=0) <= 3
         and state.view in (0, 1)
-        and len(state.current) == len(shadow._current)
+        and len(state.current) == len(shadow.guest.roots)
         and len(state.probe) == len(shadow._probe)
         and all(table in tables for table in (*state.current, state.window, *state.probe, *state.roots.values()))
         and min((*state.current, *state.probe, *state.roots.values()), default=0) >= 0

@@ -7,11 +7,12 @@ back, and the block counts when it begins again. Hooks are part of translated co
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from emulator.engine.pausing import Progress
 from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn.ports import QuietPorts
 
 _FOREVER = 1 << 62
 
@@ -31,6 +32,7 @@ class Observed:
     _pause: int
     _paused_call: Callable[[], None]
     _watches: dict[int, Any]
+    _ports: QuietPorts
 
     def _fail(self, error: BaseException) -> None:
         raise NotImplementedError
@@ -59,6 +61,16 @@ class Observed:
         self._wanted = self._deadline = self._limit[0] = max(state.wanted, state.done)
         self._pause = _FOREVER
         self._remaining[0] = self._wanted - state.done
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Writes to ports that are kept, behind the number of reads answered in a row."""
+        return self._ports.pending
+
+    def set_pending(self, pending: Sequence[int]) -> None:
+        """Be where `pending` was."""
+        if pending:
+            self._ports.set_pending(pending)
 
     def observe_code(self, first: int, last: int, seen: Callable[[int], None]) -> int:
         """Call `seen` before every instruction at guest-virtual `first`..`last`."""

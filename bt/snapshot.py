@@ -1,0 +1,283 @@
+"""Snapshots of sessions: what `paravirt.services.snapshot` keeps, and besides it the guest's image and the rewriter.
+
+Room: `bt`. A snapshot names its image by path and hash and does not hold it. A resumed session reads the image, and
+makes its translator, when the first page comes that was not translated before: to go on at once, neither is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from bt.session import MANIFEST, Options, Session
+from emulator.engine.engines import open_engine
+from emulator.errors import BadSnapshot, UsageError, brief
+from emulator.machine import Limits, Machine, Outcome
+from emulator.platforms import platform_of
+from paravirt.modes import hypervisor_for, must_trap, without_exit
+from paravirt.services.columns import Columns
+from paravirt.services.snapshot import Snapshot, Written, save
+from paravirt.translator import Translation, Translator, Untouched
+
+if TYPE_CHECKING:
+    from bt.image import Image
+    from bt.loadtime import LoadTimeTranslator
+    from paravirt.hypervisor import Hypervisor
+
+CONSOLE_KEPT: Final = 1 << 16
+"""Bytes of what a guest has printed that its snapshot keeps, the last ones."""
+_KEPT_OPTIONS: Final = ("mode", "engine", "memory", "command_line", "delta", "physical_delta", "technique")
+_SAVED_MODES: Final = ("none", "trap", "hypercall", "inline", "auto")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises `BadSnapshot` where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadSnapshot(f"{path}: the image cannot be read ({error.strerror}); name it with --image") from None
+
+
+def save_session(session: Session, path: Path, console: bytes = b"", parent: Snapshot | None = None) -> Written:
+    """Write a session whose guest is between two blocks; `console` is what it has printed.
+
+    Raises `UsageError` for one that cannot be saved, `Unwritable` where the file cannot be written.
+    """
+    options = session.options
+    if options.mode not in _SAVED_MODES:
+        raise UsageError(f"a guest that runs with --virt {options.mode} cannot be saved; take another way to run it")
+    if isinstance(session, ResumedSession):
+        image, digest = session.image_path, session.image_digest
+    else:
+        image = Path(session.image_file)
+        digest = digest_of(image)
+    description = {
+        "image": str(image.resolve()),
+        "sha256": digest,
+        "options": {name: getattr(options, name) for name in _KEPT_OPTIONS},
+        "console": console[-CONSOLE_KEPT:].hex(),
+        "printed": len(console),
+    }
+    columns = Columns()
+    translator = session.later if isinstance(session, ResumedSession) else session.translator
+    if translator is not None:
+        put_translator(columns, translator)
+    return save(path, cast("Hypervisor", session.driver), description, columns.contents, parent)
+
+
+# -- the rewriter -------------------------------------------------------------------------------
+
+
+def put_translator(columns: Columns, translator: LoadTimeTranslator | LaterTranslator) -> None:
+    """Write what a translator remembers: where its fixups lie, and pages as it saw them last."""
+    if isinstance(translator, LaterTranslator):
+        if translator.made is None:
+            columns.contents.update(translator.columns.contents)
+            return
+        translator = translator.made
+    from bt.pagecache import pack_scan
+
+    fixups, last = translator._fixups, translator._last
+    columns.put("rewriter.numbers", (translator._arena.next, translator._unknown), signed=False)
+    columns.put("rewriter.site", (address for address, _ in fixups), signed=False)
+    columns.put("rewriter.place", (0 if place is None else place for place in fixups.values()), signed=False)
+    _put_pieces(columns, "rewriter.window", [window for _, window in fixups])
+    columns.put("rewriter.page", last, signed=False)
+    _put_pieces(columns, "rewriter.seen", [seen.whole for seen in last.values()])
+    _put_pieces(columns, "rewriter.scan", [seen._packed or pack_scan(seen.scan) for seen in last.values()])
+
+
+def take_translator(columns: Columns, translator: LoadTimeTranslator, *, same: bool) -> None:
+    """Let a translator that is new remember; of another engine's only which places are taken. Raises `ValueError`."""
+    from bt.loadtime import _Seen
+
+    following, unknown = columns.take("rewriter.numbers", signed=False, length=2)
+    region = translator._arena.region
+    if not region.start <= following <= region.end + 4096:
+        raise ValueError(f"the next fixup would lie at {following:#x}, outside their region")
+    translator._arena.next = max(following, translator._arena.next)
+    translator._waiting = ()
+    if not same:
+        return
+    translator._unknown = unknown
+    sites = columns.take("rewriter.site", signed=False)
+    places = columns.take("rewriter.place", signed=False, length=len(sites))
+    windows = _take_pieces(columns, "rewriter.window", len(sites))
+    translator._fixups = {
+        (site, window): place or None for site, window, place in zip(sites, windows, places, strict=True)
+    }
+    pages = columns.take("rewriter.page", signed=False)
+    seen, scans = (_take_pieces(columns, f"rewriter.{name}", len(pages)) for name in ("seen", "scan"))
+    translator._last = {
+        page: _Seen(whole, None, packed) for page, whole, packed in zip(pages, seen, scans, strict=True)
+    }
+
+
+def _put_pieces(columns: Columns, name: str, pieces: list[bytes]) -> None:
+    columns.put(f"{name}.size", map(len, pieces))
+    columns.contents[name] = b"".join(pieces)
+
+
+def _take_pieces(columns: Columns, name: str, count: int) -> list[bytes]:
+    data, sizes = bytes(columns.bytes(name)), columns.take(f"{name}.size", length=count)
+    if min(sizes, default=0) < 0 or sum(sizes) != len(data):
+        raise ValueError(f"the pieces of {name} are not of the sizes that it says")
+    pieces, at = [], 0
+    for size in sizes:
+        pieces.append(data[at : at + size])
+        at += size
+    return pieces
+
+
+class LaterTranslator:
+    """A translator that is made when it is first asked for a page."""
+
+    def __init__(self, columns: Columns, make: Callable[[], LoadTimeTranslator]) -> None:
+        self.columns = columns
+        self.made: LoadTimeTranslator | None = None
+        self._make = make
+
+    def translate(self, address: int, code: bytes, before: bytes, after: bytes, entry: int) -> Translation:
+        """See `paravirt.translator.Translator`."""
+        if self.made is None:
+            self.made = self._make()
+        return self.made.translate(address, code, before, after, entry)
+
+
+# -- resuming -----------------------------------------------------------------------------------
+
+
+def _options(snapshot: Snapshot, changes: Mapping[str, Any]) -> Options:
+    """The options that a snapshot's guest was started with. Raises `BadSnapshot` for ones that make no sense."""
+    kept = snapshot.description.get("options")
+    if not isinstance(kept, dict) or any(
+        type(kept.get(name)) is not type(getattr(Options(), name)) for name in _KEPT_OPTIONS
+    ):
+        raise BadSnapshot(f"{snapshot.path}: does not say how its guest was started; make it anew")
+    options = replace(Options(**{name: kept[name] for name in _KEPT_OPTIONS}), **changes)
+    if options.mode not in _SAVED_MODES or options.memory != snapshot.machine["size"]:
+        raise BadSnapshot(
+            f"{snapshot.path}: says that its guest was started in a way in which it cannot be; make it anew"
+        )
+    return options
+
+
+class ResumedSession(Session):
+    """A session that goes on where a snapshot was taken."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        console: Callable[[bytes], None],
+        image: Path | None = None,
+        *,
+        engine: str | None = None,
+        limits: Limits | None = None,
+        timed: bool = False,
+        cache: bool = True,
+    ) -> None:
+        """`image`: where the guest's image is now, if not where it was; `engine`: another one to go on with.
+
+        Raises `BadSnapshot` for a snapshot that cannot be used, `EngineMissing` for an engine that cannot be had.
+        """
+        changes: dict[str, Any] = {"limits": limits or Limits(), "timed": timed, "cache": cache}
+        if engine is not None:
+            changes["engine"] = engine
+        self.options = options = _options(snapshot, changes)
+        options.check()
+        self.snapshot = snapshot
+        self.plan = None
+        self.passed_over: list[str] = []
+        named, digest = snapshot.description.get("image"), snapshot.description.get("sha256")
+        if not isinstance(named, str) or not isinstance(digest, str):
+            raise BadSnapshot(f"{snapshot.path}: does not say of which image its guest is; make it anew")
+        self.image_path, self.image_digest = image or Path(named), digest
+        platform = platform_of(snapshot.machine["isa"])
+        self.machine = Machine(
+            options.memory,
+            console,
+            platform=platform,
+            engine=lambda: open_engine(platform.isa, options.engine, options.lacks, self.passed_over),
+            limits=options.limits,
+        )
+        try:
+            self.later: LaterTranslator | None = None
+            translator: Translator = Untouched()
+            if options.mode != "none":
+                translator = self.later = LaterTranslator(snapshot.columns(), self._make_translator_now)
+            self.driver: Hypervisor = hypervisor_for(
+                self.machine, translator, timed=options.timed, technique=options.technique
+            )
+            self.exact = snapshot.restore(self.driver)
+            """Whether it goes on exit for exit as the one that was saved."""
+        except BaseException:
+            self.machine.close()
+            raise
+
+    @cached_property
+    def image(self) -> Image:  # type: ignore[override]
+        """The guest's image, read when it is asked for. Raises `BadSnapshot` where it is another than was saved."""
+        from bt.image import load
+
+        if digest_of(self.image_path) != self.image_digest:
+            raise BadSnapshot(
+                f"{self.image_path}: is not the image that {self.snapshot.path} is of; name that one with --image"
+            )
+        image = load(self.image_path)
+        if image.section(MANIFEST) is not None:
+            from bt.rewrite import original
+
+            image, manifest = original(image)
+            if manifest is not None and manifest.plan.mode == self.options.mode:
+                self.plan = manifest.plan
+        return image
+
+    @property
+    def translator(self) -> LoadTimeTranslator | None:  # type: ignore[override]
+        """The translator, once it was needed."""
+        return self.later.made if self.later is not None else None
+
+    def _make_translator_now(self) -> LoadTimeTranslator:
+        from bt.loadtime import LoadTimeTranslator
+        from bt.pagecache import PageCache
+
+        image, options = self.image, self.options
+        isa = self.machine.platform.isa
+        translator = LoadTimeTranslator(
+            options.mode,
+            image,
+            options.delta,
+            PageCache(isa=isa) if options.cache else None,
+            self.plan,
+            trapped=must_trap(self.machine.engine.capabilities),
+            inlined=without_exit(self.machine.engine.capabilities),
+        )
+        assert self.later is not None
+        try:
+            take_translator(self.later.columns, translator, same=self.exact)
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            raise BadSnapshot(f"{self.snapshot.path}: cannot be gone on with: {brief(str(error))}") from None
+        return translator
+
+    @property
+    def printed(self) -> bytes:
+        """The last of what the guest had printed."""
+        kept = self.snapshot.description.get("console")
+        try:
+            return bytes.fromhex(kept) if isinstance(kept, str) else b""
+        except ValueError:
+            return b""
+
+    def _go(self) -> Outcome:
+        if not self.exact:
+            return self.driver.run()
+        self.machine.begin()
+        return self.driver.resume()
+
+
+__all__ = ["ResumedSession", "Snapshot", "save_session"]

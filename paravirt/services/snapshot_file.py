@@ -1,0 +1,328 @@
+"""A snapshot's file, opened: checked before anything of it is believed, and put into a machine.
+
+Room: `paravirt/services`. Whatever a file says may be a lie: sizes are compared with what is there, numbers with what
+they count, values with their types, and shadow tables with the machine. `BadSnapshot` says what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from emulator.errors import BadSnapshot, brief
+from paravirt.hypervisor import Hypervisor
+from paravirt.services.code_state import reinstate_fixups
+from paravirt.services.columns import Columns, typed
+from paravirt.services.machine_state import Derived, MachineState, exactness, memory_regions, reinstate
+from paravirt.services.snapshot_form import (
+    CHUNK,
+    DIGEST,
+    FORMAT,
+    FRAME,
+    HASH,
+    HEAD,
+    MAGIC,
+    PAGE,
+    STATE,
+    ZERO,
+    derived_key,
+    machine_of,
+    rows_of,
+)
+from paravirt.services.state_columns import take_code, take_views
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from paravirt.services.snapshot_form import Rows
+
+_MOST_HEADER: Final = 1 << 24
+_MOST_SECTION: Final = 1 << 30
+_MOST_PARENTS: Final = 64
+_MOST_MEMORY: Final = 1 << 32
+
+
+class Snapshot:
+    """A snapshot that was opened, and is whole."""
+
+    def __init__(self, path: Path, depth: int = 0) -> None:
+        """Raises `BadSnapshot` for a file that is none, of another format, or damaged."""
+        self.path = path
+        self._data = _read(path)
+        self.header, at = _header(path, self._data)
+        self.identity = bytes(self._data[-DIGEST:]).hex()
+        self._sections: dict[str, tuple[dict[str, Any], memoryview]] = {}
+        self.parent: Snapshot | None = None
+        with self._explained():
+            end = len(self._data) - DIGEST
+            for section in self.header["sections"]:
+                size = typed(int, section["size"])
+                if not 0 <= size <= end - at:
+                    raise ValueError(f"the section {section['name']} is longer than the file")
+                self._sections[section["name"]] = section, self._data[at : at + size]
+                at += size
+            if at != end:
+                raise ValueError(f"{end - at} bytes belong to no section")
+            self._open_parent(depth)
+            own = self._sections["hashes"][1]
+            if len(own) % HASH:
+                raise ValueError("the hashes of its contents are not whole")
+            data = bytes(own)
+            self._own = {data[place : place + HASH]: place // HASH for place in range(0, len(data), HASH)}
+            self.description: dict[str, Any] = dict(self.header["description"])
+
+    def _open_parent(self, depth: int) -> None:
+        named = self.header["parent"]
+        if named is None:
+            return
+        if depth >= _MOST_PARENTS:
+            raise ValueError(f"it has more than {_MOST_PARENTS} parents")
+        where = self.path.resolve().parent / typed(str, named["path"])
+        if not where.is_file():
+            raise BadSnapshot(f"{self.path}: its parent {brief(where)} is not there; put it back where it was")
+        self.parent = Snapshot(where, depth + 1)
+        if self.parent.identity != named["id"]:
+            raise BadSnapshot(f"{self.path}: {brief(where)} is not the parent that it was made for; put that back")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Whatever goes wrong with what the file says is the file's fault."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else brief(str(error))
+            raise BadSnapshot(f"{self.path}: is no snapshot that can be used: {what}; make it anew") from None
+
+    @property
+    def hashes(self) -> Mapping[bytes, Any]:
+        """Hashes of all contents that this snapshot or one of its parents has."""
+        every: dict[bytes, Any] = {}
+        one: Snapshot | None = self
+        while one is not None:
+            every.update(one._own)
+            one = one.parent
+        return every
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """Instruction set, board, base and size of memory, checked."""
+        with self._explained():
+            found = self.header["machine"]
+            size, base = typed(int, found["size"]), typed(int, found["base"])
+            if size <= 0 or size % PAGE or size > _MOST_MEMORY or base < 0 or base % PAGE:
+                raise ValueError(f"its machine has {size} bytes of memory at {base:#x}")
+            return {"isa": typed(str, found["isa"]), "board": typed(str, found["board"]), "base": base, "size": size}
+
+    def columns(self) -> Columns:
+        """All columns of numbers."""
+        with self._explained():
+            section, data = self._sections["columns"]
+            table = memoryview(self._expand(data, typed(int, section["raw"])))
+            found, at = {}, 0
+            for name, size in section["columns"]:
+                if not 0 <= size <= len(table) - at:
+                    raise ValueError(f"the column {name} is longer than all of them")
+                found[typed(str, name)] = table[at : at + size]
+                at += size
+            return Columns(found)
+
+    @staticmethod
+    def _expand(data: memoryview, size: int) -> bytes:
+        import zstandard
+
+        if not 0 <= size <= _MOST_SECTION:
+            raise ValueError(f"a section of {size} bytes")
+        if not size:
+            return b""
+        try:
+            out = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(data, max_output_size=size)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"a section cannot be expanded ({error})") from None
+        if len(out) != size:
+            raise ValueError(f"a section has {len(out)} bytes and says {size}")
+        return out
+
+    def places(self) -> dict[str, NDArray[np.int32]]:
+        """Number of the contents of every page, by region."""
+        with self._explained():
+            section, data = self._sections["places"]
+            table = np.frombuffer(self._expand(data, typed(int, section["raw"])), dtype="<i4")
+            found, at = {}, 0
+            for name, count in section["regions"]:
+                if not 0 <= count <= len(table) - at:
+                    raise ValueError(f"the region {name} is longer than all of them")
+                found[typed(str, name)] = table[at : at + count]
+                at += count
+            borrowed = len(self._sections["borrowed"][1]) // HASH
+            if len(table) and not -2 - borrowed < table.min() <= table.max() < len(self._own):
+                raise ValueError("a page has contents that are not there")
+            return found
+
+    def contents(self) -> Rows:
+        """Own contents, in order of their number."""
+        import zstandard
+
+        with self._explained():
+            section, data = self._sections["frames"]
+            count = len(self._own)
+            sizes = [min(FRAME, count - at) * PAGE for at in range(0, count, FRAME)]
+            lengths = section["frames"]
+            if len(lengths) != len(sizes) or any(length <= 0 for length in lengths) or sum(lengths) != len(data):
+                raise ValueError("its frames are not of the sizes that it says")
+            out = np.empty((count, PAGE // 8), dtype=np.uint64)
+            frames, at = [], 0
+            for length, size in zip(lengths, sizes, strict=True):
+                frame = data[at : at + length]
+                at += length
+                if zstandard.frame_content_size(frame) != size:
+                    raise ValueError("a frame is not of the size that it should have")
+                frames.append(frame)
+            try:
+                for first in range(0, len(frames), CHUNK // FRAME):
+                    self._expand_frames(frames, sizes, first, out)
+            except zstandard.ZstdError as error:
+                raise ValueError(f"a frame cannot be expanded ({error})") from None
+            return out
+
+    @staticmethod
+    def _expand_frames(frames: list[memoryview], sizes: list[int], first: int, out: Rows) -> None:
+        import zstandard
+
+        some: list[Any] = frames[first : first + CHUNK // FRAME]
+        packed = np.array(sizes[first : first + len(some)], dtype=np.uint64).tobytes()
+        made = zstandard.ZstdDecompressor().multi_decompress_to_buffer(some, decompressed_sizes=packed, threads=-1)
+        for number in range(len(made)):
+            at = (first + number) * FRAME
+            out[at : at + sizes[first + number] // PAGE] = rows_of(made[number])
+
+    def fetch(self, wanted: set[bytes]) -> dict[bytes, Rows]:
+        """Contents by hash, from here and from parents."""
+        found: dict[bytes, Rows] = {}
+        here = {key: number for key, number in self._own.items() if key in wanted}
+        if here:
+            rows = self.contents()
+            found.update((key, rows[number]) for key, number in here.items())
+        rest = wanted - found.keys()
+        if rest and self.parent is not None:
+            found.update(self.parent.fetch(rest))
+        return found
+
+    def regions(self) -> Iterator[tuple[str, NDArray[np.int32], Rows]]:
+        """Each region with the contents of its pages: places (ZERO, or a row), and all rows."""
+        with self._explained():
+            places, rows = self.places(), self.contents()
+            lent = bytes(self._sections["borrowed"][1])
+            hashes = [lent[at : at + HASH] for at in range(0, len(lent), HASH)]
+            if hashes:
+                found = self.parent.fetch(set(hashes)) if self.parent is not None else {}
+                missing = [key for key in hashes if key not in found]
+                if missing:
+                    raise ValueError(f"its parents lack the contents of {len(missing)} pages")
+                rows = np.concatenate([rows, np.stack([found[key] for key in hashes])])
+        for name, numbers in places.items():
+            real = numbers.copy()
+            real[numbers <= -2] = len(self._own) - 2 - numbers[numbers <= -2]
+            yield name, real, rows
+
+    def restore(self, driver: Hypervisor) -> bool:
+        """Put everything into a machine whose memory is zero; whether it goes on exit for exit as the saved one.
+
+        Raises `BadSnapshot` for a snapshot of another machine, or one that makes no sense.
+        """
+        mine, its = machine_of(driver), self.machine
+        if mine != its:
+            raise BadSnapshot(f"{self.path}: is of {_told(its)}, and this is {_told(mine)}; make a machine like that")
+        derived = self.header.get("derived") == derived_key(driver) and not exactness(driver)
+        with self._explained():
+            memories = memory_regions(driver)
+            pages: dict[str, bytes] = {}
+            for name, numbers, rows in self.regions():
+                if name in memories and (derived or name == "guest"):
+                    if len(numbers) * PAGE > memories[name].nbytes or (
+                        name == "guest" and len(numbers) * PAGE != memories[name].nbytes
+                    ):
+                        raise ValueError(f"the region {name} is not of the machine's size")
+                    used = np.flatnonzero(numbers != ZERO)
+                    rows_of(memories[name])[used] = rows[numbers[used]]
+                elif derived:
+                    full = np.zeros((len(numbers), PAGE // 8), dtype=np.uint64)
+                    used = np.flatnonzero(numbers != ZERO)
+                    full[used] = rows[numbers[used]]
+                    pages[name] = full.tobytes()
+            reinstate(driver, self._state(driver, pages if derived else None))
+            if not derived and self.header.get("derived"):
+                self._keep_fixups(driver)
+        return derived
+
+    def _keep_fixups(self, driver: Hypervisor) -> None:
+        """Another engine goes on: what it translates is its own, but the guest may hold addresses of fixups."""
+        columns = self.columns()
+        blank = bytes(PAGE)
+        sources = [blank] * len(columns.take("code.address", signed=False))
+        whole = take_code(columns, sources, b"").whole
+        assert whole is not None
+        reinstate_fixups(driver.code, whole)
+
+    def _state(self, driver: Hypervisor, pages: dict[str, bytes] | None) -> MachineState:
+        found = {name: typed(STATE[name], self.header["state"][name]) for name in STATE}
+        derived = None
+        if pages is not None:
+            columns, sources = self.columns(), pages["sources"]
+            pieces = [sources[at : at + PAGE] for at in range(0, len(sources), PAGE)]
+            derived = Derived(take_views(columns), take_code(columns, pieces, pages["copies"]))
+        return MachineState(
+            processor=typed(driver.SAVED, self.header["processor"]),  # type: ignore[attr-defined]
+            devices=typed(type(driver.board.state), self.header["devices"]),  # type: ignore[attr-defined]
+            derived=derived,
+            **found,
+        )
+
+
+def _told(machine: Mapping[str, Any]) -> str:
+    return f"a machine for {machine['isa']} guests with {machine['size'] >> 10} KiB of memory"
+
+
+def _read(path: Path) -> memoryview:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_MEMORY:
+                raise BadSnapshot(f"{path}: has {size} bytes, more than any snapshot; name another file")
+            return memoryview(file.read())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadSnapshot(f"{path}: cannot be read ({reason}); name a snapshot") from None
+
+
+def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:
+    """The header of a file that is whole, and where the sections begin."""
+    if len(data) < HEAD.size or bytes(data[: len(MAGIC)]) != MAGIC:
+        raise BadSnapshot(f"{path}: is no snapshot of retrap; name a file that `retrap run --snapshot-at` wrote")
+    _, version, size = HEAD.unpack_from(data)
+    if version != FORMAT:
+        raise BadSnapshot(
+            f"{path}: is a snapshot of format {version}, and this retrap reads format {FORMAT}; resume it with the "
+            "retrap that made it, or make it anew"
+        )
+    if not 0 < size <= min(_MOST_HEADER, len(data) - HEAD.size - DIGEST):
+        raise BadSnapshot(f"{path}: ends within its header; it was cut short: make it anew")
+    if hashlib.sha256(data[:-DIGEST]).digest() != bytes(data[-DIGEST:]):
+        raise BadSnapshot(f"{path}: is damaged, as its checksum says; make it anew")
+    end = HEAD.size + size
+    try:
+        header = json.loads(bytes(data[HEAD.size : end]))
+        if not isinstance(header, dict) or not isinstance(header.get("description"), dict):
+            raise ValueError("it is no table")
+        names = [section["name"] for section in header["sections"]]
+        if not {"columns", "places", "hashes", "borrowed", "frames"} <= set(names):
+            raise ValueError(f"it has the sections {names}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BadSnapshot(f"{path}: its header cannot be read ({brief(error)}); make it anew") from None
+    return header, end

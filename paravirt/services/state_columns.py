@@ -1,0 +1,163 @@
+"""Shadow tables and translated code as columns, for a file; pages of contents stay apart, where they are stored once.
+
+Room: `paravirt/services`. The other direction validates by `view_state` and `code_state`: what is read here has the
+right form, there it must fit the machine.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from emulator.isa.operation import Operation
+from paravirt.services.code_state import CodeState, CopyState, WholeCode
+from paravirt.services.columns import Columns
+from paravirt.services.view_state import ViewState
+from paravirt.translator import Hypercall
+
+_NAMES: Final = tuple(operation.name for operation in Operation)
+
+
+def put_views(columns: Columns, state: ViewState) -> None:
+    """Write shadow tables."""
+    put = columns.put
+    put("views.numbers", (state.view, state.window, state.fills, state.prefilled))
+    put("views.current", state.current)
+    put("views.probe", state.probe)
+    put("views.roots", (number for key, table in state.roots.items() for number in (*key, table)))
+    put("views.tables", (number for key, table in state.tables.items() for number in (*key, table)))
+    put("views.source", state.source)
+    put("views.span", state.span)
+    put("views.misses", state.misses)
+    columns.put_groups("views.below", state.below)
+    columns.contents["views.levels"] = state.levels
+    columns.put_mapping("views.split", state.split)
+    columns.contents["views.kinds"] = state.kinds
+    columns.put_mapping("views.executors", state.executors)
+    columns.put_mapping("views.writers", state.writers)
+    put("views.stale", sorted(state.stale))
+    put("views.invalidated", state.invalidated, signed=False)
+    put("views.reached", (number for pair in state.reached.items() for number in pair))
+    put("views.descriptors", (number for pair in state.descriptor_pages.items() for number in pair))
+
+
+def take_views(columns: Columns) -> ViewState:
+    """Read shadow tables. Raises `ValueError` for columns that are none."""
+    view, window, fills, prefilled = columns.take("views.numbers", length=4)
+    source = tuple(columns.take("views.source"))
+    count = len(source)
+    return ViewState(
+        view=view,
+        current=tuple(columns.take("views.current")),
+        window=window,
+        probe=tuple(columns.take("views.probe")),
+        roots={(region, name, role): table for region, name, role, table in columns.rows("views.roots", 4)},
+        tables={
+            (guest, level, role, place): table for guest, level, role, place, table in columns.rows("views.tables", 5)
+        },
+        source=source,
+        span=tuple(columns.take("views.span", length=count)),
+        misses=tuple(columns.take("views.misses", length=count)),
+        below=tuple(map(frozenset, columns.take_groups("views.below", length=count))),
+        levels=bytes(columns.bytes("views.levels")),
+        split={key: tuple(tables) for key, tables in columns.take_mapping("views.split").items()},
+        kinds=bytes(columns.bytes("views.kinds")),
+        executors={key: frozenset(places) for key, places in columns.take_mapping("views.executors").items()},
+        writers={key: tuple(places) for key, places in columns.take_mapping("views.writers").items()},
+        stale=frozenset(columns.take("views.stale")),
+        invalidated=tuple(columns.take("views.invalidated", signed=False)),
+        reached=dict(columns.rows("views.reached", 2)),  # type: ignore[arg-type]
+        descriptor_pages=dict(columns.rows("views.descriptors", 2)),  # type: ignore[arg-type]
+        fills=fills,
+        prefilled=prefilled,
+    )
+
+
+def put_code(columns: Columns, state: CodeState) -> None:
+    """Write translated code, without the contents of copies and of what they were made of."""
+    whole = state.whole
+    if whole is None:
+        raise ValueError("a file needs the whole of the translated code")
+    put = columns.put
+    put("code.numbers", (state.used, *state.counts))
+    put("code.address", (page.address for page in state.pages), signed=False)
+    put("code.frame", (page.frame for page in state.pages))
+    put("code.physical", (page.physical for page in state.pages))
+    columns.put_groups("code.entries", [page.entries for page in state.pages])
+    columns.put_groups("code.entered", [sorted(page.entered) for page in state.pages], signed=False)
+    put("code.made_for", whole.addresses, signed=False)
+    put("fixups.address", whole.fixups, signed=False)
+    put("fixups.size", map(len, whole.fixups.values()))
+    columns.contents["fixups.code"] = b"".join(whole.fixups.values())
+    put("fixups.sites", (number for pair in whole.sites.items() for number in pair), signed=False)
+    calls = whole.hypercalls
+    put("calls.address", calls, signed=False)
+    put("calls.numbers", (number for call in calls.values() for number in (call.site, call.resume)), signed=False)
+    put("calls.operation", (_NAMES.index(call.operation.name) for call in calls.values()))
+    columns.contents["calls.names"] = "\n".join(_NAMES).encode()
+    put("calls.size", (len(call.instruction) for call in calls.values()))
+    columns.contents["calls.code"] = b"".join(call.instruction for call in calls.values())
+
+
+def take_code(columns: Columns, sources: list[bytes], copies: bytes) -> CodeState:
+    """Read translated code; `sources` are what each page was made of. Raises `ValueError` for columns that are none."""
+    used, *counts = columns.take("code.numbers", length=4)
+    addresses = columns.take("code.address", signed=False)
+    count = len(addresses)
+    if len(sources) != count:
+        raise ValueError(f"{len(sources)} pages of code for {count} translations")
+    pages = tuple(
+        CopyState(address, frame, source, physical, tuple(entries), frozenset(entered))
+        for address, frame, source, physical, entries, entered in zip(
+            addresses,
+            columns.take("code.frame", length=count),
+            sources,
+            columns.take("code.physical", length=count),
+            columns.take_groups("code.entries", length=count),
+            columns.take_groups("code.entered", signed=False, length=count),
+            strict=True,
+        )
+    )
+    made = columns.take("fixups.address", signed=False)
+    fixups = dict(zip(made, _pieces(columns, "fixups", len(made)), strict=True))
+    sites = columns.take("fixups.sites", signed=False)
+    whole = WholeCode(
+        copies,
+        tuple(columns.take("code.made_for", signed=False)),
+        fixups,
+        dict(zip(sites[::2], sites[1::2], strict=True)),
+        _calls(columns),
+    )
+    return CodeState(used, (counts[0], counts[1], counts[2]), pages, whole)
+
+
+def _pieces(columns: Columns, name: str, count: int) -> list[bytes]:
+    """Byte strings one behind the other, cut by their sizes."""
+    data, sizes = bytes(columns.bytes(f"{name}.code")), columns.take(f"{name}.size", length=count)
+    if min(sizes, default=0) < 0 or sum(sizes) != len(data):
+        raise ValueError(f"the pieces of {name} are not of the sizes that it says")
+    pieces, at = [], 0
+    for size in sizes:
+        pieces.append(data[at : at + size])
+        at += size
+    return pieces
+
+
+def _calls(columns: Columns) -> dict[int, Hypercall]:
+    addresses = columns.take("calls.address", signed=False)
+    count = len(addresses)
+    numbers = columns.take("calls.numbers", signed=False, length=2 * count)
+    names = bytes(columns.bytes("calls.names")).decode("ascii", "replace").split("\n")
+    calls = {}
+    for address, site, resume, number, instruction in zip(
+        addresses,
+        numbers[::2],
+        numbers[1::2],
+        columns.take("calls.operation", length=count),
+        _pieces(columns, "calls", count),
+        strict=True,
+    ):
+        name = names[number] if 0 <= number < len(names) else ""
+        if name not in Operation.__members__:
+            raise ValueError(f"a fixup calls for {name!r}, which is no operation")
+        calls[address] = Hypercall(site, Operation[name], resume, instruction)
+    return calls
