@@ -102,7 +102,7 @@ def command(
     if manifest_path is not None:
         files.append((Path(manifest_path), rewrite.manifest_text(planned)))
     with progress.stage("reporting"):
-        files += [(Path(file), _report(name, planned, output or image, loaded, len(data))) for name, file in reports]
+        files += [(Path(file), _report(name, planned, output or image, loaded, data)) for name, file in reports]
     outputs.write_all(files, path)
     click.echo(text.plan_table(planned), nl=False)
 
@@ -136,12 +136,14 @@ def _check_share(planned: Plan, fail_under: float | None) -> None:
         )
 
 
-def _report(name: str, planned: Plan, path: str, image: Image, size: int) -> bytes:
+def _report(name: str, planned: Plan, path: str, image: Image, data: bytes) -> bytes:
+    from bt.image import from_bytes
     from bt.report.account import account
     from bt.report.formats import render
 
     before = len(image.elf) + len(image.appended)
-    return render(account(planned, path, image, size=before, rewritten_size=size), name).encode()
+    made = account(planned, path, image, before, len(data), rewritten=from_bytes(data, path))
+    return render(made, name).encode()
 
 
 @click.command()

@@ -6,6 +6,7 @@ exports and comparisons see an `Account` and nothing else. Names of places come 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,6 +112,8 @@ class FixupAccount:
     code: bytes
     clobbers: tuple[str, ...]
     """What it uses up beyond what its instructions change."""
+    file_offset: int | None = None
+    """Of its code in the rewritten file, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +149,6 @@ class Account:
     fixups: tuple[FixupAccount, ...]
     changes: tuple[ChangeAccount, ...]
     """In the order of the plan."""
-    fixups_offset: int | None = None
-    """Where the code of the first fixup lies in the rewritten file, where that is known."""
 
     @cached_property
     def fixup_of(self) -> dict[int, FixupAccount]:
@@ -196,12 +197,19 @@ class Account:
 
 
 def account(
-    plan: Plan, path: str, image: Image | None = None, size: int | None = None, rewritten_size: int | None = None
+    plan: Plan,
+    path: str,
+    image: Image | None = None,
+    size: int | None = None,
+    rewritten_size: int | None = None,
+    rewritten: Image | None = None,
 ) -> Account:
     """The account of a plan; with `image` (the original, or the rewritten one) sections and source lines are known.
 
-    `path` is what the report is called by; the sizes are those of the ELF before and after, in bytes.
+    `path` is what the report is called by; the sizes are those of the ELF before and after, in bytes. `rewritten` is
+    the rewritten one, where `image` is not: in it fixups have their places.
     """
+    places = _fixup_places(rewritten or image)
     return Account(
         path=path,
         sha256=plan.sha256,
@@ -212,18 +220,26 @@ def account(
         rewritten_size=rewritten_size,
         sections=_sections(image) if image is not None else _bounds(plan.sites),
         sites=tuple(_site(site, _source(image, site.address)) for site in plan.sites),
-        fixups=tuple(FixupAccount(f.address, f.site, f.code, f.clobbers) for f in plan.fixups),
+        fixups=tuple(
+            FixupAccount(f.address, f.site, f.code, f.clobbers, _offset_of(f.address, len(f.code), places))
+            for f in plan.fixups
+        ),
         changes=_changes(plan),
-        fixups_offset=_fixups_offset(plan, image) if image is not None else None,
     )
 
 
-def _fixups_offset(plan: Plan, image: Image) -> int | None:
-    sections = [section for section in image.sections if section.name == FIXUPS]
-    if len(sections) != 1 or not plan.fixups:
+def _fixup_places(image: Image | None) -> list[tuple[int, int, int]]:
+    """Address, address behind it and file offset of every section of fixups, by address."""
+    sections = image.sections if image is not None else ()
+    return sorted((s.vaddr, s.vaddr + s.size, s.file_offset) for s in sections if s.name == FIXUPS)
+
+
+def _offset_of(address: int, size: int, places: list[tuple[int, int, int]]) -> int | None:
+    """File offset of the code at an address; None where no section holds all of it."""
+    number = bisect_right(places, (address, 1 << 64, 0)) - 1
+    if number < 0 or address + size > places[number][1]:
         return None
-    section = sections[0]
-    return section.file_offset + plan.fixups[0].address - section.vaddr
+    return places[number][2] + address - places[number][0]
 
 
 def scanned(image: Image, sites: Iterable[Site]) -> Account:

@@ -162,15 +162,27 @@ def _literal(data: dict[str, Any]) -> str:
     return "{\n" + "".join(rows) + "}"
 
 
+def _mapped(account: Account) -> list[tuple[int, int, int]]:
+    """Address, bytes and file offset of the parts of the file that hold fixups, each as one."""
+    runs: list[tuple[int, int, int]] = []
+    for fixup in account.fixups:
+        if fixup.file_offset is None:
+            continue
+        end = fixup.address + len(fixup.code)
+        if runs and fixup.address - runs[-1][0] == fixup.file_offset - runs[-1][2]:
+            runs[-1] = runs[-1][0], end - runs[-1][0], runs[-1][2]
+        else:
+            runs.append((fixup.address, end - fixup.address, fixup.file_offset))
+    return runs
+
+
 def _rizin(account: Account, every: bool) -> str:
     """Flags and comments, in commands that rizin and radare2 share; comments are in base64, so that none is parsed."""
     sites, fixups = labels(account, every)
     lines = [f"# {_title(account)}", "# rizin -i FILE IMAGE, or radare2 -i FILE IMAGE", "fs retrap"]
-    if account.fixups_offset is not None:
-        start = min(fixup.address for fixup in account.fixups)
-        size = max(fixup.address + len(fixup.code) for fixup in account.fixups) - start
+    for start, size, offset in _mapped(account):
         # The image is the first file that is opened: descriptor 3.
-        lines.append(f"om 3 0x{start:x} 0x{size:x} 0x{account.fixups_offset:x} r-x retrap.fixups")
+        lines.append(f"om 3 0x{start:x} 0x{size:x} 0x{offset:x} r-x retrap.fixups")
     for name, address, size, comment in [*fixups, *sites]:
         lines.append(f"f {name} {size} @ 0x{address:x}")
         lines.append(f"CCu base64:{base64.b64encode(comment.encode()).decode()} @ 0x{address:x}")

@@ -119,6 +119,7 @@ class _Table:
                     "address": f"{fixup.address:#x}",
                     "code": self._code(account.fixup_lines(fixup)),
                     "clobbers": ", ".join(fixup.clobbers),
+                    "file": fixup.file_offset,
                 }
                 for fixup in account.fixups
             ],

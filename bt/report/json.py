@@ -155,6 +155,7 @@ def _fixup(account: Account, fixup: FixupAccount) -> dict[str, Any]:
     return {
         "address": f"{fixup.address:#x}",
         "site": f"{fixup.site:#x}",
+        "file_offset": fixup.file_offset,
         "clobbers": list(fixup.clobbers),
         **_code(fixup.code, account.fixup_lines(fixup)),
     }

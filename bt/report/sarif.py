@@ -208,6 +208,7 @@ class _Run:
         if fixup is not None:
             properties["fixup"] = {
                 "address": f"{fixup.address:#x}",
+                "fileOffset": fixup.file_offset,
                 "bytes": fixup.code.hex(),
                 "code": [line.text for line in account.fixup_lines(fixup, site.state)],
                 "clobbers": list(fixup.clobbers),

@@ -39,7 +39,7 @@ function fixupBox(index) {
   const start = BigInt(fixup.address);
   const code = lines(fixup.code, start);
   const size = code.reduce((sum, line) => sum + line.bytes.length / 2, 0);
-  const head = element("p", "fixup-head", [element("strong", "", "Fixup"), ` at ${hex(start)}, ${size} bytes`]);
+  const head = element("p", "fixup-head", [element("strong", "", "Fixup"), ` at ${hex(start)}, ${size} bytes${fixup.file === null ? "" : `, ${hex(BigInt(fixup.file))} in the file`}`]);
   const parts = [head, codeTable(code)];
   if (fixup.clobbers) parts.push(element("p", "note", `Uses up: ${fixup.clobbers}.`));
   return element("div", "fixup", parts);

@@ -205,6 +205,45 @@ def test_rizin_is_told_where_in_the_file_the_fixups_lie() -> None:
     assert data[offset : offset + len(first.code)] == first.code
 
 
+@pytest.fixture(scope="module")
+def in_many_sections() -> bytes:
+    """A rewritten image for ARMv7 whose fixups lie in several pages, and so in several sections of the file."""
+    from bt.image import from_bytes
+    from bt.planner import plan
+    from bt.rewrite import rewrite
+    from bt.scan import scan
+    from tests.bt.image.image_files import Part, make_elf
+
+    words = (0xE10F_1000, 0xE1A0_0000) * 150
+    text = Part(".text", b"".join(word.to_bytes(4, "little") for word in words), 0xC030_0000, 0x4030_0000, 5)
+    one = from_bytes(make_elf((text,), 0xC030_0000, machine=40, bits=32), "kernel")
+    return rewrite(one, plan(one, scan(one), "auto"))
+
+
+def test_every_fixup_has_its_place_in_the_file_where_they_lie_in_several_sections(in_many_sections: bytes) -> None:
+    from bt.image import from_bytes
+    from bt.report.json import rewrite_json
+    from bt.report.source import of_rewritten
+
+    image = from_bytes(in_many_sections, "image")
+    assert sum(section.name == ".retrap.fixups" for section in image.sections) > 1
+    account = of_rewritten(image)
+    assert account is not None
+    assert len(account.fixups) == 150
+    for fixup in account.fixups:
+        assert fixup.file_offset is not None
+        assert in_many_sections[fixup.file_offset : fixup.file_offset + len(fixup.code)] == fixup.code
+    assert [one["file_offset"] for one in rewrite_json(account)["fixups"]] == [
+        one.file_offset for one in account.fixups
+    ]
+    mapped = [line.split() for line in export(account, "rizin").splitlines() if line.startswith("om ")]
+    assert len(mapped) > 1
+    for _, _, start, size, offset, *_ in mapped:
+        here = [one for one in account.fixups if 0 <= one.address - int(start, 16) < int(size, 16)]
+        assert here
+        assert all(one.file_offset == one.address - int(start, 16) + int(offset, 16) for one in here)
+
+
 @pytest.mark.parametrize("program", ["rizin", "radare2"])
 def test_the_tool_itself_takes_the_commands(program: str, tmp_path: Path) -> None:
     if shutil.which(program) is None:

@@ -53,7 +53,8 @@ def test_an_image_and_its_manifest_tell_the_same_sites(image: Path, manifest: Pa
     if name == "json":
         first, second = (json.loads(call(str(source), "--format", name)) for source in (image, manifest))
         assert first["sites"] == second["sites"]
-        assert first["fixups"] == second["fixups"]
+        assert all(fixup["file_offset"] is not None for fixup in first["fixups"])
+        assert [{**fixup, "file_offset": None} for fixup in first["fixups"]] == second["fixups"]
 
 
 def test_the_text_tells_growth_tactics_and_every_site(image: Path) -> None:
