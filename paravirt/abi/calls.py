@@ -160,7 +160,7 @@ CALLS: Final = (
         Call.NEW_BASE,
         ("root", "part"),
         "Switch to the address space of this root, as the processor's register would hold it. `part` is 0, or 1 for "
-        "the kernel's half where that has a root of its own (AArch64, ARMv7). Where a guest starts without "
+        "the kernel's half where that has a root of its own (AArch64, Arm, MIPS). Where a guest starts without "
         "translation, its first whole address space begins it.",
     ),
     CallRow(Call.FLUSH_PAGE, ("address",), "Forget the translation of one page."),

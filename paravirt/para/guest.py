@@ -68,7 +68,7 @@ class ParaGuest(Hypervisor):
         letter = "Q" if word == 8 else "I"
         self._frame = struct.Struct(f"{order}{count}{letter}")
         self._element = struct.Struct(f"{order}6{letter}")
-        self._words = letter
+        self._letter = letter
         self._order = order
         self._updates = struct.Struct(order + "QQ")
         self._plant()
@@ -132,6 +132,10 @@ class ParaGuest(Hypervisor):
     def _explain(self, fault: ArchitecturalException) -> tuple[Trap, int, int]:
         """What an exception of the processor is to the guest: trap, detail, address."""
         raise NotImplementedError
+
+    def _begin_again(self) -> int:
+        """Where the guest goes on when a trap has been dealt with."""
+        return self.vcpu.pc
 
     def _get(self, register: str) -> int:
         """A general register by its name in the convention."""
@@ -301,7 +305,7 @@ class ParaGuest(Hypervisor):
     def _trap(self, trap: Trap, detail: int, address: int) -> None:
         """Enter the guest's handler; its PC is what the frame shall have."""
         handler = self.traps[trap]
-        pc = self.vcpu.pc
+        pc = self._begin_again()
         if not handler:
             raise ProcessorShutdown(f"{trap.name} at {pc:#x}, for which the guest has set no handler")
         convention, mask = self.CONVENTION, self._mask_of_word
@@ -432,7 +436,7 @@ class ParaGuest(Hypervisor):
         if count > len(Trap):
             raise Refused(Status.TOO_MUCH)
         word = self.CONVENTION.word
-        handlers = struct.unpack(f"{self._order}{count}{self._words}", self._peek(address, count * word))
+        handlers = struct.unpack(f"{self._order}{count}{self._letter}", self._peek(address, count * word))
         self.traps[:] = [*handlers, *([0] * (len(Trap) - count))]
         return 0
 

@@ -40,11 +40,18 @@ def _armv7() -> type[ParaGuest]:
     return ArmPara
 
 
+def _mips32() -> type[ParaGuest]:
+    from paravirt.para.mips import MipsPara
+
+    return MipsPara
+
+
 PARA_MODES: dict[str, Callable[[], type[ParaGuest]]] = {
     "x86-64": _x86_64,
     "i386": _i386,
     "aarch64": _aarch64,
     "armv7": _armv7,
+    "mips32": _mips32,
 }
 """How to load the hypervisor of each instruction set."""
 

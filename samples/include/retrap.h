@@ -227,7 +227,7 @@ static inline retrap_word retrap_unpin(retrap_word table)
 	return retrap_call(RETRAP_CALL_UNPIN, table, 0, 0, 0);
 }
 /* Switch to the address space of this root, as the processor's register would hold it. `part` is 0, or
- * 1 for the kernel's half where that has a root of its own (AArch64, ARMv7). Where a guest starts
+ * 1 for the kernel's half where that has a root of its own (AArch64, Arm, MIPS). Where a guest starts
  * without translation, its first whole address space begins it.
  * Gives 0. */
 static inline retrap_word retrap_new_base(retrap_word root, retrap_word part)

@@ -77,7 +77,7 @@ static struct fault describe(const struct frame *frame)
 		[RETRAP_TRAP_BREAKPOINT] = FAULT_BREAKPOINT,	   [RETRAP_TRAP_FLOATING_POINT] = FAULT_FLOATING_POINT,
 		[RETRAP_TRAP_OTHER] = FAULT_OTHER,
 	};
-	struct fault fault = {kinds[frame->r.trap], 0, 0, frame->r.pc};
+	struct fault fault = {kinds[frame->r.trap], 0, 0, PV_PC(frame)};
 	if (frame->r.trap == RETRAP_TRAP_PAGE_FAULT) {
 		fault.kind = frame->r.detail & RETRAP_ACCESS_PRESENT ? FAULT_PROTECTION : FAULT_ABSENT;
 		fault.access = frame->r.detail & 3;

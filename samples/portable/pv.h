@@ -11,7 +11,7 @@ void pv_set_entry(word pointer, retrap_entry value);     /* of the last level: q
 void pv_set_entry_now(word pointer, retrap_entry value); /* of another level */
 
 /* ---- the instruction set's ---- */
-/* arch.h: PV_STACK, PV_NUMBER, PV_RESULT, PV_FIRST to PV_FOURTH: names in a frame of the stack pointer, of a system
+/* arch.h: PV_PC(frame), the instruction that a fault is of; PV_STACK, PV_NUMBER, PV_RESULT, PV_FIRST to PV_FOURTH: names in a frame of the stack pointer, of a system
  * call's number and result, and of arguments; HANDLER: how a handler takes the frame. */
 word pv_kernel_root(void);
 bool pv_system_call(struct frame *frame);     /* the architecture's own, done here */

@@ -37,6 +37,7 @@ class MipsHypervisor(Hypervisor):
     LAYOUT: ClassVar = layout.MIPS32
     USER_LEVEL: ClassVar = USER_LEVEL
     WITHIN_AN_INSTRUCTION: ClassVar = frozenset({ExitKind.MISS})
+    CPU: ClassVar[type[MipsVirtualCpu]] = MipsVirtualCpu
 
     vcpu: MipsVirtualCpu
     shadow: MipsViews
@@ -45,7 +46,7 @@ class MipsHypervisor(Hypervisor):
         engine = self.machine.engine
         self._registers = engine.registers
         registers = memoryview(mmap.mmap(-1, 4096))
-        self.vcpu = MipsVirtualCpu(engine, self.machine.memory, self.machine.board, self.shared, registers.cast("I"))
+        self.vcpu = self.CPU(engine, self.machine.memory, self.machine.board, self.shared, registers.cast("I"))
         self.shadow = MipsViews(engine, self.machine.memory, self.vcpu, self.LAYOUT)
         self.vcpu.on_timer_changed = self._device_written
         self.vcpu.on_space_changed = self.shadow.space_changed

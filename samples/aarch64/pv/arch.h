@@ -33,6 +33,7 @@
 #define PV_SECOND x1
 #define PV_THIRD x2
 #define PV_FOURTH x3
+#define PV_PC(frame) ((frame)->r.pc)
 #define HANDLER
 
 #ifndef __ASSEMBLER__

@@ -26,6 +26,7 @@
 #define PV_SECOND r1
 #define PV_THIRD r2
 #define PV_FOURTH r3
+#define PV_PC(frame) ((frame)->r.pc)
 #define HANDLER
 
 #ifndef __ASSEMBLER__

@@ -31,6 +31,7 @@
 #define PV_SECOND esi
 #define PV_THIRD edx
 #define PV_FOURTH ebx
+#define PV_PC(frame) ((frame)->r.pc)
 #define HANDLER __attribute__((regparm(1)))
 
 #ifndef __ASSEMBLER__

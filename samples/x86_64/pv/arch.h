@@ -31,6 +31,7 @@
 #define PV_SECOND rsi
 #define PV_THIRD rdx
 #define PV_FOURTH r8
+#define PV_PC(frame) ((frame)->r.pc)
 #define HANDLER
 
 #ifndef __ASSEMBLER__
