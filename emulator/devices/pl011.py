@@ -60,6 +60,10 @@ class Pl011:
         self._interrupt = interrupt
         self._line = False
         self._polls = 0
+        self.on_quiet: Callable[[int, bool], None] | None = None
+        """Called with FR, while reads of it always give the same and nothing comes of them (or -1), and with whether
+        nothing but the output comes of a write to DR, when either changes."""
+        self._quiet = (-1, False)
         self._set(Pl011State(CR_TRANSMIT | CR_RECEIVE, 0, 0, 0, 0x12, 0, 0, 0, 0, b"", b""))
 
     def _set(self, state: Pl011State) -> None:
@@ -183,6 +187,23 @@ class Pl011:
         if line != self._line:
             self._line = line
             self._interrupt(line)
+        if self.on_quiet is not None:
+            self._publish()
+
+    def watch_quiet(self, on_quiet: Callable[[int, bool], None]) -> None:
+        """Call `on_quiet` now and whenever what it tells changes."""
+        self.on_quiet = on_quiet
+        self._quiet = (-1, False)
+        self._publish()
+
+    def _publish(self) -> None:
+        still = not (self._fifo or self._waiting or self._control & CR_LOOP)
+        sends = self._control & (CR_ENABLE | CR_TRANSMIT) == CR_ENABLE | CR_TRANSMIT
+        status = FR_TRANSMITTER_EMPTY | FR_RECEIVER_EMPTY if still else -1
+        quiet = status, still and sends and not self._mask & INT_TRANSMIT
+        if quiet != self._quiet and self.on_quiet is not None:
+            self._quiet = quiet
+            self.on_quiet(*quiet)
 
     @property
     def state(self) -> Pl011State:
@@ -207,3 +228,5 @@ class Pl011:
         self._polls = 0
         self._line = self._raw() & self._mask != 0
         self._interrupt(self._line)
+        if self.on_quiet is not None:
+            self._publish()

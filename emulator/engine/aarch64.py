@@ -5,8 +5,8 @@ exception exits as a FAULT: `Exit.vector` is its class (ESR_ELx.EC), `Exit.error
 the faulting address of an abort; PC is what ELR_EL1 would be. WFI exits as HALT at full privilege, PC behind it.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from emulator.engine.protocol import Engine
 
@@ -16,6 +16,21 @@ SP = 31
 MAY_MASK, MAY_ZERO, MAY_TYPE, MAY_CACHE = 1 << 9, 1 << 14, 1 << 15, 1 << 26
 """SCTLR_EL1.UMA (DAIF), DZE (DC ZVA), UCT (CTR_EL0), UCI (cache maintenance by address)."""
 USER_MAY = MAY_MASK | MAY_ZERO | MAY_TYPE | MAY_CACHE
+
+
+class QuietAccess(NamedTuple):
+    """A load or store of a device's register that needs no exit: plain, of one general register, at one place."""
+
+    pc: int
+    """Guest-virtual address of the instruction."""
+    address: int
+    """Guest-virtual address that it accesses; it must not be mapped."""
+    register: int
+    """0 to 30."""
+    answer: int = 0
+    """What is loaded."""
+    tag: int = -1
+    """Of a store, whose lowest byte is kept and handed up with it, 0 or more; -1 for a load."""
 
 
 class AArch64Registers(Protocol):
@@ -117,6 +132,17 @@ class AArch64Engine(Engine, Protocol):
 
         Raises `EngineMissing` for a register that the engine does not have.
         """
+        ...
+
+    def be_quiet(self, accesses: Sequence[QuietAccess]) -> None:
+        """From now on these accesses, and no others, need no exit. An engine may do fewer, or none.
+
+        After some loads without a store a load exits: the guest waits for something.
+        """
+        ...
+
+    def hand_up_stores(self, late: Callable[[int, int], None]) -> None:
+        """Quiet stores are handed up as `late(tag, byte)`, in order, before the exit that comes behind them."""
         ...
 
     def see_all_stores(self) -> None:

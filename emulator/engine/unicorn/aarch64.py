@@ -6,11 +6,13 @@ own loop. Every departure of Unicorn from the architecture is mended here, or na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
 
 import unicorn
 from unicorn import arm64_const
 
+from emulator.engine.aarch64 import QuietAccess
 from emulator.engine.exit import ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import aarch64_state as state
@@ -20,6 +22,7 @@ from emulator.engine.unicorn.aarch64_state import STATE_AT, UnicornAArch64Regist
 from emulator.engine.unicorn.arm_registers import AARCH64, AARCH64_TABLE, show
 from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
+from emulator.engine.unicorn.quiet import QuietAccesses
 from emulator.errors import EngineMissing
 from emulator.isa.aarch64.encoding import fields
 from emulator.isa.aarch64.registers import BY_NAME
@@ -57,7 +60,11 @@ class UnicornAArch64Engine(UnicornCpu):
         assert self.handle is not None
         self.registers = UnicornAArch64Registers(self.library, self.handle, find_state(self.library, self.handle))
         self.capabilities = CAPABILITIES
-        self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
+        self._late: Callable[[int, int], None] = _nobody
+        callback = lib.FaultCallback(self._make_fault_callback())
+        self._quiet = QuietAccesses(callback, self.registers.address, state.GENERAL)
+        self._control = self._quiet.control
+        self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._quiet.on_exception), user=self._quiet.argument)
         self._count_blocks()
         self.registers.set_public(_CPACR, _FP_ENABLED)
         self.registers.learn_modes()
@@ -110,6 +117,22 @@ class UnicornAArch64Engine(UnicornCpu):
         """The bits `USER_MAY` of SCTLR_EL1, and the performance monitors."""
         self.registers.poke_user_rights(allowed, counters)
 
+    def be_quiet(self, accesses: Sequence[QuietAccess]) -> None:
+        """These accesses are done by native code."""
+        self._quiet.set(accesses)
+
+    def hand_up_stores(self, late: Callable[[int, int], None]) -> None:
+        """Who gets the stores that were kept."""
+        self._late = late
+
+    def _settle(self) -> None:
+        if self._control[1]:
+            self._hand_up()
+
+    def _hand_up(self) -> None:
+        for tag, value in self._quiet.take():
+            self._late(tag, value)
+
     def _make_fault_callback(self) -> Callable[[int, int, int], None]:
         """The hot path: a closure over everything it touches."""
         exit_, words, halves = self._exit, self.registers.words, self.registers.halves
@@ -118,6 +141,8 @@ class UnicornAArch64Engine(UnicornCpu):
 
         def on_fault(_engine: int, number: int, _user: int) -> None:
             try:
+                if self._control[1]:
+                    self._hand_up()
                 exit_.kind = fault
                 if number == _SMC:
                     # There is no secure monitor: undefined, and PC is at the instruction then.
@@ -133,3 +158,7 @@ class UnicornAArch64Engine(UnicornCpu):
                 self._fail(failure)
 
         return on_fault
+
+
+def _nobody(_tag: int, _value: int) -> None:
+    raise RuntimeError("nobody takes the stores that were kept")

@@ -21,7 +21,7 @@ from emulator.isa.aarch64.encoding import fields, register
 from emulator.isa.aarch64.registers import BY_NAME
 
 # Offsets into the CPU state, in bytes.
-_GENERAL = 0x40
+GENERAL: Final = 0x40
 _PC = 0x140
 _PSTATE = 0x148  # EL, SPSel and what is not kept elsewhere; 32 bits
 _MODE = 0x150  # QEMU's summary of the mode (hflags), 32 bits
@@ -116,7 +116,7 @@ def find_state(library: Any, handle: int) -> int:
             found = contents.find(pattern)
             while found >= 0:
                 if _lives(library, handle, descriptor, pointer + found):
-                    return pointer + found - _GENERAL
+                    return pointer + found - GENERAL
                 found = contents.find(pattern, found + 1)
     finally:
         os.close(descriptor)
@@ -144,7 +144,7 @@ class UnicornAArch64Registers:
         raw = memoryview(self._buffer).cast("B")
         self.words = raw.cast("Q")
         self.halves = raw.cast("I")
-        self.gpr = self.words[_GENERAL // 8 : _GENERAL // 8 + 32]
+        self.gpr = self.words[GENERAL // 8 : GENERAL // 8 + 32]
         self._library = library
         self._handle = handle
         self._modes = [0, 0, 0, 0]

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from emulator.board.arm_boot import ArmEntry
-from emulator.board.virt import Virt
-from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, SP, AArch64Engine
+from emulator.board.virt import UART, Virt
+from emulator.devices import pl011
+from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, SP, AArch64Engine, QuietAccess
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.access import Access, address_of, decode, loaded
 from emulator.isa.aarch64.exceptions import AArch64Exception
 from emulator.isa.aarch64.identity import IDENTITY
-from emulator.isa.aarch64.paging import SCTLR_M
+from emulator.isa.aarch64.paging import FRAME_MASK, SCTLR_M
 from emulator.isa.aarch64.registers import REGISTERS
 from emulator.isa.aarch64.table import TABLE
 from emulator.isa.exceptions import ArchitecturalException
@@ -43,6 +44,8 @@ _UNMAPPED: Final = abi.AARCH64_UNMAPPED // 8
 _NONE: Final = 0xFFFF_FFFF_FFFF_FFFF
 _MOST_PASSED: Final = 32
 """Accesses by one and the same entry from which on a page of passage is mapped."""
+_QUIET: Final = 12
+"""Quiet accesses known at a time."""
 _OFTEN: Final = 8
 """Invalidations of a page from which on its first access afterwards is done without mapping it."""
 
@@ -78,9 +81,18 @@ class AArch64Hypervisor(Hypervisor):
         """Words, taken apart."""
         self._access_at: dict[int, Access] = {}
         """What stands at addresses of the kernel's code that is executed now."""
+        self._quiet: dict[tuple[int, int], QuietAccess] = {}
+        """Accesses to the serial port that the engine does without an exit, by place and address."""
+        self._serial_status, self._serial_posts = -1, False
+        self._late_writes = self.exits.cell("device write", "late")
         self._masks_native = False
         """The kernel's accesses to DAIF need no exit while no interrupt waits for them."""
         self._may = -1
+        self._words = memory.view.cast("Q")
+        self._base, self._end = memory.base, memory.base + memory.view.nbytes
+        self._passages: dict[int, tuple[int, int, int]] = {}
+        """Pages of passage: generation of the walk, index of the page's entry in memory, and that entry."""
+        self._passages_counted = self.exits.cell("access to a page of passage", "emulated")
         self._passing, self._passed = 0, 0
         """Entry of the page of passage, and how many accesses were done by it one after the other."""
         self.shadow.on_mapped = self._mapped
@@ -106,6 +118,8 @@ class AArch64Hypervisor(Hypervisor):
         self._view_level = vcpu.level
         self.shadow.use(KERNEL_VIEW)
         self._allow()
+        self.engine.hand_up_stores(self._store_late)
+        self.board.uart.watch_quiet(self._serial_quiet)
 
     def _mapped(self) -> None:
         """A page was mapped: nothing is known to be unmapped any more."""
@@ -231,7 +245,9 @@ class AArch64Hypervisor(Hypervisor):
         if level:
             page = self._devices.get(address >> 12)
             if page is not None:
-                self._device(page | address & 0xFFF, write)
+                self._device(page | address & 0xFFF, address, write)
+                return
+            if write and address >> 12 == self.shadow.clean_page and self._pass_store(address):
                 return
             if self.WINDOW.base <= address < self.WINDOW.base + self.WINDOW.size:
                 if not self._fill_window(address):
@@ -246,7 +262,7 @@ class AArch64Hypervisor(Hypervisor):
         if not self.vcpu.is_memory(frame):
             if level:
                 self._devices[address >> 12] = frame
-            self._device(frame | address & 0xFFF, write)
+            self._device(frame | address & 0xFFF, address, write)
             return
         if level and not walk.rights & USER_RIGHTS and not address >> 63 and self.vcpu.context.sctlr & SCTLR_M:
             self._kernel_page_below(address, frame, write)
@@ -300,14 +316,47 @@ class AArch64Hypervisor(Hypervisor):
             return False
         if (address & 0xFFF) + 2 * access.size > 4096:
             return False
-        self.exits.count("access to a page of passage", "emulated")
+        self._count(self._passages_counted)
         self._shared_unmapped(page)
         if write:
+            table = self.vcpu.walker.result.tables[1] + (address >> 9 & 0xFF8)
+            self._passages[page] = self.vcpu.context.generation, table - self._base >> 3, entry
             self._do_store(access, frame | address & 0xFFF)
             self._own_store = -1  # it is done
         else:
             self._do_load(access, frame | address & 0xFFF)
         self.vcpu.advance()
+        return True
+
+    def _pass_store(self, address: int) -> bool:
+        """The same for a store like the last one to the page: its entry is looked at where it was found then, and must
+        differ in the frame at most. Hot: Linux patches every function's begin so."""
+        page = address >> 12
+        known = self._passages.get(page)
+        access = self._access_at.get(self._registers.pc)
+        if known is None or access is None or access.load or access.second >= 0:
+            return False
+        generation, at, like = known
+        entry = self._words[at]
+        passed = self._passed + 1 if entry == self._passing else 0
+        if generation != self.vcpu.context.generation or (entry ^ like) & ~FRAME_MASK or passed > _MOST_PASSED:
+            return False
+        physical = entry & FRAME_MASK | address & 0xFFF
+        size = access.size
+        if not self._base <= physical < self._end or (address & 0xFFF) + 2 * size > 4096:
+            return False
+        if self.shadow.invalidations.get(page, 0) < _OFTEN:
+            return False
+        self._passed, self._passing = passed, entry
+        self._count(self._passages_counted)
+        self.shared[_UNMAPPED] = page & (1 << 44) - 1
+        vcpu = self.vcpu
+        value = vcpu.gpr[access.first] if access.first != SP else 0
+        if access.writeback:
+            self._write_back(access)
+        vcpu.write_memory(physical, size, value)
+        self._own_store = -1
+        vcpu.advance()
         return True
 
     def _shared_unmapped(self, page: int) -> None:
@@ -344,12 +393,52 @@ class AArch64Hypervisor(Hypervisor):
             self._access_at[pc] = access
         return access
 
-    def _code_changed(self, page: int) -> None:
+    def _serial_quiet(self, status: int, posts: bool) -> None:
+        self._serial_status, self._serial_posts = status, posts
+        self._forget_quiet()
+
+    def _store_late(self, physical: int, value: int) -> None:
+        """A store to a device that the engine kept, before what came behind it is told."""
+        self._late_writes[0] += 1
+        self.board.mmio.write(UART + physical, 4, value)
+
+    def _learn_quiet(self, physical: int, address: int, pc: int, access: Access) -> None:
+        """An access to the serial port was done: whether the next one of this kind needs no exit."""
+        if access.second >= 0 or access.writeback or access.signed or access.first == SP or len(self._quiet) >= _QUIET:
+            return
+        offset = physical - UART
+        if access.load and offset == pl011.FR and self._serial_status >= 0:
+            row = QuietAccess(pc, address, access.first, self._serial_status & (1 << 8 * access.size) - 1)
+        elif not access.load and offset == pl011.DR and self._serial_posts:
+            row = QuietAccess(pc, address, access.first, tag=offset)
+        else:
+            return
+        self._quiet[pc, address] = row
+        self.engine.be_quiet(tuple(self._quiet.values()))
+
+    def _forget_accesses(self) -> None:
+        """What stands where in the code may have changed."""
         self._access_at.clear()
+        self._forget_quiet()
+
+    def _forget_quiet(self) -> None:
+        """What accesses the serial port, and how, may have changed."""
+        if self._quiet:
+            self._quiet.clear()
+            self.engine.be_quiet(())
+
+    def _forget_devices(self) -> None:
+        """What the guest has mapped where may have changed."""
+        self.vcpu.context.generation += 1
+        self._devices.clear()
+        self._forget_quiet()
+
+    def _code_changed(self, page: int) -> None:
+        self._forget_accesses()
         super()._code_changed(page)
 
     def _code_stored(self, frame: int) -> None:
-        self._access_at.clear()
+        self._forget_accesses()
         super()._code_stored(frame)
 
     def _do_load(self, access: Access, physical: int) -> None:
@@ -387,8 +476,8 @@ class AArch64Hypervisor(Hypervisor):
         else:
             self.board.mmio.write(physical, size, value)
 
-    def _device(self, physical: int, write: bool) -> None:
-        """An access to a device."""
+    def _device(self, physical: int, address: int, write: bool) -> None:
+        """An access to a device, by the kernel where it may be quiet the next time."""
         pc = self._registers.pc
         access = self._access(self._site_of(pc) if self._in_fixup(pc) else pc)
         if access is None or access.load == write:
@@ -401,6 +490,8 @@ class AArch64Hypervisor(Hypervisor):
             self._device_written()
         else:
             self._do_load(access, physical)
+        if UART <= physical < UART + 4096 and self.vcpu.level and address >> 63:
+            self._learn_quiet(physical, address, pc, access)
 
     # -- one instruction at a time --------------------------------------------------------------
 
@@ -442,14 +533,12 @@ class AArch64Hypervisor(Hypervisor):
 
     def address_space_changed(self) -> None:
         """TTBR0_EL1 or TTBR1_EL1 were written."""
-        self.vcpu.context.generation += 1
-        self._devices.clear()
+        self._forget_devices()
         self.shadow.load_root()
 
     def translation_changed(self) -> None:
         """SCTLR_EL1 or TCR_EL1 were written: everything may be translated otherwise."""
-        self.vcpu.context.generation += 1
-        self._devices.clear()
+        self._forget_devices()
         self.shadow.change_guest(self.shadow.guest)
 
     def invalidate(self, address: int, last: bool) -> None:
@@ -458,18 +547,17 @@ class AArch64Hypervisor(Hypervisor):
             self.vcpu.context.generation += 1
         if self._devices:
             self._devices.clear()
+            self._forget_quiet()
         self.shadow.invalidate(address)
 
     def invalidate_space(self) -> None:
         """TLBI of one address space."""
-        self.vcpu.context.generation += 1
-        self._devices.clear()
+        self._forget_devices()
         self.shadow.load_root()
 
     def invalidate_all(self) -> None:
         """TLBI of everything."""
-        self.vcpu.context.generation += 1
-        self._devices.clear()
+        self._forget_devices()
         self.shadow.flush_all()
 
     def read_timer(self, name: str) -> int:
