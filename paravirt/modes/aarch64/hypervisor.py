@@ -88,8 +88,8 @@ class AArch64Hypervisor(Hypervisor):
         self._masks_native = False
         """The kernel's accesses to DAIF need no exit while no interrupt waits for them."""
         self._may = -1
-        self._words = memory.view.cast("Q")
-        self._base, self._end = memory.base, memory.base + memory.view.nbytes
+        self._guest_words = memory.view.cast("Q")
+        self._memory_base, self._memory_end = memory.base, memory.base + memory.view.nbytes
         self._passages: dict[int, tuple[int, int, int]] = {}
         """Pages of passage: generation of the walk, index of the page's entry in memory, and that entry."""
         self._passages_counted = self.exits.cell("access to a page of passage", "emulated")
@@ -320,7 +320,7 @@ class AArch64Hypervisor(Hypervisor):
         self._shared_unmapped(page)
         if write:
             table = self.vcpu.walker.result.tables[1] + (address >> 9 & 0xFF8)
-            self._passages[page] = self.vcpu.context.generation, table - self._base >> 3, entry
+            self._passages[page] = self.vcpu.context.generation, table - self._memory_base >> 3, entry
             self._do_store(access, frame | address & 0xFFF)
             self._own_store = -1  # it is done
         else:
@@ -337,13 +337,13 @@ class AArch64Hypervisor(Hypervisor):
         if known is None or access is None or access.load or access.second >= 0:
             return False
         generation, at, like = known
-        entry = self._words[at]
+        entry = self._guest_words[at]
         passed = self._passed + 1 if entry == self._passing else 0
         if generation != self.vcpu.context.generation or (entry ^ like) & ~FRAME_MASK or passed > _MOST_PASSED:
             return False
         physical = entry & FRAME_MASK | address & 0xFFF
         size = access.size
-        if not self._base <= physical < self._end or (address & 0xFFF) + 2 * size > 4096:
+        if not self._memory_base <= physical < self._memory_end or (address & 0xFFF) + 2 * size > 4096:
             return False
         if self.shadow.invalidations.get(page, 0) < _OFTEN:
             return False
