@@ -52,6 +52,8 @@ class GuestAccess:
 
     def entry_address(self, address: int) -> int:
         """Machine address of the last-level entry of guest-virtual `address`. Raises `NotMapped`."""
+        if not 0 <= address < _CANONICAL and not HYPERVISOR_END <= address <= _MASK:
+            raise NotMapped(address, False, False)
         words, table = self.words, self.root
         for shift in (39, 30, 21):
             entry = words[(table >> 3) + (address >> shift & 511)]

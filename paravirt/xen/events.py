@@ -52,6 +52,8 @@ class EventChannels:
         """Machine address of the virtual CPU's information, which the guest may move."""
         self.domain = domain
         self.ports: dict[int, Port] = {}
+        self._lowest = 1
+        """Every port below is in use."""
         self.delivered = 0
         """Events set pending so far."""
         self.on_event: Callable[[], None] = lambda: None
@@ -67,9 +69,10 @@ class EventChannels:
         return found
 
     def _allocate(self, port: Port) -> int:
-        for number in range(1, PORTS):
+        for number in range(self._lowest, PORTS):
             if number not in self.ports:
                 self.ports[number] = port
+                self._lowest = number + 1
                 return number
         raise XenError(Errno.ENOSPC)
 
@@ -115,6 +118,7 @@ class EventChannels:
             if other is not None:
                 other.kind, other.remote = PortKind.UNBOUND, None
         del self.ports[number]
+        self._lowest = min(self._lowest, number)
         word, bit = self.shared_at + Shared.PENDING + (number >> 6) * 8, 1 << (number & 63)
         self.words[word >> 3] &= ~bit
 

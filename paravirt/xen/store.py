@@ -85,6 +85,7 @@ class Store:
 
     def _answer(self, kind: int, number: int, transaction: int, payload: bytes) -> None:
         call = self._calls.get(kind)
+        earlier, self._waiting = self._waiting, bytearray()  # what is told of a change comes behind the reply
         try:
             if call is None:
                 raise StoreError("ENOSYS")
@@ -94,7 +95,7 @@ class Store:
             reply = call(arguments, payload)
         except StoreError as error:
             kind, reply = _ERROR, str(error).encode() + b"\0"
-        self._waiting += _HEADER.pack(kind, number, transaction, len(reply)) + reply
+        self._waiting = earlier + _HEADER.pack(kind, number, transaction, len(reply)) + reply + self._waiting
         if kind == 4:
             path, token = self._watches[-1]
             self._tell(path, token)
