@@ -93,6 +93,7 @@ class Vm:
         self._slots = 0
         self._memories: list[Memory] = []
         """By address, ascending."""
+        self._starts: list[int] = []
         self._pinned: list[object] = []
         self._devices: list[tuple[int, int, Read, Write]] = []
         self._ports: list[tuple[int, int]] = []
@@ -147,6 +148,7 @@ class Vm:
         words = memory.cast("B").cast("Q")
         self._memories.append((physical, physical + memory.nbytes, words, _is_shared(address), address))
         self._memories.sort(key=lambda one: one[0])
+        self._starts = [one[0] for one in self._memories]
 
     def _region(self, slot: int, physical: int, size: int, address: int) -> None:
         fcntl.ioctl(self.vm, api.SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", slot, 0, physical, size, address))
@@ -165,7 +167,7 @@ class Vm:
 
     def find(self, physical: int) -> Memory | None:
         """The memory around a physical address."""
-        at = bisect_right(self._memories, physical, key=lambda one: one[0]) - 1
+        at = bisect_right(self._starts, physical) - 1
         if at >= 0 and physical < self._memories[at][1]:
             return self._memories[at]
         return None

@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 
 from emulator.engine.kvm import api
 from emulator.isa.x86 import registers as r
@@ -22,6 +23,7 @@ _TF = r.FLAG_TF
 Words = tuple[int, int, int]
 
 
+@lru_cache(1024)
 def segment_words(selector: int, base: int, limit: int, attributes: int) -> Words:
     """A segment register as `struct kvm_segment`, in three 64-bit words."""
     present = attributes >> 15 & 1
@@ -31,6 +33,7 @@ def segment_words(selector: int, base: int, limit: int, attributes: int) -> Word
     return base, limit | selector << 32 | kind << 48 | present << 56, rest | (1 - present) << 48
 
 
+@lru_cache(1024)
 def segment_of(words: Words) -> tuple[int, int, int, int]:
     """Selector, base, limit and attributes of three words of `struct kvm_segment`."""
     base, middle, rest = words
