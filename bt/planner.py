@@ -12,7 +12,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from bt import collector
+from bt import collector, progress
 from bt.pagescan import PAGE, Found
 from bt.plan import Plan, PlannedCall, PlannedChange, PlannedFixup, PlannedSite, elf_digest
 from bt.pristine import Pristine
@@ -89,8 +89,10 @@ class _Planner:
                 left.append(site)
             else:
                 pages.setdefault(site.address & -PAGE, []).append(site)
-        for address, here in pages.items():
-            self._plan_page(address, here)
+        with progress.stage("planning", len(pages)) as done:
+            for address, here in pages.items():
+                self._plan_page(address, here)
+                done(1)
         self._plan_homes(left)
         return Plan(
             mode=self._mode,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bt import progress
 from bt.pagescan import PAGE, Found
 from bt.tactics.registry import tactics_of
 
@@ -110,7 +111,8 @@ def sweep(image: Image, cache: PageCache | None = None) -> TextMap:
         stretches = cache.load_text(digest)
         if stretches is not None:
             return TextMap(stretches, digest, time.perf_counter() - began, True)
-    stretches = tactics.sweep(image)
+    with progress.stage(f"scanning {image.path}"):
+        stretches = tactics.sweep(image)
     if cache is not None:
         cache.store_text(digest, stretches)
     return TextMap(stretches, digest, time.perf_counter() - began, False)

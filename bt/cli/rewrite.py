@@ -91,8 +91,7 @@ def command(
     with progress.stage(f"scanning {image}"):
         sites = scan(loaded, cache)
     _check_addresses([values.number(one, "--at") for one in at], {site.address for site in sites})
-    with progress.stage("planning"):
-        planned = plan(loaded, sites, strategy, cache, chosen, _words(only, but, at))
+    planned = plan(loaded, sites, strategy, cache, chosen, _words(only, but, at))
     _check_share(planned, fail_under)
     files: list[tuple[Path, bytes]] = []
     with progress.stage("rewriting"):
@@ -155,11 +154,13 @@ def revert_command(image: str, output: str) -> None:
     Where the original was an ELF, or a kernel as raw memory, this is that file; where it was compressed, the kernel
     that was inside.
     """
-    from bt import manifest, rewrite
+    from bt import manifest, progress, rewrite
     from bt.image import load
 
-    loaded = load(image)
-    rewrite.write(Path(output), rewrite.revert(loaded.elf, image), Path(image))
+    with progress.stage(f"reverting {image}"):
+        loaded = load(image)
+        data = rewrite.revert(loaded.elf, image)
+    rewrite.write(Path(output), data, Path(image))
     found = manifest.read(loaded)
     container = found.container if found is not None else ""
     if found is not None and found.raw is not None:
@@ -175,12 +176,13 @@ def check_command(image: str) -> None:
 
     Fails when anything was changed after it was rewritten.
     """
-    from bt import rewrite
+    from bt import progress, rewrite
     from bt.image import load
 
-    loaded = load(image)
-    rewrite.revert(loaded.elf, image)
-    found = rewrite.verify(loaded.elf, image)
+    with progress.stage(f"checking {image}"):
+        loaded = load(image)
+        rewrite.revert(loaded.elf, image)
+        found = rewrite.verify(loaded.elf, image)
     planned = found.plan
     patched = sum(site.old != site.new for site in planned.sites)
     click.echo(
@@ -195,13 +197,14 @@ def check_command(image: str) -> None:
 @click.option("-o", "--output", type=click.Path(), required=True, help="The rewritten ELF to write.")
 def apply_command(manifest: str, original: str, output: str) -> None:
     """Repeat on ORIGINAL what MANIFEST, written by `retrap rewrite --manifest`, says; the same file comes of it."""
-    from bt import rewrite
+    from bt import progress, rewrite
     from bt.cli import values
     from bt.image import load
     from bt.image.elf_form import as_elf
     from bt.plan import read_plan
 
-    planned = read_plan(values.text_file(Path(manifest)))
     path = values.kernel(original)
-    data = rewrite.replay(planned, as_elf(load(path)))
+    with progress.stage(f"applying {manifest}"):
+        planned = read_plan(values.text_file(Path(manifest)))
+        data = rewrite.replay(planned, as_elf(load(path)))
     rewrite.write(Path(output), data, path)

@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from bt import progress
 
 SLOW = """
 import time
+from pathlib import Path
 from bt import progress
 with progress.stage("counting [b]sheep[/b]", 40) as step:
     while shown():
@@ -96,3 +98,56 @@ def test_progress_alone_imports_nothing_heavy() -> None:
     code = "import sys; from bt import progress; print('rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "False\n"
+
+
+COMMANDS = """
+import sys, threading, types
+from bt import progress
+
+class Now:  # a second has passed at once
+    def __init__(self, seconds, show):
+        self.start, self.cancel = show, lambda: None
+
+progress.threading = types.SimpleNamespace(Timer=Now, Lock=threading.Lock)
+from bt.cli.main import run
+for line in {lines!r}:
+    assert run(line.split()) in (0, 1), line
+"""
+SAMPLE = Path(__file__).parents[3] / "samples" / "x86_64" / "portable.elf"
+
+
+def commands(at: Path) -> list[str]:
+    """Everything that reads, scans, rewrites, reports and runs; outputs are in the directory `at`."""
+    return [
+        f"scan {SAMPLE} --no-cache",
+        f"rewrite {SAMPLE} --no-cache -o {at}/out --manifest {at}/plan --report json {at}/report",
+        f"check {at}/out",
+        f"revert {at}/out -o {at}/original",
+        f"apply {at}/plan {SAMPLE} -o {at}/again",
+        f"report {at}/out -o {at}/page --format html",
+        f"diff {at}/out {at}/plan",
+        f"export {at}/out --to rizin -o {at}/script",
+        f"run {at}/out --no-cache --until portable",
+        "isa mips32 --prove",
+    ]
+
+
+TITLES = (
+    "reading", "scanning", "planning", "rewriting", "reporting", "checking", "reverting", "applying", "making the html",
+    "comparing", "loading", "running the rows of mips32",
+)  # fmt: skip
+
+
+def test_every_step_of_every_command_shows_itself_on_a_terminal_and_is_cleared_away(tmp_path: Path) -> None:
+    written = on_terminal(COMMANDS.format(lines=commands(tmp_path)), {"TERM": "xterm-256color", "COLUMNS": "300"})
+    for title in TITLES:
+        assert title.encode() in written, title
+    assert written.count(b"\x1b[2K") >= len(TITLES)
+
+
+def test_no_command_shows_progress_where_there_is_no_terminal(tmp_path: Path) -> None:
+    code = COMMANDS.format(lines=commands(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    assert b"\x1b[2K" not in done.stdout
