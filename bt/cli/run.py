@@ -95,7 +95,7 @@ def command(
     The guest's console is on stdout, its input is stdin. On a terminal Ctrl-A x ends the run and Ctrl-C is the
     guest's. A fetched guest brings its initial file system and command line.
     """
-    from bt import para
+    from bt import para, progress
     from bt.cli import values
     from bt.image import load
     from bt.manifest import mode_of
@@ -109,7 +109,8 @@ def command(
     size = values.size(memory)
     kernel, initrd, command_line = _guest(image, initrd, append, virt)
     inputs = (kernel, initrd) if initrd is not None else (kernel,)
-    loaded = load(kernel)
+    with progress.stage(f"reading {image}"):
+        loaded = load(kernel)
     options = Options(
         mode=virt or mode_of(loaded) or (para.MODE if para.version_of(loaded) is not None else "inline"),
         engine=engine,
@@ -155,6 +156,7 @@ class Run:
 
     def status(self) -> int:
         """Run the guest; the exit status of the process. Raises what `bt.cli.errors` reports."""
+        from bt import progress
         from bt.cli.errors import report
         from bt.session import Session
         from bt.terminal import Keyboard, Screen, Signals, descriptor_of
@@ -167,7 +169,8 @@ class Run:
         try:
             until = (request.until or "").encode("utf-8", "surrogateescape")
             self._screen = Screen(descriptor_of(sys.stdout), until, self._reached)
-            self._session = Session(self.image, self.options, self._screen.write)
+            with progress.stage(f"loading {self.image.path}"):
+                self._session = Session(self.image, self.options, self._screen.write)
             self._tell_engine()
             try:
                 keyboard = Keyboard(descriptor_of(sys.stdin), lambda: self._end(0))
