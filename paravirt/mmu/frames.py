@@ -58,7 +58,8 @@ class Frames:
         self.base = base
         self.end = base + size
         self.count = size >> 12
-        self.kind = np.zeros(self.count, dtype=np.uint8)
+        self._kinds = memoryview(bytearray(self.count))
+        self.kind = np.frombuffer(self._kinds, dtype=np.uint8)
         """Per frame: plain, may be code, active code (a translated copy is mapped), or user code."""
         self.execute_only = False
         """Translated code is mapped so that it cannot be read."""
@@ -85,7 +86,7 @@ class Frames:
         """Engine-physical address and rights of what `at` is to map for a page of memory, for this access and more."""
         number = walk.frame - self.base >> 12
         guard = self.guard
-        if guard is None or not guard.closed[number]:
+        if guard is None or not guard.is_closed[number]:
             return self._place(number, walk, at, view, write, fetch)
         if write:
             guard.written(number)
@@ -96,7 +97,7 @@ class Frames:
     def _place(self, number: int, walk: PageWalk, at: Any, view: int, write: bool, fetch: bool) -> tuple[int, int]:
         user = view == USER_VIEW
         granted = walk.rights >> (USER_SHIFT if user else KERNEL_SHIFT)
-        kind = self.kind[number]
+        kind = self._kinds[number]
         if fetch and not user:
             if kind == USER_CODE:
                 self._retire_user_code(number)
@@ -122,7 +123,7 @@ class Frames:
 
         From now on a store through any other mapping is seen, since the engine may keep what it made of the code.
         """
-        kind = self.kind[number]
+        kind = self._kinds[number]
         if kind != USER_CODE:
             if kind == ACTIVE_CODE:
                 self.code.deactivate(number)
@@ -134,7 +135,7 @@ class Frames:
         """A frame is about to be written: code in it leaves use."""
         if self.guard is not None:
             self.guard.written(number)
-        kind = self.kind[number]
+        kind = self._kinds[number]
         if kind == ACTIVE_CODE:
             self.code.deactivate(number)
         elif kind == USER_CODE:
@@ -155,6 +156,11 @@ class Frames:
 
     def revoke_writers(self, number: int) -> None:
         """Take every writable mapping of a frame away, since it is about to execute."""
+        if self._make_read_only(number):
+            self._mappings.flush_tlb()
+
+    def _make_read_only(self, number: int) -> bool:
+        """The same; whether translations must be flushed."""
         mappings = self._mappings
         changed = False
         if self.kind[number] == PLAIN:
@@ -162,15 +168,14 @@ class Frames:
             self.kind[number] = MAY_BE_CODE
         for at in self._writers.pop(number, ()):
             changed |= mappings.make_read_only(at, number)
-        changed |= mappings.make_pieces_read_only(number)
-        if changed:
-            mappings.flush_tlb()
+        return changed | mappings.make_pieces_read_only(number)
 
-    def close(self, number: int) -> None:
-        """Take every right to write a frame away; from now on its `guard` is asked first."""
-        if self.kind[number] == USER_CODE:
+    def close(self, number: int) -> bool:
+        """Take every right to write a frame away; from now on its `guard` is asked first. Whether translations must be
+        flushed now."""
+        if self._kinds[number] == USER_CODE:
             self._retire_user_code(number)
-        self.revoke_writers(number)
+        return self._make_read_only(number)
 
     def read_only_ahead(self, first: int, end: int) -> NDArray[np.bool_]:
         """Which of some frames may not be mapped writable before they are written to."""

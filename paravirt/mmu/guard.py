@@ -22,7 +22,8 @@ class TableGuard:
 
     def __init__(self, shadow: ShadowPaging) -> None:
         self._shadow = shadow
-        self.closed = np.zeros(shadow.frames.count, dtype=np.uint8)
+        self.is_closed = memoryview(bytearray(shadow.frames.count))
+        self.closed = np.frombuffer(self.is_closed, dtype=np.uint8)
         """By frame, 1 while a store into it must come here first."""
         self.dirty: dict[int, None] = {}
         """Frames that are open and may differ from their snapshots, in the order in which they were written."""
@@ -57,8 +58,10 @@ class TableGuard:
             return
         frame = source >> 12
         self._tables.setdefault(frame, []).append(table)
-        if frame not in self.dirty and not self.closed[frame]:
-            self._close(frame)
+        if frame not in self.dirty and not self.is_closed[frame]:
+            self.on_close()
+            if self._close(frame):
+                self._shadow.flush_tlb()
 
     def wake(self, table: int) -> None:
         """A table is about to be linked: if it sleeps, it mirrors its frame again."""
@@ -88,19 +91,21 @@ class TableGuard:
 
     def written(self, frame: int) -> None:
         """A frame is about to be written to."""
-        if self.closed[frame]:
-            self.closed[frame] = 0
+        if self.is_closed[frame]:
+            self.is_closed[frame] = 0
             self.dirty[frame] = None
             self.opened += 1
 
-    def _close(self, frame: int) -> None:
-        self.on_close()
-        self._shadow.frames.close(frame)
-        self.closed[frame] = 1
+    def _close(self, frame: int) -> bool:
+        """Close a frame, of which `on_close` has told; whether translations must be flushed."""
+        changed = self._shadow.frames.close(frame)
+        self.is_closed[frame] = 1
+        return changed
 
     def follow(self, frames: Iterable[int]) -> list[int]:
         """Bring the shadow of dirty frames up to date and close them; returns the tables that have lost entries."""
-        pool, changed = self._shadow.pool, []
+        pool, changed, flush = self._shadow.pool, [], False
+        self.on_close()
         for frame in frames:
             del self.dirty[frame]
             self.followed += 1
@@ -108,11 +113,10 @@ class TableGuard:
             if not any(map(self._in_use, tables)):
                 self._release(frame)
                 continue
-            for table in tables:
-                if pool.changed(table):
-                    pool.revalidate(table)
-                    changed.append(table)
-            self._close(frame)
+            changed += [table for table in tables if pool.revalidate(table)]
+            flush |= self._close(frame)
+        if flush:
+            self._shadow.flush_tlb()
         return changed
 
     def follow_all(self) -> list[int]:

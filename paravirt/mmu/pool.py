@@ -162,10 +162,12 @@ class TablePool:
             )
         )
 
-    def revalidate(self, table: int) -> None:
-        """Drop the entries whose guest entry is no longer what it was."""
-        if self.changed(table):
-            self._drop_changed(table)
+    def revalidate(self, table: int) -> bool:
+        """Drop the entries whose guest entry is no longer what it was; whether there were any."""
+        if not self.changed(table):
+            return False
+        self._drop_changed(table)
+        return True
 
     def _drop_changed(self, table: int) -> None:
         source, span, size = self.source[table], self._span[table], self._guest_entry

@@ -7,7 +7,6 @@ table does not depend on where it is linked. Both forms of tables, the guest's a
 """
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -218,27 +217,39 @@ class ShadowPaging(ShadowEntries):
         if fetch and not self.frames.base <= walk.frame < self.frames.end:
             raise self.guest.no_code(address)
         self.fills += 1
-        self._with_room(lambda: self._install(walk, write, fetch))
+        try:
+            self._install(walk, write, fetch)
+        except ShadowPoolExhausted:
+            self.reset()
+            self._install(walk, write, fetch)
 
     def _install(self, walk: PageWalk, write: bool, fetch: bool) -> None:
+        """The hottest path under shadow tables: what could be a call is written out."""
         self.technique.walked(walk)
-        words, seen, entries, role, leaf = self._words, self.pool.seen, walk.entries, self.role, walk.level
+        pool, present, ratios = self.pool, self.form.present, self._ratios
+        words, seen, entries, leaf, address = self._words, pool.seen, walk.entries, walk.level, walk.address
+        unit, seen_shift, inside, size = self._unit, pool.seen_shift, self.form.table_mask, pool.size
         table = self._current[walk.region]
         level = self._top
         path = [table]
         while level > leaf:
-            index = (walk.address >> self._shifts[level]) & self._masks[level]
-            at = (table << self._unit) + index
+            index = (address >> self._shifts[level]) & self._masks[level]
+            at = (table << unit) + index
             entry, guest = words[at], entries[level]
-            mirrored = self._seen(table, level, index)
-            below = self.pool.table_in(entry) if entry & self.form.present and seen[mirrored] == guest else -1
+            mirrored = (table << seen_shift) + (index >> ratios[level])
+            below = -1
+            if entry & present and seen[mirrored] == guest:
+                offset = (entry & inside) - pool.physical
+                if 0 <= offset < size:
+                    below = offset >> self.form.unit
             if below < 0:
-                below = self._table(walk.tables[level - 1], level - 1, role, walk.address)
+                role = self.role
+                below = self._table(walk.tables[level - 1], level - 1, role, address)
                 bits = self.form.tables[self.guest.through(guest, role == USER_VIEW)] | self.guest.carried(guest, level)
                 self.replace(at, level, self.pool.address_of(below) | bits)
                 self.technique.linked(at, below)
                 seen[mirrored] = guest
-                if entry & self.form.present:
+                if entry & present:
                     self.flush_tlb()
             table = below
             path.append(table)
@@ -248,36 +259,38 @@ class ShadowPaging(ShadowEntries):
         if table >= 0:
             self._map(table, walk, write, fetch)
         if not walk.attributes & GLOBAL:
-            for upper, lower in pairwise(path):
-                self.pool.below[upper].add(lower)
+            upper, links = path[0], pool.below
+            for lower in path[1:]:
+                links[upper].add(lower)
+                upper = lower
 
     def _map(self, table: int, walk: PageWalk, write: bool, fetch: bool) -> None:
         """Enter one 4 KiB page into a table of level 1."""
-        words = self._words
+        pool, frames, form = self.pool, self.frames, self.form
         index = (walk.address >> self._shifts[1]) & self._masks[1]
         at = (table << self._unit) + index
-        old = words[at]
-        if self.frames.base <= walk.frame < self.frames.end:
-            physical, rights = self.frames.place(walk, at, self.view, write, fetch)
+        old = self._words[at]
+        if frames.base <= walk.frame < frames.end:
+            physical, rights = frames.place(walk, at, self.view, write, fetch)
         else:
             physical, rights = self.device_page(walk.frame), READ | WRITE
-        new = physical | self.form.pages[rights]
+        new = physical | form.pages[rights]
         self.replace(at, 1, new)
         if walk.level == 1:
-            self.pool.seen[self._seen(table, 1, index)] = walk.entries[1]
-            self._note_miss(table)
-        if old & self.form.present and old != new:
+            pool.seen[(table << pool.seen_shift) + (index >> self._ratios[1])] = walk.entries[1]
+            misses = pool.misses[table] = pool.misses[table] + 1
+            if misses & (misses - 1) == 0:
+                self._note_misses(table, misses)
+        if old & form.present and old != new:
             self.flush_tlb()
 
     def device_page(self, frame: int) -> int:
         """Engine-physical address of what is not memory."""
         return frame if frame < self.DEVICE_END else self._layout.open_bus
 
-    def _note_miss(self, table: int) -> None:
+    def _note_misses(self, table: int, misses: int) -> None:
         """A table that misses again and again is filled as far as its accessed bits allow."""
-        misses = self.pool.misses[table] + 1
-        self.pool.misses[table] = misses
-        if misses >= self._first_miss and misses & (misses - 1) == 0 and self.technique.ahead:
+        if misses >= self._first_miss and self.technique.ahead:
             self.fill_ahead(table)
 
     def fill_ahead(self, table: int) -> None:

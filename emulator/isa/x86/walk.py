@@ -62,6 +62,7 @@ class Walker:
         table = context.root
         writable = allowed = True
         no_execute = False
+        marked = ACCESSED
         level, shift = 4, 39
         while True:
             tables[level] = table
@@ -78,6 +79,7 @@ class Walker:
             if leaf and level > 1 and entry & (((1 << shift) - 1) & FRAME_MASK & ~0x1000):
                 raise self._fault(address, ERROR_PRESENT | ERROR_RESERVED, write, user, fetch)
             entries[level] = entry
+            marked &= entry
             if leaf:
                 break
             table = entry & FRAME_MASK
@@ -89,12 +91,13 @@ class Walker:
             or (fetch and no_execute)
         ):
             raise self._fault(address, ERROR_PRESENT, write, user, fetch)
-        self._mark(address, level, write)
+        if not marked or (write and not entry & DIRTY):
+            self._mark(address, level, write)
+            entry = entries[level]
         mask = (1 << shift) - 1
         result.frame = entry & FRAME_MASK & ~mask | (address & mask & ~0xFFF)
         result.level = level
         result.size = shift
-        entry = entries[level]
         if not entry & DIRTY:
             rights = _READ_ONLY
         elif writable:
