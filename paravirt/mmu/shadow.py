@@ -53,6 +53,8 @@ class ShadowPaging(ShadowEntries):
         self.blocks = Blocks(self)
         self.fills = 0
         self.prefilled = 0
+        self.evictions = 0
+        """How often the pool was full, and all tables were forgotten."""
         self._reach = (1 << form.levels[-1].shift + form.levels[-1].bits) - 1
         self._roots: dict[tuple[int, int, int], int] = {}
         """Root table by region, what names the guest's root, and role."""
@@ -186,6 +188,7 @@ class ShadowPaging(ShadowEntries):
 
     def reset(self) -> None:
         """Forget every shadow table (the pool is full), and make the roots anew."""
+        self.evictions += 1
         self._forget()
         self._make_probe()
         self.use(self.view)

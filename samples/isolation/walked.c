@@ -30,7 +30,8 @@ void arch_end(word status) NORETURN;
 static u8 trap_stack[8192] __attribute__((aligned(16)));
 static char line[128];
 static u32 line_length;
-static volatile word faults, failed, refusals;
+static volatile word faults, failed, refusals, user_trap;
+word user_return;
 
 void *memset(void *to, int c, word n)
 {
@@ -48,10 +49,17 @@ void arch_put_char(char c)
 	line_length = 0;
 }
 
-/* An instruction that faults is skipped: it is one of the two below. */
+/* An instruction that faults is skipped: it is one of the two below. User code is over, whatever it did. */
 static void on_fault(struct frame *frame)
 {
-	extern char reads[], read_over[], writes[], write_over[];
+	extern char reads[], read_over[], writes[], write_over[], user_over[];
+	if (frame->r.state & RETRAP_STATE_USER) {
+		user_trap = frame->r.trap;
+		frame->r.state = 0;
+		frame->r.pc = (word)user_over;
+		frame->r.rsp = user_return;
+		return;
+	}
 	faults++;
 	if (frame->r.pc == (word)reads) {
 		frame->r.pc = (word)read_over;
@@ -313,6 +321,50 @@ static void opened_tables(void)
 	refused(retrap_table_close(L1), "closed twice");
 }
 
+/* Whether user code at AREA, which loads a word and makes a system call, gets so far. */
+static NOINLINE bool user_reads(word address)
+{
+	static struct frame frame;
+	memset(&frame, 0, sizeof(frame));
+	frame.r.pc = AREA;
+	frame.r.rdi = address;
+	frame.r.rsp = AREA + PAGE;
+	frame.r.state = RETRAP_STATE_USER;
+	user_trap = ~0ul;
+	asm volatile("movq %%rsp, user_return; movl %0, %%eax; movq %1, %%rdi; movq %2, %%rbx; call *%%rbx; .globl user_over\n"
+		     "user_over:" : : "i"(RETRAP_CALL_RETURN), "i"(&frame), "i"(RETRAP_CALL)
+		     : "memory", "cc", "rax", "rbx", "rcx", "rdx", "rdi", "rsi", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
+		     "r14", "r15");
+	return user_trap == RETRAP_TRAP_SYSTEM_CALL;
+}
+
+static void user_code(void)
+{
+	static const u8 code[] = {0x48, 0x8b, 0x07, 0x0f, 0x05}; /* mov (%rdi), %rax; syscall */
+	const struct { word address; const char *what; } kernels[] = {
+		{(word)kernel_pml4, "the kernel's data"}, {(word)DIRECT(DATA), "its memory"},
+		{RETRAP_SHARED, "the shared page"},	  {RETRAP_CALL, "the entry of calls"},
+		{0xffff800000000000, "the table of numbers"}, {1ul << 39, "a page below an entry without the user bit"},
+	};
+	for (word i = 0; i < sizeof(code); i++)
+		((volatile u8 *)DIRECT(DATA))[i] = code[i];
+	store(L1, DATA | PTE_P | PTE_U);
+	store(L1 + 8, (DATA + PAGE) | RW | PTE_U | PTE_NX);
+	store(L2 + (AREA >> 21 & 511) * 8, L1 | RW | PTE_U);
+	store(L3, L2 | RW | PTE_U);
+	check(store(L4 + 8, L3 | RW) == 1, "the same tables without the user bit");
+	check(!user_reads(AREA), "user code before its root's entry has the user bit");
+	check(store(L4, L3 | RW | PTE_U) == 1, "and with it");
+	check(user_reads(AREA + PAGE), "user code reads its own");
+	for (word i = 0; i < LENGTH(kernels); i++)
+		check(!user_reads(kernels[i].address), kernels[i].what);
+	check(can_read((1ul << 39) + AREA), "which the kernel reads");
+	check(!user_reads((1ul << 39) + AREA), "and user code does not");
+	store(L4, L3 | RW);
+	retrap_flush_all();
+	check(!user_reads(AREA + PAGE), "user code whose entry lost the user bit");
+}
+
 void kernel_main(word boot)
 {
 	static const word handlers[RETRAP_TRAPS] = {
@@ -321,7 +373,7 @@ void kernel_main(word boot)
 	};
 	static void (*const attempts[])(void) = {
 		foreign_frames, own_tables, through_themselves, large_pages, stale_entries, marks, the_hypervisors_own,
-		opened_tables,
+		opened_tables,	user_code,
 	};
 	(void)boot;
 	retrap_interrupts_off();
