@@ -8,7 +8,7 @@ Key = tuple[str, str]
 """Operation and route."""
 
 
-_WITH_ANOTHER = frozenset({"late", "chained", "early"})
+_WITH_ANOTHER = frozenset({"late", "chained", "early", "ahead"})
 """Routes that are no exits of their own."""
 
 

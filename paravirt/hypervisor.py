@@ -371,15 +371,19 @@ class Hypervisor(CodeAccess, Driver):
         except ArchitecturalException as fault:
             self._refuse(fault, "page fault to the guest")
             return False
-        if self._own_store >= 0:
-            self._begin_own_store()
-        if self._eager is not None and self._eager.waits:
-            self._begin_table_store()
+        self._own_stores()
         what = "code page" if fetch and self.shadow.view == KERNEL_VIEW else "page"
         if self._guard is not None and self._guard.opened != self._opened:
             self._opened, what = self._guard.opened, "page table written"
         self.exits.count(what, "fill")
         return True
+
+    def _own_stores(self) -> None:
+        """A store for which a page was just filled may have to run alone."""
+        if self._own_store >= 0:
+            self._begin_own_store()
+        if self._eager is not None and self._eager.waits:
+            self._begin_table_store()
 
     def _fill_window(self, address: int) -> bool:
         """Map the hypervisor's window in the current address space; False for what is none of the guest's business."""

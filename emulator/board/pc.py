@@ -127,6 +127,9 @@ class Pc:
         self.posted = ((COM1, 1), (POST, 1))
         """Ports (first, count) that may be written late, before the next exit of any kind: nothing that the guest can
         see comes of such a write by itself, but for the interrupt of a transmitter, which takes its time anyhow."""
+        self.posted_if_dear = ((PIC_MASTER, 2), (PIC_SLAVE, 2))
+        """More of them, where exits are dear: an interrupt that such a write lets through comes with the next exit, a
+        tick at the latest, and who reads a register finds it written."""
         self.mmio = MemoryBus()
         """Device registers in guest-physical memory: none on this board."""
         self._wire()

@@ -77,6 +77,10 @@ class X86Hypervisor(X86Saving):
         if able.exit_cost >= DEAR:
             self._chain = Chain(self.exits, self._fetch, self._prepare_instruction, self._executed)
         self._swap_cell = self.exits.cell("SWAP_GS", "trap")
+        self._return_cell = self.exits.cell("RETURN_FROM_EXCEPTION", "trap")
+        self._faulted: tuple[int, int, int, bool, bool] | None = None
+        """The guest's own page fault that it handles, where exits are dear: RIP, level, address, write and fetch."""
+        self._filled_ahead = self.exits.cell("page", "ahead")
         self._show_copies(able)
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
         self._in_shadow = False
@@ -142,7 +146,8 @@ class X86Hypervisor(X86Saving):
         vcpu.rip = state.rip
         self._view_level = vcpu.level
         self.engine.open_ports()
-        self.engine.post_ports(self.board.posted)
+        more = self.board.posted_if_dear if self.engine.capabilities.exit_cost >= DEAR else ()
+        self.engine.post_ports((*self.board.posted, *more))
         self.shadow.use(0)
         self.real_controls_changed()
         self.descriptors_changed()
@@ -194,6 +199,7 @@ class X86Hypervisor(X86Saving):
             self.descriptors.enter_user()
             self.shadow.use(view)
             self.descriptors.withhold()
+            self._returned()
         else:
             self.descriptors.enter_kernel()
             self.shadow.use(view)
@@ -296,6 +302,8 @@ class X86Hypervisor(X86Saving):
         except Fault as fault:
             self._raise(fault)
             return
+        if cell is self._return_cell and self.vcpu.level == self._view_level:
+            self._returned()
         if stepped:
             self._single_stepped()
 
@@ -335,7 +343,26 @@ class X86Hypervisor(X86Saving):
             return
         if error & _ERROR_KEY and not write and self._read_code(address):
             return
-        if self._fill(address, write, fetch) and self._view_level == 3:
+        rip, level = self._registers.rip, self.vcpu.level
+        if self._fill(address, write, fetch):
+            if self._view_level == 3:
+                self.descriptors.withhold()
+        elif self._chain is not None:
+            self._faulted = rip, level, address, write, fetch
+
+    def _returned(self) -> None:
+        """The guest's handler of a page fault has returned, and the access comes again: fill what it will miss."""
+        faulted, vcpu = self._faulted, self.vcpu
+        if faulted is None or faulted[0] != vcpu.rip or faulted[1] != vcpu.level:
+            return
+        self._faulted = None
+        try:
+            self.shadow.fill(*faulted[2:])
+        except Fault:
+            return
+        self._filled_ahead[0] += 1
+        self._own_stores()
+        if vcpu.level == 3:
             self.descriptors.withhold()
 
     # -- one instruction at a time --------------------------------------------------------------
