@@ -7,7 +7,7 @@ makes its translator, when the first page comes that was not translated before: 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -152,8 +152,11 @@ class LaterTranslator:
 # -- resuming -----------------------------------------------------------------------------------
 
 
-def _options(snapshot: Snapshot, changes: Mapping[str, Any]) -> Options:
-    """The options that a snapshot's guest was started with. Raises `BadSnapshot` for ones that make no sense."""
+def options_of(snapshot: Snapshot, *, engine: str | None = None, **changes: Any) -> Options:
+    """The options that a snapshot's guest was started with, and changes of them. Raises `BadSnapshot` for ones that
+    make no sense."""
+    if engine is not None:
+        changes["engine"] = engine
     kept = snapshot.description.get("options")
     if not isinstance(kept, dict) or any(
         type(kept.get(name)) is not type(getattr(Options(), name)) for name in _KEPT_OPTIONS
@@ -185,11 +188,11 @@ class ResumedSession(Session):
 
         Raises `BadSnapshot` for a snapshot that cannot be used, `EngineMissing` for an engine that cannot be had.
         """
-        changes: dict[str, Any] = {"limits": limits or Limits(), "timed": timed, "cache": cache}
-        if engine is not None:
-            changes["engine"] = engine
-        self.options = options = _options(snapshot, changes)
+        limits = limits or Limits()
+        self.options = options = options_of(snapshot, limits=limits, timed=timed, cache=cache, engine=engine)
         options.check()
+        self.beforehand: Callable[[], Outcome | None] = lambda: None
+        """Called right before the guest goes on; an outcome that it gives is the run's."""
         self.snapshot = snapshot
         self.plan = None
         self.passed_over: list[str] = []
@@ -274,10 +277,13 @@ class ResumedSession(Session):
             return b""
 
     def _go(self) -> Outcome:
+        ended = self.beforehand()
+        if ended is not None:
+            return ended
         if not self.exact:
             return self.driver.run()
         self.machine.begin()
         return self.driver.resume()
 
 
-__all__ = ["ResumedSession", "Snapshot", "save_session"]
+__all__ = ["ResumedSession", "Snapshot", "options_of", "save_session"]

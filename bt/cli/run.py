@@ -19,6 +19,7 @@ import click
 
 if TYPE_CHECKING:
     from bt.image import Image
+    from bt.cli.services import Services
     from bt.report.run import Ending
     from bt.session import Options, Session
     from bt.terminal import Keyboard, Screen, Signals
@@ -41,6 +42,8 @@ class Request:
     result: Path | None
     inputs: tuple[Path, ...]
     """Files that are read, and so not written."""
+    services: Services | None = None
+    """Snapshots and recordings that are made in the run."""
 
 
 @click.command()
@@ -72,6 +75,19 @@ class Request:
 @click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a line for every exit.")
 @click.option("--json", "result", type=click.Path(path_type=Path), metavar="FILE", help="Write the result as JSON.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
+@click.option(
+    "--snapshot-at",
+    metavar="WHEN",
+    help="Take a snapshot: at a guest's time (2.5s), at `user`, `input` or `console:TEXT`; --to says where.",
+)
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="The snapshot's file (`retrap resume`).")
+@click.option(
+    "--parent", type=click.Path(path_type=Path), metavar="FILE", help="Store only what this snapshot does not have."
+)
+@click.option("--warm", is_flag=True, help="Go on from a kept snapshot of the booted kernel; the first time, make it.")
+@click.option(
+    "--record", type=click.Path(path_type=Path), metavar="FILE", help="Write down the run for `retrap replay`."
+)
 def command(
     image: str,
     virt: str | None,
@@ -89,6 +105,11 @@ def command(
     trace: Path | None,
     result: Path | None,
     cached: bool,
+    snapshot_at: str | None,
+    to: Path | None,
+    parent: Path | None,
+    warm: bool,
+    record: Path | None,
 ) -> int:
     """Run IMAGE, an ELF or bzImage for x86-64, or a guest fetched before (`retrap guests`) by its name.
 
@@ -109,6 +130,15 @@ def command(
     size = values.size(memory)
     kernel, initrd, command_line = _guest(image, initrd, append, virt)
     inputs = (kernel, initrd) if initrd is not None else (kernel,)
+    services = _services(snapshot_at, to, parent, record, initrd, inputs)
+    request = Request(until, exits, trace, result, inputs, services)
+    if warm:
+        given = {"virt": virt, "engine": engine, "technique": technique, "append": command_line, "memory": size}
+        again = services.find_warm(kernel, {**given, "kaslr": kaslr, "physical": physical})
+        if again is not None:
+            from bt.cli.resume import Resumed
+
+            return Resumed.of(again, request, limits, timed=exits, cached=cached, whole=True).status()
     with progress.stage(f"reading {image}"):
         loaded = load(kernel)
     options = Options(
@@ -125,7 +155,25 @@ def command(
         cache=cached,
     )
     options.check()
-    return Run(loaded, options, Request(until, exits, trace, result, inputs)).status()
+    return Run(loaded, options, request).status()
+
+
+def _services(
+    snapshot_at: str | None,
+    to: Path | None,
+    parent: Path | None,
+    record: Path | None,
+    initrd: Path | None,
+    inputs: tuple[Path, ...],
+) -> Services:
+    """What a run does besides running, checked."""
+    from bt.cli.services import Services
+    from bt.snapshot_moment import moment_of
+
+    at = moment_of(snapshot_at) if snapshot_at is not None else None
+    services = Services(at, to, parent, None, record, initrd, inputs)
+    services.check()
+    return services
 
 
 def _guest(image: str, initrd: Path | None, append: str | None, virt: str | None) -> tuple[Path, Path | None, str]:
@@ -158,19 +206,18 @@ class Run:
         """Run the guest; the exit status of the process. Raises what `bt.cli.errors` reports."""
         from bt import progress
         from bt.cli.errors import report
-        from bt.session import Session
         from bt.terminal import Keyboard, Screen, Signals, descriptor_of
         from bt.tracefile import TraceFile
 
-        request = self.request
+        request, services = self.request, self.request.services
         if request.result is not None:
             _check_result(request.result, request.inputs)
         trace = TraceFile(request.trace, request.inputs) if request.trace is not None else None
         try:
             until = (request.until or "").encode("utf-8", "surrogateescape")
             self._screen = Screen(descriptor_of(sys.stdout), until, self._reached)
-            with progress.stage(f"loading {self.image.path}"):
-                self._session = Session(self.image, self.options, self._screen.write)
+            with progress.stage(f"loading {self.request.inputs[0]}"):
+                self._session = self._open()
             self._tell_engine()
             try:
                 keyboard = Keyboard(descriptor_of(sys.stdin), lambda: self._end(0))
@@ -185,6 +232,22 @@ class Run:
         finally:
             if trace is not None:
                 trace.close()
+            if services is not None:
+                services.close()
+
+    def _open(self) -> Session:
+        """The session, printing to the screen."""
+        from bt.session import Session
+
+        services = self.request.services
+        write = self._write if services is not None and services.wanted else self._screen.write
+        return Session(self.image, self.options, write)
+
+    def _write(self, data: bytes) -> None:
+        """The guest prints."""
+        self._screen.write(data)
+        if self.request.services is not None:
+            self.request.services.write(data)
 
     def _tell_engine(self) -> None:
         """Where the engine was left to us, say which it is, and why no faster one."""
@@ -207,6 +270,8 @@ class Run:
                 with signals, keyboard:
                     self._connect(keyboard, signals, trace)
                     outcome = session.run()
+                    if self.request.services is not None:
+                        self.request.services.end(outcome)
             finally:
                 seconds = time.monotonic() - began
                 self._screen.flush()
@@ -239,6 +304,8 @@ class Run:
 
         machine.poll_input = typed.poll
         machine.stop_when = asked
+        if self.request.services is not None and self.request.services.wanted:
+            self.request.services.begin(self._session)
         if trace is not None:
             self._session.driver.trace = trace.write
         if keyboard.interactive:

@@ -8,7 +8,7 @@ What searches a history (`timeline`) is made of this.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from emulator.errors import UsageError, VerifyFailed
 from emulator.machine import EndKind, Outcome
@@ -18,6 +18,7 @@ from paravirt.services.inputs import InputLog
 from paravirt.services.machine_state import capture, exactness, memory_regions, refusal, reinstate
 from paravirt.services.positions import Position
 
+Seen = TypeVar("Seen")
 INTERVAL: Final = 10_000_000
 """Blocks between two checkpoints: about fifty million instructions."""
 BUDGET: Final = 1 << 30
@@ -284,6 +285,18 @@ class Travel:
         length = self.block_length(block)
         if length > 1:
             self._into_block(length - 1)
+
+    def peek(self, look: Callable[[], Seen]) -> Seen:
+        """Look at the guest by means that may change it (a walk marks what it uses); it is as before afterwards."""
+        here = self.position
+        mark = self.loose_checkpoint() if self._block is None else None
+        try:
+            return look()
+        finally:
+            if mark is not None:
+                self.put_back(mark)
+            else:
+                self.goto(here)
 
     # -- another future -------------------------------------------------------------------------
 

@@ -1,0 +1,158 @@
+"""`retrap goto`: a place in a recorded run, to the instruction, and what the guest is there; backwards as well.
+
+Room: the command line. Going is `paravirt.services.timeline`'s; here places are read and shown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+if TYPE_CHECKING:
+    from bt.session import Session
+    from paravirt.services.timeline import Timeline
+
+
+@click.command()
+@click.argument("recording", type=click.Path(path_type=Path))
+@click.argument("position")
+@click.option("--back", default=0, type=click.IntRange(0, 100_000), metavar="N", help="Then N instructions back.")
+@click.option("--forward", default=0, type=click.IntRange(0, 100_000), metavar="N", help="Then N instructions on.")
+@click.option(
+    "--previous-write", "write", metavar="ADDRESS[:SIZE]", help="Then back to the store that last changed this memory."
+)
+@click.option("--previous", "code", metavar="ADDRESS", help="Then back to where this was executed last.")
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Where the guest's image is now.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
+def command(
+    recording: Path,
+    position: str,
+    back: int,
+    forward: int,
+    write: str | None,
+    code: str | None,
+    image: Path | None,
+    as_json: bool,
+    cached: bool,
+) -> int:
+    """Go to POSITION in the run that RECORDING is of, and show the guest there.
+
+    A position is the guest's progress in blocks, as `retrap run --trace` has it, and behind a + instructions of the
+    next block; `end` is the end of the run. Addresses are guest-virtual, in hexadecimal or symbols of the kernel; they
+    hold in the address space that the guest is in at POSITION.
+    """
+    from bt.recorded import session_of
+    from emulator.errors import UsageError
+    from paravirt.hypervisor import Hypervisor
+    from paravirt.services.positions import position_of
+    from paravirt.services.recording import read
+    from paravirt.services.timeline import PAUSED, ConsoleOnce, Timeline
+
+    found = read(recording)
+    last = found.end.mark if found.end is not None else found.marks[-1] if found.marks else None
+    place = None if position == "end" else position_of(position)
+    session = session_of(found, ConsoleOnce(lambda _: None), image, cache=cached)
+    try:
+        driver = cast(Hypervisor, session.driver)
+        timeline = Timeline(driver, begun=found.run.get("snapshot") is not None)
+        timeline.inputs.inputs = list(found.inputs)
+        timeline.inputs.connect()
+        if place is None and last is not None:
+            place = position_of(str(last.progress))
+        if place is None:
+            raise UsageError(f"{recording}: is of no run that got anywhere; give a position")
+        outcome = timeline.run(place)
+        if outcome is not PAUSED:
+            click.echo(f"retrap: the guest ended ({outcome.kind.value}) at {timeline.position}", err=True)
+        for _ in range(back):
+            timeline.step_back()
+        for _ in range(forward):
+            timeline.step()
+        missing = _search(timeline, session, write, code)
+        shown = _shown(timeline, session)
+    finally:
+        session.close()
+    if missing:
+        click.echo(f"retrap: {missing}", err=True)
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+    else:
+        for name, value in shown.items():
+            if isinstance(value, dict):
+                pairs = [f"{key:>6} {number}" for key, number in value.items()]
+                for at in range(0, len(pairs), 4):
+                    click.echo("  ".join(pairs[at : at + 4]))
+            else:
+                click.echo(f"{name:<9} {value}")
+    return 1 if missing else 0
+
+
+def _search(timeline: Timeline, session: Session, write: str | None, code: str | None) -> str:
+    """Go back to what is sought; a sentence where it was not there."""
+    if write is not None:
+        name, _, size = write.partition(":")
+        address = _address(session, name)
+        physical = timeline.peek(lambda: _physical(session, address))
+        if timeline.find_previous_write(physical, _size(size)) is None:
+            return f"nothing was written to {write} before {timeline.position}"
+    if code is not None and timeline.find_previous([_address(session, code)]) is None:
+        return f"{code} was not executed before {timeline.position}"
+    return ""
+
+
+def _size(text: str) -> int:
+    from emulator.errors import UsageError
+
+    if not text:
+        return 8
+    if not re.fullmatch(r"\d{1,4}", text) or not 1 <= int(text) <= 4096:
+        raise UsageError(f"{text!r} is no size; give bytes, from 1 to 4096")
+    return int(text)
+
+
+def _address(session: Session, text: str) -> int:
+    from emulator.errors import UsageError
+
+    if re.fullmatch(r"0x[0-9a-fA-F]{1,16}", text):
+        return int(text, 16)
+    found = session.image.symbols.address_of(text)
+    if found is None:
+        raise UsageError(f"{text!r} is neither an address in hexadecimal with 0x nor a symbol of {session.image.path}")
+    return found + session.options.delta
+
+
+def _physical(session: Session, address: int) -> int:
+    """Guest-physical address of a guest-virtual one, in the guest's present address space."""
+    from emulator.errors import UsageError
+    from emulator.isa.exceptions import ArchitecturalException
+
+    shadow: Any = session.driver.shadow  # type: ignore[union-attr]
+    try:
+        walk = shadow.guest.walk(address, False, False, False)
+    except ArchitecturalException:
+        raise UsageError(f"the guest maps nothing at {address:#x} at this position; give another") from None
+    return int(walk.frame) | address & 0xFFF
+
+
+def _shown(timeline: Timeline, session: Session) -> dict[str, Any]:
+    """The guest as it is now."""
+    import hashlib
+
+    driver: Any = session.driver
+    machine = session.machine
+    names = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
+    return {
+        "position": str(timeline.position),
+        "at": f"{driver.pc:#x} {session.symbol(driver.pc)}",
+        "level": driver.vcpu.level,
+        "time": f"{machine.clock.now() / 1e9:.9f} s",
+        "exits": driver.exits.total,
+        "registers": {name: f"{value:#018x}" for name, value in zip(names, driver.vcpu.gpr, strict=False)},
+        "processor": hashlib.sha256(repr(driver.state).encode()).hexdigest()[:16],
+        "memory": machine.memory.digest(),
+    }
