@@ -7,13 +7,17 @@ mistakes and for nothing else.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 
 import click
 
-from emulator.errors import INTERNAL_ERROR, INTERRUPTED, RetrapError, UsageError
+from emulator.errors import INTERNAL_ERROR, INTERRUPTED, RetrapError, Unwritable, UsageError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What writing to a full or broken device gives."""
 
 
 def report(error: BaseException) -> int:
@@ -42,6 +46,10 @@ def _report(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return _close_output()
+    if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
+        _close_output()
+        _say(f"what the command prints cannot be written ({error.strerror}); make room, or give it another place")
+        return Unwritable.exit_status
     if isinstance(error, OSError) and error.filename is not None:
         _say(f"{os.fsdecode(error.filename)}: {error.strerror or error}")
         return UsageError.exit_status

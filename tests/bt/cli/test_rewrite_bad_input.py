@@ -176,3 +176,17 @@ def test_what_is_no_image(room: Path, refused: Refused, name: str) -> None:
     for command in (["rewrite", room / "bad", "-o", room / "out"], ["scan", room / "bad"]):
         refused("no image", *command)
     assert not (room / "out").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", ["scan kernel", "rewrite kernel --dry-run --no-cache", "export out --to ghidra"])
+def test_a_report_that_is_printed_to_a_full_disk(room: Path, command: str) -> None:
+    rewrite(room)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bt", *command.split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False, cwd=room,
+        )  # fmt: skip
+    assert done.returncode == Unwritable.exit_status
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
