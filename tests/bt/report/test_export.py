@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from bt.cli import export as export_command
 from bt.report.account import Account
 from bt.report.export import TOOLS, export, labels, region
+from tests.bt.report.documented_api import Binja, Ghidra, Ida, fits
 from tests.bt.report.small_account import rewritten, small_account
 from tests.bt.rewrite.small_kernel import addresses
 
@@ -25,12 +26,14 @@ EVIL = '"""\n__import__(\'os\').abort()\n#: ["site"]\n;!reboot;`x`@DATA@\u00e9\\
 
 @dataclass
 class Recorder:
-    """Every call, by the name of the function."""
+    """Every call, by the name of the function; each fits what the tool's manual declares."""
 
+    declared: type
     calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
     def function(self, name: str, result: Any = None) -> Any:
         def called(*arguments: Any) -> Any:
+            fits(self.declared, name, arguments)
             self.calls.append((name, arguments))
             return result
 
@@ -42,7 +45,7 @@ class Recorder:
 
 def run_ghidra(script: str, file: Path) -> Recorder:
     """As Ghidra does: the functions of FlatProgramAPI and GhidraScript are globals."""
-    recorder = Recorder()
+    recorder = Recorder(Ghidra)
     file.write_text(script)
     names = ("createMemoryBlock", "createLabel", "setPlateComment", "setPreComment", "createBookmark", "disassemble")
     scope: dict[str, Any] = {name: recorder.function(name) for name in (*names, "getMemoryBlock")}
@@ -58,7 +61,7 @@ def run_ghidra(script: str, file: Path) -> Recorder:
 
 def run_ida(script: str) -> Recorder:
     """The modules of IDAPython that the script imports."""
-    recorder = Recorder()
+    recorder = Recorder(Ida)
     modules = {}
     functions = {
         "ida_bytes": ("set_cmt", "put_bytes"),
@@ -78,7 +81,7 @@ def run_ida(script: str) -> Recorder:
 
 def run_binja(script: str) -> Recorder:
     """`bv`, and the package's `Symbol` and `SymbolType`."""
-    recorder = Recorder()
+    recorder = Recorder(Binja)
     module = types.ModuleType("binaryninja")
     module.Symbol = lambda kind, place, name: (kind, place, name)  # type: ignore[attr-defined]
     module.SymbolType = types.SimpleNamespace(  # type: ignore[attr-defined]
