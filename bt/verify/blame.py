@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from bt.verify import Verification
 
 
-WITH_FIXUPS = (Tactic.INLINE, Tactic.HYPERCALL)
+WITH_FIXUPS = (Tactic.INLINE, Tactic.HYPERCALL, Tactic.REPLACED)
+"""What stands for an instruction without being a trap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,20 @@ def blame(
 
 
 def without(whole: Plan, kept: frozenset[int]) -> Plan:
-    """The plan with a fixup at the sites in `kept` only; at the others stands what would without fixups."""
+    """The plan with a fixup at the sites in `kept` only; at the others stands what would without fixups.
+
+    What a fixup does besides for sites behind its own stands or falls with it.
+    """
+    fixups = {site.fixup for site in whole.sites if site.address in kept}
+
+    def stays(site: PlannedSite) -> bool:
+        if site.tactic is Tactic.COVERED:
+            return site.fixup in fixups
+        return site.address in kept or site.tactic not in WITH_FIXUPS
+
+    # A trap with a fixup says that the page is made anew when it runs, not taken from the plan (`bt.planned`).
     sites = tuple(
-        site if site.address in kept or site.tactic not in WITH_FIXUPS else replace(site, tactic=Tactic.TRAP)
+        site if stays(site) else replace(site, tactic=Tactic.TRAP, fixup=site.fixup or site.address)
         for site in whole.sites
     )
     return replace(whole, sites=sites)

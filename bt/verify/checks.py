@@ -328,18 +328,18 @@ def processor(names: Callable[[str], bool] = lambda _: True) -> Check:
 
     def check(pair: Pair) -> Result:
         left, right = pair.reference.processor, pair.rewritten.processor
-        compared = [name for name in left if names(name)]
-        wrong = [name for name in compared if left[name] != right[name] and not _same_instruction(pair, name)]
+        compared = [name for name in {**left, **right} if names(name)]  # banks are named by the mode they are not of
+        wrong = [name for name in compared if left.get(name) != right.get(name) and not _same_instruction(pair, name)]
         text = f"{len(compared)} registers and fields"
         if not wrong:
             return Result(text)
         pc = PROCESSORS[pair.isa].pc
         sides = [
             Side(
-                ", ".join(f"{name} {run.processor[name]:#x}" for name in wrong[:6]),
+                ", ".join(f"{name} {run.processor[name]:#x}" for name in wrong[:6] if name in run.processor),
                 address=run.processor[pc],
                 symbol=pair.symbol(run.processor[pc]),
-                registers={name: run.processor[name] for name in wrong},
+                registers={name: run.processor[name] for name in wrong if name in run.processor},
             )
             for run in (pair.reference, pair.rewritten)
         ]

@@ -53,7 +53,6 @@ EXCEPTIONS = {12: 4, 13: 5, 15: 6, 16: 0x20, 17: 8, 18: 9, 19: 11, 20: 10, 21: 1
 }
 """QEMU's number of an exception -> its code in Cause (PRA, table 9.52)."""
 _NUMBERS = {code: number for number, code in EXCEPTIONS.items()}
-_OF_THE_TLB = frozenset({2, 3})
 _WITH_ADDRESS = frozenset({1, 2, 3, 4, 5})
 _COPROCESSOR = 11
 
@@ -372,8 +371,8 @@ class UnicornMipsEngine:
                 code = codes.get(number[0])
                 if code is None or self._failure is not None:
                     return 0
-                if code in _OF_THE_TLB and ending[0] in _NO_MEMORY:
-                    ending[0] = 0  # the processor's own miss is noted as an error of the emulation, and is none
+                if code in with_address:
+                    ending[0] = 0  # a miss of the processor's own TLB is noted as an error of the run, and is none
                 exit_.kind = fault
                 exit_.vector = code
                 exit_.error = words[error_at]
