@@ -189,6 +189,13 @@ def para_virtual_interface() -> str:
     )
 
 
+def xen_calls() -> str:
+    """The hypercalls of Xen's interface."""
+    from bt import xen_docs
+
+    return xen_docs.xen_calls(_table)
+
+
 _SHARED_WORDS = ("INTERRUPTS", "INTERRUPTS_ON", "INTERRUPTS_OFF", "EVENTS", "MASK", "FPU")
 
 
@@ -290,6 +297,7 @@ def _first_line(file: Path) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "exit-statuses.md": exit_statuses,
+    "xen-calls.md": xen_calls,
     "x86-64.md": lambda: sensitive_instructions("x86-64"),
     "i386.md": lambda: sensitive_instructions("i386"),
     "rewriting.md": rewriting,

@@ -90,6 +90,11 @@ esac
 
 def initramfs(busybox: bytes, lines: Sequence[str] = ()) -> bytes:
     """A whole initial file system around a statically linked busybox; `lines` are run by its shell."""
+    return initramfs_of(busybox, lines, ())
+
+
+def initramfs_of(busybox: bytes, lines: Sequence[str], more: Sequence[Entry]) -> bytes:
+    """The same with `more` members."""
     directories = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys", "tmp")]
     return newc(
         [
@@ -98,6 +103,7 @@ def initramfs(busybox: bytes, lines: Sequence[str] = ()) -> bytes:
             Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
             Entry("bin/busybox", stat.S_IFREG | 0o755, busybox),
             Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox"),
+            *more,
             Entry("init", stat.S_IFREG | 0o755, init_script(lines).encode()),
         ]
     )

@@ -36,7 +36,7 @@ def speaks_xen(image: Image) -> bool:
     """Whether an image says that it can be entered as a para-virtual guest."""
     from paravirt.xen.public import Note
 
-    return image.isa.name == "x86-64" and Note.ENTRY in notes_of(image)
+    return image.isa.name == "x86-64" and bool({Note.ENTRY, Note.XEN_VERSION} & notes_of(image).keys())
 
 
 def kernel_of(image: Image, initrd: bytes, command_line: str) -> XenKernel:
@@ -56,9 +56,10 @@ def kernel_of(image: Image, initrd: bytes, command_line: str) -> XenKernel:
             raise BadImage(f"{image.path}: its Xen note {note.name} has {len(description)} bytes; build it again")
         return int.from_bytes(description, "little")
 
-    entry = number(Note.ENTRY)
-    if entry is None:
-        raise BadImage(f"{image.path}: has no Xen note with an entry; run it with another --virt")
+    if not speaks_xen(image):
+        raise BadImage(f"{image.path}: has no notes by which Xen would load it; run it with another --virt")
+    entry = number(Note.ENTRY, image.entry)
+    assert entry is not None
     line = command_line.encode("utf-8", "surrogateescape")
     return XenKernel(
         path=image.path,

@@ -188,6 +188,29 @@ def memory_command(
             click.echo(f"wrote {file}")
 
 
+@command.command("para")
+@click.option("--guest", "name", default="debian-amd64", show_default=True, help="A fetched guest (`retrap guests`).")
+@click.option("--way", "chosen", multiple=True, metavar="NAME", help="native, trap, inline or xen; repeatable.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@click.option("--plot", "base", type=click.Path(path_type=Path), metavar="NAME", help="Draw NAME.svg and NAME.png.")
+def para_command(name: str, chosen: tuple[str, ...], json_file: Path | None, base: Path | None) -> None:
+    """Boot one stock kernel at full privilege, by trapping, rewritten, and as a Xen guest, and compare.
+
+    Each way also runs a program that changes 2048 pages at once: what batched updates of page tables are for.
+    """
+    from bt import guests
+    from bt.bench import para
+
+    guest = guests.find(name)
+    figures = list(para.measure(guest, chosen or tuple(para.WAYS), lambda line: click.echo(line, err=True)))
+    if json_file is not None:
+        json_file.write_text(json.dumps(para.as_json(guest, figures), indent=2) + "\n")
+    click.echo(para.as_text(figures), nl=False)
+    if base is not None:
+        for file in para.plot(figures, base):
+            click.echo(f"wrote {file}")
+
+
 @command.command("engine")
 @click.option("--guest", "name", default="debian-amd64", show_default=True, help="A fetched guest (`retrap guests`).")
 @click.option(

@@ -73,7 +73,7 @@ class Emulator:
     def privileged(self) -> bool:
         """The kernel's instruction at RIP, which faulted; False where that is the guest's own fault."""
         if not self._vcpu.kernel_mode:
-            return False
+            return self._user_mask()
         code = self._code(15)
         if code not in self._known:
             self._known[code] = self._prepare(code)
@@ -85,6 +85,14 @@ class Emulator:
             return False
         self._registers.advance(len(instruction))
         self._hypervisor.exits.count(name, "emulated")
+        return True
+
+    def _user_mask(self) -> bool:
+        """CLI and STI of user code that has I/O privilege."""
+        if not self._vcpu.may_use_ports or self._code(1) not in (b"\xfa", b"\xfb"):
+            return False
+        self._registers.advance(1)
+        self._hypervisor.exits.count("INTERRUPTS of user code", "emulated")
         return True
 
     def _prepare(self, code: bytes) -> tuple[Callable[[Instruction], bool], Instruction, str] | None:
@@ -201,7 +209,7 @@ class Emulator:
 
     def _mask(self, _instruction: Instruction) -> bool:
         """The real flag means nothing: events are masked elsewhere. Without I/O privilege it is a fault."""
-        return self._vcpu.io_level >= 1
+        return self._vcpu.may_use_ports
 
     def _halt(self, _instruction: Instruction) -> bool:
         self._registers.advance(1)

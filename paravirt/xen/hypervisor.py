@@ -363,14 +363,14 @@ class XenHypervisor(Driver):
 
     def _port_read(self, exit_: Exit) -> None:
         self.exits.count("READ_PORT", "exit")
-        if self.vcpu.io_level < (1 if self.vcpu.kernel_mode else 3):
+        if not self.vcpu.may_use_ports:
             exit_.refused = True
         else:
             exit_.value = self.board.ports.read(exit_.port, exit_.size)
 
     def _port_write(self, exit_: Exit) -> None:
         self.exits.count("WRITE_PORT", "exit")
-        if self.vcpu.io_level < (1 if self.vcpu.kernel_mode else 3):
+        if not self.vcpu.may_use_ports:
             exit_.refused = True
         else:
             self.board.ports.write(exit_.port, exit_.size, exit_.value)

@@ -1,8 +1,8 @@
 """Stores of a guest's kernel into its page tables: tables are mapped read-only, and what is stored is validated.
 
-Room: `paravirt/xen`. MOV and XCHG of a word, which is nearly all of them, are done here from the decoded instruction;
-any other runs alone, by the trap flag, on a mapping that is writable for it, and what it changed is looked at before
-anything else runs. A store that is refused reaches the guest as its page fault.
+Room: `paravirt/xen`. MOV and XCHG of a word and changes of single bits, which is nearly all of them, are done here
+from the decoded instruction; any other runs alone, by the trap flag, on a mapping that is writable for it, and what it
+changed is looked at before anything else runs. A store that is refused reaches the guest as its page fault.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _TF = 0x100
 _FRAME = 0x000F_FFFF_FFFF_F000
 _MASK = (1 << 64) - 1
 Decoded = tuple[str, int, int]
-"""What it is ("register", "immediate", "exchange" or "other"), its length, and register number or value."""
+"""What it is ("register", "immediate", "exchange", "and", "or", "clear", "set" or "other"), its length, and the number
+of a register, a value, a byte or a bit."""
+_BITS = frozenset({"and", "or", "clear", "set"})
+_CARRY, _PARITY, _ADJUST, _ZERO, _SIGN, _OVERFLOW = 1, 4, 0x10, 0x40, 0x80, 0x800
 
 
 class TableStores:
@@ -32,7 +35,9 @@ class TableStores:
         self._registers = hypervisor.machine.engine.registers
         self._decoded: dict[bytes, Decoded] = {}
         exits = hypervisor.exits
-        self._cells = {kind: exits.cell(f"STORE_TABLE_ENTRY ({kind})", "fault") for kind in ("mov", "xchg", "step")}
+        self._cells = {
+            kind: exits.cell(f"STORE_TABLE_ENTRY ({kind})", "fault") for kind in ("mov", "xchg", "bits", "step")
+        }
         self._step: tuple[int, int, bytes, tuple[int, ...], int, int] | None = None
 
     @property
@@ -57,13 +62,17 @@ class TableStores:
         ):
             return False
         kind, length, operand = self._decode()
-        if kind == "other" or address & 7:
+        if kind == "other" or (address & 7 and kind not in ("and", "or")):
             self._begin_step(place, frame)
             return True
         registers = self._registers
         at = (frame << 9) + (address >> 3 & 511)
         old = self._domain.host.words[at]
-        value = operand if kind == "immediate" else registers.gpr[operand]
+        flags = registers.rflags
+        if kind in _BITS:
+            value, flags = change_bits(kind, old, operand, address & 7, flags)
+        else:
+            value = operand if kind == "immediate" else registers.gpr[operand]
         try:
             self._domain.tables.store(frame, at & 511, value)
         except Refused as refused:
@@ -71,9 +80,11 @@ class TableStores:
             return False
         if kind == "exchange":
             registers.gpr[operand] = old
+        elif kind in _BITS:
+            registers.rflags = flags
         registers.advance(length)
         self._domain.settle_tables()
-        self._count("xchg" if kind == "exchange" else "mov")
+        self._count("xchg" if kind == "exchange" else "bits" if kind in _BITS else "mov")
         return True
 
     def _count(self, kind: str) -> None:
@@ -116,6 +127,7 @@ class TableStores:
 
     def end_step(self) -> None:
         """The instruction is done: validate what it has changed."""
+        self._hypervisor.exits.count("STORE_TABLE_ENTRY (done)", "fault")
         frame, before, gpr, rip, flags = self._close()
         page = self._domain.page(frame)
         after = bytes(page)
@@ -141,6 +153,19 @@ class TableStores:
         self._close()
 
 
+def change_bits(kind: str, old: int, operand: int, byte: int, flags: int) -> tuple[int, int]:
+    """The word after AND or OR of one byte of it, or BTR or BTS of one bit; and the flags after that."""
+    if kind in ("and", "or"):
+        before = old >> 8 * byte & 0xFF
+        after = before & operand if kind == "and" else before | operand
+        flags &= ~(_CARRY | _PARITY | _ADJUST | _ZERO | _SIGN | _OVERFLOW)
+        flags |= (_ZERO if not after else 0) | (after & _SIGN) | (0 if after.bit_count() & 1 else _PARITY)
+        return old & ~(0xFF << 8 * byte) | after << 8 * byte, flags
+    bit = 1 << (operand & 63)
+    flags = flags | _CARRY if old & bit else flags & ~_CARRY
+    return (old | bit if kind == "set" else old & ~bit), flags
+
+
 def decode(code: bytes, address: int) -> Decoded:
     """What an instruction stores, where it is one of the simple ones."""
     from iced_x86 import Code, OpKind, RegisterExt
@@ -148,7 +173,7 @@ def decode(code: bytes, address: int) -> Decoded:
     from emulator.isa.x86.decode import instruction_at
 
     instruction = instruction_at(code, address)
-    if instruction is None or (instruction.has_lock_prefix and instruction.code != Code.XCHG_RM64_R64):
+    if instruction is None:
         return "other", 0, 0
     length = len(instruction)
     register = RegisterExt.number
@@ -158,4 +183,12 @@ def decode(code: bytes, address: int) -> Decoded:
         return "immediate", length, instruction.immediate32to64 & _MASK
     if instruction.code == Code.XCHG_RM64_R64 and instruction.op0_kind == OpKind.MEMORY:
         return "exchange", length, register(instruction.op1_register)
+    bits = {
+        Code.AND_RM8_IMM8: "and",
+        Code.OR_RM8_IMM8: "or",
+        Code.BTR_RM64_IMM8: "clear",
+        Code.BTS_RM64_IMM8: "set",
+    }
+    if instruction.code in bits and instruction.op0_kind == OpKind.MEMORY:
+        return bits[instruction.code], length, instruction.immediate8
     return "other", length, 0

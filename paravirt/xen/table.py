@@ -27,6 +27,17 @@ class Offer(Enum):
     REFUSED = "refused"
 
 
+class InXen(Enum):
+    """Whom Xen offers a call."""
+
+    EVERY = "every guest"
+    ADMINISTRATOR = "the domain that administers the host"
+    HARDWARE = "guests of hardware virtualisation"
+    OPTIONAL = "every guest, where Xen was built and started so"
+    DEVICES = "guests that were given a device"
+    OLD = "every guest, for compatibility"
+
+
 OFFERED, PARTLY, REFUSED = Offer.OFFERED, Offer.PARTLY, Offer.REFUSED
 
 
@@ -42,6 +53,7 @@ class Operation:
     handler: Callable[..., Any] | None = None
     errno: Errno = Errno.ENOSYS
     """What it returns where it is refused."""
+    in_xen: InXen = InXen.EVERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +68,11 @@ _PRIVILEGED = "for the domain that administers the host, which these guests are 
 _HARDWARE = "for guests of hardware virtualisation"
 
 
+_IN_XEN = {_PRIVILEGED: InXen.ADMINISTRATOR, _HARDWARE: InXen.HARDWARE, _UNKNOWN: InXen.DEVICES}
+
+
 def _refused(number: int, name: str, why: str, errno: Errno = Errno.ENOSYS) -> Operation:
-    return Operation(number, name, REFUSED, why, None, errno)
+    return Operation(number, name, REFUSED, why, None, errno, _IN_XEN.get(why, InXen.EVERY))
 
 
 EXTENDED_OPERATIONS: tuple[Operation, ...] = (
@@ -211,8 +226,8 @@ HYPERCALLS: tuple[Hypercall, ...] = (
     Hypercall(3, "stack_switch", OFFERED, "", segments.stack_switch),
     Hypercall(4, "set_callbacks", OFFERED, "", segments.set_callbacks),
     Hypercall(5, "fpu_taskswitch", OFFERED, "", segments.fpu_taskswitch),
-    Hypercall(6, "sched_op_compat", REFUSED, "replaced by sched_op"),
-    Hypercall(7, "platform_op", REFUSED, _PRIVILEGED, errno=Errno.EPERM),
+    Hypercall(6, "sched_op_compat", REFUSED, "replaced by sched_op", in_xen=InXen.OLD),
+    Hypercall(7, "platform_op", REFUSED, _PRIVILEGED, errno=Errno.EPERM, in_xen=InXen.ADMINISTRATOR),
     Hypercall(8, "set_debugreg", PARTLY, "breakpoints are kept and not armed", segments.set_debugreg),
     Hypercall(9, "get_debugreg", OFFERED, "", segments.get_debugreg),
     Hypercall(10, "update_descriptor", PARTLY, "segments only: gates are refused", segments.update_descriptor),
@@ -220,32 +235,36 @@ HYPERCALLS: tuple[Hypercall, ...] = (
     Hypercall(13, "multicall", OFFERED, "", system.multicall),
     Hypercall(14, "update_va_mapping", OFFERED, "", memory.update_va_mapping),
     Hypercall(15, "set_timer_op", OFFERED, "", scheduling.set_timer_op),
-    Hypercall(16, "event_channel_op_compat", REFUSED, "replaced by event_channel_op"),
+    Hypercall(16, "event_channel_op_compat", REFUSED, "replaced by event_channel_op", in_xen=InXen.OLD),
     Hypercall(17, "xen_version", OFFERED, "", _choose(VERSION_OPERATIONS), operations=VERSION_OPERATIONS),
     Hypercall(18, "console_io", OFFERED, "", _choose(CONSOLE_OPERATIONS, 2), operations=CONSOLE_OPERATIONS),
-    Hypercall(19, "physdev_op_compat", REFUSED, "replaced by physdev_op"),
+    Hypercall(19, "physdev_op_compat", REFUSED, "replaced by physdev_op", in_xen=InXen.OLD),
     Hypercall(20, "grant_table_op", PARTLY, "where the domain has a grant table", system.grant_table_op),
-    Hypercall(21, "vm_assist", PARTLY, "only what changes nothing for these guests", system.vm_assist),
-    Hypercall(22, "update_va_mapping_otherdomain", REFUSED, _PRIVILEGED, errno=Errno.EPERM),
+    Hypercall(
+        21, "vm_assist", PARTLY, "roots above 4 GiB, I/O privilege in RFLAGS, the run state's flag", system.vm_assist
+    ),
+    Hypercall(22, "update_va_mapping_otherdomain", REFUSED, _PRIVILEGED, errno=Errno.EPERM, in_xen=InXen.ADMINISTRATOR),
     Hypercall(23, "iret", OFFERED, "", system.iret),
     Hypercall(24, "vcpu_op", PARTLY, "one virtual CPU", _vcpu_op, operations=VCPU_OPERATIONS),
     Hypercall(25, "set_segment_base", OFFERED, "", segments.set_segment_base),
     Hypercall(26, "mmuext_op", OFFERED, "", memory.mmuext_op, operations=EXTENDED_OPERATIONS),
-    Hypercall(27, "xsm_op", REFUSED, "there are no security modules"),
+    Hypercall(27, "xsm_op", REFUSED, "there are no security modules", in_xen=InXen.OPTIONAL),
     Hypercall(28, "nmi_op", REFUSED, "there are no NMIs"),
     Hypercall(29, "sched_op", PARTLY, "", _choose(SCHEDULER_OPERATIONS), operations=SCHEDULER_OPERATIONS),
     Hypercall(30, "callback_op", OFFERED, "", _choose(CALLBACK_OPERATIONS), operations=CALLBACK_OPERATIONS),
-    Hypercall(31, "xenoprof_op", REFUSED, "profiles come from retrap itself"),
+    Hypercall(31, "xenoprof_op", REFUSED, "profiles come from retrap itself", in_xen=InXen.OPTIONAL),
     Hypercall(32, "event_channel_op", PARTLY, "", _choose(EVENT_OPERATIONS), operations=EVENT_OPERATIONS),
     Hypercall(33, "physdev_op", PARTLY, _UNKNOWN, _choose(DEVICE_OPERATIONS), operations=DEVICE_OPERATIONS),
-    Hypercall(34, "hvm_op", REFUSED, _HARDWARE),
-    Hypercall(35, "sysctl", REFUSED, _PRIVILEGED, errno=Errno.EPERM),
-    Hypercall(36, "domctl", REFUSED, _PRIVILEGED, errno=Errno.EPERM),
-    Hypercall(37, "kexec_op", REFUSED, _PRIVILEGED, errno=Errno.EPERM),
-    Hypercall(39, "argo_op", REFUSED, "there are no such messages", errno=Errno.EOPNOTSUPP),
-    Hypercall(40, "xenpmu_op", REFUSED, "there are no performance counters", errno=Errno.EOPNOTSUPP),
-    Hypercall(41, "dm_op", REFUSED, _HARDWARE),
-    Hypercall(42, "hypfs_op", REFUSED, _PRIVILEGED),
+    Hypercall(34, "hvm_op", REFUSED, _HARDWARE, in_xen=InXen.HARDWARE),
+    Hypercall(35, "sysctl", REFUSED, _PRIVILEGED, errno=Errno.EPERM, in_xen=InXen.ADMINISTRATOR),
+    Hypercall(36, "domctl", REFUSED, _PRIVILEGED, errno=Errno.EPERM, in_xen=InXen.ADMINISTRATOR),
+    Hypercall(37, "kexec_op", REFUSED, _PRIVILEGED, errno=Errno.EPERM, in_xen=InXen.ADMINISTRATOR),
+    Hypercall(39, "argo_op", REFUSED, "there are no such messages", errno=Errno.EOPNOTSUPP, in_xen=InXen.OPTIONAL),
+    Hypercall(
+        40, "xenpmu_op", REFUSED, "there are no performance counters", errno=Errno.EOPNOTSUPP, in_xen=InXen.OPTIONAL
+    ),
+    Hypercall(41, "dm_op", REFUSED, _HARDWARE, in_xen=InXen.HARDWARE),
+    Hypercall(42, "hypfs_op", REFUSED, _PRIVILEGED, in_xen=InXen.ADMINISTRATOR),
 )
 """Every hypercall of the public headers that is still one."""
 

@@ -20,7 +20,7 @@ CS, SS, FS, GS = 1, 2, 4, 5
 _MASK: Final = (1 << 64) - 1
 _IF, _TF, _NT, _RF, _VM, _AC, _IOPL = 0x200, 0x100, 0x4000, 0x1_0000, 0x2_0000, 0x4_0000, 0x3000
 _CLEARED: Final = ~(_TF | _NT | _RF | _VM | _AC)
-_GP = 13
+_UD, _GP = 6, 13
 
 
 class Crash(Exception):
@@ -95,6 +95,8 @@ class Vcpu:
         self.syscall32_entry: Entry | None = None
         self.sysenter_entry: Entry | None = None
         self.io_level = 0
+        self.io_level_in_flags = False
+        """The level comes and goes in RFLAGS, and the kernel is at level 0 to it (VMASST_TYPE_architectural_iopl)."""
         self.task_switched = False
         self.cr4 = 0
         self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400]
@@ -111,6 +113,13 @@ class Vcpu:
     def level(self) -> int:
         """0 in the guest's kernel, 3 in its user code."""
         return 0 if self.kernel_mode else 3
+
+    @property
+    def may_use_ports(self) -> bool:
+        """Whether IN, OUT, CLI and STI are allowed."""
+        if self.kernel_mode:
+            return self.io_level_in_flags or self.io_level >= 1
+        return self.io_level >= 3
 
     @property
     def events_masked(self) -> bool:
@@ -193,6 +202,8 @@ class Vcpu:
             top = self.kernel_stack
             self.toggle(self.kernel_root)
         saved = flags & ~(_IF | _IOPL) | (0 if masked else _IF)
+        if self.io_level_in_flags:
+            saved |= self.io_level << 12
         words = [gpr[1], gpr[11], rip, cs | masked << 32, saved, rsp, ss]
         if error is not None:
             words.insert(2, error)
@@ -240,7 +251,7 @@ class Vcpu:
         """User code has called the kernel: RCX and R11 are as SYSCALL leaves them."""
         registers, gpr = self.registers, self.gpr
         if entry is None:
-            self.raise_exception(_GP, 0)
+            self.raise_exception(_UD)
             return
         registers.advance(length)
         gpr[1], gpr[11] = registers.rip, registers.rflags
@@ -265,6 +276,8 @@ class Vcpu:
         if not kind & IN_SYSCALL:
             gpr[11], gpr[1] = r11, rcx
         gpr[0], gpr[4] = rax, rsp
+        if self.io_level_in_flags:
+            self.io_level = flags >> 12 & 3
         registers.rip = rip
         registers.rflags = flags & 0x24_4FD5 & ~_IOPL | _IF | 2
         self.view[self.info_at + VcpuInfo.UPCALL_MASK] = 0 if flags & _IF else 1

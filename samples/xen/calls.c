@@ -161,10 +161,14 @@ void check_calls(void)
     check("call.platform", call(7, 0, 0, 0, 0), -EPERM);
     check("call.domctl", call(36, 0, 0, 0, 0), -EPERM);
     check("call.other-domains-memory", call(22, 0, 0, 0, 0), -EPERM);
-    u64 many[2][8] = { { IRET, 7 }, { XEN_VERSION, 7, 0 } };
+    u64 many[2][8] = { { MULTICALL, 7 }, { XEN_VERSION, 7, 0 } };
     check("multicall.call", call(MULTICALL, (u64)many, 2, 0, 0), 0);
-    check("multicall.no-iret", many[0][1], -ENOSYS);
+    check("multicall.not-within-itself", many[0][1], -ENOSYS);
     check("multicall.result", many[1][1], call(XEN_VERSION, 0, 0, 0, 0));
+    many[0][0] = IRET;
+    many[1][1] = 7;
+    check("multicall.return", multicall_with_return(many, 2), 0xdead);
+    check("multicall.ends-with-a-return", many[1][1], 7);
     check("multicall.too-many", call(MULTICALL, (u64)many, 1UL << 40, 0, 0), -EINVAL);
 
     u64 foreign = foreign_frame();

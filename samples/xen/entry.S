@@ -119,6 +119,23 @@ common:
     movl $23, %eax
     syscall
 
+.globl multicall_with_return
+multicall_with_return:
+    movq %rsp, %rax
+    pushq $0xe02b
+    pushq %rax
+    pushq $0x2
+    pushq $0xe030
+    pushq $1f
+    pushq $0
+    pushq $0
+    pushq $0
+    pushq $0xdead
+    movl $13, %eax
+    syscall
+    addq $72, %rsp              /* it did not return by the frame */
+1:  ret
+
 /* run_user(rip, rsp, kernel_stack): to user code; it comes back by a system call with RAX 99. */
 .globl run_user
 run_user:

@@ -69,6 +69,14 @@ void check_instructions(void)
     check("instruction.in-with-level", fault_vector, NO_FAULT);
     TRY("cli", "i"(0));
     check("instruction.cli-with-level", fault_vector, NO_FAULT);
+    level = 0;
+    call(PHYSDEV_OP, 6, (u64)&level, 0, 0);
+    check("io-level.in-flags", call(VM_ASSIST, 0, 4, 0, 0), 0);
+    TRY("inb $0x80, %%al", "i"(0));
+    check("instruction.in-as-level-0", fault_vector, NO_FAULT);
+    check("io-level.not-in-flags", call(VM_ASSIST, 1, 4, 0, 0), 0);
+    TRY("inb $0x80, %%al", "i"(0));
+    check("instruction.in-without-level-again", fault_vector, 13);
 }
 
 void check_events(void)

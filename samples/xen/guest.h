@@ -63,6 +63,7 @@ extern u8 hypercall_page[], user_code[], user_code_end[];
 
 long call(u64 number, u64 a, u64 b, u64 c, u64 d);      /* by SYSCALL */
 long call_by_page(u64 number, u64 a, u64 b, u64 c, u64 d);
+long multicall_with_return(const void *calls, u64 count); /* with a frame for an iret among them: RAX dead (hex) */
 void run_user(u64 rip, u64 rsp, u64 kernel_stack);
 
 void print(const char *text);

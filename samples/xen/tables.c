@@ -87,6 +87,8 @@ void check_tables(void)
     check("root.last-reserved-slot", update(root_entry + 271 * 8, machine(third) << 12 | P | US), -EINVAL);
     check("root.linear-writable", update(root_entry + 300 * 8, root_entry | P | RW | US), -EINVAL);
     check("root.linear", update(root_entry + 300 * 8, root_entry | P | US), 0);
+    check("root.linear-made-writable", update(root_entry + 300 * 8, root_entry | P | RW | US), -EINVAL);
+    check("root.linear-still-there", root[300] & ~(A | D), root_entry | P | US);
     check("root.linear-removed", update(root_entry + 300 * 8, 0), 0);
     check("second.linear-other-level", update(root_entry + 300 * 8, machine(second) << 12 | P | US), -EINVAL);
 

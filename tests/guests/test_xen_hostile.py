@@ -19,7 +19,7 @@ from paravirt.xen.hypervisor import XenHypervisor
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 HOSTILE = SAMPLES / "xen" / "hostile.elf"
-CHECKS = 265
+CHECKS = 273
 
 
 class Ran(NamedTuple):

@@ -20,7 +20,8 @@ FEATURES: Final = 1 << 4 | 1 << 5 | 1 << 7
 _ENTRY = struct.Struct("<8Q")
 _MOST: Final = 4096
 ASSISTS: Final = {3: "roots above 4 GiB", 4: "I/O privilege in RFLAGS", 5: "a flag while the run state is written"}
-"""What can be turned on by vm_assist; none of it changes anything for these guests."""
+"""What can be turned on by vm_assist."""
+_IO_LEVEL: Final = 4
 _MULTICALL, _IRET = 13, 23
 
 
@@ -102,6 +103,7 @@ def vm_assist(hypervisor: XenHypervisor, command: int, kind: int, _a3: int, _a4:
     if command > 1:
         raise XenError(Errno.ENOSYS)
     (hypervisor.domain.assists.discard if command else hypervisor.domain.assists.add)(kind)
+    hypervisor.vcpu.io_level_in_flags = _IO_LEVEL in hypervisor.domain.assists
     return 0
 
 
@@ -121,8 +123,8 @@ def set_io_bitmap(hypervisor: XenHypervisor, argument: int) -> int:
     return 0
 
 
-def multicall(hypervisor: XenHypervisor, calls: int, count: int, _a3: int, _a4: int, _a5: int) -> int:
-    """Many calls in one; each gets its own result."""
+def multicall(hypervisor: XenHypervisor, calls: int, count: int, _a3: int, _a4: int, _a5: int) -> int | None:
+    """Many calls in one; each gets its own result. A return from the kernel is the end of them."""
     if count > _MOST:
         raise XenError(Errno.EINVAL)
     access, known = hypervisor.access, hypervisor.call_count
@@ -130,8 +132,11 @@ def multicall(hypervisor: XenHypervisor, calls: int, count: int, _a3: int, _a4: 
         at = calls + number * _ENTRY.size
         what, _result, *arguments = _ENTRY.unpack(access.read(at, _ENTRY.size))
         access.translate(at + 8, True)
+        if what == _IRET:
+            hypervisor.vcpu.return_from_kernel()
+            return None
         result: int | None = -int(Errno.ENOSYS)
-        if what < known and what not in (_MULTICALL, _IRET):
+        if what < known and what != _MULTICALL:
             hypervisor.count_within(what)
             result = hypervisor.call(what, *arguments[:5])
         access.write_word(at + 8, result or 0)

@@ -1,0 +1,43 @@
+"""Charts as SVG and PNG, byte for byte the same for the same figures.
+
+Room: `bt/bench`. matplotlib is optional, and imported here only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from emulator.errors import Unavailable, UsageError
+
+
+def subplots(size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of `size` inches with one pair of axes. Raises `Unavailable` without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise Unavailable(
+            "matplotlib is not installed, which draws; install retrap[plot], or leave --plot out"
+        ) from None
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "retrap"  # the same input gives the same bytes
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=size)
+
+
+def save(figure: Any, base: Path) -> list[Path]:
+    """Write a figure beside `base`, as SVG and as PNG; returns the files. Raises `UsageError`."""
+    from matplotlib import pyplot
+
+    files = [base.with_suffix(".svg"), base.with_suffix(".png")]
+    figure.tight_layout()
+    try:
+        figure.savefig(files[0], metadata={"Date": None, "Creator": None})
+        figure.savefig(files[1], dpi=120, metadata={"Software": None})
+    except OSError as error:
+        raise UsageError(f"{base}: the plot cannot be written ({error.strerror}); name another place") from None
+    finally:
+        pyplot.close(figure)
+    return files
