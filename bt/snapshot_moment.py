@@ -57,7 +57,7 @@ class Waiting:
         self._machine = session.machine
         self._moment, self._act = moment, act
         self._printed = b""
-        self._due = self.done = False
+        self._due = self.done = self._over = False
         self._before = self._driver.on_tick
         self._driver.on_tick = self._tick
         if moment.event == USER:
@@ -110,7 +110,7 @@ class Waiting:
         def observe(name: str, number: int, error: int, pc: int, address: int) -> None:
             if before is not None:
                 before(name, number, error, pc, address)
-            if name == "system call" or (name == "software interrupt" and self._driver.vcpu.level == 0):
+            if name == "system call" or self._driver.vcpu.level == self._driver.USER_LEVEL:
                 self._driver.observe = before
                 self.come()
 
@@ -126,7 +126,12 @@ class Waiting:
             return b""
         if self.done:
             self._machine.poll_input = self._poll
-        return self._poll(seconds)
+        data = None if self._over else self._poll(seconds)
+        if data is None:
+            self._over = True
+            # Nothing will come; but to see the guest wait for it, we must be asked again.
+            return None if self.done or board.next_wake() is None else b""
+        return data
 
 
 __all__ = ["Moment", "Waiting", "moment_of"]
