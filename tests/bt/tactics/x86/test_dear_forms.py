@@ -1,0 +1,111 @@
+"""What fixups do in the guest where exits are dear: which windows there are, and that others stay as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from iced_x86 import Decoder, FlowControl, Mnemonic
+
+from bt.pagescan import PAGE
+from bt.tactics.tactics import ONLY_PLANT, PLANT, Choice, Tactic
+from bt.tactics.x86 import forms_dear
+from bt.tactics.x86.choose import WindowDraft, choose
+from bt.tactics.x86.forms64 import FORMS_64
+from bt.tactics.x86.forms_dear import CODES, DearForms
+from bt.tactics.x86.pagescan import scan_page
+from bt.tactics.x86.template import Template
+from bt.tactics.x86.window import Forms, Ground, Refused, Want, compose
+from emulator.isa.operation import Operation
+from paravirt.abi import FIXUP_BASE
+
+SITE_PAGE = 0xFFFF_FFFF_8100_0000
+SWAPGS, RDTSC, WRMSR, IN, MOV_AX_FS = b"\x0f\x01\xf8", b"\x0f\x31", b"\x0f\x30", b"\xec", b"\x66\x8c\xe0"
+NOP = b"\x90"
+ALL = DearForms(frozenset(CODES))
+TEMPLATES = (
+    forms_dear.swap_gs(),
+    forms_dear.read_time_stamp(),
+    forms_dear.read_port(IN),
+    forms_dear.write_model_specific_register(WRMSR),
+    forms_dear.read_selector(9, 4, 2),
+    forms_dear.read_selector(3, 1, 4),
+)
+
+
+def climb(code: bytes, strategy: str, forms: Forms, taken: Sequence[int] = (), guarded: Sequence[int] = ()) -> Choice:
+    page = code.ljust(PAGE, b"\xc3")
+    scan = scan_page(page, b"", 0)
+    marks = [sum(1 << at for at in places) for places in (taken, guarded)]
+    place = Ground(SITE_PAGE, page, b"", scan.boundaries, 0, marks[0], known=True, guarded=marks[1], forms=forms)
+    return choose(place, scan.sites[0], strategy)
+
+
+def names(choice: Choice) -> list[str]:
+    assert isinstance(choice.draft, WindowDraft), choice.refused
+    return [template.name for _, template in choice.draft.window.pieces]
+
+
+@pytest.mark.parametrize("code", [SWAPGS, RDTSC, WRMSR, IN])
+def test_each_is_done_in_the_guest_only_where_it_is_asked_for(code: bytes) -> None:
+    assert climb(code + NOP * 5, "inline", ALL).draft is not None
+    assert climb(code + NOP * 5, "inline", FORMS_64).draft is None
+    assert climb(code + NOP * 5, "inline", DearForms(frozenset())).draft is None
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+def test_a_template_is_whole_instructions_that_leave_the_flags_alone(template: Template) -> None:
+    decoder = Decoder(64, template.code)
+    instructions = list(decoder)
+    assert sum(len(one) for one in instructions) == len(template.code)
+    assert not any(one.mnemonic == Mnemonic.INVALID or one.rflags_modified for one in instructions)
+    ends = {0}
+    for one in instructions:
+        ends.add(one.next_ip)
+    for one in instructions:
+        if one.flow_control in (FlowControl.UNCONDITIONAL_BRANCH, FlowControl.CONDITIONAL_BRANCH):
+            assert one.near_branch_target in ends
+    assert all(template.code[call.offset] == 0xF4 for call in template.calls)
+
+
+@pytest.mark.parametrize("code", [RDTSC + NOP * 3, MOV_AX_FS + NOP * 2])
+def test_what_needs_a_trap_gets_a_fixup_that_was_made_for_that_or_the_trap(code: bytes) -> None:
+    assert climb(code, PLANT, ALL).tactic is Tactic.INLINE
+    assert climb(code, PLANT, FORMS_64).tactic is Tactic.TRAP
+    assert climb(code, ONLY_PLANT, ALL).tactic is Tactic.TRAP
+
+
+def test_selectors_are_read_as_they_stand_where_the_engine_shows_them() -> None:
+    shown = DearForms(frozenset(CODES) - {Operation.READ_SEGMENT_SELECTOR})
+    assert climb(MOV_AX_FS + NOP * 2, "inline", shown).tactic is Tactic.SAME
+    assert names(climb(MOV_AX_FS + NOP * 2, "inline", ALL)) == ["read a copied selector"]
+
+
+def test_a_fixup_may_begin_with_a_branch_over_its_site() -> None:
+    # je 0x40; swapgs, with a place of the kernel's own behind it: as where Linux enters by an exception.
+    choice = climb(b"\x74\x3e" + SWAPGS + NOP * 3, "inline", ALL, taken=(5,))
+    assert names(choice) == ["leave by a branch", "swap GS base"]
+    assert isinstance(choice.draft, WindowDraft)
+    fixup, _ = choice.draft.place(FIXUP_BASE, SITE_PAGE)
+    first, leave = list(Decoder(64, fixup.code, ip=FIXUP_BASE))[:2]
+    assert (first.mnemonic, first.near_branch_target) == (Mnemonic.JNE, leave.next_ip)
+    assert leave.near_branch_target == SITE_PAGE + 0x40
+
+
+def test_nothing_is_tried_that_is_reached_only_where_the_branch_is_not_taken() -> None:
+    # je; in al, dx; mov [gs:0], rax: the store is tried at the fixup's begin, so that must be the IN.
+    code = b"\x74\x3e" + IN + b"\x65\x48\x89\x04\x25\x00\x00\x00\x00"
+    assert names(climb(code, "inline", ALL))[-2:] == ["read a port", "displaced"]
+    assert "leave by a branch" not in names(climb(code, "inline", ALL))
+    page = Ground(SITE_PAGE, code.ljust(PAGE, b"\xc3"), b"", 0x100D, 0, 0, known=True, forms=ALL)
+    with pytest.raises(Refused, match="a branch leads away"):
+        compose(page, 0, Want(site=2))
+
+
+def test_wrmsr_stays_findable_for_the_kernels_own_table_of_faults() -> None:
+    # mov eax, esi; mov ecx, edi; wrmsr; then a place of the kernel's own
+    choice = climb(b"\x89\xf0\x89\xf9" + WRMSR + b"\x66\x90", "inline", ALL, taken=(6,), guarded=(4,))
+    assert isinstance(choice.draft, WindowDraft), choice.refused
+    fixup, _ = choice.draft.place(FIXUP_BASE, SITE_PAGE)
+    (call,) = fixup.hypercalls.values()
+    assert (call.site, call.instruction) == (SITE_PAGE + 4, WRMSR)
