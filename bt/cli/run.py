@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from bt.image import Image
     from bt.cli.services import Services
+    from bt.image import Image
     from bt.report.run import Ending
     from bt.session import Options, Session
     from bt.terminal import Keyboard, Screen, Signals
@@ -60,8 +60,9 @@ class Request:
     "--memory-technique",
     "technique",
     metavar="NAME",
-    help="How memory is virtualised: snapshot, lazy or eager shadow tables, or two-stage, a model of it. By default "
-    "what the instruction set has: snapshot, where it has shadow tables.",
+    help="How memory is virtualised: snapshot, lazy or eager shadow tables, or two-stage, a model of it; direct or "
+    "batched, a ported guest's own tables. By default what the instruction set has: snapshot, where it has shadow "
+    "tables.",
 )
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")

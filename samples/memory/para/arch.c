@@ -25,7 +25,7 @@ static struct retrap_element calls[512] VOLATILE_DATA;
 static word queued VOLATILE_DATA, in_one VOLATILE_DATA, root_in_use VOLATILE_DATA;
 /* Tables that are edited as memory: one that was unhooked, or one that was never hooked in, with where it will be. */
 static struct { word table, pointer, value; } opened[96] VOLATILE_DATA;
-static word open_count VOLATILE_DATA;
+static word open_count VOLATILE_DATA, recent[2] VOLATILE_DATA;
 static struct retrap_update links[LENGTH(opened)] VOLATILE_DATA;
 static u8 trap_stack[8192] VOLATILE_DATA __attribute__((aligned(16)));
 static char line[128] VOLATILE_DATA;
@@ -83,7 +83,7 @@ static void close_tables(void)
 	}
 	if (fresh)
 		n = element(n, RETRAP_CALL_PTE_UPDATE, (word)links, fresh);
-	open_count = 0;
+	open_count = recent[0] = recent[1] = 0;
 	call_many(n);
 }
 
@@ -97,11 +97,18 @@ static void drain(void)
 		close_tables();
 }
 
+/* The two that were asked for last are found at once: fork goes through two processes together. */
 static bool is_open(word table)
 {
-	for (word i = 0; i < open_count; i++)
-		if (opened[i].table == table)
+	if (recent[0] == table || recent[1] == table)
+		return true;
+	for (word i = 0; i < open_count; i++) {
+		if (opened[i].table == table) {
+			recent[0] = recent[1];
+			recent[1] = table;
 			return true;
+		}
+	}
 	return false;
 }
 
