@@ -8,9 +8,11 @@ exact and repeat; times are of this process and this machine.
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from bt import xen
@@ -40,7 +42,7 @@ _BEGIN, _END = 100_000, 200_000
 """Numbers of system calls that no kernel has: a part of the workload begins, or ends."""
 WORKLOAD: Final = Path(__file__).parents[2] / "samples" / "xen" / "batch"
 STORES: Final = tuple(f"STORE_TABLE_ENTRY ({kind})" for kind in ("mov", "xchg", "bits", "step"))
-MOST_EXITS, LEAST_BATCH = 90_000, 25
+MOST_EXITS, LEAST_BATCH, MOST_MICROSECONDS = 90_000, 25, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Figures:
     kinds: dict[str, int] = field(default_factory=dict)
     """Exits of the whole run by operation and route, most frequent first."""
     parts: dict[str, Count] = field(default_factory=dict)
+    call_microseconds: float | None = None
+    """Median of the time that a hypercall's handler took."""
     violations: int | None = None
     """Frames whose type or counts are wrong at the end; None where frames have none."""
 
@@ -128,6 +132,9 @@ class Run:
         figures, session = self.figures, self.session
         try:
             session.driver.observe = self._observe
+            samples: array[int] = array("q")
+            if isinstance(session.driver, XenHypervisor):
+                session.driver.samples = samples
             before = time.process_time()
             outcome = session.run()
             figures.cpu_seconds = time.process_time() - before
@@ -140,6 +147,7 @@ class Run:
                 kinds = [(f"{operation}, {route}", number) for operation, route, number, *_ in driver.exits.rows()]
             figures.kinds = dict(kinds)
             if isinstance(driver, XenHypervisor):
+                figures.call_microseconds = median(samples) / 1000
                 figures.violations = len(violations(driver.domain))
         finally:
             session.close()
@@ -186,6 +194,11 @@ def verdicts(all_figures: Sequence[Figures]) -> list[str]:
         for text, value, good in (
             (f"exits to the marker (at most {MOST_EXITS})", f"{figures.boot.exits}", figures.boot.exits <= MOST_EXITS),
             (f"entries a call, mprotect (at least {LEAST_BATCH})", f"{batch:.1f}", batch >= LEAST_BATCH),
+            (
+                f"microseconds of a hypercall, median (at most {MOST_MICROSECONDS})",
+                f"{figures.call_microseconds or 0:.1f}",
+                (figures.call_microseconds or 0) <= MOST_MICROSECONDS,
+            ),
             ("frames with a wrong type or count (0)", f"{figures.violations}", figures.violations == 0),
         ):
             lines.append(f"{text}: {value}, {'reached' if good else 'NOT reached'}")

@@ -8,6 +8,7 @@ an event that waits is delivered, if the guest takes events.
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -85,6 +86,8 @@ class XenHypervisor(Driver):
         self.call_count = len(self._calls)
         self.extended = extended_handlers()
         self._cells = [self.exits.cell(name, "hypercall") for name, _ in self._calls]
+        self.samples: array[int] | None = None
+        """Nanoseconds that each hypercall took, where somebody wants to know."""
         self.batches: dict[int, int] = {1: 0}
         """Calls of mmu_update by the number of updates in them."""
         self.console_log = machine.board.console
@@ -168,7 +171,16 @@ class XenHypervisor(Driver):
         ]
 
     def _handler(self) -> Callable[[Exit], None]:
+        if self.samples is not None:
+            return self._sampled_handle
         return self._timed_handle if self.exits.timed else self._handle
+
+    def _sampled_handle(self, exit_: Exit) -> None:
+        call = exit_.kind is ExitKind.SYSTEM_CALL and self.vcpu.kernel_mode
+        before = time.perf_counter_ns()
+        self._handle(exit_)
+        if call and self.samples is not None:
+            self.samples.append(time.perf_counter_ns() - before)
 
     def _timed_handle(self, exit_: Exit) -> None:
         before = time.perf_counter_ns()

@@ -1,0 +1,108 @@
+"""Random hypercalls of a Xen guest, its own tables, others' frames and nonsense: every count holds afterwards."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+
+from emulator.machine import Machine
+from paravirt.xen.audit import violations
+from paravirt.xen.board import XEN_PV
+from paravirt.xen.builder import Piece, XenKernel
+from paravirt.xen.host import Host
+from paravirt.xen.hypervisor import XenHypervisor
+
+BASE = 0xFFFF_FFFF_8000_0000
+MEMORY = 8 << 20
+ROUNDS = 1500
+KERNEL = XenKernel(
+    "fuzz",
+    (Piece(0x100000, memoryview(b"\xeb\xfe"), 0x1000, True), Piece(0x101000, memoryview(b""), 0x40000, False)),
+    BASE + 0x100000,
+    virtual_base=BASE,
+)
+BUFFER = BASE + 0x101000
+PAGES = [BASE + 0x102000 + page * 4096 for page in range(24)]
+MMU_UPDATE, SET_GDT, UPDATE_DESCRIPTOR, MEMORY_OP, UPDATE_VA, VCPU_OP, MMUEXT = 1, 2, 10, 12, 14, 24, 26
+SELF = 0x7FF0
+
+
+class Fuzz:
+    """One guest, and a source of calls."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        machine = Machine(Host.machine_size(MEMORY), lambda _data: None, platform=XEN_PV)
+        self.machine = machine
+        self.guest = XenHypervisor(machine, MEMORY >> 12)
+        self.guest.load(KERNEL)
+        access = self.guest.access
+        root = self.guest.vcpu.kernel_root
+        words = access.words
+        third = words[root * 512 + 511] >> 12 & 0xFFFF_FFFF
+        second = words[third * 512 + 510] >> 12 & 0xFFFF_FFFF
+        first = words[second * 512] >> 12 & 0xFFFF_FFFF
+        self.tables = [root, third, second, first]
+        self.data = [access.translate(page) >> 12 for page in PAGES]
+        self.others = [0, 1, self.guest.host.frame_count - 1, 1 << 40, self.guest.domain.shared_frame]
+
+    def frame(self) -> int:
+        return self.random.choice(self.random.choice([self.tables, self.data, self.data, self.others]))
+
+    def entry(self) -> int:
+        flags = self.random.choice([0, 1, 3, 5, 7, 0x67, 0x65, 0x27 | 1 << 63, 0x87, 1 << 59 | 7])
+        return self.frame() << 12 | flags if flags else 0
+
+    def buffer(self, data: bytes) -> int:
+        """The calls' arguments, put past all rights: the page may have become anything."""
+        if self.guest.vcpu.kernel_root != self.tables[0]:
+            self.guest.extended[5](self.guest, self.tables[0], 0)
+        frame = self.guest.access.words[self.guest.access.entry_address(BUFFER) >> 3] >> 12 & 0xFFFF_FFFF
+        self.guest.host.view[frame << 12 : (frame << 12) + len(data)] = data
+        return BUFFER
+
+    def step(self) -> None:
+        pick, guest = self.random, self.guest
+        kind = pick.randrange(8)
+        if kind < 3:
+            count = pick.randrange(1, 5)
+            requests = b"".join(
+                struct.pack("<QQ", (self.frame() << 12 | pick.randrange(1, 250) << 3 | pick.choice([0, 0, 0, 1, 2, 3, 4])),
+                            self.entry())
+                for _ in range(count)
+            )  # fmt: skip
+            guest.call(MMU_UPDATE, self.buffer(requests), count, 0, SELF, 0)
+        elif kind == 3:
+            command = pick.choice([0, 0, 1, 2, 3, 4, 4, 4, 5, 6, 13, 15, 16, 17, 99])
+            first = self.frame() if command != 13 else pick.choice(PAGES)
+            request = struct.pack("<IIQQ", command, 0, first, self.frame() if command == 17 else 8)
+            guest.call(MMUEXT, self.buffer(request), 1, 0, SELF, 0)
+        elif kind == 4:
+            guest.call(UPDATE_VA, pick.choice(PAGES), self.entry(), pick.randrange(3), 0, 0)
+        elif kind == 5:
+            count = pick.randrange(3)
+            frames = struct.pack(f"<{count}Q", *(self.frame() for _ in range(count)))
+            guest.call(SET_GDT, self.buffer(frames), count * 512, 0, 0, 0)
+        elif kind == 6:
+            guest.call(UPDATE_DESCRIPTOR, self.frame() << 12 | pick.randrange(4096), pick.getrandbits(64), 0, 0, 0)
+        else:
+            listed = BUFFER + 64
+            request = struct.pack("<QQIIH", listed, 1, 0, 0, SELF).ljust(64, b"\0") + struct.pack("<Q", self.frame())
+            guest.call(MEMORY_OP, pick.choice([0, 1, 6]), self.buffer(request), 0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_counts_hold_behind_random_calls(seed: int) -> None:
+    fuzz = Fuzz(seed)
+    try:
+        for number in range(ROUNDS):
+            fuzz.step()
+            if number % 250 == 0:
+                assert violations(fuzz.guest.domain) == []
+        assert violations(fuzz.guest.domain) == []
+        assert sum(fuzz.guest.domain.owned.refused.values()) > ROUNDS // 10
+        assert fuzz.guest.domain.tables.validated > 5
+    finally:
+        fuzz.machine.close()
