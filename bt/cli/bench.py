@@ -241,3 +241,32 @@ def engine_command(name: str, runs: int, only: tuple[str, ...], json_file: Path 
         click.echo(f"{figure.name}: {measured} (goal: {bound} {figure.goal:g}; {verdict}) {figure.detail}".rstrip())
     if json_file is not None:
         json_file.write_text(json.dumps(engine.as_json(figures), indent=2) + "\n")
+
+
+@command.command("services")
+@click.option("--guest", "name", default="debian-amd64", show_default=True, help="A fetched guest (`retrap guests`).")
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="Turns; the least counts.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PART",
+    help="snapshot, warm, checkpoints, recording, backwards; may be repeated.",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+def services_command(name: str, runs: int, only: tuple[str, ...], json_file: Path | None) -> None:
+    """Measure snapshots, warm starts, checkpoints, recordings and going backwards, on a stock kernel."""
+    from bt import guests
+    from bt.bench import services
+    from emulator.errors import UsageError
+
+    for part in only:
+        if part not in services.PARTS:
+            raise UsageError(f"there is no {part!r} to measure; take of {', '.join(services.PARTS)}")
+    figures = []
+    for figure in services.measure(guests.find(name), runs, only, lambda line: click.echo(line, err=True)):
+        figures.append(figure)
+        verdict = "reached" if figure.reached else "NOT reached"
+        measured = f"{figure.measured:.3g} {figure.unit} (goal: at most {figure.goal:g}; {verdict})"
+        click.echo(f"{figure.name}: {measured} {figure.detail}".rstrip())
+    if json_file is not None:
+        json_file.write_text(json.dumps(services.as_json(figures), indent=2) + "\n")
