@@ -346,6 +346,8 @@ def evenness(grown: Sequence[Growth]) -> tuple[float, float]:
 
 def as_text(figures: Sequence[Figures | tuple[str, RetrapError]], grown: Sequence[Growth]) -> str:
     """Tables for people."""
+    from bt.bench.goals import as_text as as_goals
+    from bt.bench.goals import reached
     from bt.report.text import table
 
     measured = [row for row in figures if isinstance(row, Figures)]
@@ -372,6 +374,8 @@ def as_text(figures: Sequence[Figures | tuple[str, RetrapError]], grown: Sequenc
         parts.append(
             f"a MiB more costs at most {times:.2f} x the least in time and {memory:.2f} x in memory (linear: 1)\n"
         )
+    goals = as_goals(list(reached(figures, grown)))
+    parts += [goals] if goals else []
     quoted = [(one.run, f"{one.covered} of {one.sites}", f"{one.share:.1f} %", one.note) for one in QUOTED]
     parts.append(table(("e9patch, quoted", "covered", "share", "note"), quoted) + QUOTED_COST + "\n")
     return "\n".join(parts)
@@ -413,6 +417,8 @@ def as_json(figures: Sequence[Figures | tuple[str, RetrapError]], grown: Sequenc
     """Plain values, for programs."""
     from dataclasses import asdict
 
+    from bt.bench import goals
+
     rows: list[dict[str, Any]] = []
     for row in figures:
         if isinstance(row, Figures):
@@ -430,4 +436,5 @@ def as_json(figures: Sequence[Figures | tuple[str, RetrapError]], grown: Sequenc
     result: dict[str, Any] = {"format": 1, "images": rows, "growth": [asdict(one) for one in grown]}
     if len(grown) > 2:
         result["evenness"] = dict(zip(("time", "memory"), evenness(grown), strict=True))
+    result["goals"] = goals.as_json(list(goals.reached(figures, grown)))
     return {**result, "quoted": {"e9patch": quoted, "cost": QUOTED_COST}}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bt.bench import goals
 from bt.bench import rewrite as bench
 from bt.cli import bench as bench_command
 from bt.image import from_bytes, load
@@ -93,6 +94,31 @@ def test_the_command_prints_tables_and_writes_json(tmp_path: Path) -> None:
     assert sample["isa"] == "x86-64"
     assert "neither an ELF" in nothing["error"]
     assert value["quoted"]["e9patch"][0]["share"] == pytest.approx(21.8, abs=0.05)
+
+
+def test_each_figure_is_put_beside_its_goal_and_a_missed_one_is_told() -> None:
+    good = replace(
+        bench.measure("debian-amd64", SAMPLE, runs=1), text=100 * bench.MIB, scan=2.0, growth=0.2, restored=True,
+        rewrite=bench.Command(2.5, 2.0, 300_000_000), text_sites=100, text_without_trap=82,
+    )  # fmt: skip
+    grown = [made(n, 1 + n / 10, 40 + 3 * n) for n in (1, 10, 50, 200)]
+    found = list(goals.reached([good], grown))
+    assert all(one.met for one in found), found
+    assert {one.figure for one in found} >= {"scan", "rewrite", "sites covered", "growth of the file"}
+    for missed, figure in (
+        (replace(good, scan=100.0), "scan"),
+        (replace(good, rewrite=bench.Command(3.5, 2.0, 0)), "rewrite"),
+        (replace(good, rewrite=bench.Command(2.5, 2.0, 600_000_000)), "memory of rewrite"),
+        (replace(good, covered=good.sites - 1), "sites covered"),
+        (replace(good, text_without_trap=79), "without a trap in .text"),
+        (replace(good, growth=0.5), "growth of the file"),
+        (replace(good, restored=False), "revert gives the original"),
+    ):
+        assert [one.figure for one in goals.reached([missed], grown) if not one.met] == [figure]
+        assert " NO" in bench.as_text([missed], grown)
+    bent = [made(n, n * n / 10, 40 + 3 * n) for n in (1, 10, 50, 200)]
+    assert [one.met for one in goals.reached([], bent)] == [False, True]
+    assert not next(iter(goals.reached([("bad", BadImage("bad: is no image"))], []))).met
 
 
 def test_an_unknown_name_is_refused() -> None:
