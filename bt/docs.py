@@ -189,6 +189,31 @@ def para_virtual_interface() -> str:
     )
 
 
+def four_ways() -> str:
+    """What the sample kernel costs, run in four ways, and what its port took."""
+    from bt.bench import ways
+
+    figures = ways.read()
+    plain, common, header = ways.shared_lines()
+    ports = [(port.isa, str(port.kept), str(port.removed), str(port.added)) for port in ways.ports()]
+    return (
+        "# One kernel, four ways\n\n"
+        "The portable sample's checks (without those of self-modifying code, whose ten thousand rounds would hide the "
+        "rest), by `retrap bench ways --json docs/figures/ways.json`. *operation*: a privileged operation by trap, "
+        "fixup or device; *call*: a para-virtual call; *memory*: a page made accessible; *entry*: what enters the "
+        "guest's kernel; *clock*: the end of a slice of time. *blocks* are the guest's basic blocks. On "
+        "ARMv7 this kernel lies beyond a branch's reach of the fixups, which are where Linux is linked: inline traps "
+        "there. Polling of devices is in all ways but the last, which has none.\n\n"
+        + _table(ways.SUMMARY_HEAD, ways.summary(figures))
+        + "\n## Exits by kind of check\n\n"
+        + _table(ways.WORKLOAD_HEAD, ways.by_workload(figures))
+        + "\n## What the port took\n\n"
+        f"Lines that are not blank. The kernel and its user programs ({plain}) are the same files in both. All ports "
+        f"share `pv.c` and `pv.h` ({common}); the printed headers have {header}. Of each architecture's own part "
+        "(`arch.h`, `arch.c`, `entry.S`; `user.S` stays):\n\n" + _table(("Set", "Kept", "Removed", "Added"), ports)
+    )
+
+
 def xen_calls() -> str:
     """The hypercalls of Xen's interface."""
     from bt import xen_docs
@@ -307,6 +332,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "engine-quirks.md": engine_quirks,
     "interface.md": guest_interface,
     "para-virtual.md": para_virtual_interface,
+    "four-ways.md": four_ways,
     "guests.md": guests,
     "console-rules.md": console_rules,
     "verification-rules.md": verification_rules,

@@ -243,6 +243,36 @@ def engine_command(name: str, runs: int, only: tuple[str, ...], json_file: Path 
         json_file.write_text(json.dumps(engine.as_json(figures), indent=2) + "\n")
 
 
+@command.command("ways")
+@click.option("--isa", "chosen", multiple=True, metavar="ISA", help="Measure this instruction set; may be repeated.")
+@click.option("--way", "ways_", multiple=True, metavar="WAY", help="native, trap, inline or para; may be repeated.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+def ways_command(chosen: tuple[str, ...], ways_: tuple[str, ...], json_file: Path | None) -> None:
+    """Count the exits of one kernel, run at full privilege, trapped, rewritten and para-virtualised."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bt import progress
+    from bt.bench import ways
+    from emulator.errors import UsageError
+
+    known = [row["isa"] for row in ways.manifest()["para"]]
+    for name, names in ((chosen, known), (ways_, ways.WAYS)):
+        for one in name:
+            if one not in names:
+                raise UsageError(f"there is no {one!r} to measure; take of {', '.join(names)}")
+    isas, kinds = chosen or tuple(known), ways_ or ways.WAYS
+    with progress.stage("running the sample", len(isas) * len(kinds) * len(ways.WORKLOADS)) as step:
+        figures = list(ways.measure(isas, kinds, step))
+    if json_file is not None:
+        json_file.write_text(ways.as_json(figures))
+    for head, rows in ((ways.SUMMARY_HEAD, ways.summary(figures)), (ways.WORKLOAD_HEAD, ways.by_workload(figures))):
+        table = Table(*head)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+
+
 @command.command("services")
 @click.option("--guest", "name", default="debian-amd64", show_default=True, help="A fetched guest (`retrap guests`).")
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="Turns; the least counts.")

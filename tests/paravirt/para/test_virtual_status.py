@@ -1,0 +1,33 @@
+"""The virtual PSR: disabling and enabling interrupts costs no exit, on every instruction set.
+
+Trapping alone is left out by nature: there every such instruction is an exit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.paravirt.para.para_tiny import FORMS, pairs
+
+MILLION = 1_000_000
+
+
+@pytest.mark.parametrize("mode", ["inline", "auto", "para"])
+@pytest.mark.parametrize("isa", FORMS)
+def test_a_million_pairs_cost_no_exit(isa: str, mode: str, tmp_path: Path) -> None:
+    few = pairs(isa, mode, 10, tmp_path)
+    assert pairs(isa, mode, MILLION, tmp_path) == few
+    assert sum(few.values()) < 20
+
+
+@pytest.mark.parametrize(("isa", "technique"), [("x86-64", name) for name in ("lazy", "eager", "two-stage")])
+def test_a_million_pairs_cost_no_exit_whatever_virtualises_memory(isa: str, technique: str, tmp_path: Path) -> None:
+    assert pairs(isa, "para", MILLION, tmp_path, technique) == pairs(isa, "para", 10, tmp_path, technique)
+
+
+@pytest.mark.parametrize("isa", FORMS)
+def test_where_they_trap_each_pair_is_two_exits(isa: str, tmp_path: Path) -> None:
+    few, more = (sum(pairs(isa, "trap", count, tmp_path).values()) for count in (10, 110))
+    assert more - few == 200
