@@ -27,6 +27,17 @@ _OWNER = "Xen"
 _ADDRESSES = (2, 4, 8)
 
 
+_OF_A_PC = ("console=", "acpi=", "noapic", "nolapic", "pci=", "tsc_early_khz=", "nosmp", "nr_cpus=")
+"""Words of a kernel's command line that are about a PC; with nosmp Linux does not start as a Xen guest."""
+
+
+def command_line(line: str) -> str:
+    """A command line for a PC, as one for a Xen guest."""
+    own = COMMAND_LINE.split()
+    kept = [word for word in line.split() if not word.startswith(_OF_A_PC) and word not in own]
+    return " ".join((*own, *kept))
+
+
 def notes_of(image: Image) -> dict[int, bytes]:
     """The descriptions of Xen's notes, by number; the last of each counts. Raises `BadImage` for a damaged table."""
     return {note.type: note.description for note in image.notes if note.name == _OWNER}

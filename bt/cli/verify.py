@@ -11,7 +11,7 @@ import click
 
 MODES = ("trap", "inline")
 """What is compared where nothing else is asked for."""
-STRATEGIES = ("trap", "hypercall", "inline", "auto")
+STRATEGIES = ("trap", "hypercall", "inline", "auto", "xen")
 
 
 @click.command()

@@ -100,7 +100,7 @@ def _kept(pair: Pair, event: Event) -> bool:
     return event.number != _PF or (not event.error & _PROTECTION and FIXED in pair.command_line.split())
 
 
-def _asked_once(calls: list[Event]) -> list[Event]:
+def asked_once(calls: list[Event]) -> list[Event]:
     """A process's system calls without returns from signal handlers, and without waits that are asked again."""
     kept: list[Event] = []
     for call in calls:
@@ -238,14 +238,14 @@ LINUX: Final = Profile(
             "at a random address, all but the address within its page",
             "processes are scheduled by the timer, and a signal comes before or in the wait for the process that "
             "ended; the kernel's random numbers come from the time-stamp counter",
-            checks.events("system call", key=key, last=ends_process, reduce=_asked_once),
+            checks.events("system call", key=key, last=ends_process, reduce=asked_once),
         ),
         Rule(
             "software interrupts",
             "per process, the sequence of (vector, address), and the number of INT 0x80's system call",
             "which process comes when; of system calls what is left out above; the kernel's own INT3",
             "processes are scheduled by the timer; it also ticks while the kernel has put INT3 where it patches itself",
-            checks.events("software interrupt", _not_own_breakpoint, key, ends_process, _asked_once),
+            checks.events("software interrupt", _not_own_breakpoint, key, ends_process, asked_once),
         ),
         Rule(
             "exceptions",

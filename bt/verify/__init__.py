@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from bt import xen
 from bt.session import Options
 from bt.verify.engines import Operations, compare_operations
 from bt.verify.guest import Guest
@@ -113,7 +114,10 @@ def verify(
 def run_and_compare(verification: Verification, options: Options, mode: str, plan: Plan | None = None) -> Comparison:
     """Run the guest of a verification in `mode`, and compare with its reference; nothing is added to it."""
     guest = verification.guest
-    rewritten = observe(guest.image, replace(options, mode=mode, plan=plan))
+    asked = replace(options, mode=mode, plan=plan)
+    if mode == xen.MODE:
+        asked = replace(asked, command_line=xen.command_line(options.command_line))
+    rewritten = observe(guest.image, asked)
     pair = Pair(
         image=guest.image,
         reference=verification.reference,
@@ -126,7 +130,7 @@ def run_and_compare(verification: Verification, options: Options, mode: str, pla
         initrd=options.initrd,
         command_line=options.command_line,
     )
-    return compare(profile_for(guest.image), pair)
+    return compare(profile_for(guest.image, mode), pair)
 
 
 def _check_reference(guest: Guest, reference: Observation) -> None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from bt import xen
 from bt.session import Options, Session
-from bt.verify.views import PROCESSORS
+from bt.verify.views import PROCESSORS, Processor
 from emulator.errors import EngineMissing
 from emulator.native import NativeCpu
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bt.image import Image
+    from bt.verify.views.view import View
     from emulator.machine import Outcome
 
 PAGE: Final = 4096
@@ -167,7 +169,7 @@ class _Watch:
         processor = PROCESSORS.get(name)
         if processor is None:
             raise EngineMissing(f"{name} guests cannot be verified; those of {', '.join(PROCESSORS)} can")
-        self.view = processor.load()(session)
+        self.view = _view_of(session, processor)
         self._engine = session.machine.engine
         session.driver.observe = self._event
         board = session.machine.board
@@ -198,6 +200,29 @@ class _Watch:
         self.writes.append(Write(device, offset, size, value, self.view.pc, self._engine.progress))
 
 
+def _view_of(session: Session, processor: Processor) -> View:
+    if session.options.mode != xen.MODE:
+        return processor.load()(session)
+    from bt.verify.views.xen import XenView
+
+    return XenView(session)
+
+
+def _memory_of(session: Session) -> Pages:
+    """Memory as the guest numbers it."""
+    memory = session.machine.memory
+    if session.options.mode != xen.MODE:
+        return pages_of(memory.view, memory.base)
+    from bt.verify.views.xen import frames_of
+
+    frames = frames_of(session)
+    assert frames is not None
+    rows = np.frombuffer(memory.view, np.uint8).reshape(-1, PAGE)
+    numbers = np.flatnonzero(frames >= 0)
+    numbers = numbers[rows.view(np.uint64)[frames[numbers]].any(axis=1)]
+    return Pages(len(frames) * PAGE, numbers, rows[frames[numbers]])
+
+
 def observe(image: Image, options: Options) -> Observation:
     """Run `image` to its end, or to a limit of the options, and note everything. Raises as `Session` does."""
     console = bytearray()
@@ -213,7 +238,7 @@ def observe(image: Image, options: Options) -> Observation:
             console=bytes(console),
             events=watch.events,
             writes=watch.writes,
-            memory=pages_of(machine.memory.view, machine.memory.base),
+            memory=_memory_of(session),
             processor=dict(watch.view.final()),
             loader_tables=tables,
             exits=dict(_exits(session)),

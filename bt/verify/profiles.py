@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from bt import xen
 from bt.verify import checks, devices
 from bt.verify.rules import Pair, Profile, Rule
 
@@ -149,12 +150,21 @@ def _of_linux() -> dict[str, Profile]:
     return {"x86-64": LINUX, "i386": LINUX_32, "aarch64": LINUX_ARM64, "armv7": LINUX_ARM, "mips32": LINUX_MIPS}
 
 
-def profile_for(image: Image) -> Profile:
-    """The rules for an image: those of its kernel where it is known, else the exact ones of its instruction set."""
+def profile_for(image: Image, mode: str = "") -> Profile:
+    """The rules for an image: those of its kernel where it is known, else the exact ones of its instruction set.
+
+    `mode` is that of the run which is held against the reference.
+    """
+    if mode == xen.MODE:
+        from bt.knowledge.linux_verify_xen import LINUX_XEN
+
+        return LINUX_XEN
     exact = _EXACT.get(image.isa.name, EXACT)
     return exact if image.linux is None else _of_linux().get(image.isa.name, exact)
 
 
 def profiles() -> tuple[Profile, ...]:
     """Every table of rules."""
-    return EXACT, *_EXACT.values(), *_of_linux().values()
+    from bt.knowledge.linux_verify_xen import LINUX_XEN
+
+    return EXACT, *_EXACT.values(), *_of_linux().values(), LINUX_XEN

@@ -51,6 +51,17 @@ class Emulator:
         self._known: dict[bytes, tuple[Callable[[Instruction], bool], Instruction, str] | None] = {}
 
     def _code(self, size: int) -> bytes:
+        """The guest's code at RIP, as far as it is mapped; user code's by its own root."""
+        vcpu, access = self._vcpu, self._hypervisor.access
+        if vcpu.kernel_mode or vcpu.user_root == vcpu.kernel_root:
+            return self._mapped_code(size)
+        access.use_root(vcpu.user_root << 12)
+        try:
+            return self._mapped_code(size)
+        finally:
+            access.use_root(vcpu.kernel_root << 12)
+
+    def _mapped_code(self, size: int) -> bytes:
         rip, access = self._registers.rip, self._hypervisor.access
         try:
             return access.read(rip, size)

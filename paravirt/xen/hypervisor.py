@@ -95,7 +95,7 @@ class XenHypervisor(Driver):
         known = {
             ExitKind.FAULT: self._fault,
             ExitKind.SOFTWARE_INTERRUPT: self._software_interrupt,
-            ExitKind.SYSTEM_CALL: self._system_call,
+            ExitKind.SYSTEM_CALL: self._make_system_call(),
             ExitKind.PORT_READ: self._port_read,
             ExitKind.PORT_WRITE: self._port_write,
             ExitKind.IDENTIFY: self._identify,
@@ -257,12 +257,39 @@ class XenHypervisor(Driver):
 
     # -- calls ----------------------------------------------------------------------------------
 
-    def _system_call(self, exit_: Exit) -> None:
+    def _make_system_call(self) -> Callable[[Exit], None]:
+        """The hottest path: a closure over everything it touches."""
+        vcpu, gpr, calls, exits = self.vcpu, self._gpr, self._calls, self.exits
+        registers, cells, count, refusals = self._registers, self._cells, len(self._calls), self.domain.owned.refused
+        advance, user_call = registers.advance, self._user_system_call
+        no_call, invalid = -public.Errno.ENOSYS & _MASK, -public.Errno.EINVAL & _MASK
+
+        def system_call(exit_: Exit) -> None:
+            if not vcpu.kernel_mode or exit_.vector != SYSCALL:
+                user_call(exit_)
+                return
+            advance(2)
+            number = gpr[0]
+            if number >= count:
+                exits.count("no such call", "hypercall")
+                gpr[0] = no_call
+                return
+            cell = exits.last = cells[number]
+            cell[0] += 1
+            try:
+                result = calls[number][1](gpr[7], gpr[6], gpr[2], gpr[10], gpr[8])
+                if result is not None:
+                    gpr[0] = result & _MASK
+            except XenError as error:
+                gpr[0] = -error.errno & _MASK
+            except Refused as refused:
+                refusals[refused.reason] += 1
+                gpr[0] = invalid
+
+        return system_call
+
+    def _user_system_call(self, exit_: Exit) -> None:
         vcpu = self.vcpu
-        if vcpu.kernel_mode and exit_.vector == SYSCALL:
-            self._registers.advance(2)
-            self._hypercall()
-            return
         self.exits.count("SYSTEM_CALL", "fault")
         self._event("system call", self._gpr[0], 0, self._registers.rip)
         if vcpu.kernel_mode:
@@ -273,25 +300,6 @@ class XenHypervisor(Driver):
             vcpu.enter_system_call(vcpu.syscall_entry, public.FLAT_CODE64, exit_.length)
         else:
             vcpu.enter_system_call(vcpu.syscall32_entry, public.FLAT_CODE32, exit_.length)
-
-    def _hypercall(self) -> None:
-        gpr = self._gpr
-        number = gpr[0]
-        if number >= len(self._calls):
-            self.exits.count("no such call", "hypercall")
-            gpr[0] = -public.Errno.ENOSYS & _MASK
-            return
-        cell = self.exits.last = self._cells[number]
-        cell[0] += 1
-        try:
-            result = self._calls[number][1](gpr[7], gpr[6], gpr[2], gpr[10], gpr[8])
-        except XenError as error:
-            result = -error.errno
-        except Refused as refused:
-            self.domain.owned.refused[refused.reason] += 1
-            result = -public.Errno.EINVAL
-        if result is not None:
-            gpr[0] = result & _MASK
 
     def count_within(self, number: int) -> None:
         """A call that came within another."""

@@ -27,6 +27,7 @@ _FRAME: Final = 0x000F_FFFF_FFFF_F000
 _INVALID_TARGET: Final = _FRAME >> 12
 _RESERVATION = struct.Struct("<QQIIH")
 _E820_RAM = 1
+_PRESERVING: Final = public.PRESERVING_UPDATE
 
 
 def own_domain(hypervisor: XenHypervisor, number: int) -> Domain:
@@ -97,13 +98,13 @@ def _update_one(hypervisor: XenHypervisor, domain: Domain, requests: int, done_a
     access = domain.access
     pointer, value = UPDATE.unpack_from(access.view, access.translate(requests))
     kind = pointer & 7
-    if kind not in (public.NORMAL_UPDATE, public.PRESERVING_UPDATE):
+    if kind and kind != _PRESERVING:
         if kind != public.MACHPHYS_UPDATE:
             raise XenError(Errno.ENOSYS if kind & 3 == 3 else Errno.EINVAL)
         _update_machine(domain, pointer >> 12, value)
     else:
         try:
-            domain.tables.store(pointer >> 12, pointer >> 3 & 511, value, kind == public.PRESERVING_UPDATE)
+            domain.tables.store(pointer >> 12, pointer >> 3 & 511, value, kind == _PRESERVING)
         except Refused as refused:
             if done_at:
                 access.write_word(done_at, 0, 4)
@@ -147,6 +148,8 @@ def update_va_mapping(hypervisor: XenHypervisor, address: int, value: int, flags
 
 def mmuext_op(hypervisor: XenHypervisor, requests: int, count: int, done_at: int, who: int, _a5: int) -> int:
     """Pins, roots, flushes and the rest: one after the other, until one is refused."""
+    if count == 1 and who == DOMID_SELF and requests & 0xFFF <= 0xFE8 and not done_at:
+        return _extended_one(hypervisor, requests)
     domain = own_domain(hypervisor, who & 0xFFFF)
     count &= _PREEMPTED - 1
     if count > _MOST:
@@ -174,6 +177,22 @@ def mmuext_op(hypervisor: XenHypervisor, requests: int, count: int, done_at: int
     return 0
 
 
+def _extended_one(hypervisor: XenHypervisor, request: int) -> int:
+    """The commonest call: one operation."""
+    domain = hypervisor.domain
+    access = domain.access
+    command, first, second = EXTENDED.unpack_from(access.view, access.translate(request))
+    operation = hypervisor.extended.get(command)
+    if operation is None:
+        raise XenError(Errno.ENOSYS)
+    try:
+        operation(hypervisor, first, second)
+    finally:
+        if domain.tables.suspects or domain.frames.flush_due:
+            domain.settle_tables()
+    return 0
+
+
 def pin(level: int, hypervisor: XenHypervisor, frame: int, _second: int) -> None:
     """Make a frame a table of a level, and keep it one."""
     hypervisor.domain.tables.pin(frame, level)
@@ -190,7 +209,8 @@ def new_base(hypervisor: XenHypervisor, frame: int, _second: int) -> None:
     old = vcpu.kernel_root
     if frame != old:
         domain.tables.switch_root(frame, old)
-    domain.tables.settle()
+    if domain.tables.suspects:
+        domain.tables.settle()
     vcpu.use_kernel_root(frame)
 
 
