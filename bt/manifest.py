@@ -14,11 +14,13 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from bt import collector, packed_plan
+from bt import collector
 from bt.image.elf_form import RawForm
 from emulator.errors import BadImage, brief
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from bt.image import Image, Section
     from bt.plan import Plan
 
@@ -71,7 +73,7 @@ class Manifest:
             "header": self.header.hex(),
             "sizes": list(self.sizes),
             "raw": self.raw.to_json() if self.raw is not None else None,
-            "plan": packed_plan.pack(self.plan),
+            "plan": _packed_plan().pack(self.plan),
         }
 
     def to_bytes(self) -> bytes:
@@ -91,7 +93,7 @@ def parse(data: bytes | memoryview, path: str) -> Manifest:
                 "revert it with the version that wrote it"
             )
         made = Manifest(
-            plan=packed_plan.unpack(value["plan"]),
+            plan=_packed_plan().unpack(value["plan"]),
             container=str(value["container"]),
             original_size=int(value["original_size"]),
             original_sha256=str(value["original_sha256"]),
@@ -122,6 +124,13 @@ def _unpacked(data: bytes | memoryview, path: str) -> bytes:
     if len(text) > _LARGEST or not decoder.eof:
         raise BadImage(f"{path}: its manifest is cut short, or larger than any; start from the original image")
     return text
+
+
+def _packed_plan() -> ModuleType:
+    """Most images that are looked at carry no manifest, and need nothing of plans."""
+    from bt import packed_plan
+
+    return packed_plan
 
 
 def mode_of(image: Image) -> str | None:

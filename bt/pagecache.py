@@ -14,6 +14,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,8 +64,11 @@ class PageCache:
         self._version = f"{isa}-{table_version(isa)}"
         self._tactics = tactics_of(isa)
         self._path = self._directory / f"{self._version}.pages"
-        self._known = dict(self._read())
         self._new: list[bytes] = []
+
+    @cached_property
+    def _known(self) -> dict[bytes, bytes]:
+        return dict(self._read())
 
     def __len__(self) -> int:
         return len(self._known)

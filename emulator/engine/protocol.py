@@ -54,6 +54,8 @@ class Capabilities:
     """PUSHF in user mode shows the I/O privilege level and the interrupt flag that it was entered with."""
     opens_ports: bool = False
     """IN and OUT in user mode fault as above the I/O privilege level, unless `open_ports` has them exit."""
+    answers_ports: bool = False
+    """Single ports can be posted and answered without an exit (`post_port`, `answer_port`)."""
     shows_segments: bool = False
     """User code loads segments by what `show_segments` was given, and not from the table in GDTR."""
     names_changes: bool = False

@@ -145,18 +145,29 @@ class X86Engine(Engine, Protocol):
         ...
 
 
-class I386Engine(X86Engine, Protocol):
-    """An x86 CPU that has 32-bit protected mode besides: `set_control` without EFER.LME."""
-
-    def read_msr(self, number: int) -> int:
-        """Read one of the real processor's MSRs."""
-        ...
+class AnsweringEngine(X86Engine, Protocol):
+    """An engine whose capabilities say `answers_ports`."""
 
     def post_port(self, port: int, posted: bool) -> None:
         """Hand writes of a byte to this port up late, in order, before whatever exit comes next; or at once again.
 
         Only while ports are open (`open_ports`).
         """
+        ...
+
+    def answer_port(self, port: int, value: int, sought_at: int) -> None:
+        """Answer reads of a byte from this port without an exit, or no more (-1), while ports are open.
+
+        A guest that reads on and on without a posted write to `sought_at` waits for something: then reads exit.
+        """
+        ...
+
+
+class I386Engine(AnsweringEngine, Protocol):
+    """An x86 CPU that has 32-bit protected mode besides: `set_control` without EFER.LME."""
+
+    def read_msr(self, number: int) -> int:
+        """Read one of the real processor's MSRs."""
         ...
 
     def answer_time_stamp(self, scale: int, offset: int) -> None:
@@ -166,11 +177,4 @@ class I386Engine(X86Engine, Protocol):
     @property
     def time_stamps_answered(self) -> int:
         """How many RDTSC were answered since the engine was opened."""
-        ...
-
-    def answer_port(self, port: int, value: int, sought_at: int) -> None:
-        """Answer reads of a byte from this port without an exit, or no more (-1), while ports are open.
-
-        A guest that reads on and on without a posted write to `sought_at` waits for something: then reads exit.
-        """
         ...

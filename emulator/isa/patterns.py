@@ -21,6 +21,8 @@ _CHUNK = 1 << 18
 """Words looked at at a time, so that what is made of them stays in the processor's cache."""
 
 
+_ByMask = dict[int, dict[int, set[int]]]
+"""The values of patterns' exceptions by mask, by the pattern's identity: a wide pattern has many of few masks."""
 _FEW = 256
 """Words up to which they are looked up one by one: a page's."""
 _MANY_GROUPS = 16
@@ -232,6 +234,7 @@ def _refuse_overlaps(
     are compared by these bits alone.
     """
     groups = list(by_mask.items())
+    exceptions: _ByMask = {}
     for at, ((size, mask), by_value) in enumerate(groups):
         for (other_size, other_mask), others in groups[at:]:
             if size != other_size:
@@ -243,17 +246,26 @@ def _refuse_overlaps(
             for value, several in by_value.items():
                 for one in several:
                     for other in same.get(value & common, ()):
-                        _refuse_overlap(one, other, rows)
+                        _refuse_overlap(one, other, rows, exceptions)
 
 
-def _refuse_overlap(one: tuple[Pattern, int], other: tuple[Pattern, int], rows: Sequence[SensitiveInstruction]) -> None:
+def _refuse_overlap(
+    one: tuple[Pattern, int], other: tuple[Pattern, int], rows: Sequence[SensitiveInstruction], exceptions: _ByMask
+) -> None:
     """Raise ValueError for two patterns that have a word in common, unless an exception of one is the other."""
-    if one is other or _excepted(one[0], other[0]) or _excepted(other[0], one[0]):
+    if one is other or _excepted(one[0], other[0], exceptions) or _excepted(other[0], one[0], exceptions):
         return
     raise ValueError(f"rows {rows[one[1]].name!r} and {rows[other[1]].name!r} overlap; a word belongs to one")
 
 
-def _excepted(wide: Pattern, narrow: Pattern) -> bool:
+def _excepted(wide: Pattern, narrow: Pattern, exceptions: _ByMask) -> bool:
     """Whether an exception of `wide` covers all of `narrow` that `wide` would match."""
+    if not wide.unless:
+        return False
+    known = exceptions.get(id(wide))
+    if known is None:
+        known = exceptions[id(wide)] = {}
+        for m, v in wide.unless:
+            known.setdefault(m, set()).add(v)
     mask, value = wide.mask | narrow.mask, wide.value | narrow.value
-    return any(mask & m == m and value & m == v for m, v in wide.unless)
+    return any(mask & m == m and value & m in values for m, values in known.items())

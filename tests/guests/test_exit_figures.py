@@ -54,7 +54,7 @@ def test_a_stock_kernel_boots_inline_with_few_exits_and_almost_none_for_the_inte
         exits, instructions = counts(session), session.machine.engine.progress  # at least one instruction a block
     finally:
         session.close()
-    assert sum(exits.values()) <= 60_000
+    assert sum(exits.values()) <= 40_000
     flags = sum(count for (operation, _route), count in exits.items() if operation in FLAGS)
     assert flags <= instructions // 100_000
     assert flags <= 100

@@ -56,7 +56,7 @@ def test_a_stock_kernel_with_fixups_is_the_reference_twice(prepared: tuple[Verif
     assert first.exits == second.exits
     assert first.console == second.console
     assert first.memory.digest() == second.memory.digest()
-    assert sum(first.exits.values()) <= 60_000
+    assert sum(first.exits.values()) <= 40_000
 
 
 def test_a_wrong_function_in_pv_ops_is_caught(

@@ -117,7 +117,7 @@ class X86Ladder:
         """Choices by all that they depend on."""
         self._padded = False
         self._delta = delta
-        self._exceptions = _exceptions(image)
+        self._image = image
         self._known = self._know(image if strategy in ("inline", "auto") else None, cache)
 
     def _know(self, image: Image | None, cache: PageCache | None) -> linux_x86.Known:
@@ -169,6 +169,11 @@ class X86Ladder:
             guarded=self._guarded(page.linked),
             forms=self.forms,
         )
+
+    @cached_property
+    def _exceptions(self) -> NDArray[np.uint64]:
+        """Read when a page is looked at: a run may have all its translations from an earlier one."""
+        return _exceptions(self._image)
 
     def _guarded(self, linked: int) -> int:
         """Mask of a page's instructions that the kernel's exception table names."""

@@ -47,6 +47,7 @@ CAPABILITIES = Capabilities(
     fast_store_needs_no_execute=True,
     reports_identify=True,
     ports_exit_in_user_mode=True,
+    answers_ports=True,
     real_interrupt_flag=True,
     execute_only=False,
     exit_cost=1.5,

@@ -6,8 +6,6 @@ same tables without their top level. Fixups lie in the middle of the guest's add
 """
 
 from emulator.board.linux_boot import EntryState
-from emulator.board.pc import COM1, POST
-from emulator.devices.ns16550 import LSR
 from emulator.engine.exit import SYSENTER, Exit
 from emulator.engine.protocol import Capabilities
 from emulator.engine.x86 import I386Engine
@@ -57,15 +55,9 @@ class I386Hypervisor(X86Hypervisor):
         vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cr3 = state.cr0, state.cr4, state.efer, state.cr3
         vcpu.choose_walker()
         super().enter(state)
-        self.engine.post_port(POST, True)
-        self.board.com1.watch_quiet(self._serial_quiet)
         vcpu.set_segment(1, state.cs, 0, FLAT_LIMIT, KERNEL_CODE_32)
         for index in (0, 2, 3):
             vcpu.set_segment(index, state.ds, 0, FLAT_LIMIT, FLAT_DATA)
-
-    def _serial_quiet(self, status: int, posts: bool) -> None:
-        self.engine.answer_port(COM1 + LSR, status, COM1)
-        self.engine.post_port(COM1, posts)
 
     # -- operations at a site -------------------------------------------------------------------
 

@@ -6,10 +6,14 @@ real trap flag: behind STI, and from the guest's own frame.
 
 import mmap
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from emulator.board.linux_boot import EntryState
+from emulator.board.pc import COM1, POST
+from emulator.devices.ns16550 import LSR
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.protocol import Capabilities
+from emulator.engine.x86 import AnsweringEngine
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
@@ -148,10 +152,22 @@ class X86Hypervisor(X86Saving):
         self.engine.open_ports()
         more = self.board.posted_if_dear if self.engine.capabilities.exit_cost >= DEAR else ()
         self.engine.post_ports((*self.board.posted, *more))
+        if self.engine.capabilities.answers_ports:
+            self._watch_serial(cast(AnsweringEngine, self.engine))
         self.shadow.use(0)
         self.real_controls_changed()
         self.descriptors_changed()
         self._registers.privilege = 3
+
+    def _watch_serial(self, engine: AnsweringEngine) -> None:
+        """Have the accesses to the serial port of which nothing else comes than the output done without an exit."""
+
+        def quiet(status: int, posts: bool) -> None:
+            engine.answer_port(COM1 + LSR, status, COM1)
+            engine.post_port(COM1, posts)
+
+        engine.post_port(POST, True)
+        self.board.com1.watch_quiet(quiet)
 
     def _budget(self, exit_: Exit) -> None:
         super()._budget(exit_)
