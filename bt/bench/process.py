@@ -11,7 +11,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emulator.errors import Unavailable
@@ -35,8 +35,12 @@ class Timing:
         return self.console[-TAIL:].decode(errors="replace").strip()
 
 
-def time_to_marker(command: Sequence[str], marker: str, timeout: float) -> Timing:
+def time_to_marker(
+    command: Sequence[str], marker: str, timeout: float, environment: Mapping[str, str] | None = None
+) -> Timing:
     """Start `command`, wait at most `timeout` seconds for `marker` on its output, and kill it.
+
+    It has our environment, or the one given.
 
     Raises Unavailable when the program is not there.
     """
@@ -50,6 +54,7 @@ def time_to_marker(command: Sequence[str], marker: str, timeout: float) -> Timin
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=environment,
             bufsize=0,
         )
     except FileNotFoundError:

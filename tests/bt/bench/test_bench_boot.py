@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bt import qemu
 from bt.bench import boot
 from bt.bench.boot import Contender, Entrant, Goal
-from bt.bench.process import time_to_marker
+from bt.bench.process import Timing, time_to_marker
 from bt.guests import Guest
 from emulator.errors import Unavailable
 
@@ -100,6 +101,42 @@ def test_contenders_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [row["name"] for row in data["contenders"]] == ["one", "three"]
 
 
+def test_ours_are_measured_warm_and_cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm one finds what the run before the measuring has left, when it ended by itself; the cold one nothing."""
+    program = """
+import os, pathlib, sys
+kept = pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "kept"
+compiled = "PYTHONDONTWRITEBYTECODE" not in os.environ and sys.pycache_prefix is not None
+print(f"found {kept.exists()} compiled {compiled}, reached", flush=True)
+kept.parent.mkdir(parents=True, exist_ok=True)
+if "--until" in sys.argv:
+    kept.touch()
+"""
+
+    class FakeImage:
+        elf = b""
+
+    fakes = (
+        Contender("warm", "", python(program), own=True),
+        Contender("cold", "", python(program), own=True, cold=True),
+    )
+    seen: list[bytes] = []
+    measuring = time_to_marker
+
+    def watched(*arguments: Any) -> Timing:
+        timing = measuring(*arguments)
+        seen.append(timing.console.strip())
+        return timing
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr("bt.image.load", lambda path: FakeImage())
+    monkeypatch.setattr(boot, "contenders", lambda *_: fakes)
+    monkeypatch.setattr(boot, "time_to_marker", watched)
+    boot.measure(guest(tmp_path), 2, ["warm", "cold"], 30)
+    assert seen == [b"found True compiled True, reached", b"found False compiled True, reached"] * 2
+
+
 def test_every_contender_boots_the_same_kernel_and_initramfs(tmp_path: Path) -> None:
     elf = tmp_path / "vmlinux"
     for contender in boot.contenders(guest(tmp_path), elf):
@@ -118,8 +155,8 @@ def test_goals_name_contenders_that_exist(tmp_path: Path) -> None:
 def test_guests_of_other_architectures_have_a_machine_of_qemus_and_a_goal(tmp_path: Path, name: str) -> None:
     other = Guest(name, tmp_path, "console=x", "reached", {"kernel": "1"}, {"vmlinuz": "00"})
     contenders = boot.contenders(other, tmp_path / "vmlinux")
-    assert [contender.name for contender in contenders] == ["inline", "trap", "qemu"]
-    assert contenders[2].command[0] != qemu.PROGRAM
+    assert [contender.name for contender in contenders] == ["inline", "cold", "trap", "qemu"]
+    assert contenders[3].command[0] != qemu.PROGRAM
     for contender in contenders:
         assert str(tmp_path / "vmlinuz") in contender.command
         assert "console=x" in contender.command
