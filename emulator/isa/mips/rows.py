@@ -30,8 +30,10 @@ _REGISTER = 0xFFE0_FFFF
 """Opcode, function, register number and select: all but rt."""
 _MFC0, _MTC0, _DI, _EI = 0x4000_0000, 0x4080_0000, 0x4160_6000, 0x4160_6020
 _RDPGPR, _WRPGPR = 0x4140_0000, 0x41C0_0000
-_READ_INLINE = frozenset({"Status", "EntryHi", "Context", "BadVAddr", "EPC", "Cause", "PRId", "EBase", "Config"})
-"""Registers whose virtual value a fixup may read from the shared page."""
+_READ_INLINE = frozenset({"Status", "EntryHi", "Context", "BadVAddr", "EPC", "Cause", "Index", "PageMask"})
+"""Registers whose virtual value the shared pages have."""
+_WRITE_INLINE = frozenset({"Status", "EPC", "EntryLo0", "EntryLo1"})
+"""Registers that are words of the shared pages: a store there is a write."""
 
 
 def _row(
@@ -82,7 +84,7 @@ def _write(register: Register) -> SensitiveInstruction:
         _TRAPS,
         _CONTROL,
         O.WRITE_SYSTEM_REGISTER,
-        _CALL,
+        _INLINE if register.name in _WRITE_INLINE else _CALL,
         f"mtc0 $v0, ${register.number}, {register.select}",
         "ISA, MTC0; PRA, 9",
         _CU0,
