@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from emulator.isa.x86 import walk as w
 from paravirt.abi.calls import Status
 from paravirt.mmu.direct import Direct, DirectCalls
-from paravirt.mmu.direct_views import NUMBERS
 from paravirt.mmu.frame_types import Refused
 
 _HOLDER_LEVEL = 2
@@ -23,7 +22,7 @@ class Batched(Direct):
 
     name = "batched"
     way: ClassVar[int] = 2
-    numbers: ClassVar[int] = NUMBERS
+    translated: ClassVar[bool] = False
 
     def _make_calls(self, hypervisor: Any) -> DirectCalls:
         return BatchedCalls(self, hypervisor)

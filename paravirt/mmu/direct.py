@@ -41,8 +41,8 @@ class Direct(Snapshot):
     name = "direct"
     way: ClassVar[int] = 1
     """What the guest is told: each store a call, and each load."""
-    numbers: ClassVar[int] = 0
-    """Where the guest finds its frame numbers by machine frame."""
+    translated: ClassVar[bool] = True
+    """Entries are translated for the guest; otherwise it is told where it finds its frame numbers."""
 
     def __init__(self, shadow: ShadowPaging) -> None:
         super().__init__(shadow)
@@ -85,6 +85,7 @@ class Direct(Snapshot):
                 walker,
                 (hypervisor.WINDOW, hypervisor.LAYOUT),
                 (hypervisor.vcpu.forget_translations, hypervisor.engine.flush_code),
+                hypervisor.engine.capabilities.reserved_root_slots,
             )
         views = self.calls.views
         assert views is not None
@@ -93,7 +94,7 @@ class Direct(Snapshot):
         self.views = views
         hypervisor.go_direct(views, self.calls.walker)
         domain = tables.domain
-        told = (self.way, domain.first, domain.count, self.numbers)
+        told = (self.way, domain.first, domain.count, 0 if self.translated else views.numbers)
         for word, value in zip((WAY_WORD, FIRST_WORD, COUNT_WORD, NUMBERS_WORD), told, strict=True):
             hypervisor.shared[MACHINE_OFFSET // 8 + word] = value
 

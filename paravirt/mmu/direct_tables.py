@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from emulator.isa.entries import MALFORMED, NOTHING, TABLE, EntryFormat, EntryLevel
-from paravirt.mmu.frame_types import DESCRIPTORS, NOWHERE, Domain, FrameTable, Refusal, Refused
+from paravirt.mmu.frame_types import DESCRIPTORS, Domain, FrameTable, Refusal, Refused
+from paravirt.mmu.machine_entries import MachineEntries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +22,7 @@ _FEW: Final = 8
 """Entries of a table up to which they are looked at one by one."""
 
 
-class DirectTables:
+class DirectTables(MachineEntries):
     """One domain's page tables."""
 
     def __init__(
@@ -30,20 +31,8 @@ class DirectTables:
         """`translates`: an entry may name a frame by the guest's number, and does in frames that are no tables in use;
         otherwise all entries are the machine's, everywhere. `large`: the guest may map large pages.
         """
-        self.frames = frames
-        self.domain = domain
-        self.form = form
-        self.translates = translates
-        self.words = domain.memory.cast("Q" if form.entry_size == 8 else "I")
-        """The entries of all frames of the domain, in the order of its machine frames."""
-        self._dtype = np.dtype(np.uint64 if form.entry_size == 8 else np.uint32)
-        self._array = np.frombuffer(domain.memory, dtype=self._dtype).reshape(domain.count, -1)
-        self._levels = (form.levels[0], *form.levels)
-        self._taken = (0, *(form.taken(level) for level in range(1, form.top + 1)))
-        self._per_frame = form.words
+        super().__init__(frames, domain, form, translates)
         self._large = large
-        self._ahead = domain.first - frames.first
-        """Place of the domain's first frame."""
         self._linear_in: dict[int, int] = {}
         """By place of a table, how many tables of its own level lead to it. Such a table leads to none itself, so that
         no chain of them grows: giving one back gives back what it leads to."""
@@ -172,10 +161,6 @@ class DirectTables:
 
     # -- tables ---------------------------------------------------------------------------------
 
-    def _entries(self, at: int) -> NDArray[Any]:
-        entries: NDArray[Any] = self._array[at - self._ahead]
-        return entries
-
     def _get_table(self, at: int, level: int, entry: int = 0) -> None:
         """One use more of a frame as a table of `level`, which it becomes if it is not. Raises `Refused`."""
         frames = self.frames
@@ -234,7 +219,7 @@ class DirectTables:
             self._validate_each(at, level, words, used)
         if level == self.form.top:
             self.top_changes += 1
-            words[self.form.reserved.start : self.form.reserved.stop] = 0
+            words[self.form.reserved.start : self.form.reserved.stop] = 0  # an engine may put its own there, too
             for index, entry in self.window.items():
                 words[index] = entry
 
@@ -286,18 +271,6 @@ class DirectTables:
             stored |= (entries & kind(changed)) << kind(self.form.kept)
         words[used] = stored | kind(form.imposed)
 
-    def _not(self, bits: int) -> Any:
-        """The other bits of a word."""
-        return self._dtype.type(~bits & (1 << 8 * self.form.entry_size) - 1)
-
-    def _to_machine_frames(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Machine frames of frames that are named by the guest's numbers; others stay."""
-        domain = self.domain
-        own = numbers < domain.count
-        if own.all():
-            return domain.machine_array[numbers].astype(np.int64)
-        return np.where(own, domain.machine_array[np.where(own, numbers, 0)].astype(np.int64), numbers)
-
     def _invalidate(self, at: int, level: int) -> None:
         """Give back what the entries of a table lead to, and leave in it what the guest would read."""
         form = self._levels[level]
@@ -306,8 +279,7 @@ class DirectTables:
         for index in self._lent.pop(at, ()):
             words[index] = 0
         if level == self.form.top:
-            for index in self.window:
-                words[index] = 0
+            words[self.form.reserved.start : self.form.reserved.stop] = 0
         used = self._present(at, words, level)
         if level > 1 or len(used) <= _FEW:
             for index, entry in zip(used.tolist(), words[used].tolist(), strict=True):
@@ -320,20 +292,6 @@ class DirectTables:
         mask, value = form.write
         self.frames.leave_many(places, places[entries & kind(mask) == kind(value)])
         words[used] = self.pages_to_guest(entries)
-
-    def pages_to_guest(self, entries: NDArray[Any]) -> NDArray[Any]:
-        """`to_guest` of present entries of a table of pages in use."""
-        form, kind = self._levels[1], self._dtype.type
-        if self.translates:
-            numbers = ((entries & kind(form.memory_address)) >> kind(12)).astype(np.int64) - self.domain.first
-            own = self.domain.guest_array[numbers].astype(self._dtype) << kind(12)
-            entries = entries & self._not(form.memory_address) | own
-        changed = form.imposed | form.stripped
-        if not self.form.kept or not changed:
-            return entries
-        bits = entries >> kind(self.form.kept) & kind(changed)
-        restored: NDArray[Any] = entries & self._not(changed | changed << self.form.kept) | bits
-        return restored
 
     # -- what is asked for ----------------------------------------------------------------------
 
@@ -428,18 +386,6 @@ class DirectTables:
         if old & form.present:
             self._put(level, old, at)
 
-    def read(self, frame: int, index: int) -> int:
-        """Word `index` of one of the domain's frames, as the guest would have written it. Raises `Refused`."""
-        frames = self.frames
-        at = frames.place(self.domain, frame)
-        if not 0 <= index < self._per_frame:
-            raise Refused(Refusal.UNALIGNED, frame)
-        entry = self.words[(at - self._ahead) * self._per_frame + index]
-        level = frames.kind[at]
-        if 1 <= level <= 4 and frames.uses[at] and entry & self._levels[level].present:
-            return self.to_guest(level, entry)
-        return entry
-
     def lend(self, frame: int, index: int, entry: int) -> None:
         """Put an entry of the hypervisor's into a table in use, where the guest has none, for as long as it is one.
         Raises `Refused` where the guest has one."""
@@ -477,51 +423,3 @@ class DirectTables:
         form = self._levels[level]
         entry = self.words[(holder - self._ahead) * self._per_frame + index]
         return form.decode(entry) == TABLE and (entry & form.table_address) >> 12 == frame
-
-    # -- between the guest's numbers and the machine's ------------------------------------------
-
-    def machine_frame(self, number: int) -> int:
-        """The machine frame behind a guest frame. Raises `Refused`."""
-        domain = self.domain
-        frame = domain.machine[number] if 0 <= number < domain.count else NOWHERE
-        if frame == NOWHERE:
-            raise Refused(Refusal.NO_FRAME, number)
-        return frame
-
-    def stored(self, level: int, entry: int) -> int:
-        """What is stored in a table in use for a present entry that a guest asks for: the machine's frame, and the bits
-        that are imposed. Raises `Refused`; that the frame may be had so is not looked at yet."""
-        form = self._levels[level]
-        kind = entry & form.kind_mask
-        if entry & (form.forbidden | self._taken[level]) or kind not in (form.memory, form.table):
-            raise Refused(Refusal.MALFORMED, 0, entry)
-        if self.translates:
-            mask = form.memory_address if kind == form.memory else form.table_address
-            number = (entry & mask) >> 12
-            if number < self.domain.count:
-                frame = self.domain.machine[number]
-                if frame == NOWHERE:
-                    raise Refused(Refusal.NO_FRAME, number, entry)
-                if level > 1 and kind == form.memory:
-                    self._check_run(form, number, frame, entry)
-                entry = entry & ~mask | frame << 12 | entry & mask & 0xFFF
-        return self.form.impose(level, entry)
-
-    def _check_run(self, form: EntryLevel, number: int, frame: int, entry: int) -> None:
-        """A large page needs machine frames that lie as the guest's do."""
-        count = 1 << form.shift - 12
-        run = self.domain.machine_array[number : number + count]
-        if frame % count or len(run) < count or (run != np.arange(frame, frame + count, dtype=np.uint32)).any():
-            raise Refused(Refusal.LARGE, frame, entry)
-
-    def to_guest(self, level: int, entry: int) -> int:
-        """A present entry of a table in use as the guest would have written it: its own frame, its own bits; 0 for the
-        hypervisor's."""
-        form = self._levels[level]
-        if self.translates:
-            mask = form.memory_address if entry & form.kind_mask == form.memory else form.table_address
-            at = ((entry & mask) >> 12) - self.domain.first
-            if not 0 <= at < self.domain.count:
-                return 0
-            entry = entry & ~mask | self.domain.guest[at] << 12 | entry & mask & 0xFFF
-        return self.form.restore(level, entry)

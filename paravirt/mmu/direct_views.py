@@ -17,7 +17,7 @@ from paravirt.mmu.frame_types import Refusal, Refused
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW, CodeSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from paravirt.abi import Window
     from paravirt.layout import Layout
@@ -31,10 +31,7 @@ _LAST: Final = 511
 _POINTS: Final = w.PRESENT | w.WRITABLE | w.USER | w.ACCESSED
 _OWN_PAGE: Final = w.PRESENT | w.USER | w.ACCESSED | w.DIRTY
 _PAGE_FAULT: Final = 14
-NUMBERS_SLOT: Final = 256
-"""The entry of a root under which a guest reads which of its frames a machine frame is."""
-NUMBERS: Final = 0xFFFF_8000_0000_0000
-"""Guest-virtual address of these numbers: 32 bits for each machine frame of the guest's."""
+_UPPER_HALF: Final = 0xFFFF_0000_0000_0000
 
 
 class DirectViews:
@@ -48,8 +45,10 @@ class DirectViews:
         walker: DirectWalker,
         window: tuple[Window, Layout],
         forget: tuple[Callable[[], None], Callable[[], None]],
+        reserved: Collection[int] = (),
     ) -> None:
-        """`forget` are how software translations, and what the engine made of code, are forgotten."""
+        """`forget` are how software translations, and what the engine made of code, are forgotten; `reserved` are the
+        engine's own entries of a root."""
         self._engine = engine
         self._host = host
         self._frames = host.frames
@@ -72,7 +71,10 @@ class DirectViews:
         """By machine frame, a checksum of its contents when it was last mapped executable."""
         self._directory, self._upper = self._make_window(*window)
         self._place = window[0]
-        tables.window[NUMBERS_SLOT] = self._make_numbers()
+        slot = next(slot for slot in tables.form.reserved if slot not in reserved)
+        tables.window[slot] = self._make_numbers()
+        self.numbers = _UPPER_HALF | slot << 39
+        """Guest-virtual address at which the guest reads its frame numbers: 32 bits for each of its machine frames."""
         tables.new_code = set()
 
     # -- the hypervisor's own tables ------------------------------------------------------------
@@ -130,6 +132,7 @@ class DirectViews:
                 for entry in self.tables.words[first : first + _HALF]
             ]
             self._host.words(self._user)[:_HALF] = words
+            self._engine.flush_tlb()
             self._user_of = version
         return self._user << 12
 
@@ -195,6 +198,7 @@ class DirectViews:
     def flush_all(self) -> None:
         """Every translation goes, the hypervisor's own of guest addresses too."""
         self._forget_translations()
+        self._engine.flush_tlb()  # to load a root is not enough where an engine shadows what it walks
         self.use(self.view)
         self._frames.flushed()
 

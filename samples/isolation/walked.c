@@ -379,6 +379,7 @@ void kernel_main(word boot)
 	retrap_interrupts_off();
 	retrap_set_trap_table((word)handlers, RETRAP_TRAPS);
 	retrap_stack_switch((word)trap_stack + sizeof(trap_stack));
+	retrap_floating_point(1);
 	check(WORD_AT(0xc00) != 0, "tables are walked as they are");
 	for (word i = 0; i < LENGTH(attempts); i++) {
 		build();
