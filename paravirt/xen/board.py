@@ -91,13 +91,13 @@ class XenBoard:
         return self.clock.next_event()
 
     def idle(self) -> bool:
-        """The CPU waits: let time jump until an event waits; False when only input can wake it."""
-        while not self.intr:
-            when = self.next_wake()
-            if when is None:
-                return False
-            self.clock.skip_to(when)
-            self.clock.run_due()
+        """The CPU waits: let time jump to the next event, which may be one that the guest has masked; False when only
+        input can wake it."""
+        when = self.next_wake()
+        if when is None:
+            return False
+        self.clock.skip_to(when)
+        self.clock.run_due()
         return True
 
     def feed_console(self, data: bytes) -> None:

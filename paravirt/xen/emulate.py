@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paravirt.xen.hypervisor import XenHypervisor
 
 _FORCED_CPUID: Final = b"\x0f\x0bxen\x0f\xa2"
+_INT1, _RDPMC = b"\xf1", b"\x0f\x33"
 _MASK: Final = (1 << 64) - 1
 _CR0: Final = 0x8005_0033
 _EFER: Final = 0xD01
@@ -79,6 +80,21 @@ class Emulator:
         gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
         self._registers.advance(len(_FORCED_CPUID))
         self._hypervisor.exits.count("IDENTIFY_PROCESSOR", "forced")
+        return True
+
+    def undefined(self) -> bool:
+        """What the engine calls undefined and is not: Xen's prefix, INT1 (a debug trap), RDPMC (a protection fault)."""
+        if self.forced():
+            return True
+        code = self._code(2)
+        if code[:1] == _INT1:
+            self._registers.advance(1)
+            self._hypervisor.raise_exception(1)
+        elif code == _RDPMC:
+            self._hypervisor.raise_exception(13, 0)
+        else:
+            return False
+        self._hypervisor.exits.count("exception to the guest", "fault")
         return True
 
     def privileged(self) -> bool:

@@ -38,7 +38,7 @@ from paravirt.xen.table import extended_handlers, handlers
 from paravirt.xen.vcpu import CS, FLAT, SS, Crash
 
 _CR0, _CR4, _EFER = 0x8005_0033, 0x628, 0xD01
-_DB, _BP, _UD, _NM, _GP, _PF = 1, 3, 6, 7, 13, 14
+_DB, _BP, _OF, _UD, _NM, _GP, _PF = 1, 3, 4, 6, 7, 13, 14
 _WITH_ERROR: Final = frozenset({8, 10, 11, 12, 13, 14, 17})
 _PRESENT, _WRITE, _USER = 1, 2, 4
 _MASK: Final = (1 << 64) - 1
@@ -324,7 +324,7 @@ class XenHypervisor(Driver):
             self._page_fault(exit_.address, exit_.error)
         elif vector == _DB and self.stores.stepping:
             self.stores.end_step()
-        elif (vector == _GP and self._emulate.privileged()) or (vector == _UD and self._emulate.forced()):
+        elif (vector == _GP and self._emulate.privileged()) or (vector == _UD and self._emulate.undefined()):
             return
         elif vector == _NM and self.vcpu.task_switched:
             self.set_task_switched(False)
@@ -360,7 +360,8 @@ class XenHypervisor(Driver):
         vcpu, vector = self.vcpu, exit_.vector
         self.exits.count("software interrupt", "fault")
         gate = vcpu.gates[vector]
-        if gate is None or gate.level < (1 if vcpu.kernel_mode else 3):
+        # Xen hands breakpoints and overflows on whatever level their gates have.
+        if gate is None or (vector not in (_BP, _OF) and gate.level < (1 if vcpu.kernel_mode else 3)):
             self.raise_exception(_GP, vector * 8 + 2)
             return
         self._registers.advance(exit_.length)

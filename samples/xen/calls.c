@@ -171,6 +171,24 @@ void check_calls(void)
     check("multicall.ends-with-a-return", many[1][1], 7);
     check("multicall.too-many", call(MULTICALL, (u64)many, 1UL << 40, 0, 0), -EINVAL);
 
+    /* nothing of the hypervisor's memory behind a text */
+    static const struct { u32 what, size; } texts[] = { { 1, 16 }, { 2, 144 }, { 3, 1024 }, { 4, 64 }, { 9, 1024 } };
+    static u8 text[1024];
+    long leaked = 0;
+    for (u64 index = 0; index < sizeof texts / sizeof *texts; index++) {
+        int ended = 0;
+        for (u64 at = 0; at < sizeof text; at++)
+            text[at] = 0xff;
+        call(XEN_VERSION, texts[index].what, (u64)text, 0, 0);
+        for (u64 at = 0; at < texts[index].size; at++) {
+            if (!text[at])
+                ended = 1;
+            leaked += text[at] == 0xff || (ended && text[at] && texts[index].what != 2);
+        }
+        leaked += texts[index].size < sizeof text && text[texts[index].size] != 0xff;
+    }
+    check("version.texts-end-in-zeros", leaked, 0);
+
     u64 foreign = foreign_frame();
     struct { u64 frame; u32 offset, pad; } info = { foreign, 0, 0 };
     check("vcpu-info.foreign", call(VCPU_OP, 10, 0, (u64)&info, 0), -EINVAL);

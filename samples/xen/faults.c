@@ -44,6 +44,17 @@ void check_instructions(void)
     check("instruction.code-into-ss", fault_vector, 13);
     TRY("movl $0xe008, %%eax\n\tmovl %%eax, %%ds", "i"(0));
     check("instruction.hypervisors-selector", fault_vector, 13);
+    u64 name = 0;
+    asm volatile("movl $0x40000000, %%eax\n\tud2\n\t.ascii \"xen\"\n\tcpuid" : "=b"(name) : : "rax", "rcx", "rdx");
+    check("instruction.forced-cpuid", name, 0x566e6558);
+    TRY("ud2\n\t.ascii \"xex\"\n\tcpuid", "i"(0));
+    check("instruction.other-prefix", fault_vector, 6);
+    TRY(".byte 0xf1", "i"(0));
+    check("instruction.int1", fault_vector, 1);
+    TRY("xorl %%ecx, %%ecx\n\trdpmc", "i"(0));
+    check("instruction.rdpmc", fault_vector, 13);
+    TRY("int3", "i"(0));
+    check("instruction.int3", fault_vector, 3);
     TRY("int $0x20", "i"(0));
     check("instruction.int-without-gate", fault_vector, 13);
     TRY("int $100", "i"(0));
@@ -152,6 +163,22 @@ void check_user(void)
     check("user.calls", user_calls, 3);
     check("user.argument-and-faults", user_value, 1234 + (14UL << 16) + (13UL << 16));
     check("user.no-base", extended(15, 0, 0), 0);
+
+    /* user code in the kernel's own address space, as a small kernel may have it */
+    u32 level = 3;
+    check("user.kernels-root", extended(15, machine((void *)start->tables), 0), 0);
+    set_entry(code, P | US | A);
+    user_value = user_calls = 0;
+    run_user((u64)code, (u64)stack + 4096, 0);
+    check("user.shared-root", user_value, 1234 + (13UL << 16));
+    call(PHYSDEV_OP, 6, (u64)&level, 0, 0);
+    user_value = 0;
+    run_user((u64)code, (u64)stack + 4096, 0);
+    check("user.with-io-level", user_value, 1234);
+    level = 0;
+    call(PHYSDEV_OP, 6, (u64)&level, 0, 0);
+    set_entry(code, READ_ONLY);
+    check("user.kernels-root-left", extended(15, 0, 0), 0);
     check("user.unpin", extended(4, machine(root), 0), 0);
     check("user.data-again", map(first, machine(first) << 12 | DATA), 0);
 }

@@ -162,6 +162,8 @@ void check_tables(void)
     check("user-base.foreign", extended(15, foreign, 0), -EINVAL);
     check("user-base.data", extended(15, data_frame, 0), -EINVAL);
     check("extended.unknown", extended(99, 0, 0), -ENOSYS);
+    check("extended.flush-not-canonical", extended(7, NOT_CANONICAL, 0), 0);
+    check("extended.flush-hypervisor", extended(11, HYPERVISOR_START, 0), 0);
     check("extended.flush", extended(6, 0, 0), 0);
 
     *(volatile u64 *)data = 5;

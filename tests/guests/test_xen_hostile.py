@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import subprocess
 import tomllib
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bt.image import load
+from bt.image import from_bytes, load
 from bt.session import Options, Session
 from emulator.machine import EndKind, Limits
 from paravirt.xen.audit import violations
 from paravirt.xen.hypervisor import XenHypervisor
+from paravirt.xen.public import Note
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 HOSTILE = SAMPLES / "xen" / "hostile.elf"
-CHECKS = 273
+CHECKS = 285
 
 
 class Ran(NamedTuple):
@@ -90,6 +92,21 @@ def test_two_runs_are_the_same(ran: Ran) -> None:
 
 def test_another_amount_of_memory_changes_nothing() -> None:
     assert run(64).console.endswith(f"retrap xen: {CHECKS} checks, 0 bad\n")
+
+
+def test_a_kernel_whose_notes_name_no_entry_is_entered_where_its_file_says() -> None:
+    entry = struct.pack("<III", 4, 8, Note.ENTRY) + b"Xen\0"
+    other = struct.pack("<III", 4, 8, 99) + b"Xen\0"
+    contents = HOSTILE.read_bytes()
+    assert contents.count(entry) == 1
+    printed = bytearray()
+    image = from_bytes(contents.replace(entry, other), "no-entry")
+    session = Session(image, Options(mode="xen", memory=16 << 20), printed.extend)
+    try:
+        assert session.run().kind is EndKind.POWER_OFF
+    finally:
+        session.close()
+    assert printed.endswith(b"0 bad\n")
 
 
 @pytest.mark.slow
