@@ -54,9 +54,9 @@ class PausingEngine(Engine, Protocol):
         """
         ...
 
-    def observe_stores(self, first: int, last: int, seen: Callable[[int, int, int], None]) -> int:
-        """Call `seen` before every store that begins at an engine-physical address in `first`..`last`, with address,
-        bytes and value. Stores are slow while anything is observed so. Gives what `unobserve` takes."""
+    def observe_change(self, memory: memoryview, seen: Callable[[], None]) -> int:
+        """Call `seen` at the beginning of a unit of progress when up to eight bytes of memory have changed before it,
+        whoever changed them. At least seven more bytes must be behind them. Gives what `unobserve` takes."""
         ...
 
     def unobserve(self, number: int) -> None:

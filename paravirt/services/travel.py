@@ -7,7 +7,8 @@ What searches a history (`timeline`) is made of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from emulator.errors import UsageError, VerifyFailed
@@ -82,8 +83,6 @@ class Travel:
         """How the guest ended, once it was run to its end."""
         self.end = Position(0)
         """The furthest position that was reached."""
-        self.seen: list[int] = []
-        """Addresses of the instructions begun in the block that is being watched."""
         self._next = 0
         self._collecting = True
         self._regions = memory_regions(driver)
@@ -192,38 +191,55 @@ class Travel:
     def _into_block(self, steps: int) -> Outcome:
         """From the beginning of a block, do so many instructions of it."""
         block = self.loose_checkpoint()
-        outcome, done, _ = self.watch_block(lambda count: count > steps)
+        outcome, done = self.watch_block(lambda count: count > steps)
         self._block, self._steps = block, steps
         if outcome is PAUSED and done <= steps:
             self.put_back(block)
             raise UsageError(f"the block at {block.position} ends before its instruction {steps}")
         return outcome
 
-    def watch_block(self, stop: Callable[[int], bool], ahead: int | None = None) -> tuple[Outcome, int, list[int]]:
-        """Run from the beginning of a block, seeing every instruction, until `stop` says so of the number of the one
-        about to begin (from 1), or until the next block begins; `ahead` is the progress at which that is.
+    @contextmanager
+    def _not_collecting(self) -> Iterator[None]:
+        """No checkpoints are made meanwhile."""
+        collecting, self._collecting = self._collecting, False
+        try:
+            yield
+        finally:
+            self._collecting = collecting
 
-        Gives how it ended, the number of instructions seen, and their addresses.
+    def watch_block(
+        self,
+        stop: Callable[[int], bool],
+        ahead: int | None = None,
+        begins: Callable[[int], None] = lambda _: None,
+    ) -> tuple[Outcome, int]:
+        """Run from the beginning of a block, calling `begins` with the address of every instruction, until `stop` says
+        so of the number of the one about to begin (from 1), or until the next block begins; `ahead` is the progress at
+        which that is.
+
+        Gives how it ended, and the number of instructions seen.
         """
         driver, engine = self.driver, self.engine
-        seen = self.seen = []
-        first = engine.progress_state.done
+        count = 0
 
-        def begins(address: int) -> None:
-            seen.append(address)
-            if stop(len(seen)):
+        def seen(address: int) -> None:
+            nonlocal count
+            count += 1
+            begins(address)
+            if stop(count):
                 driver.end(PAUSED)
 
-        self._collecting = False
-        observer = engine.observe_code(0, _EVERYWHERE, begins)
-        try:
-            engine.pause_at(ahead if ahead is not None else first + 1, lambda: driver.end(PAUSED))
-            outcome = driver.resume()
-        finally:
-            engine.pause_at(None)
-            engine.unobserve(observer)
-            self._collecting = True
-        return outcome, len(seen), seen
+        with self._not_collecting():
+            observer = engine.observe_code(0, _EVERYWHERE, seen)
+            try:
+                engine.pause_at(
+                    ahead if ahead is not None else engine.progress_state.done + 1, lambda: driver.end(PAUSED)
+                )
+                outcome = driver.resume()
+            finally:
+                engine.pause_at(None)
+                engine.unobserve(observer)
+        return outcome, count
 
     def step(self) -> Outcome:
         """Do one instruction: the guest is in another state then. It ends where the guest does."""
@@ -257,7 +273,7 @@ class Travel:
         count = ahead = 0
         while True:
             ahead += 1
-            outcome, count, _ = self.watch_block(lambda _: False, block.position.progress + ahead)
+            outcome, count = self.watch_block(lambda _: False, block.position.progress + ahead)
             same = self.driver.state == behind
             self.put_back(block)
             if same or outcome is not PAUSED:

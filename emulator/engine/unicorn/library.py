@@ -29,14 +29,12 @@ DeviceReadCallback = ctypes.CFUNCTYPE(c_uint64, c_void_p, c_uint64, ctypes.c_uin
 DeviceWriteCallback = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, ctypes.c_uint, c_uint64, c_void_p)
 
 CodeCallback = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
-StoreCallback = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_uint64, c_int, ctypes.c_int64, c_void_p)
 
 HOOK_INTR = unicorn.UC_HOOK_INTR
 HOOK_INSN = unicorn.UC_HOOK_INSN
 HOOK_INSN_INVALID = unicorn.UC_HOOK_INSN_INVALID
 HOOK_BLOCK = unicorn.UC_HOOK_BLOCK
 HOOK_CODE = unicorn.UC_HOOK_CODE
-HOOK_MEM_WRITE = unicorn.UC_HOOK_MEM_WRITE
 HOOK_MEM_INVALID = unicorn.UC_HOOK_MEM_INVALID
 INS_IN = x86_const.UC_X86_INS_IN
 INS_OUT = x86_const.UC_X86_INS_OUT
@@ -105,12 +103,12 @@ def load() -> Any:
             f"the unicorn engine is version {unicorn.__version__}, but retrap knows the state layout of {known} only: "
             f"pip install unicorn=={known}"
         )
-    library = ctypes.CDLL(_binding.uclib._name)
+    # Python's lock is held in all calls but the emulation itself (`crash`), which so can be told from the others.
+    library = ctypes.PyDLL(_binding.uclib._name)
     library.uc_open.argtypes = (c_int, c_int, c_void_p)
     library.uc_close.argtypes = (c_void_p,)
     library.uc_strerror.restype = ctypes.c_char_p
     library.uc_strerror.argtypes = (c_int,)
-    library.uc_emu_start.argtypes = (c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)
     library.uc_emu_stop.argtypes = (c_void_p,)
     library.uc_reg_read.argtypes = (c_void_p, c_int, c_void_p)
     library.uc_reg_write.argtypes = (c_void_p, c_int, c_void_p)

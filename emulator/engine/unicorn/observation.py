@@ -7,6 +7,7 @@ back, and the block counts when it begins again. Hooks are part of translated co
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,41 @@ from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.ports import QuietPorts
 
 _FOREVER = 1 << 62
+# Called as callback(engine, address, size, words); `words`: where to look, what was there, which bits, whom to call.
+#   mov rax, [rcx] ; mov rax, [rax] ; xor rax, [rcx+8] ; and rax, [rcx+16] ; jnz changed ; ret ; changed: jmp [rcx+24]
+_LOOK = bytes.fromhex("488b01 488b00 48334108 48234110 7501 c3 ff6118")
+
+
+class WordWatch:
+    """Up to eight bytes of memory that native code looks at."""
+
+    def __init__(self, memory: memoryview, seen: Callable[[], None], fail: Callable[[BaseException], None]) -> None:
+        """`memory` are the bytes; what lies behind them on the host can be read."""
+        if not 1 <= memory.nbytes <= 8:
+            raise ValueError(f"{memory.nbytes} bytes cannot be looked at: give up to 8")
+        self._memory = memory
+
+        def changed(_engine: int, _address: int, _size: int, _user: int) -> None:
+            try:
+                self._words[1] = self._value()
+                seen()
+            except BaseException as error:
+                fail(error)
+
+        self._python = lib.CodeCallback(changed)
+        self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._page.write(_LOOK)
+        self.callback = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self._page)))
+        self._words = (ctypes.c_uint64 * 4)(
+            ctypes.addressof(ctypes.c_char.from_buffer(memory)),
+            self._value(),
+            (1 << 8 * memory.nbytes) - 1,
+            ctypes.cast(self._python, ctypes.c_void_p).value or 0,
+        )
+        self.argument = ctypes.addressof(self._words)
+
+    def _value(self) -> int:
+        return int.from_bytes(self._memory, "little")
 
 
 class Observed:
@@ -83,16 +119,10 @@ class Observed:
 
         return self._observe(lib.HOOK_CODE, lib.CodeCallback(on_code), first, last)
 
-    def observe_stores(self, first: int, last: int, seen: Callable[[int, int, int], None]) -> int:
-        """Call `seen` before every store that begins at engine-physical `first`..`last`."""
-
-        def on_store(_engine: int, _kind: int, address: int, size: int, value: int, _user: int) -> None:
-            try:
-                seen(address, size, value & (1 << 8 * size) - 1)
-            except BaseException as error:
-                self._fail(error)
-
-        return self._observe(lib.HOOK_MEM_WRITE, lib.StoreCallback(on_store), first, last)
+    def observe_change(self, memory: memoryview, seen: Callable[[], None]) -> int:
+        """Call `seen` when a block begins and a word is no longer what it was: native code looks at it."""
+        watch = WordWatch(memory, seen, self._fail)
+        return self._observe(lib.HOOK_BLOCK, watch.callback, 1, 0, watch.argument, watch)
 
     def unobserve(self, number: int) -> None:
         """Observe no more."""
@@ -100,18 +130,18 @@ class Observed:
             self.library.uc_hook_del(ctypes.c_void_p(self.handle), ctypes.c_size_t(number))
             self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
 
-    def _observe(self, kind: int, callback: Any, first: int, last: int) -> int:
+    def _observe(self, kind: int, callback: Any, first: int, last: int, argument: int = 0, keep: object = None) -> int:
         number = ctypes.c_size_t()
         self.library.uc_hook_add(
             ctypes.c_void_p(self.handle),
             ctypes.byref(number),
             ctypes.c_int(kind),
             callback,
-            ctypes.c_void_p(0),
+            ctypes.c_void_p(argument),
             ctypes.c_uint64(first),
             ctypes.c_uint64(last),
             ctypes.c_int(0),
         )
-        self._watches[number.value] = callback
+        self._watches[number.value] = keep or callback
         self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
         return number.value

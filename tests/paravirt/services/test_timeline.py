@@ -9,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emulator.errors import UsageError
-from paravirt.services import timeline as searching
 from paravirt.services.positions import Position, position_of
 from paravirt.services.timeline import PAUSED, ConsoleOnce, Timeline
-from tests.emulator.guest_image import DATA
+from tests.emulator.guest_image import DATA, HALT, KERNEL
 from tests.paravirt.services.ticking_guest import BUG_AT, LOOP_AT, ROUNDS, VICTIM, TickingGuest, fingerprint
 
 
@@ -121,8 +120,7 @@ def test_a_reverse_watchpoint_lands_on_the_store_that_did_it(travelled: Travelle
     assert timeline.position == found
 
 
-def test_every_write_is_found_one_after_the_other(travelled: Travelled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "SHORT", 2_000)
+def test_every_write_is_found_one_after_the_other(travelled: Travelled) -> None:
     timeline = travelled.timeline
     timeline.goto(Position(travelled.end.progress - 1))
     values = []
@@ -136,13 +134,31 @@ def test_what_the_hypervisor_stored_for_the_guest_is_found_too(travelled: Travel
     """An interrupt's frame: no instruction of the guest's wrote it."""
     timeline = travelled.timeline
     timeline.goto(Position(travelled.end.progress - 1))
-    stack = travelled.driver.vcpu.gpr[4]
-    frame = (stack & ~0xF) - 40
-    found = timeline.find_previous_write(frame, 8, changing=False)
+    frame = (travelled.driver.vcpu.gpr[4] & ~0xF) - 40
+    found = timeline.find_previous_write(frame, 8)
     assert found is not None
+    before = travelled.guest.words[frame >> 3]
+    interrupted = travelled.driver.pc
     timeline.run(Position(found.progress + 1))
     pushed = travelled.guest.words[frame >> 3]
-    assert LOOP_AT <= pushed < LOOP_AT + 0x40 or pushed >= 0xFFFF_FFFF_FFE0_0000
+    assert before != pushed
+    assert LOOP_AT <= pushed <= LOOP_AT + 0x40
+    assert interrupted >= LOOP_AT
+
+
+@pytest.mark.parametrize("instruction", ["f3a4", "f348a5"], ids=["movsb", "movsq"])
+def test_a_repeated_store_is_found_in_a_page_that_was_never_touched(instruction: str) -> None:
+    guest = TickingGuest()
+    fresh = 0x9_8000
+    guest.put(KERNEL, "48c7c600000400 48c7c700800900 48c7c140000000" + instruction + HALT)
+    timeline = Timeline(guest.driver)
+    timeline.run()
+    assert guest.words[fresh >> 3] != 0
+    assert timeline.find_previous_write(fresh, 8) is not None
+    assert guest.driver.pc == KERNEL + 21
+    assert bytes(guest.memory[fresh : fresh + 8]) != bytes(guest.memory[KERNEL : KERNEL + 8])
+    timeline.close()
+    guest.close()
 
 
 def test_the_last_execution_of_a_place_is_found(travelled: Travelled) -> None:
