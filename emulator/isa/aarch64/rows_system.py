@@ -79,6 +79,8 @@ PSTATE_ROWS: Final = (
     ),
 )
 
+_OFTEN_IDLE = frozenset({"VAAE1", "VAALE1"})
+"""What a kernel invalidates again and again although nothing was mapped since: a fixup leaves that out."""
 _SHARED = (("", 7), ("IS", 3), ("OS", 1))
 _SHARED_RANGES = (("", 6), ("IS", 2), ("OS", 5))
 
@@ -95,7 +97,7 @@ def _tlbi(name: str, op2: int, what: str, ranges: bool = False) -> SensitiveInst
         r.TRAPS,
         r.CONTROL,
         O.INVALIDATE_TRANSLATIONS,
-        r.CALL,
+        r.INLINE if name in _OFTEN_IDLE else r.CALL,
         example,
         f"C5.5 (TLBI {name})",
         note=what

@@ -12,20 +12,8 @@ from emulator.isa.operation import Operation
 from emulator.isa.sensitive import Pattern, Route, SensitiveInstruction
 
 _OTHER_NOTE = "All that the manual gives no name, or leaves to the implementation."
-_INLINE = {
-    "TPIDRURO",
-    "TPIDRPRW",
-    "TPIDRURW",
-    "CTR",
-    "ICIALLU",
-    "BPIALL",
-    "DCCMVAC",
-    "DCCIMVAC",
-    "DCCMVAU",
-    "DCIMVAC",
-    "ICIMVAU",
-}
-"""Registers whose accesses another word or a fixup can do."""
+_INLINE = {"TPIDRURO", "TPIDRPRW", "TPIDRURW", "CTR"}
+"""Registers whose accesses another word or a fixup can do, besides cache maintenance."""
 
 
 def _place(state: str, mask: int, value: int, unless: tuple[tuple[int, int], ...] = ()) -> Pattern:
@@ -71,7 +59,7 @@ def _access(state: str, register: SystemRegister, read: bool) -> SensitiveInstru
         LEAKS if allowed and not register.condition else TRAPS,
         sensitivity,
         operation,
-        INLINE if register.name in _INLINE else CALL,
+        INLINE if register.name in _INLINE or operation is Operation.MAINTAIN_CACHES else CALL,
         _example(register, read),
         _manual(register),
         register.condition if allowed else "",

@@ -214,7 +214,7 @@ def _unprivileged_accesses() -> tuple[SensitiveInstruction, ...]:
             DIFFERS,
             BEHAVIOUR,
             Operation.ACCESS_AS_USER,
-            CALL,
+            INLINE,
             f"{name.lower()} r0, [r1, #4]",
             MANUAL_OF_ACCESS[name],
             CONDITION_AS_USER,

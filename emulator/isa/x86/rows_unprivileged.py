@@ -177,7 +177,7 @@ UNPRIVILEGED: Final[tuple[Family, ...]] = (
         LEAKS,
         BEHAVIOUR,
         Operation.READ_SEGMENT_SELECTOR,
-        CALL,
+        INLINE,
         "push ss",
         "SDM PUSH",
         note="As PUSH CS.",

@@ -21,7 +21,9 @@ from bt.scan import scan
 from bt.tactics.tactics import STRATEGIES, Placing, Tactic
 from emulator.errors import Unavailable
 from emulator.isa.aarch64.registers import BY_NAME
+from emulator.isa.isas import ISAS
 from emulator.isa.operation import Operation
+from emulator.isa.sensitive import Route
 from paravirt import abi
 from paravirt.abi import WINDOWS
 
@@ -30,6 +32,12 @@ KERNELS = ("debian-amd64", "debian-i386-pae", "debian-arm64", "debian-armhf", "d
 BEST = {Tactic.REPLACED, Tactic.SAME}
 ELSEWHERE = {Tactic.COVERED, Tactic.LEAVE}
 """Of these the reason says who decides."""
+ROUTES = {
+    Tactic.INLINE: Route.INLINE,
+    Tactic.REPLACED: Route.INLINE,
+    Tactic.HYPERCALL: Route.HYPERCALL,
+}
+"""What the table must allow of an instruction for a tactic; for others a trap."""
 STRAIGHT = {Placing.IN_PLACE, Placing.CLUSTER}
 
 
@@ -47,9 +55,11 @@ def planned(name: str, strategy: str) -> Plan:
 def check(found: Plan) -> None:
     """Every site's reasons, and that its fixup is there."""
     fixups = {fixup.address for fixup in found.fixups}
+    rows = {row.name: row for row in ISAS[found.isa].rows}
     for site in found.sites:
         said = f"{site.address:#x} {site.instruction}: {site.tactic} {site.placing} {site.reason!r} {site.refused!r}"
         assert site.reason, said
+        assert ROUTES.get(site.tactic, Route.TRAP) in rows[site.instruction].routes, said
         if site.tactic in (Tactic.INLINE, Tactic.HYPERCALL):
             assert site.home or site.fixup in fixups, said
             assert site.placing is not Placing.NONE, said
