@@ -166,7 +166,7 @@ def memory_command(
     IMAGE is the workload, by default samples/memory as it is built, or its para-virtual port.
     """
     from bt import progress
-    from bt.bench import memory
+    from bt.bench import memory, shadow
     from emulator.errors import UsageError
 
     for name in chosen:
@@ -180,9 +180,15 @@ def memory_command(
         for found, used in memory.everything(techniques, image, guest, step):
             costs += found
             rooms += used
+    speed = shadow.measure(image or memory.workload(), memory.MEMORY) if shadow.TECHNIQUE in techniques else None
     if json_file is not None:
-        json_file.write_text(json.dumps(memory.as_json(costs, rooms), indent=2) + "\n")
+        values = memory.as_json(costs, rooms)
+        if speed is not None:
+            values["shadow"] = shadow.as_json(speed)
+        json_file.write_text(json.dumps(values, indent=2) + "\n")
     click.echo(memory.as_text(costs, rooms), nl=False)
+    if speed is not None:
+        click.echo(shadow.as_text(speed), nl=False)
     if base is not None:
         for file in memory.plot(costs, base):
             click.echo(f"wrote {file}")

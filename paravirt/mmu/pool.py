@@ -58,6 +58,9 @@ class TablePool:
         self.below: list[set[int]] = []
         """By unit, the tables that its table has linked and that hold non-global translations."""
         self._tables: dict[Key, int] = {}
+        self._keys: dict[int, Key] = {}
+        """The other way round, of `_keyed`; made when it is asked for."""
+        self._keyed = self._tables
         self.on_removed: Callable[[list[int]], None] | None = None
         """Called with the places of entries that are about to be removed, where an engine must know them."""
 
@@ -89,6 +92,12 @@ class TablePool:
             self._look(table, source, span)
         return table
 
+    def role_of(self, table: int) -> int:
+        """The role of a table that `find` knows."""
+        if self._keyed is not self._tables or len(self._keys) != len(self._tables):
+            self._keyed, self._keys = self._tables, {known: key for key, known in self._tables.items()}
+        return self._keys[table][2]
+
     def keep(self, key: Key, table: int) -> None:
         """Let `find` know a table that mirrors none of the guest's."""
         self._tables[key] = table
@@ -119,6 +128,7 @@ class TablePool:
         self.misses.clear()
         self.below.clear()
         self._tables.clear()
+        self._keys.clear()
 
     def address_of(self, table: int) -> int:
         """Engine-physical address."""

@@ -302,7 +302,8 @@ class ShadowPaging(ShadowEntries):
         if pool.source[table] < 0:
             return
         guest, shadow, seen = pool.mirrored(table)
-        ready, physical, writable = self.guest.ahead(guest, self.view == USER_VIEW)
+        user = pool.role_of(table) == USER_VIEW  # eagerly, a table of the view that is not in use is filled as well
+        ready, physical, writable = self.guest.ahead(guest, user or self.for_user_too(table))
         inside = (physical >= frames.base) & (physical < frames.end)
         places = np.flatnonzero((shadow == 0) & ready & inside)
         if not len(places):
@@ -311,11 +312,15 @@ class ShadowPaging(ShadowEntries):
         numbers = (chosen - np.uint64(frames.base) >> np.uint64(12)).astype(np.int64)
         plain = writable[places] & (frames.kind[numbers] == 0)
         bits = np.where(plain, np.uint64(form.pages[READ | WRITE]), np.uint64(form.pages[READ]))
-        if frames.coherent and self.view == USER_VIEW:  # otherwise user code is entered at its first execution
+        if frames.coherent and user:  # otherwise user code is entered at its first execution
             bits = self.executable_ahead(guest[places], bits)
         shadow[places] = (chosen | bits).astype(pool.dtype)
         seen[places] = guest[places]
         self.prefilled += len(places)
+
+    def for_user_too(self, _table: int) -> bool:
+        """Whether only what user code may reach is mapped ahead in a table of the kernel's view."""
+        return False
 
     def executable_ahead(self, _guest: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """Of pages that are mapped ahead for user code, the bits by which those can be executed that the guest lets

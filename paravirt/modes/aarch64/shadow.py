@@ -17,6 +17,7 @@ from emulator.isa.paging import PageWalk
 from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.shadow import ShadowPaging
+from paravirt.mmu.views import USER_VIEW
 
 _REMEMBERED: Final = 4096
 """Pages whose invalidations are counted."""
@@ -29,6 +30,8 @@ class AArch64Shadow(ShadowPaging):
         self._cpu = engine
         self._dirty = False
         """Entries in use were changed, and the engine has not been told."""
+        self._below: set[int] = set()
+        """Tables of pages of the lower half, in the kernel's view."""
         super().__init__(
             engine,  # type: ignore[arg-type]
             memory,
@@ -51,6 +54,16 @@ class AArch64Shadow(ShadowPaging):
         self.clean_page = -1
         self.on_mapped()
         super()._install(walk, write, fetch)
+
+    def _table(self, guest: int, level: int, role: int, address: int) -> int:
+        table = super()._table(guest, level, role, address)
+        if level == 1 and role != USER_VIEW and not address >> 63:
+            self._below.add(table)
+        return table
+
+    def for_user_too(self, table: int) -> bool:
+        """In the lower half: a page of the kernel's there is never mapped for data (`AArch64Hypervisor`)."""
+        return table in self._below
 
     def fill_walked(self, walk: PageWalk, write: bool) -> None:
         """`fill` for data, by a walk that was just made."""
@@ -80,6 +93,7 @@ class AArch64Shadow(ShadowPaging):
 
     def _forget(self) -> None:
         self._dirty = True
+        self._below.clear()
         super()._forget()
 
     def flush_tlb(self) -> None:

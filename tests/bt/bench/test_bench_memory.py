@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bt.bench import memory
+from bt.bench import memory, shadow
 from emulator.errors import Unavailable
 from paravirt.mmu.techniques import ALL_TECHNIQUES, PARA_TECHNIQUES, TECHNIQUES
 
@@ -107,3 +107,14 @@ def test_a_guest_that_is_no_workload_is_refused_by_a_sentence() -> None:
     path = Path(__file__).parents[3] / "samples/x86_64/hostile/halt.elf"
     with pytest.raises(Unavailable, match="no workload"):
         memory.measure(path, "lazy")
+
+
+def test_fills_and_resyncs_are_timed_one_by_one() -> None:
+    speed = shadow.measure(memory.workload(), memory.MEMORY)
+    assert speed.fills > 20_000
+    assert speed.resyncs > 300
+    assert speed.fill > 0
+    assert speed.resync > 0
+    text = shadow.as_text(speed)
+    assert f"median of {speed.fills} (goal: at most 6)" in text
+    assert shadow.as_json(speed)["resync_goal"] == 3.0

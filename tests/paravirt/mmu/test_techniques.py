@@ -128,6 +128,22 @@ def test_lazy_is_stale_until_the_flush_and_right_and_protected_after_it(flush: s
     assert mmu.guarded.opened == opened + 1
 
 
+def test_eager_enters_no_page_of_the_kernels_into_user_codes_tables() -> None:
+    mmu = GuestMmu("eager")
+    kernels = PAGE + 0x1000
+    mmu.tables.map(PAGE, FRAME | RIGHTS)
+    for view in (KERNEL_VIEW, USER_VIEW):
+        mmu.shadow.use(view)
+        assert mmu.access(PAGE) == FRAME
+    mmu.shadow.use(KERNEL_VIEW)
+    mmu.tables.map(kernels, OTHER | (RIGHTS & ~U))  # in the table that both views mirror: each follows the store
+    assert mmu.walk(kernels) is not None, "entered at once for the kernel"
+    mmu.shadow.use(USER_VIEW)
+    assert mmu.walk(kernels) is None
+    with pytest.raises(Fault):
+        mmu.access(kernels)
+
+
 def test_lazy_follows_at_a_miss_that_goes_through_the_dirty_table() -> None:
     mmu = GuestMmu("lazy")
     entry = window_on_tables(mmu)

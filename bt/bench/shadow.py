@@ -1,0 +1,114 @@
+"""What shadow tables cost the host by the page: a fill, and looking at a table of the guest's for changes.
+
+Room: measurements. The guest is the memory workload; each call is timed as it happens. Medians, since whatever else the
+host does falls on a few of them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+FILL_GOAL: Final = 6.0
+RESYNC_GOAL: Final = 3.0
+"""Microseconds, at most."""
+TECHNIQUE: Final = "snapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Microseconds of host time."""
+
+    fills: int
+    fill: float
+    """One page, walked and entered: the median."""
+    ahead: float
+    """One page of a table that is filled as a whole: the mean."""
+    resyncs: int
+    """Tables that were looked at."""
+    resync: float
+    """One table: the median over the address spaces that were looked through."""
+    resync_mean: float
+    """The mean, with what is dropped of changed tables, and with whatever else the host did."""
+
+
+def measure(path: Path, memory: int) -> Speed:
+    """Time every fill and resync of a run of the workload."""
+    from bt import para
+    from bt.image import load
+    from bt.session import Options, Session
+
+    image = load(path)
+    mode = Options().mode if para.version_of(image) is None else para.MODE
+    session = Session(image, Options(mode=mode, memory=memory, technique=TECHNIQUE), lambda _: None)
+    try:
+        clock = _Clock(session.driver)
+        session.run()
+    finally:
+        session.close()
+    return clock.result()
+
+
+class _Clock:
+    """Times two methods of a hypervisor's shadow tables."""
+
+    def __init__(self, driver: Any) -> None:
+        self._shadow = shadow = driver.shadow
+        self._pool = shadow.pool
+        self._fill, self._revalidate, self._compare = shadow.fill, self._pool.revalidate_from, self._pool._compare
+        shadow.fill, self._pool.revalidate_from, self._pool._compare = self.fill, self.revalidate, self.compare
+        self._single: list[int] = []
+        self._whole: list[tuple[int, int]] = []
+        self._looked: list[tuple[int, int]] = []
+        self._tables = 0
+
+    def fill(self, address: int, write: bool, fetch: bool) -> None:
+        before, begun = self._shadow.prefilled, time.perf_counter_ns()
+        self._fill(address, write, fetch)
+        took, pages = time.perf_counter_ns() - begun, self._shadow.prefilled - before
+        if pages:
+            self._whole.append((took, pages))
+        else:
+            self._single.append(took)
+
+    def compare(self, *arguments: int) -> int:
+        self._tables += 1
+        differ: int = self._compare(*arguments)
+        return differ
+
+    def revalidate(self, top: int) -> None:
+        before, begun = self._tables, time.perf_counter_ns()
+        self._revalidate(top)
+        took, tables = time.perf_counter_ns() - begun, self._tables - before
+        if tables:
+            self._looked.append((took, tables))
+
+    def result(self) -> Speed:
+        """In microseconds."""
+        pages, tables = (sum(count for _, count in found) for found in (self._whole, self._looked))
+        return Speed(
+            fills=len(self._single),
+            fill=median(self._single) / 1e3,
+            ahead=sum(took for took, _ in self._whole) / max(1, pages) / 1e3,
+            resyncs=tables,
+            resync=median(took / count for took, count in self._looked) / 1e3,
+            resync_mean=sum(took for took, _ in self._looked) / max(1, tables) / 1e3,
+        )
+
+
+def as_json(speed: Speed) -> dict[str, Any]:
+    """As plain values."""
+    return asdict(speed) | {"fill_goal": FILL_GOAL, "resync_goal": RESYNC_GOAL}
+
+
+def as_text(speed: Speed) -> str:
+    """Two lines."""
+    return (
+        f"a shadow fill: {speed.fill:.1f} microseconds, median of {speed.fills} (goal: at most {FILL_GOAL:.0f}); a "
+        f"page filled with its table {speed.ahead:.1f}\n"
+        f"a resync: {speed.resync:.1f} microseconds a table, median, {speed.resync_mean:.1f} mean of {speed.resyncs} "
+        f"(goal: at most {RESYNC_GOAL:.0f})\n"
+    )
