@@ -186,8 +186,11 @@ class Plan:
     def validate(self) -> None:
         """Raise `BadImage` where the parts do not fit each other."""
         sound = self.mode in STRATEGIES and self.region.start <= self.end <= self.region.end
+        free = self.region.start
         for fixup in self.fixups:
-            sound &= fixup.address >= self.region.start and fixup.address + len(fixup.code) <= self.end
+            sound &= fixup.address >= free
+            free = fixup.address + len(fixup.code)
+        sound &= free <= self.end
         for site in self.sites:
             sound &= len(site.old) == len(site.new) > 0 and 0 <= site.address - site.start < 1 << 12
             sound &= site.patch_offset >= 0
