@@ -60,7 +60,11 @@ class Waiting:
         self._due = self.done = self._over = False
         self._before = self._driver.on_tick
         self._driver.on_tick = self._tick
-        if moment.event == USER:
+        if moment.seconds is not None and self._driver.engine.capabilities.pauses_exactly:
+            # An idle guest's time may be there earlier: then the next tick notices.
+            engine: Any = self._driver.engine
+            engine.pause_at(self._machine.clock.progress_at(int(moment.seconds * 1e9)), self.come)
+        elif moment.event == USER:
             self._observe()
         elif moment.event == INPUT:
             self._poll = self._machine.poll_input

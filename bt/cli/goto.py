@@ -97,8 +97,9 @@ def _search(timeline: Timeline, session: Session, write: str | None, code: str |
     if write is not None:
         name, _, size = write.partition(":")
         address = _address(session, name)
+        count = _size(size)
         physical = timeline.peek(lambda: _physical(session, address))
-        if timeline.find_previous_write(physical, _size(size)) is None:
+        if timeline.find_previous_write(physical, count) is None:
             return f"nothing was written to {write} before {timeline.position}"
     if code is not None and timeline.find_previous([_address(session, code)]) is None:
         return f"{code} was not executed before {timeline.position}"

@@ -144,7 +144,8 @@ class UnicornEngine(Observed):
         start, handle, registers = self.library.uc_emu_start, self.handle, self.registers
         while not self._stopped:
             registers.join_flags()
-            status = start(handle, registers.rip, _NOWHERE, 0, 0)
+            left, begin = self._remaining[0], registers.rip
+            status = start(handle, begin, _NOWHERE, 0, 0)
             registers.forget_exception()  # a stop leaves one behind as well
             if self._flush_before is not None and self._flush_waiting():
                 continue
@@ -171,6 +172,8 @@ class UnicornEngine(Observed):
                 exit_.kind, exit_.error = ExitKind.UNBACKED, status - _NO_READ
             elif status:
                 raise GuestFault(f"the engine lost the guest at {registers.rip:#x}: {self._message(status)}")
+            elif self._remaining[0] == left and registers.rip == begin:
+                continue  # two stops at once, of which Unicorn takes the second for one of the next start
             else:
                 exit_.kind = ExitKind.HALT
             handler(exit_)

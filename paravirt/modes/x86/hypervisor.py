@@ -149,15 +149,19 @@ class X86Hypervisor(X86Saving):
         vcpu.rflags = state.rflags
         vcpu.rip = state.rip
         self._view_level = vcpu.level
+        self._open_ports()
+        self.shadow.use(0)
+        self.real_controls_changed()
+        self.descriptors_changed()
+        self._registers.privilege = 3
+
+    def _open_ports(self) -> None:
+        """Have the engine know which accesses to ports need no exit of their own."""
         self.engine.open_ports()
         more = self.board.posted_if_dear if self.engine.capabilities.exit_cost >= DEAR else ()
         self.engine.post_ports((*self.board.posted, *more))
         if self.engine.capabilities.answers_ports:
             self._watch_serial(cast(AnsweringEngine, self.engine))
-        self.shadow.use(0)
-        self.real_controls_changed()
-        self.descriptors_changed()
-        self._registers.privilege = 3
 
     def _watch_serial(self, engine: AnsweringEngine) -> None:
         """Have the accesses to the serial port of which nothing else comes than the output done without an exit."""

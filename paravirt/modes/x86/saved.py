@@ -73,6 +73,10 @@ class X86Saving(X86Requests):
             alone=self._in_shadow,
         )
 
+    def _open_ports(self) -> None:
+        """Have the engine know which accesses to ports need no exit of their own."""
+        raise NotImplementedError
+
     def set_processor_state(self, saved: X86Saved) -> None:
         """Give the virtual processor a state; `real_state_lost` must follow once memory is in place."""
         vcpu, real = self.vcpu, self._registers
@@ -99,8 +103,7 @@ class X86Saving(X86Requests):
 
     def real_state_lost(self) -> None:
         """Memory, tables and the virtual processor are in place: make the real processor's state by them."""
-        self.engine.open_ports()
-        self.engine.post_ports(self.board.posted)
+        self._open_ports()
         self.descriptors.forget()
         self.descriptors.reload(self._view_level)
         self._switch(USER_VIEW if self._view_level == self.USER_LEVEL else KERNEL_VIEW)
