@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from bt import para, xen
 from bt.image import Image, to_boot
 from emulator.engine.engines import NAMES, open_engine
-from emulator.errors import BadImage, UsageError
+from emulator.errors import BadImage, EngineCrashed, UsageError
 from emulator.machine import Limits, Machine, Outcome
 from emulator.native import NativeCpu, native_for
 from emulator.platforms import platform_of
@@ -221,7 +221,11 @@ class Session:
         return self.image.symbols.name_at(address - self.options.delta) or f"{address:#x}"
 
     def run(self) -> Outcome:
-        """Run the guest to its end."""
+        """Run the guest to its end.
+
+        Raises `EngineCrashed`, with the guest's last state, where the engine's native code crashes: console, memory
+        and counters of the session are then as they were left, and it can be closed.
+        """
         # Nothing made while a guest runs refers to itself; looking for such things would cost a per cent.
         collecting = gc.isenabled()
         gc.disable()
@@ -232,7 +236,13 @@ class Session:
                 gc.enable()
 
     def _go(self) -> Outcome:
-        return self.driver.run()
+        try:
+            return self.driver.run()
+        except EngineCrashed as crash:
+            from bt.lost import last_state
+
+            crash.last = last_state(self, crash)
+            raise
 
     def close(self) -> None:
         """Release the engine and write the caches."""

@@ -7,7 +7,7 @@ A guest's own faults are no Python exceptions: an error is raised only where a r
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 BRIEF = 160
 """Characters that are quoted of what a file, or a library about it, says."""
@@ -122,6 +122,37 @@ class BadSnapshot(RetrapError):
     meaning: ClassVar[str] = "a snapshot or recording is damaged, of another format, or of another machine"
 
 
+class EngineCrashed(GuestFault):
+    """The CPU engine's native code crashed in a run, and the guest with it; the process goes on.
+
+    The engine cannot be run any more. Guest memory, console and the last registers can be looked at.
+    """
+
+    exit_status: ClassVar[int] = 14
+    meaning: ClassVar[str] = "the CPU engine's native code crashed, and the guest is lost with it"
+
+    signal: str = ""
+    """Name of the signal."""
+    address: int = 0
+    """Guest-virtual address of the last instruction known, in the block that crashed or before it."""
+    last_exit: str = ""
+    """The exit that was reported last."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.last: dict[str, Any] = {}
+        """The guest's last state, where whoever ran it says so (`bt.lost`)."""
+
+    @classmethod
+    def by(cls, signal: str, address: int, last_exit: str) -> EngineCrashed:
+        """The error of a run in which a signal came; see the fields."""
+        error = cls(
+            f"the CPU engine crashed ({signal}) and the guest is lost at {address:#x}; its last exit was {last_exit}"
+        )
+        error.signal, error.address, error.last_exit = signal, address, last_exit
+        return error
+
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, by the shell's convention of 128 + SIGINT."""
 
@@ -145,5 +176,6 @@ KINDS: tuple[type[RetrapError], ...] = (
     Tampered,
     CoverageMissed,
     BadSnapshot,
+    EngineCrashed,
 )
 """Every kind in order of exit status; the documentation's table is printed from it."""

@@ -14,7 +14,7 @@ import traceback
 
 import click
 
-from emulator.errors import INTERNAL_ERROR, INTERRUPTED, RetrapError, Unwritable, UsageError
+from emulator.errors import INTERNAL_ERROR, INTERRUPTED, EngineCrashed, RetrapError, Unwritable, UsageError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """What writing to a full or broken device gives."""
@@ -34,6 +34,10 @@ def report(error: BaseException) -> int:
 def _report(error: BaseException) -> int:
     if isinstance(error, RetrapError):
         _say(str(error))
+        if isinstance(error, EngineCrashed) and error.last:
+            from bt.lost import lines
+
+            print("\n".join(lines(error.last)), file=sys.stderr, flush=True)
         return error.exit_status
     if isinstance(error, click.ClickException):
         error.show(sys.stderr)

@@ -280,7 +280,7 @@ class Run:
             ending = Ending(outcome, "", status, seconds)
             return status
         except RetrapError as error:
-            ending = Ending(outcome, str(error), error.exit_status, seconds)
+            ending = Ending(outcome, str(error), error.exit_status, seconds, getattr(error, "last", {}))
             raise
         except BaseException as error:
             status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else INTERNAL_ERROR

@@ -6,7 +6,8 @@ host or on what ran before; all else is the same whenever the same guest runs wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.native import NativeCpu
@@ -44,6 +45,8 @@ class Ending:
     """Of the process."""
     seconds: float
     """Host time of the run, without loading."""
+    lost: Mapping[str, Any] = field(default_factory=dict)
+    """The guest's last state, where its engine crashed (`bt.lost`)."""
 
 
 def exit_rows(session: Session) -> list[ExitRow]:
@@ -138,6 +141,8 @@ def as_json(session: Session, ending: Ending, console_sha256: str, console_bytes
         result["shadow"] = {"fills": driver.shadow.fills, "prefilled": driver.shadow.prefilled}
         code = driver.code
         result["code"] = {"translations": code.translations, "reused": code.reused, "sites": code.sites}
+    if ending.lost:
+        result["lost"] = dict(ending.lost)
     host: dict[str, Any] = {"seconds": round(ending.seconds, 6)}
     translator = session.translator
     if translator is not None:

@@ -12,11 +12,12 @@ from typing import Any
 
 import unicorn
 
-from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.exit import Exit, ExitKind, describe
 from emulator.engine.protocol import Handler
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.counter import BlockCounter
-from emulator.errors import EngineMissing, GuestFault
+from emulator.engine.unicorn.crash import Guarded
+from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 CONTROL_CPU_MODEL = lib.control_write(unicorn.UC_CTL_CPU_MODEL, 1)
 CONTROL_PAGE_SIZE = lib.control_write(unicorn.UC_CTL_UC_PAGE_SIZE, 1)
@@ -51,6 +52,7 @@ class UnicornCpu:
         self._memories: list[Any] = []
         self._callbacks: list[Any] = []
         self._counter = BlockCounter(self.library)
+        self._guarded = Guarded(self.library)
         self._remaining = self._counter.remaining
         self._deadline = _FOREVER
         self._remaining[0] = _FOREVER
@@ -107,9 +109,11 @@ class UnicornCpu:
         self._handler = handler
         self._stopped = False
         exit_ = self._exit
-        start, handle, nowhere = self.library.uc_emu_start, self.handle, self.nowhere
+        start, handle, nowhere, slot = self._guarded.start, self.handle, self.nowhere, self._guarded.slot
         while not self._stopped:
-            status = start(handle, self._start_address(), nowhere, 0, 0)
+            status = start(handle, self._start_address(), nowhere, 0, 0, slot)
+            if status < 0:
+                raise EngineCrashed.by(self._guarded.note(status), self._address(), describe(exit_))
             self._settle()
             if self._failure is not None:
                 failure, self._failure = self._failure, None
@@ -163,7 +167,9 @@ class UnicornCpu:
     def close(self) -> None:
         """Release the CPU. Idempotent."""
         if self.handle is not None:
-            self.library.uc_close(self.handle)
+            self._guarded.close()
+            if not self._guarded.crashed:
+                self.library.uc_close(self.handle)
             self.handle = None
 
     # -- hooks and failures ---------------------------------------------------------------------

@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from emulator.engine.exit import SYSCALL, SYSENTER, Exit, ExitKind
+from emulator.engine.exit import SYSCALL, SYSENTER, Exit, ExitKind, describe
 from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import floating, state
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
+from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.observation import Observed
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
 from emulator.engine.unicorn.timestamp import TimeStamp
-from emulator.errors import EngineMissing, GuestFault
+from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 _ARCH_X86, _MODE_64 = 4, 8
 _NOWHERE = 0x8000_0000_0000_0000
@@ -80,6 +81,7 @@ class UnicornEngine(Observed):
         self._ports = QuietPorts(lib.PortReadCallback(self._on_port_read), lib.PortWriteCallback(self._on_port_write))
         self._late = Exit()
         self._counter = BlockCounter(self.library)
+        self._guarded = Guarded(self.library)
         self._remaining = self._counter.remaining
         self._deadline = self._wanted = self._pause = _FOREVER
         self._remaining[0] = _FOREVER
@@ -141,11 +143,13 @@ class UnicornEngine(Observed):
         self._handler = handler
         self._stopped = False
         exit_ = self._exit
-        start, handle, registers = self.library.uc_emu_start, self.handle, self.registers
+        start, handle, registers, slot = self._guarded.start, self.handle, self.registers, self._guarded.slot
         while not self._stopped:
             registers.join_flags()
             left, begin = self._remaining[0], registers.rip
-            status = start(handle, begin, _NOWHERE, 0, 0)
+            status = start(handle, begin, _NOWHERE, 0, 0, slot)
+            if status < 0:
+                raise EngineCrashed.by(self._guarded.note(status), registers.rip, describe(exit_))
             registers.forget_exception()  # a stop leaves one behind as well
             if self._flush_before is not None and self._flush_waiting():
                 continue
@@ -334,8 +338,10 @@ class UnicornEngine(Observed):
     def close(self) -> None:
         """Release the CPU. Idempotent."""
         if self.handle is not None:
-            self.library.uc_context_free(self._context)
-            self.library.uc_close(self.handle)
+            self._guarded.close()
+            if not self._guarded.crashed:
+                self.library.uc_context_free(self._context)
+                self.library.uc_close(self.handle)
             self.handle = None
 
     # -- hooks ----------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ def load() -> Any:
     library.uc_close.argtypes = (c_void_p,)
     library.uc_strerror.restype = ctypes.c_char_p
     library.uc_strerror.argtypes = (c_int,)
+    library.uc_emu_start.argtypes = (c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)
     library.uc_emu_stop.argtypes = (c_void_p,)
     library.uc_reg_read.argtypes = (c_void_p, c_int, c_void_p)
     library.uc_reg_write.argtypes = (c_void_p, c_int, c_void_p)

@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 import unicorn
 
-from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.exit import Exit, ExitKind, describe
 from emulator.engine.mips import FETCH
 from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn import mips_state as state
 from emulator.engine.unicorn import mips_timer
 from emulator.engine.unicorn.counter import BlockCounter
+from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.mips_blocks import limit_blocks
 from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
 from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
-from emulator.errors import EngineMissing, GuestFault
+from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 _ARCH_MIPS, _MODE_32, _BIG_ENDIAN = 3, 4, 1 << 30
 _GPR_0 = 2
@@ -104,6 +105,7 @@ class UnicornMipsEngine:
         self._callbacks: list[Any] = []
         self._memories: list[tuple[int, memoryview, Any, int]] = []
         self._counter = BlockCounter(self.library)
+        self._guarded = Guarded(self.library)
         self._remaining = self._counter.remaining
         self._deadline = _FOREVER
         self._remaining[0] = _FOREVER
@@ -235,11 +237,13 @@ class UnicornMipsEngine:
         self._handler = handler
         self._stopped = False
         exit_, registers = self._exit, self.registers
-        start, handle = self.library.uc_emu_start, self.handle
+        start, handle, slot = self._guarded.start, self.handle, self._guarded.slot
         while not self._stopped:
             self._running = True
-            status = start(handle, registers.pc, self._until, 0, 0)
+            status = start(handle, registers.pc, self._until, 0, 0, slot)
             self._running = False
+            if status < 0:
+                raise EngineCrashed.by(self._guarded.note(status), registers.pc, describe(exit_))
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
@@ -324,7 +328,9 @@ class UnicornMipsEngine:
         """Release the CPU. Idempotent."""
         if self.handle is not None:
             mips_timer.detach(self.registers.address)
-            self.library.uc_close(self.handle)
+            self._guarded.close()
+            if not self._guarded.crashed:
+                self.library.uc_close(self.handle)
             self.handle = None
 
     # -- hooks ----------------------------------------------------------------------------------
