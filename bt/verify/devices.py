@@ -12,6 +12,8 @@ from typing import Final
 from bt.verify.observation import Write
 
 _ICW1, _OCW3 = 0x10, 0x08
+_OCW3_SETS: Final = _OCW3 | 0x40
+"""OCW3 by which the special mask mode is set or left."""
 _INITIALISATION_WORDS: Final = 4
 _PIT_CONTROL: Final = 3
 _GICC_EOIR, _GICC_DIR = 0x10, 0x1000
@@ -21,8 +23,8 @@ _COUNTER_LATCH, _READ_BACK = 0x30, 0xC0
 
 
 def interrupt_controller(writes: Sequence[Write]) -> list[Write]:
-    """An 8259's writes without OCW2, by which interrupts are ended."""
-    return [write for write in writes if write.offset or write.value & (_ICW1 | _OCW3)]
+    """An 8259's writes without OCW2, by which interrupts are ended, and OCW3 that says only what is read next."""
+    return [write for write in writes if write.offset or write.value & _ICW1 or write.value & _OCW3_SETS == _OCW3_SETS]
 
 
 def interrupt_controller_setup(writes: Sequence[Write]) -> list[Write]:

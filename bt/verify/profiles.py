@@ -52,8 +52,9 @@ EXACT: Final = Profile(
         Rule(
             "device writes",
             "per device, the sequence of (offset, size, value)",
-            "writes that end an interrupt (OCW2 of the 8259 pair, EOIR of a GIC), that latch a count of the timer, and "
-            "indices of clock registers that are only read; the window of ports, whose devices are compared themselves",
+            "writes that end an interrupt (OCW2 of the 8259 pair, EOIR of a GIC), choose what is read next (OCW3) or "
+            "latch a count of the timer, and indices of clock registers that are only read; the window of ports, "
+            "whose devices are compared themselves",
             "how many ticks fit in a stretch of code, and how often a clock is read until something is due, depends on "
             "time, which is counted in blocks",
             checks.device_writes(
@@ -105,8 +106,10 @@ EXACT: Final = Profile(
         Rule(
             "processor",
             "general, control, descriptor and system-call registers, segments and flags at the end",
-            "RIP may be on the instruction that ended the run or behind it; the busy bit in TR's hidden part",
-            "an engine hands up an OUT with RIP behind it, a fault is on it; LTR may cache the bit before it sets it",
+            "RIP may be on the instruction that ended the run or behind it; the busy bit in TR's hidden part; after an "
+            "interrupt what shows where (ELR_EL1, SPSR_EL1, LR_irq, SPSR_irq, EPC); what MIPS32 leaves undefined",
+            "an engine hands up an OUT with RIP behind it, a fault is on it; LTR may cache the bit before it sets it; "
+            "the timer ticks at other instructions",
             checks.processor(),
         ),
     ),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bt.session import Options
     from bt.verify import Verification
 
-ARCHITECTURES: Final = {"aarch64": "arm64", "armv7": "armhf", "mips32": "mipsel"}
+ARCHITECTURES: Final = {"i386": "i386", "aarch64": "arm64", "armv7": "armhf", "mips32": "mipsel"}
 """Row of `bt.qemu.OTHERS` by instruction set; these kernels boot as they are packaged, others as their ELF by PVH."""
 SECONDS: Final = 180.0
 """Host time that QEMU gets."""

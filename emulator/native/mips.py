@@ -138,6 +138,7 @@ class MipsNativeCpu(NativeCpu):
         order = i.BIG_ENDIAN if self.engine.byte_order == "big" else 0
         identity = {"PRId": i.PRID, "Config": i.CONFIG | order, "Config1": i.CONFIG1, "Config2": i.CONFIG2}
         first = {"Config3": i.CONFIG3, "IntCtl": i.INT_CTL, "EBase": i.EBASE, "HWREna": 0, "Cause": 0, "Status": 0}
+        first |= dict.fromkeys(("BadVAddr", "Context", "EntryHi"), 0)  # an engine tries itself when it opens
         for name, value in (identity | first).items():
             registers.set_cp0(name, value)
         registers.jump(state.pc)

@@ -31,6 +31,8 @@ class Processor:
     is the kernel's."""
     vectors: dict[int, str]
     """The manual's names of the exceptions by the number that is noted."""
+    saved: frozenset[str] = frozenset()
+    """Registers at the end that show where the last interrupt came."""
     lines: bool = False
     """The number of an interrupt is a set of lines, one bit each."""
 
@@ -103,6 +105,7 @@ PROCESSORS: Final[dict[str, Processor]] = {
         16,
         {64: ("aarch64", "")},
         _AARCH64_VECTORS,
+        saved=frozenset({"ELR_EL1", "SPSR_EL1"}),
     ),
     "armv7": Processor(
         _armv7,
@@ -111,7 +114,17 @@ PROCESSORS: Final[dict[str, Processor]] = {
         8,
         {32: ("armv7", ""), 16: ("armv7", "t32")},
         _ARM_VECTORS,
+        saved=frozenset({"LR_irq", "SPSR_irq"}),
     ),
-    "mips32": Processor(_mips32, "PC", (*_MIPS_NAMES, "Status"), 8, {32: ("mips32", "")}, _MIPS_VECTORS, lines=True),
+    "mips32": Processor(
+        _mips32,
+        "PC",
+        (*_MIPS_NAMES, "Status"),
+        8,
+        {32: ("mips32", "")},
+        _MIPS_VECTORS,
+        saved=frozenset({"EPC"}),
+        lines=True,
+    ),
 }
 """Every instruction set whose guests can be verified."""

@@ -22,6 +22,9 @@ _ASID: Final = 0xFF
 _SYSCALL: Final = 8
 """Cause.ExcCode Sys."""
 _V0: Final = 2
+_COMPARED: Final = {("Context", 0): 0xFF80_0000, ("Context", 1): 0xFF80_0000, ("Index", 1): 0x8000_0000}
+"""By name and highest bit, what of a register is defined: an address error leaves BadVPN2 of Context as it likes, and a
+TLBP that finds nothing the rest of Index (MD00090, 9.1 and 9.9)."""
 _NAMES: Final = (
     *("EntryLo0", "EntryLo1", "Context", "PageMask", "Wired", "HWREna", "BadVAddr", "EntryHi", "Status", "IntCtl"),
     *("Cause", "EPC", "EBase", "ErrorEPC", "Index"),
@@ -78,4 +81,6 @@ class MipsView(View):
         yield from (("PC", self.pc), ("HI", real.hi), ("LO", real.lo), ("UserLocal", real.user_local))
         yield from ((f"F{number}", int(value)) for number, value in enumerate(real.fpr))
         yield "FCSR", real.fcsr
-        yield from ((name, int(self._read(name))) for name in _NAMES)
+        for name in _NAMES:
+            value = int(self._read(name))
+            yield name, value & _COMPARED.get((name, value >> 31), -1)
