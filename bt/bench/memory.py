@@ -94,6 +94,8 @@ class _Watch:
 
     def __init__(self) -> None:
         self.found: list[tuple[str, int, _Count]] = []
+        self.look: Callable[[str, Session], None] = lambda _name, _session: None
+        """Called at the end of each operation, when it was counted."""
         self.session: Session
         self._line = bytearray()
         self._begun: tuple[str, int, _Count] | None = None
@@ -105,6 +107,7 @@ class _Watch:
                 name, times, before = self._begun
                 self.found.append((name, times, self.count().since(before)))
                 self._begun = None
+                self.look(name, self.session)
             if byte != 10:
                 self._line.append(byte)
                 continue
@@ -148,8 +151,11 @@ def para_names() -> tuple[str, ...]:
     return tuple(PARA_TECHNIQUES)
 
 
-def measure(path: Path, technique: str, engine: str = "unicorn") -> tuple[list[Cost], Room]:
-    """The costs of a run of the workload. Raises `Unavailable` when it does not get to its end."""
+def measure(
+    path: Path, technique: str, engine: str = "unicorn", look: Callable[[str, Session], None] | None = None
+) -> tuple[list[Cost], Room]:
+    """The costs of a run of the workload; `look` sees the session at the end of each operation. Raises `Unavailable`
+    when it does not get to its end."""
     from bt import para
     from bt.image import load
     from bt.session import Options, Session
@@ -160,6 +166,8 @@ def measure(path: Path, technique: str, engine: str = "unicorn") -> tuple[list[C
     mode = Options().mode if para.version_of(image) is None else para.MODE
     options = Options(mode=mode, memory=MEMORY, engine=engine, technique=technique, limits=limits)
     session = watch.session = Session(image, options, watch)
+    if look is not None:
+        watch.look = look
     try:
         outcome = session.run()
         if outcome.kind not in (EndKind.DEBUG_EXIT, EndKind.POWER_OFF) or outcome.status:
@@ -167,7 +175,7 @@ def measure(path: Path, technique: str, engine: str = "unicorn") -> tuple[list[C
                 f"{path}: ended by {outcome.kind.value} under {technique}, its console at {bytes(watch.text[-200:])!r};"
                 " it is no workload that can be measured"
             )
-        room = _room(session, technique, "workload")
+        room = room_of(session, technique, "workload")
     finally:
         session.close()
     own = next((count for name, _, count in watch.found if name == NOTHING), _Count(0, 0, 0.0, 0))
@@ -197,13 +205,14 @@ def boot(guest: Guest, technique: str) -> tuple[Cost, Room]:
         before = watch.count()
         session.run()
         count = watch.count().since(before)
-        room = _room(session, technique, BOOT)
+        room = room_of(session, technique, BOOT)
     finally:
         session.close()
     return Cost(technique, BOOT, 1, count.exits, count.blocks, count.seconds, count.loads), room
 
 
-def _room(session: Session, technique: str, operation: str) -> Room:
+def room_of(session: Session, technique: str, operation: str, apart: Sequence[tuple[int, int]] = ()) -> Room:
+    """The hypervisor's memory, and what the guest's is now: `apart` from these guest-physical ranges and tables."""
     from paravirt.hypervisor import Hypervisor
     from paravirt.mmu.direct_views import DirectViews
     from paravirt.mmu.shadow import ShadowPaging
@@ -216,7 +225,7 @@ def _room(session: Session, technique: str, operation: str) -> Room:
         assert isinstance(shadow, ShadowPaging)
         used = 2 * shadow.pool.used << shadow.pool.form.unit
     tables = _tables(session)
-    holes = [(frame << 12, 4096) for frame in tables]
+    holes = [*apart, *((frame << 12, 4096) for frame in tables)]
     summary = hashlib.sha256()
     for frame in sorted(tables):
         summary.update(frame.to_bytes(8, "little"))
@@ -226,7 +235,8 @@ def _room(session: Session, technique: str, operation: str) -> Room:
 
 def _tables(session: Session) -> dict[int, list[int]]:
     """The guest's page tables by frame number, each entry as the guest would have written it; without the accessed and
-    dirty bits, which a processor sets when it likes."""
+    dirty bits, which a processor sets when it likes, and without the right to write in what only the kernel has: it
+    gives that up for tables where they are walked."""
     from emulator.isa.x86 import walk as w
     from paravirt.mmu.direct_views import DirectViews
 
@@ -244,7 +254,10 @@ def _tables(session: Session) -> dict[int, list[int]]:
         else:
             machine = direct.machine_frame(frame)
             entries = [direct.read(machine, index) for index in range(512)]
-        found[frame] = [entry & ~(w.ACCESSED | w.DIRTY) if entry & w.PRESENT else entry for entry in entries]
+        found[frame] = [
+            entry & ~(w.ACCESSED | w.DIRTY | (0 if entry & w.USER else w.WRITABLE)) if entry & w.PRESENT else entry
+            for entry in entries
+        ]
         if level > 1:
             waiting += [
                 ((entry & w.FRAME_MASK) >> 12, level - 1)

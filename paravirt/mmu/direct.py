@@ -92,6 +92,7 @@ class Direct(Snapshot):
         views.load(tables.machine_frame(root >> 12))
         views.technique = self
         self.views = views
+        hypervisor.vcpu.cr3 = root
         hypervisor.go_direct(views, self.calls.walker)
         domain = tables.domain
         told = (self.way, domain.first, domain.count, 0 if self.translated else views.numbers)

@@ -26,6 +26,7 @@ SHADOWED = [
     *(("x86_64", name) for name in TECHNIQUES),
     ("i386", "lazy"),
     ("aarch64", "lazy"),
+    ("aarch64", "eager"),
     ("aarch64", "two-stage"),
     ("armv7", ""),
     ("mips32", ""),

@@ -55,6 +55,7 @@ class AArch64Hypervisor(Hypervisor):
 
     WINDOW = abi.AARCH64
     LAYOUT = layout.AARCH64
+    FOLLOWS_STORES = True
     USER_LEVEL = 0
 
     engine: AArch64Engine
@@ -272,8 +273,7 @@ class AArch64Hypervisor(Hypervisor):
         if level and self._reused(address, frame, write, walk.entries[1]):
             return
         self.shadow.fill_walked(walk, write)
-        if self._own_store >= 0:
-            self._begin_own_store()
+        self._own_stores()
         self.exits.count("page", "fill")
 
     def _kernel_page_below(self, address: int, frame: int, write: bool) -> None:
@@ -518,6 +518,7 @@ class AArch64Hypervisor(Hypervisor):
         self._stepped()
 
     def _raise(self, fault: ArchitecturalException) -> None:
+        self._abandon_table_store()
         if self._registers.stepping and self._stepping is None:
             self._registers.stepping = False
         super()._raise(fault)
