@@ -65,6 +65,12 @@ class Request:
     "tables.",
 )
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
+@click.option(
+    "--kernel",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of a fetched guest: run this kernel with all else that the guest brings, a rewritten one for example.",
+)
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
 @click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Guest memory, in K, M or G.")
 @click.option("--kaslr", metavar="OFFSET", help="Move the kernel in virtual memory: bytes, or seed:TEXT to choose.")
@@ -95,6 +101,7 @@ def command(
     engine: str,
     technique: str | None,
     initrd: Path | None,
+    kernel: Path | None,
     append: str | None,
     memory: str,
     kaslr: str | None,
@@ -129,19 +136,19 @@ def command(
         raise UsageError("--until needs a text; leave it out to run to the guest's end")
     limits = Limits(values.seconds(guest_timeout, "--guest-timeout"), values.seconds(timeout, "--timeout"))
     size = values.size(memory)
-    kernel, initrd, command_line = _guest(image, initrd, append, virt)
-    inputs = (kernel, initrd) if initrd is not None else (kernel,)
+    file, initrd, command_line = _guest(image, initrd, append, virt, kernel)
+    inputs = (file, initrd) if initrd is not None else (file,)
     services = _services(snapshot_at, to, parent, record, initrd, inputs)
     request = Request(until, exits, trace, result, inputs, services)
     if warm:
         given = {"virt": virt, "engine": engine, "technique": technique, "append": command_line, "memory": size}
-        again = services.find_warm(kernel, {**given, "kaslr": kaslr, "physical": physical})
+        again = services.find_warm(file, {**given, "kaslr": kaslr, "physical": physical})
         if again is not None:
             from bt.cli.resume import Resumed
 
             return Resumed.of(again, request, limits, timed=exits, cached=cached, whole=True).status()
-    with progress.stage(f"reading {image}"):
-        loaded = load(kernel)
+    with progress.stage(f"reading {file if kernel is not None else image}"):
+        loaded = load(file)
     options = Options(
         mode=virt or mode_of(loaded) or (para.MODE if para.version_of(loaded) is not None else "inline"),
         engine=engine,
@@ -177,12 +184,16 @@ def _services(
     return services
 
 
-def _guest(image: str, initrd: Path | None, append: str | None, virt: str | None) -> tuple[Path, Path | None, str]:
+def _guest(
+    image: str, initrd: Path | None, append: str | None, virt: str | None, kernel: Path | None
+) -> tuple[Path, Path | None, str]:
     """Kernel, initrd and command line: of a file as given, of a fetched guest by default its own."""
     from bt import guests, xen
     from emulator.errors import UsageError
 
     if os.path.lexists(image) or os.sep in image:
+        if kernel is not None:
+            raise UsageError(f"--kernel takes the place of a fetched guest's kernel, and {image} is a file; give one")
         return Path(image), initrd, append or ""
     if image not in guests.RECIPES:
         raise UsageError(
@@ -190,7 +201,7 @@ def _guest(image: str, initrd: Path | None, append: str | None, virt: str | None
         )
     guest = guests.find(image)
     own = xen.COMMAND_LINE if virt == xen.MODE else guest.command_line
-    return guest.kernel, initrd or guest.initrd, own if append is None else append
+    return kernel or guest.kernel, initrd or guest.initrd, own if append is None else append
 
 
 @dataclass(slots=True)

@@ -21,6 +21,12 @@ STRATEGIES = ("trap", "hypercall", "inline", "auto", "xen")
 )
 @click.option("--engine", "engines", metavar="NAMES", help="Engines to run rewritten guests on: unicorn,kvm for both.")
 @click.option("--initrd", type=click.Path(path_type=Path), metavar="FILE", help="The initial file system.")
+@click.option(
+    "--kernel",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of a fetched guest: verify this kernel with all else that the guest brings, a rewritten one for example.",
+)
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
 @click.option("--memory", metavar="SIZE", help="Guest memory, in K, M or G; by default 256M, or what the guest needs.")
 @click.option("--kaslr", metavar="OFFSET", help="Move the kernel in virtual memory: bytes, or seed:TEXT to choose.")
@@ -36,6 +42,7 @@ def command(
     modes: tuple[str, ...],
     engines: str | None,
     initrd: Path | None,
+    kernel: Path | None,
     append: str | None,
     memory: str | None,
     kaslr: str | None,
@@ -68,7 +75,7 @@ def command(
     if json_file is not None and not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
         raise UsageError(f"{json_file}: cannot be written; name a file that can")
     physical_delta = values.number(physical, "--physical") if physical is not None else 0
-    guest = find(image, physical_delta)
+    guest = find(image, physical_delta, kernel)
     file = initrd or guest.initrd
     options = Options(
         memory=values.size(memory) if memory is not None else guest.memory,

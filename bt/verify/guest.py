@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,8 @@ class Guest:
     """System calls by which a process lets others run while it waits."""
 
 
-def find(name: str, physical_delta: int = 0) -> Guest:
-    """The guest called `name`: a file, or the name of a guest that was fetched.
+def find(name: str, physical_delta: int = 0, kernel: Path | None = None) -> Guest:
+    """The guest called `name`: a file, or the name of a guest that was fetched, with another `kernel` if one is given.
 
     Raises `UsageError` where it is neither, `BadImage` for a file that is no guest, `Unavailable` for a guest that is
     not in the cache.
@@ -57,6 +57,8 @@ def find(name: str, physical_delta: int = 0) -> Guest:
     from bt.image import load
 
     if os.path.lexists(name) or os.sep in name:
+        if kernel is not None:
+            raise UsageError(f"--kernel takes the place of a fetched guest's kernel, and {name} is a file; give one")
         return of(load(name), physical_delta)
     from bt import guests
 
@@ -65,7 +67,9 @@ def find(name: str, physical_delta: int = 0) -> Guest:
             f"{name}: is no file and no guest; name a kernel's file, or one of {', '.join(guests.RECIPES)}"
         )
     fetched = guests.find(name)
-    return Guest(name, load(fetched.kernel), None, fetched.initrd, fetched.command_line)
+    if kernel is None:
+        return Guest(name, load(fetched.kernel), None, fetched.initrd, fetched.command_line)
+    return replace(of(load(kernel), physical_delta), initrd=fetched.initrd, command_line=fetched.command_line)
 
 
 def of(image: Image, physical_delta: int = 0) -> Guest:
