@@ -26,7 +26,7 @@ demo: $(READY) ## The sample kernel's whole way, then Debian's kernel if it can 
 	scripts/demo
 
 test: $(READY) guests ## All tests; those that need what this machine lacks are skipped and say so
-	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 check: $(READY) ## Format, lint, types, layers, and generated documentation
 	$(BIN)/ruff format --check .
