@@ -188,6 +188,11 @@ class CodePages:
         """The byte at a guest-virtual address among the fixups."""
         return self._window[address - self._abi.fixups]
 
+    def copy_at(self, physical: int) -> memoryview:
+        """The 4096 bytes of the copy at an engine-physical address."""
+        at = physical - self._layout.code
+        return self._code[at : at + 4096]
+
     def window_bytes(self) -> memoryview:
         """The hypervisor window's memory: fixups, shared page, and what is not used."""
         return self._window

@@ -80,6 +80,10 @@ class CodeSource(Protocol):
         """Engine-physical address of the copy to execute for the page at `address`; `at` is what will map it."""
         ...
 
+    def copy_at(self, physical: int) -> memoryview:
+        """The 4096 bytes of the copy at an engine-physical address."""
+        ...
+
     def deactivate(self, frame: int) -> None:
         """The guest is about to write to `frame`: its copies leave use."""
         ...

@@ -45,7 +45,7 @@ CAPABILITIES = Capabilities(
     reports_identify=False,
     ports_exit_in_user_mode=False,
     real_interrupt_flag=False,
-    execute_only=False,
+    execute_only=True,
     exit_cost=2.0,
     single_step=False,
 )

@@ -23,8 +23,9 @@ from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Handlers, Hypervisor, Prepared
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes.arm.spaces import WORLD
 from paravirt.modes.arm.vcpu import USER, ArmVirtualCpu
-from paravirt.modes.arm.views import WORLD, ArmViews
+from paravirt.modes.arm.views import ArmViews
 from paravirt.operations.arm import Instruction, action_for
 from paravirt.operations.arm.registers import read_thread
 from paravirt.translator import Translator
@@ -184,8 +185,6 @@ class ArmHypervisor(Hypervisor):
         if self._view_level != USER and self.WINDOW.base <= address < self.WINDOW.base + self.WINDOW.size:
             self._window_abort(address, write, status)
             return
-        if not write and self._view_level != USER and self.shadow.reads_exit(address) and self._read_code(address):
-            return
         self._fill(address, write, False)
 
     def _window_abort(self, address: int, write: bool, status: int) -> None:
@@ -216,7 +215,7 @@ class ArmHypervisor(Hypervisor):
             self._raise(fault)
 
     def _prefetch_abort(self, address: int) -> None:
-        if self._view_level != USER and self._fill_window(address):
+        if self._view_level != USER and (self.shadow.execute_again(address) or self._fill_window(address)):
             return
         self._fill(address, False, True)
 

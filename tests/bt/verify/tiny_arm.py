@@ -5,6 +5,8 @@ It has no console: what is wrong shows in the log. Assembled here from source, a
 
 from __future__ import annotations
 
+import struct
+
 from keystone import KS_ARCH_ARM, KS_MODE_ARM, Ks
 
 from emulator.isa.arm.system_registers import SYSTEM_REGISTERS
@@ -13,12 +15,26 @@ from tests.bt.image.image_files import Part, make_elf
 
 TEXT = 0x4008_0000
 VECTORS = TEXT + 0x2000
+ROUTINE = VECTORS + 0x80
+"""In a page without room for ways to fixups: traps stand there."""
+FIXED = VECTORS + 0x1000
+"""The same in a page with room."""
 LOG = TEXT + 0x4000
-STACK = LOG + 0x1000
+TABLE = TEXT + 0x8000
+"""A first-level table that has the memory around in place, and once more at `ALIAS`."""
+ALIAS = 0x1000_0000
+"""Distance of the other place."""
+_SECTION = 0x0000_0C0E
+"""Normal memory, for all to write."""
 
 IDENTITY = tuple(
     one for one in SYSTEM_REGISTERS if one.read_operation is Operation.IDENTIFY_PROCESSOR or one.name == "DBGOSDLR"
 )
+
+
+def _constant(register: int, value: int) -> str:
+    return f"movw r{register}, #{value & 0xFFFF:#x}; movt r{register}, #{value >> 16:#x}"
+
 
 STEPS: tuple[tuple[str, str], ...] = (
     ("cpsid", "cpsid i; mrs r0, cpsr"),
@@ -39,6 +55,21 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("fpsid", "mov r1, #0xf00000; mcr p15, 0, r1, c1, c0, 2; .word 0xeef00a10"),
     ("mvfr0", ".word 0xeef70a10"),
     ("mvfr1", ".word 0xeef60a10"),
+    ("own text", "cpsid i; ldr r0, [pc, #-12]"),
+    (
+        "translated",
+        f"{_constant(1, TABLE)}; mcr p15, 0, r1, c2, c0, 0; mov r1, #1; mcr p15, 0, r1, c3, c0, 0; "
+        "mov r1, #0; mcr p15, 0, r1, c8, c7, 0; mrc p15, 0, r0, c1, c0, 0; orr r0, r0, #1; mcr p15, 0, r0, c1, c0, 0; "
+        ".word 0xf57ff06f; mrc p15, 0, r0, c1, c0, 0",
+    ),
+    ("here", f"{_constant(1, ROUTINE)}; blx r1"),
+    ("elsewhere", f"{_constant(1, ROUTINE + ALIAS)}; blx r1"),
+    ("here again", f"{_constant(1, ROUTINE)}; blx r1"),
+    ("fixed here", f"{_constant(1, FIXED)}; blx r1"),
+    ("fixed elsewhere", f"{_constant(1, FIXED + ALIAS)}; blx r1"),
+    ("fixed here again", f"{_constant(1, FIXED)}; blx r1"),
+    ("own text, translated", f"{_constant(1, ROUTINE)}; ldr r0, [r1]; ldr r1, [r1, #8]; eor r0, r0, r1"),
+    ("own text elsewhere", f"{_constant(1, ROUTINE + ALIAS)}; ldr r0, [r1]; ldr r1, [r1, #8]; eor r0, r0, r1"),
     *(
         (one.name, f"mrc p{one.coprocessor}, {one.opc1}, r0, c{one.crn}, c{one.crm}, {one.opc2}")
         for one in IDENTITY
@@ -64,10 +95,20 @@ def tiny_arm() -> bytes:
     handler = "nop; mrs r6, spsr; movs pc, lr"
     table = _assemble(f"b {VECTORS:#x}; b {VECTORS + 0x40:#x}; b {VECTORS + 0x40:#x}", VECTORS)
     vectors = table.ljust(0x40, b"\0") + _assemble(handler, VECTORS + 0x40)
+    routine = "cpsie i; mrs r0, cpsr; cpsid i; add r0, r0, pc; bx lr"
+    vectors = vectors.ljust(0x80, b"\0") + _assemble(routine, ROUTINE)
+    room = routine + "; nop" * 16
+    vectors = vectors.ljust(FIXED - VECTORS, b"\0") + _assemble(room, FIXED)
     code = text.ljust(VECTORS - TEXT, b"\0") + vectors
-    return make_elf(
-        (Part(".text", code, TEXT, TEXT, 5), Part(".data", bytes(0x1000), LOG, LOG, 6)), TEXT, machine=40, bits=32
+    first = bytearray(0x4000)
+    for place in (TEXT, TEXT + ALIAS):
+        struct.pack_into("<I", first, place >> 20 << 2, TEXT & 0xFFF0_0000 | _SECTION)
+    parts = (
+        Part(".text", code, TEXT, TEXT, 5),
+        Part(".data", bytes(0x1000), LOG, LOG, 6),
+        Part(".table", bytes(first), TABLE, TABLE, 6),
     )
+    return make_elf(parts, TEXT, machine=40, bits=32)
 
 
 def step(physical: int) -> str:
