@@ -19,6 +19,7 @@ from paravirt.mmu.frame_types import Domain as OwnedFrames
 from paravirt.mmu.frame_types import FrameTable
 from paravirt.xen.events import EventChannels
 from paravirt.xen.public import INVALID_FRAME, Errno, XenError
+from paravirt.xen.xenstore import Tree
 
 if TYPE_CHECKING:
     from paravirt.xen.domain import Domain
@@ -68,6 +69,8 @@ class Host:
         self._next = OWN_FRAMES
         self.domains: dict[int, Domain] = {}
         """By domain number."""
+        self.store = Tree()
+        """What all domains find of each other."""
         size = -(-self.frame_count * 8 // LARGE_PAGE) * LARGE_PAGE
         self.machine_to_physical_bytes = memoryview(mmap.mmap(-1, size))
         self.machine_to_physical = self.machine_to_physical_bytes.cast("Q")

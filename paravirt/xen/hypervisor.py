@@ -75,7 +75,7 @@ class XenHypervisor(Driver):
         """A domain that never runs."""
         self.vcpu = self.domain.vcpu
         self.access: GuestAccess = self.domain.access
-        self.store = Store(self.domain.events, f"/local/domain/{number}")
+        self.store = Store(self.domain.events, number, self.host.store)
         self.console = Console(self.domain.events, machine.board.console)
         self._registers = machine.engine.registers
         self._gpr = self._registers.gpr
