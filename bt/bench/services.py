@@ -168,11 +168,17 @@ def _prompt(command: list[str], environment: dict[str, str], until: Callable[[],
         process.stdout.close()
 
 
+def _nothing(_session: Session) -> Callable[[], None]:
+    """Attach nothing."""
+    return lambda: None
+
+
 def _cost(guest: Guest, initrd: bytes, runs: int, attach: Callable[[Session], Callable[[], None]]) -> float:
     """Processor time of a boot with something attached, as a share of the same boot without."""
-    plain, attached = [], []
+    plain: list[float] = []
+    attached: list[float] = []
     for _ in range(runs):
-        for times, make in ((plain, lambda _session: lambda: None), (attached, attach)):
+        for times, make in ((plain, _nothing), (attached, attach)):
             session = _session(guest, initrd)
             began = time.process_time()
             session.machine.begin()

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.native import NativeCpu
-from paravirt.xen.hypervisor import XenHypervisor
 
 if TYPE_CHECKING:
     from bt.session import Session
@@ -61,6 +60,8 @@ def exit_rows(session: Session) -> list[ExitRow]:
 
 def counters(session: Session) -> list[tuple[str, str]]:
     """Name and value of what else was counted."""
+    from paravirt.xen.hypervisor import XenHypervisor
+
     driver = session.driver
     lines = [
         ("guest time", f"{session.machine.clock.now() / 1e9:.3f} s"),
@@ -108,6 +109,8 @@ def print_exits(session: Session, seconds: float, *, timed: bool) -> None:
 
 def as_json(session: Session, ending: Ending, console_sha256: str, console_bytes: int) -> dict[str, Any]:
     """The result as plain values; see the module's head for what may differ between two runs."""
+    from paravirt.xen.hypervisor import XenHypervisor
+
     outcome, driver, options = ending.outcome, session.driver, session.options
     timed = options.timed
     exits = [

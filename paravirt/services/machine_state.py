@@ -124,7 +124,8 @@ def reinstate(driver: Hypervisor, state: MachineState) -> None:
     for (operation, route), count in state.exits:
         driver.exits.cell(operation, route)[0] = count
     driver.set_processor_state(state.processor)  # type: ignore[attr-defined]
-    driver.shared.cast("B")[:] = state.shared
+    size = len(state.shared) if same else driver.SHARED_BY_ALL  # type: ignore[attr-defined]
+    driver.shared.cast("B")[:size] = state.shared[:size]
     derived = state.derived if not exactness(driver) else None
     if derived is not None:
         assert isinstance(shadow, ShadowPaging)

@@ -60,6 +60,7 @@ class Snapshot:
         self.identity = bytes(self._data[-DIGEST:]).hex()
         self._sections: dict[str, tuple[dict[str, Any], memoryview]] = {}
         self.parent: Snapshot | None = None
+        self._lent: Rows | None = None
         with self._explained():
             end = len(self._data) - DIGEST
             for section in self.header["sections"]:
@@ -165,71 +166,49 @@ class Snapshot:
                 raise ValueError("a page has contents that are not there")
             return found
 
-    def contents(self) -> Rows:
-        """Own contents, in order of their number."""
+    def _batches(self) -> Iterator[tuple[int, Rows]]:
+        """Own contents in order of their number, some at a time, with the number of the first."""
         import zstandard
 
-        with self._explained():
-            section, data = self._sections["frames"]
-            count = len(self._own)
-            sizes = [min(FRAME, count - at) * PAGE for at in range(0, count, FRAME)]
-            lengths = section["frames"]
-            if len(lengths) != len(sizes) or any(length <= 0 for length in lengths) or sum(lengths) != len(data):
-                raise ValueError("its frames are not of the sizes that it says")
-            out = np.empty((count, PAGE // 8), dtype=np.uint64)
-            frames, at = [], 0
-            for length, size in zip(lengths, sizes, strict=True):
-                frame = data[at : at + length]
-                at += length
-                if zstandard.frame_content_size(frame) != size:
-                    raise ValueError("a frame is not of the size that it should have")
-                frames.append(frame)
-            try:
-                for first in range(0, len(frames), CHUNK // FRAME):
-                    self._expand_frames(frames, sizes, first, out)
-            except zstandard.ZstdError as error:
-                raise ValueError(f"a frame cannot be expanded ({error})") from None
-            return out
-
-    @staticmethod
-    def _expand_frames(frames: list[memoryview], sizes: list[int], first: int, out: Rows) -> None:
-        import zstandard
-
-        some: list[Any] = frames[first : first + CHUNK // FRAME]
-        packed = np.array(sizes[first : first + len(some)], dtype=np.uint64).tobytes()
-        made = zstandard.ZstdDecompressor().multi_decompress_to_buffer(some, decompressed_sizes=packed, threads=-1)
-        for number in range(len(made)):
-            at = (first + number) * FRAME
-            out[at : at + sizes[first + number] // PAGE] = rows_of(made[number])
+        section, data = self._sections["frames"]
+        count = len(self._own)
+        sizes = [min(FRAME, count - at) * PAGE for at in range(0, count, FRAME)]
+        lengths = section["frames"]
+        if len(lengths) != len(sizes) or any(length <= 0 for length in lengths) or sum(lengths) != len(data):
+            raise ValueError("its frames are not of the sizes that it says")
+        frames: list[Any] = []
+        at = 0
+        for length, size in zip(lengths, sizes, strict=True):
+            frames.append(data[at : at + length])
+            at += length
+            if zstandard.frame_content_size(frames[-1]) != size:
+                raise ValueError("a frame is not of the size that it should have")
+        step = CHUNK // FRAME
+        try:
+            for first in range(0, len(frames), step):
+                packed = np.array(sizes[first : first + step], dtype=np.uint64).tobytes()
+                made = zstandard.ZstdDecompressor().multi_decompress_to_buffer(
+                    frames[first : first + step], decompressed_sizes=packed, threads=-1
+                )
+                for number in range(len(made)):
+                    yield (first + number) * FRAME, rows_of(made[number])
+        except zstandard.ZstdError as error:
+            raise ValueError(f"a frame cannot be expanded ({error})") from None
 
     def fetch(self, wanted: set[bytes]) -> dict[bytes, Rows]:
         """Contents by hash, from here and from parents."""
         found: dict[bytes, Rows] = {}
-        here = {key: number for key, number in self._own.items() if key in wanted}
-        if here:
-            rows = self.contents()
-            found.update((key, rows[number]) for key, number in here.items())
+        here = sorted((number, key) for key, number in self._own.items() if key in wanted)
+        at = 0
+        for first, rows in self._batches() if here else ():
+            while at < len(here) and here[at][0] < first + len(rows):
+                number, key = here[at]
+                found[key] = rows[number - first].copy()
+                at += 1
         rest = wanted - found.keys()
         if rest and self.parent is not None:
             found.update(self.parent.fetch(rest))
         return found
-
-    def regions(self) -> Iterator[tuple[str, NDArray[np.int32], Rows]]:
-        """Each region with the contents of its pages: places (ZERO, or a row), and all rows."""
-        with self._explained():
-            places, rows = self.places(), self.contents()
-            lent = bytes(self._sections["borrowed"][1])
-            hashes = [lent[at : at + HASH] for at in range(0, len(lent), HASH)]
-            if hashes:
-                found = self.parent.fetch(set(hashes)) if self.parent is not None else {}
-                missing = [key for key in hashes if key not in found]
-                if missing:
-                    raise ValueError(f"its parents lack the contents of {len(missing)} pages")
-                rows = np.concatenate([rows, np.stack([found[key] for key in hashes])])
-        for name, numbers in places.items():
-            real = numbers.copy()
-            real[numbers <= -2] = len(self._own) - 2 - numbers[numbers <= -2]
-            yield name, real, rows
 
     def restore(self, driver: Hypervisor) -> bool:
         """Put everything into a machine whose memory is zero; whether it goes on exit for exit as the saved one.
@@ -242,24 +221,55 @@ class Snapshot:
         derived = self.header.get("derived") == derived_key(driver) and not exactness(driver)
         with self._explained():
             memories = memory_regions(driver)
-            pages: dict[str, bytes] = {}
-            for name, numbers, rows in self.regions():
-                if name in memories and (derived or name == "guest"):
-                    if len(numbers) * PAGE > memories[name].nbytes or (
-                        name == "guest" and len(numbers) * PAGE != memories[name].nbytes
-                    ):
-                        raise ValueError(f"the region {name} is not of the machine's size")
-                    used = np.flatnonzero(numbers != ZERO)
-                    rows_of(memories[name])[used] = rows[numbers[used]]
-                elif derived:
-                    full = np.zeros((len(numbers), PAGE // 8), dtype=np.uint64)
-                    used = np.flatnonzero(numbers != ZERO)
-                    full[used] = rows[numbers[used]]
-                    pages[name] = full.tobytes()
-            reinstate(driver, self._state(driver, pages if derived else None))
+            wanted = {"guest": rows_of(memories["guest"])}
+            if derived:
+                wanted |= {name: rows_of(memory) for name, memory in memories.items() if name != "guest"}
+            pages = self._scatter(wanted, derived)
+            reinstate(driver, self._state(driver, pages))
             if not derived and self.header.get("derived"):
                 self._keep_fixups(driver)
         return derived
+
+    def _scatter(self, wanted: Mapping[str, Rows], derived: bool) -> dict[str, bytes] | None:
+        """Put contents where they belong, and give those of pages that belong nowhere yet."""
+        places = self.places()
+        if "guest" not in places or len(places["guest"]) != len(wanted["guest"]):
+            raise ValueError("the guest's memory is not of the machine's size")
+        made: dict[str, Rows] = {}
+        targets = []
+        for name, numbers in places.items():
+            if name in wanted:
+                target = wanted[name]
+                if len(numbers) > len(target):
+                    raise ValueError(f"the region {name} is larger than the machine has")
+            elif derived:
+                target = made[name] = np.zeros((len(numbers), PAGE // 8), dtype=np.uint64)
+            else:
+                continue
+            pages = np.flatnonzero(numbers >= 0)
+            order = np.argsort(numbers[pages], kind="stable")
+            targets.append((target, numbers[pages][order], pages[order]))
+            self._borrow(target, numbers)
+        for first, rows in self._batches():
+            for target, numbers, pages in targets:
+                low, high = np.searchsorted(numbers, (first, first + len(rows)))
+                target[pages[low:high]] = rows[numbers[low:high] - first]
+        return {name: rows.tobytes() for name, rows in made.items()} if derived else None
+
+    def _borrow(self, target: Rows, numbers: NDArray[np.int32]) -> None:
+        """Put what the parents have where it belongs."""
+        pages = np.flatnonzero(numbers < ZERO)
+        if not len(pages):
+            return
+        if self._lent is None:
+            lent = bytes(self._sections["borrowed"][1])
+            hashes = [lent[at : at + HASH] for at in range(0, len(lent), HASH)]
+            found = self.parent.fetch(set(hashes)) if self.parent is not None else {}
+            missing = sum(key not in found for key in hashes)
+            if missing:
+                raise ValueError(f"its parents lack the contents of {missing} pages")
+            self._lent = np.stack([found[key] for key in hashes])
+        target[pages] = self._lent[-2 - numbers[pages]]
 
     def _keep_fixups(self, driver: Hypervisor) -> None:
         """Another engine goes on: what it translates is its own, but the guest may hold addresses of fixups."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from paravirt import abi
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.x86.requests import X86Requests
 
@@ -49,6 +50,8 @@ class X86Saving(X86Requests):
     """Of the hypervisor of an x86 guest, what saves and restores its processor."""
 
     SAVED: ClassVar[type[X86Saved]] = X86Saved
+    SHARED_BY_ALL: ClassVar[int] = 0xB0
+    """Bytes of the shared page that every engine's guests use; what lies behind them an engine's hypervisor fills."""
 
     @property
     def processor_state(self) -> X86Saved:
@@ -100,6 +103,9 @@ class X86Saving(X86Requests):
         real.interrupt_shadow = saved.interrupt_shadow
         self.engine.set_floating(saved.floating)
         self.engine.set_vectors(saved.vectors)
+        if vcpu.copies_selectors:
+            for index in range(6):
+                vcpu.shared[(abi.SELECTORS >> 3) + index] = vcpu.segment(index)[0]
 
     def real_state_lost(self) -> None:
         """Memory, tables and the virtual processor are in place: make the real processor's state by them."""
