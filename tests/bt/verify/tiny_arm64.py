@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from keystone import KS_ARCH_ARM64, KS_MODE_LITTLE_ENDIAN, Ks
 
+from emulator.isa.aarch64.encoding import mrs
+from emulator.isa.aarch64.registers import REGISTERS
 from tests.bt.image.image_files import Part, make_elf
 
 TEXT = 0x4008_0000
 VECTORS = TEXT + 0x1000
 LOG = TEXT + 0x4000
+
+IDENTITY = tuple(one for one in REGISTERS if one.kind == "identification" and not one.feature and "r" in one.access)
 
 STEPS: tuple[tuple[str, str], ...] = (
     ("daif set", "msr daifset, #2; mrs x0, daif"),
@@ -22,6 +26,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("level", "mrs x0, currentel"),
     ("svc", "movz x8, #77; svc #5; mrs x0, esr_el1"),
     ("brk", "brk #9; mrs x0, esr_el1"),
+    *((one.name, f".word {mrs(one.encoding):#x}") for one in IDENTITY),
 )
 """Name of what is done, and the code that leaves a word in X0."""
 

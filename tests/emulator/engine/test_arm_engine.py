@@ -171,6 +171,15 @@ def test_the_withheld_timer_is_undefined_and_the_rest_is_not(bare: Room) -> None
     assert [vector for kind, vector, _, _ in bare.run(words, user=False) if kind is ExitKind.FAULT] == [UNDEFINED] * 2
 
 
+def test_identification_registers_show_what_they_are_told(bare: Room) -> None:
+    bare.engine.show_identity({"MIDR": 0x1234_5678, "DBGOSDLR": 0})
+    bare.registers.gpr[1] = 0xFFFF_FFFF
+    bare.run([0xEE10_0F10, 0xEE11_1E93, SVC0], user=False)  # mrc MIDR; mrc DBGOSDLR to r1
+    assert bare.registers.gpr[0] == 0x1234_5678
+    assert bare.registers.gpr[1] == 0
+    assert bare.registers.system("MIDR") == 0x1234_5678
+
+
 def test_an_engine_whose_state_lies_elsewhere_does_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
     from emulator.engine.unicorn import arm_state
     from emulator.engine.unicorn.arm import UnicornArmEngine
