@@ -62,6 +62,8 @@ class KvmEngine(Accesses, Translations):
                     continue
                 if self._changes:
                     self._store_changes()
+                    if self._due:
+                        continue  # the alarm went off meanwhile: a guest that does not exit would run on for ever
                 if self._dirty:
                     self._put()
                 self.entered += 1

@@ -34,7 +34,7 @@ class Stub:
     def __init__(self, vm: Vm, own: Room, on_signal: Callable[[], None]) -> None:
         self._vm, self._room, self._on_signal = vm, own, on_signal
         view = memoryview(vm.run).cast("B")[:4096]
-        self._words, self._halves = view.cast("Q"), view.cast("I")
+        self._bytes, self._words, self._halves = view, view.cast("Q"), view.cast("I")
 
     def store(self, addresses: Sequence[int]) -> bool:
         """Store the words at these physical addresses again; the registers in KVM's page are lost. Whether it was
@@ -58,14 +58,20 @@ class Stub:
         return True
 
     def _run(self) -> None:
-        words = self._words
+        words, bytes_ = self._words, self._bytes
+        stopped = False
         while True:
             try:
                 fcntl.ioctl(self._vm.cpu, api.RUN, 0)
                 break
             except InterruptedError:
                 self._on_signal()
+                # Who stops the engine waits for the stub, which would end at its entry again and again.
+                stopped |= bytes_[api.IMMEDIATE_EXIT] != 0
+                bytes_[api.IMMEDIATE_EXIT] = 0
             finally:
                 words[api.W_DIRTY] = 0
+        if stopped:
+            bytes_[api.IMMEDIATE_EXIT] = 1
         if self._halves[api.H_EXIT_REASON] != api.EXIT_HLT or not room.STUB < words[api.W_RIP] <= room.STUB_END:
             raise GuestFault(f"the engine lost the guest: its own stub ended at {words[api.W_RIP]:#x}")

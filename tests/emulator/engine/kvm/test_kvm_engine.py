@@ -339,3 +339,31 @@ def test_memory_that_cannot_be_mapped_is_one_sentence(engine: KvmEngine) -> None
         engine.map_memory(0x10, memoryview(bytearray(4096)))
     with pytest.raises(EngineMissing, match="no memory backs"):
         engine.set_root(1 << 35)
+
+
+@pytest.mark.timeout(60)
+def test_a_stop_does_not_keep_the_stub_from_storing(engine: KvmEngine) -> None:
+    guest = BareGuest(engine, "f4")
+    assert guest.run()[0].rip == CODE
+    engine.stop()  # as a signal's handler may, right before changed entries are stored
+    engine.store_entry(0)
+    engine._store_changes()
+    assert guest.run()[0].rip == CODE
+
+
+@pytest.mark.timeout(60)
+def test_an_alarm_that_goes_off_in_the_stub_is_not_lost(engine: KvmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = BareGuest(engine, "ebfe")
+    store = engine._stub.store
+
+    def late(addresses: list[int]) -> bool:
+        time.sleep(0.01)  # the alarm's signal is pending when the stub is entered
+        return store(addresses)
+
+    def handler(exit_: Exit) -> bool:
+        return exit_.kind is not ExitKind.BUDGET
+
+    monkeypatch.setattr(engine._stub, "store", late)
+    engine.set_deadline(engine.progress + 1_000_000)
+    engine.store_entry(0)
+    assert [exit_.kind for exit_ in guest.run(handler)] == [ExitKind.BUDGET]
