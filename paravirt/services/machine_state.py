@@ -62,7 +62,7 @@ def refusal(driver: object) -> str:
         return "at full privilege a machine's state is the engine's own; run the guest deprivileged to save it"
     if not hasattr(driver, "processor_state"):
         isa = driver.machine.platform.isa
-        return f"the state of {isa} guests cannot be saved yet; that of x86-64 guests can be"
+        return f"the state of {isa} guests cannot be saved yet; that of x86-64 and i386 guests can be"
     return ""
 
 

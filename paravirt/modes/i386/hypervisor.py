@@ -139,6 +139,10 @@ class I386Hypervisor(X86Hypervisor):
         cr4 = r.CR4_PAE | r.CR4_TSD | (self.vcpu.cr4 & (r.CR4_OSFXSR | r.CR4_OSXMMEXCPT))
         self.engine.set_control(cr0, cr4, r.EFER_NXE)
 
+    def _format_restored(self) -> None:
+        self.vcpu.choose_walker()
+        self.shadow.speak_as_saved()
+
     def paging_changed(self) -> None:
         """CR0.PG, CR4.PAE or CR4.PSE were written: the guest's tables have another format."""
         self.vcpu.choose_walker()

@@ -54,6 +54,13 @@ class I386Shadow(X86Shadow):
             return self._pae
         return self._legacy if walker is self._vcpu.legacy else self._none
 
+    def speak_as_saved(self) -> None:
+        """The guest's tables have the form that CR0 and CR4 say, and so have the shadow tables that are put back."""
+        guest = self._of_mode()
+        self.guest = guest
+        self.pool.speak(guest)
+        self._ratios = (0, *(level.ratio for level in guest.levels))
+
     def change_format(self) -> None:
         """CR0.PG, CR4.PAE or CR4.PSE were written."""
         self.change_guest(self._of_mode())

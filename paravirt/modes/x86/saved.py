@@ -76,6 +76,9 @@ class X86Saving(X86Requests):
             alone=self._in_shadow,
         )
 
+    def _format_restored(self) -> None:
+        """The control registers are those of the saved processor: whatever depends on them alone follows."""
+
     def _open_ports(self) -> None:
         """Have the engine know which accesses to ports need no exit of their own."""
         raise NotImplementedError
@@ -95,6 +98,7 @@ class X86Saving(X86Requests):
         vcpu.debug[:] = saved.debug
         vcpu.msrs = dict(saved.msrs)
         vcpu.virtual_segments = dict(saved.virtual_segments)
+        self._format_restored()
         self.real_controls_changed()
         for index, segment in enumerate(saved.segments):
             real.set_segment(index, *segment)
