@@ -1,0 +1,47 @@
+"""Pages that were written are told, by whichever means the host has."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emulator.memory import GuestMemory
+from emulator.written import PAGE, ComparedPages, ProtectedPages, WrittenPages, written_pages
+
+PAGES = 64
+
+
+def protected(memories: Sequence[memoryview]) -> WrittenPages:
+    try:
+        return ProtectedPages(memories)
+    except OSError as error:
+        pytest.skip(f"the host does not tell which pages are written: {error}")
+
+
+@pytest.mark.parametrize("make", [protected, ComparedPages, written_pages])
+@settings(max_examples=20, deadline=None)
+@given(rounds=st.lists(st.lists(st.integers(0, 2 * PAGES - 1), max_size=9), max_size=5))
+def test_exactly_the_pages_that_were_written_are_told(
+    make: Callable[[Sequence[memoryview]], WrittenPages], rounds: list[list[int]]
+) -> None:
+    first, second = GuestMemory(PAGES * PAGE), memoryview(mmap.mmap(-1, PAGES * PAGE))
+    first.view[5] = 1
+    written = make([first.view, second])
+    assert written.take().tolist() == []
+    for number, pages in enumerate(rounds):
+        for page in pages:
+            memory, at = (first.view, page) if page < PAGES else (second, page - PAGES)
+            memory[at * PAGE + 7] = (memory[at * PAGE + 7] + number + 1) & 0xFF
+        told = written.take()
+        assert isinstance(told, np.ndarray)
+        assert set(told.tolist()) <= set(pages)
+        if make is not ComparedPages:
+            assert sorted(told.tolist()) == sorted(set(pages))
+    assert written.take().tolist() == []
+    written.close()
+    written.close()
