@@ -84,15 +84,17 @@ class Machine:
         engine: Callable[[], Engine] | None = None,
         limits: Limits | None = None,
         units_per_second: int | None = None,
+        memory: GuestMemory | None = None,
     ) -> None:
-        """`engine` opens the CPU (its instruction set's default without); `units_per_second` of its progress are a
-        second of virtual time (as its capabilities say without)."""
+        """`memory`: that of another machine, which this one shares. `engine` opens the CPU (its instruction set's
+        default without); `units_per_second` of its progress are a second of virtual time (as its capabilities say
+        without)."""
         self.platform = platform
         self.console = console
         """Gets what the guest prints."""
         self.engine: Any = open_engine(platform.isa) if engine is None else engine()
         """The CPU: an engine of the platform's instruction set, which its drivers know by its own protocol."""
-        self.memory = GuestMemory(memory_size, platform.memory_base)
+        self.memory = GuestMemory(memory_size, platform.memory_base) if memory is None else memory
         self.engine.map_memory(platform.memory_base, self.memory.view)
         running: Engine = self.engine
         units = units_per_second or self.engine.capabilities.progress_per_second

@@ -27,13 +27,18 @@ def recount(domain: Domain) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     held = [vcpu.kernel_root, vcpu.user_root, *vcpu.descriptor_frames, *vcpu.local_frames.values()]
     if domain.info_frame is not None:
         held.append(domain.info_frame)
+    held += domain.held
+    held += [frame for frame, write in domain.grants.held if write]
+    for frame in (frame for frame, write in domain.grants.held if not write):
+        refs[frame - frames.first] += 1
     own = (frames.owner_array == domain.owned.number) & (frames.uses_array != 0)
     held += (np.flatnonzero(own & (np.frombuffer(frames.pinned, dtype=np.uint8) != 0)) + frames.first).tolist()
     for frame in held:
         if frame:
             uses[frame - frames.first] += 1
             refs[frame - frames.first] += 1
-    for at in np.flatnonzero(own & (frames.kind_array >= 1) & (frames.kind_array <= 4)).tolist():
+    tables = (frames.owner_array > 1) & (frames.uses_array != 0)  # others may have mapped what it granted
+    for at in np.flatnonzero(tables & (frames.kind_array >= 1) & (frames.kind_array <= 4)).tolist():
         targets, writable = _targets(domain, at)
         if frames.kind[at] > 1:
             targets = targets[targets != at]

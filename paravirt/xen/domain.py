@@ -16,6 +16,7 @@ from paravirt.mmu.descriptor_pages import DescriptorPages
 from paravirt.mmu.frame_types import NOWHERE, Refusal, Refused
 from paravirt.xen.access import GuestAccess
 from paravirt.xen.events import EventChannels
+from paravirt.xen.grants import GrantTable
 from paravirt.xen.host import EXTRA_FRAMES, FORMAT, Host
 from paravirt.xen.public import INVALID_FRAME, PAGE, Errno, Shared, VcpuInfo, VcpuTime, Virq, XenError
 from paravirt.xen.space import HypervisorSpace
@@ -68,8 +69,10 @@ class Domain:
         shared_at = self.shared_frame << 12
         self.events = EventChannels(host.view, shared_at, number)
         self.vcpu = Vcpu(engine, self.frames, self.access, shared_at)
-        self.grants: Any = None
-        """The domain's grant table, where one is offered (`paravirt.xen.table`)."""
+        self.held: list[int] = []
+        """Machine frames that the hypervisor itself writes: they stay data."""
+        self._hold(self.shared_frame)
+        self.grants = GrantTable(self)
         self.assists: set[int] = set()
         self.name = ""
         self.code_base = self.code_end = 0
@@ -80,6 +83,10 @@ class Domain:
         host.domains[number] = self
         self._begin_machine_to_physical()
         self._begin_shared()
+
+    def _hold(self, frame: int) -> None:
+        self.frames.get_writable(self.owned, frame)
+        self.held.append(frame)
 
     def _begin_machine_to_physical(self) -> None:
         table = self.host.machine_to_physical
@@ -173,7 +180,8 @@ class Domain:
 
     def flush(self) -> None:
         """Forget all translations of addresses."""
-        self.engine.flush_tlb()
+        for domain in self.host.domains.values():
+            domain.engine.flush_tlb()
         self.frames.flushed()
 
     # -- time -----------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ OWN_FRAMES: Final = 16
 """Machine frames at the beginning that are the hypervisor's own; no guest has frame 0."""
 NEIGHBOUR_FRAMES: Final = 16
 """Of a domain that never runs: every guest has somebody else's memory beside its own."""
-EXTRA_FRAMES: Final = 16
-"""Frames of a domain beyond its memory: its shared information page, and room for more such."""
+EXTRA_FRAMES: Final = 48
+"""Frames of a domain beyond its memory: its shared information page, its grant table's, and room for more such."""
 
 LARGE_PAGE: Final = 2 << 20
 _KEYS: Final = 0x7800_0000_0000_0000

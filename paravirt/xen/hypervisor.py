@@ -20,7 +20,7 @@ from emulator.errors import GuestFault
 from emulator.machine import EndKind, Machine, Outcome
 from paravirt.accounting import ExitTable
 from paravirt.mmu.frame_types import Refused
-from paravirt.xen import public
+from paravirt.xen import grants, public
 from paravirt.xen.access import GuestAccess, in_hypervisor
 from paravirt.xen.board import XenBoard
 from paravirt.xen.builder import XenKernel, build
@@ -115,6 +115,8 @@ class XenHypervisor(Driver):
         start = build(domain, kernel, self.store.port, self.console.port)
         self.store.connect(domain.page(start.store_frame))
         self.console.connect(domain.page(start.console_frame))
+        domain.grants.permit(grants.STORE, 0, start.store_frame)
+        domain.grants.permit(grants.CONSOLE, 0, start.console_frame)
         self.board.com1.console = self.console
         domain.set_wall_clock(self.board.start_date)
         self._enter(start.root, start.entry, start.start_info, start.stack)

@@ -12,7 +12,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from paravirt.xen.calls import events, memory, scheduling, segments, system
+from paravirt.xen.calls import events, grants, memory, scheduling, segments, system
 from paravirt.xen.public import Errno, XenError
 
 if TYPE_CHECKING:
@@ -176,6 +176,22 @@ EVENT_OPERATIONS: tuple[Operation, ...] = (
     _refused(13, "set_priority", "events are in two levels"),
 )
 
+GRANT_OPERATIONS: tuple[Operation, ...] = (
+    Operation(0, "map_grant_ref", PARTLY, "whole pages; no bits of the guest's own in the entry", grants.map_),
+    Operation(1, "unmap_grant_ref", OFFERED, "", grants.unmap),
+    Operation(2, "setup_table", OFFERED, "", grants.setup_table),
+    _refused(3, "dump_table", "nobody reads the hypervisor's own log", Errno.EPERM),
+    _refused(4, "transfer", "frames change hands by the balloon only", Errno.EOPNOTSUPP),
+    Operation(5, "copy", PARTLY, "no transitive grants", grants.copy),
+    Operation(6, "query_size", OFFERED, "", grants.query_size),
+    Operation(7, "unmap_and_replace", OFFERED, "", grants.unmap_and_replace),
+    Operation(8, "set_version", OFFERED, "", grants.set_version),
+    Operation(9, "get_status_frames", OFFERED, "", grants.status_frames),
+    Operation(10, "get_version", OFFERED, "", grants.get_version),
+    Operation(11, "swap_grant_ref", OFFERED, "", grants.swap),
+    _refused(12, "cache_flush", "caches are coherent"),
+)
+
 CONSOLE_OPERATIONS: tuple[Operation, ...] = (
     Operation(0, "write", OFFERED, "", system.console_write),
     Operation(1, "read", PARTLY, "nothing is ever there: input comes by the ring", system.console_read),
@@ -239,7 +255,7 @@ HYPERCALLS: tuple[Hypercall, ...] = (
     Hypercall(17, "xen_version", OFFERED, "", _choose(VERSION_OPERATIONS), operations=VERSION_OPERATIONS),
     Hypercall(18, "console_io", OFFERED, "", _choose(CONSOLE_OPERATIONS, 2), operations=CONSOLE_OPERATIONS),
     Hypercall(19, "physdev_op_compat", REFUSED, "replaced by physdev_op", in_xen=InXen.OLD),
-    Hypercall(20, "grant_table_op", PARTLY, "where the domain has a grant table", system.grant_table_op),
+    Hypercall(20, "grant_table_op", PARTLY, "", _choose(GRANT_OPERATIONS, 2), operations=GRANT_OPERATIONS),
     Hypercall(
         21, "vm_assist", PARTLY, "roots above 4 GiB, I/O privilege in RFLAGS, the run state's flag", system.vm_assist
     ),

@@ -139,3 +139,22 @@ class XenTables(DirectTables):
                     self.suspects.add(target + frames.first)
             frames.refs[target] -= 1
             frames.left[target] = frames.flushes
+
+    def store_granted(self, frame: int, index: int, entry: int, taken: bool = False) -> None:
+        """Store an entry that leads to a frame of another domain, which is held, into a table of pages in use.
+
+        `taken`: the references that the entry stands for are counted already. Raises `Refused`.
+        """
+        frames = self.frames
+        if entry & 1 and not taken:
+            target = ((entry & _FRAME) >> 12) - frames.first
+            if entry & 2:
+                frames.use_writable(target, entry)
+            else:
+                frames.refs[target] += 1
+        place = (frame - frames.first - self._ahead) * 512 + index
+        old = self.words[place]
+        self.words[place] = entry
+        self._access.forget()
+        if old & 1:
+            self._put(1, old, frame - frames.first)

@@ -146,11 +146,3 @@ def multicall(hypervisor: XenHypervisor, calls: int, count: int, _a3: int, _a4: 
 def iret(hypervisor: XenHypervisor, _a1: int, _a2: int, _a3: int, _a4: int, _a5: int) -> None:
     """Return from a handler."""
     hypervisor.vcpu.return_from_kernel()
-
-
-def grant_table_op(hypervisor: XenHypervisor, command: int, argument: int, count: int, _a4: int, _a5: int) -> int:
-    """Memory is shared with other domains, where the domain has a grant table."""
-    grants = hypervisor.domain.grants
-    if grants is None:
-        raise XenError(Errno.ENOSYS)
-    return int(grants.call(hypervisor, command, argument, count))
