@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("bt.cli.report:command", "Tell what was done to an image: text, JSON, SARIF or a page of HTML."),
     "export": ("bt.cli.export:command", "Label patched sites and fixups in Ghidra, IDA, Binary Ninja, rizin."),
     "run": ("bt.cli.run:command", "Run an image under the hypervisor, or natively as the reference."),
+    "debug": ("bt.cli.debug:command", "Run an image for gdb, backwards as well."),
     "resume": ("bt.cli.resume:command", "Go on with a guest where a snapshot was taken of it."),
     "replay": ("bt.cli.replay:command", "Do a recorded run again, and compare everything."),
     "goto": ("bt.cli.goto:command", "Go to a place in a recorded run, backwards as well, and show the guest there."),

@@ -19,7 +19,33 @@ class Progress(NamedTuple):
     """The deadline that was asked for last."""
 
 
-class PausingEngine(Engine, Protocol):
+class WatchingEngine(Engine, Protocol):
+    """An engine whose capabilities say `watches` or `pauses_exactly`."""
+
+    def count_again(self) -> None:
+        """What observes has stopped the engine before an instruction. Its block was counted already and will be again
+        when it is begun from there: let it count once. Called after the stop, before anything else."""
+        ...
+
+    def observe_code(self, first: int, last: int, seen: Callable[[int], None]) -> int:
+        """Call `seen` before every instruction whose guest-virtual address is in `first`..`last`, with the address.
+
+        `seen` may call `stop`: the instruction is not begun then. Gives what `unobserve` takes.
+        """
+        ...
+
+    def observe_change(self, memory: memoryview, seen: Callable[[], None], *, exactly: bool = False) -> int:
+        """Call `seen` at the beginning of a unit of progress when up to eight bytes of memory have changed before it,
+        whoever changed them; `exactly`: before the next instruction, which is slow, and at which `seen` may `stop`. At
+        least seven more bytes must be behind them. Gives what `unobserve` takes."""
+        ...
+
+    def unobserve(self, number: int) -> None:
+        """Observe no more. All translated code goes, at either end."""
+        ...
+
+
+class PausingEngine(WatchingEngine, Protocol):
     """An engine whose stops leave no trace."""
 
     def pause_at(self, progress: int | None, paused: Callable[[], None] = lambda: None) -> None:
@@ -45,20 +71,4 @@ class PausingEngine(Engine, Protocol):
 
     def set_pending(self, pending: Sequence[int]) -> None:
         """Be where `pending` was. Raises `ValueError` for what it cannot have given."""
-        ...
-
-    def observe_code(self, first: int, last: int, seen: Callable[[int], None]) -> int:
-        """Call `seen` before every instruction whose guest-virtual address is in `first`..`last`, with the address.
-
-        `seen` may call `stop`: the instruction is not begun then. Gives what `unobserve` takes.
-        """
-        ...
-
-    def observe_change(self, memory: memoryview, seen: Callable[[], None]) -> int:
-        """Call `seen` at the beginning of a unit of progress when up to eight bytes of memory have changed before it,
-        whoever changed them. At least seven more bytes must be behind them. Gives what `unobserve` takes."""
-        ...
-
-    def unobserve(self, number: int) -> None:
-        """Observe no more. All translated code goes, at either end."""
         ...

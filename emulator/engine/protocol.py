@@ -68,6 +68,8 @@ class Capabilities:
     """Units of progress that are one second of virtual time. The default is for basic blocks: about a 500 MHz CPU."""
     single_step: bool = True
     """Comes back after one instruction when the trap flag (or what the architecture has for it) is set."""
+    watches: bool = False
+    """Calls back before chosen instructions, and stops there (`emulator.engine.pausing.WatchingEngine`)."""
     pauses_exactly: bool = False
     """Can be stopped at any progress, and watched, without a trace in what it does then (`emulator.engine.pausing`)."""
 

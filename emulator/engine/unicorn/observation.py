@@ -53,12 +53,65 @@ class WordWatch:
         return int.from_bytes(self._memory, "little")
 
 
-class Observed:
-    """Of an engine, what `emulator.engine.pausing` asks for."""
+class Watched:
+    """Of an engine, what `emulator.engine.pausing.WatchingEngine` asks for."""
 
     library: Any
     handle: int | None
     _remaining: memoryview
+    _watches: dict[int, Any]
+
+    def _fail(self, error: BaseException) -> None:
+        raise NotImplementedError
+
+    def count_again(self) -> None:
+        """The block under way was left in its midst, and counts when it is begun again from there."""
+        self._remaining[0] += 1
+
+    def observe_code(self, first: int, last: int, seen: Callable[[int], None]) -> int:
+        """Call `seen` before every instruction at guest-virtual `first`..`last`."""
+
+        def on_code(_engine: int, address: int, _size: int, _user: int) -> None:
+            try:
+                seen(address)
+            except BaseException as error:
+                self._fail(error)
+
+        return self._observe(lib.HOOK_CODE, lib.CodeCallback(on_code), first, last)
+
+    def observe_change(self, memory: memoryview, seen: Callable[[], None], *, exactly: bool = False) -> int:
+        """Call `seen` when a block (or `exactly`: an instruction) begins and a word is no longer what it was: native
+        code looks at it."""
+        watch = WordWatch(memory, seen, self._fail)
+        kind = lib.HOOK_CODE if exactly else lib.HOOK_BLOCK
+        return self._observe(kind, watch.callback, 1, 0, watch.argument, watch)
+
+    def unobserve(self, number: int) -> None:
+        """Observe no more."""
+        if self._watches.pop(number, None) is not None:
+            self.library.uc_hook_del(ctypes.c_void_p(self.handle), ctypes.c_size_t(number))
+            self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
+
+    def _observe(self, kind: int, callback: Any, first: int, last: int, argument: int = 0, keep: object = None) -> int:
+        number = ctypes.c_size_t()
+        self.library.uc_hook_add(
+            ctypes.c_void_p(self.handle),
+            ctypes.byref(number),
+            ctypes.c_int(kind),
+            callback,
+            ctypes.c_void_p(argument),
+            ctypes.c_uint64(first),
+            ctypes.c_uint64(last),
+            ctypes.c_int(0),
+        )
+        self._watches[number.value] = keep or callback
+        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
+        return number.value
+
+
+class Observed(Watched):
+    """Of an engine, what `emulator.engine.pausing` asks for."""
+
     _deadline: int
     """Progress at which the block counter stops the engine: the least of the two below."""
     _limit: memoryview
@@ -67,11 +120,7 @@ class Observed:
     """The deadline that the driver has asked for."""
     _pause: int
     _paused_call: Callable[[], None]
-    _watches: dict[int, Any]
     _ports: QuietPorts
-
-    def _fail(self, error: BaseException) -> None:
-        raise NotImplementedError
 
     def pause_at(self, progress: int | None, paused: Callable[[], None] = lambda: None) -> None:
         """Call `paused` once so many blocks are done, when the next one is about to begin; None: not any more."""
@@ -107,41 +156,3 @@ class Observed:
         """Be where `pending` was."""
         if pending:
             self._ports.set_pending(pending)
-
-    def observe_code(self, first: int, last: int, seen: Callable[[int], None]) -> int:
-        """Call `seen` before every instruction at guest-virtual `first`..`last`."""
-
-        def on_code(_engine: int, address: int, _size: int, _user: int) -> None:
-            try:
-                seen(address)
-            except BaseException as error:
-                self._fail(error)
-
-        return self._observe(lib.HOOK_CODE, lib.CodeCallback(on_code), first, last)
-
-    def observe_change(self, memory: memoryview, seen: Callable[[], None]) -> int:
-        """Call `seen` when a block begins and a word is no longer what it was: native code looks at it."""
-        watch = WordWatch(memory, seen, self._fail)
-        return self._observe(lib.HOOK_BLOCK, watch.callback, 1, 0, watch.argument, watch)
-
-    def unobserve(self, number: int) -> None:
-        """Observe no more."""
-        if self._watches.pop(number, None) is not None:
-            self.library.uc_hook_del(ctypes.c_void_p(self.handle), ctypes.c_size_t(number))
-            self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
-
-    def _observe(self, kind: int, callback: Any, first: int, last: int, argument: int = 0, keep: object = None) -> int:
-        number = ctypes.c_size_t()
-        self.library.uc_hook_add(
-            ctypes.c_void_p(self.handle),
-            ctypes.byref(number),
-            ctypes.c_int(kind),
-            callback,
-            ctypes.c_void_p(argument),
-            ctypes.c_uint64(first),
-            ctypes.c_uint64(last),
-            ctypes.c_int(0),
-        )
-        self._watches[number.value] = keep or callback
-        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_CODE)
-        return number.value

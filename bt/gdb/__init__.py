@@ -1,0 +1,1 @@
+"""gdb's remote protocol: a guest as a target that a stock gdb debugs."""
