@@ -1,7 +1,8 @@
 """Sensitive instructions that follow one another, done in one exit where exits are dear.
 
-Room: `paravirt/modes/x86`. A kernel enters by SYSCALL and SWAPGS, leaves by SWAPGS and SYSRET or IRETQ. Whether one of
-these is next, behind what does nothing, is looked up once an address and kept until code changes.
+Room: `paravirt/modes/x86`. A kernel enters by SYSCALL and SWAPGS, leaves by SWAPGS and SYSRET or IRETQ, and loads the
+user's GS between two SWAPGS. Whether one of these is next, behind what does nothing, is looked up once an address and
+kept until code changes.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from emulator.isa.x86.decode import instruction_at
 from paravirt.accounting import ExitTable
 from paravirt.hypervisor import Action, Prepared
 
-_FOLLOWING: Final = frozenset({Operation.SWAP_GS, Operation.RETURN_FROM_SYSTEM_CALL, Operation.RETURN_FROM_EXCEPTION})
+_LEAVING: Final = frozenset({Operation.RETURN_FROM_SYSTEM_CALL, Operation.RETURN_FROM_EXCEPTION})
+_FOLLOWING: Final = _LEAVING | {Operation.SWAP_GS, Operation.WRITE_SEGMENT_SELECTOR}
+_PLANTED: Final = 0xF4
 _JUMPS: Final = (Code.JMP_REL8_64, Code.JMP_REL32_64)
 _MOST_IDLE: Final = 4
 """Instructions without effect that are looked over."""
@@ -62,7 +65,7 @@ class Chain:
             if prepared is None or prepared.operation not in _FOLLOWING:
                 return None
             # Behind an instruction whose place leads to a fixup the guest cannot go on.
-            if prepared.operation is Operation.SWAP_GS and self._executed(rip) != code[0]:
+            if prepared.operation not in _LEAVING and self._executed(rip) not in (code[0], _PLANTED):
                 return None
             return rip, prepared.action, self._exits.cell(prepared.operation.name, "chained")
         return None
