@@ -120,6 +120,10 @@ class AArch64Engine(Engine, Protocol):
         """
         ...
 
+    def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool]) -> None:
+        """From now on call `asked` before an instruction at one of `addresses`; True ends in a BREAKPOINT exit."""
+        ...
+
     def withhold_timer(self) -> None:
         """From now on accesses to the generic timer are undefined at every level, so that a driver does them.
 

@@ -47,6 +47,8 @@ class ExitKind(IntEnum):
     """No translation, on an engine whose translations its caller gives: the page `address`, and what was tried as
     `error` (0 load, 1 store, 2 fetch). The handler maps the page, or sets `refused` with `vector` and `error` of the
     exception that the instruction then raises (a FAULT exit follows)."""
+    BREAKPOINT = 11
+    """The caller asked for it, by `break_at`, before the instruction at `address`, where PC is."""
 
 
 class Exit:

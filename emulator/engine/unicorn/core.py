@@ -15,8 +15,10 @@ import unicorn
 from emulator.engine.exit import Exit, ExitKind, describe
 from emulator.engine.protocol import Handler
 from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn.breakpoints import Breakpoints
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
+from emulator.engine.unicorn.observation import Watched
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 CONTROL_CPU_MODEL = lib.control_write(unicorn.UC_CTL_CPU_MODEL, 1)
@@ -26,7 +28,7 @@ NO_CODE = frozenset({8, 14})
 _FOREVER = 1 << 62
 
 
-class UnicornCpu:
+class UnicornCpu(Watched):
     """One emulated CPU of any instruction set. Subclasses set `nowhere` and `_start_address`."""
 
     nowhere = (1 << 64) - 2
@@ -51,8 +53,10 @@ class UnicornCpu:
         self._stopped = False
         self._memories: list[Any] = []
         self._callbacks: list[Any] = []
+        self._watches = {}
         self._counter = BlockCounter(self.library)
         self._guarded = Guarded(self.library)
+        self._breakpoints = Breakpoints(self.library, self.handle, self._fail)
         self._remaining = self._counter.remaining
         self._deadline = _FOREVER
         self._remaining[0] = _FOREVER
@@ -120,7 +124,10 @@ class UnicornCpu:
                 raise failure
             if self._stopped:
                 return
-            if self._remaining[0] <= 0:
+            if self._breakpoints.hit >= 0:
+                exit_.kind, exit_.address = ExitKind.BREAKPOINT, self._breakpoints.hit
+                self._breakpoints.hit = -1
+            elif self._remaining[0] <= 0:
                 exit_.kind = ExitKind.BUDGET
             elif status in NO_CODE:
                 exit_.kind, exit_.address = ExitKind.UNBACKED, self._address()
@@ -134,6 +141,10 @@ class UnicornCpu:
         """End `run` after the handler returns."""
         self._stopped = True
         self.library.uc_emu_stop(self.handle)
+
+    def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool]) -> None:
+        """From now on call `asked` before an instruction at one of `addresses`; True ends in a BREAKPOINT exit."""
+        self._breakpoints.choose(addresses, asked)
 
     @property
     def progress(self) -> int:

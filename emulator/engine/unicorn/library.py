@@ -107,6 +107,7 @@ def load() -> Any:
     library = ctypes.PyDLL(_binding.uclib._name)
     library.uc_open.argtypes = (c_int, c_int, c_void_p)
     library.uc_close.argtypes = (c_void_p,)
+    library.uc_hook_del.argtypes = (c_void_p, c_size_t)
     library.uc_strerror.restype = ctypes.c_char_p
     library.uc_strerror.argtypes = (c_int,)
     library.uc_emu_start.argtypes = (c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)

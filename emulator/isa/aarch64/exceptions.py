@@ -21,6 +21,8 @@ PC_ALIGNMENT: Final = 0x22
 DATA_LOWER: Final = 0x24
 DATA_SAME: Final = 0x25
 SP_ALIGNMENT: Final = 0x26
+BREAKPOINT_LOWER: Final = 0x30
+BREAKPOINT_SAME: Final = 0x31
 STEP_LOWER: Final = 0x32
 STEP_SAME: Final = 0x33
 WATCHPOINT_LOWER: Final = 0x34
@@ -41,6 +43,8 @@ NAMES: Final[dict[int, str]] = {
     DATA_LOWER: "data abort from EL0",
     DATA_SAME: "data abort",
     SP_ALIGNMENT: "misaligned SP",
+    BREAKPOINT_LOWER: "breakpoint from EL0",
+    BREAKPOINT_SAME: "breakpoint",
     STEP_LOWER: "software step from EL0",
     STEP_SAME: "software step",
     WATCHPOINT_LOWER: "watchpoint from EL0",

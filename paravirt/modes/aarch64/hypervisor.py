@@ -29,6 +29,7 @@ from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Handlers, Hypervisor, Prepared
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes.aarch64 import debug
 from paravirt.modes.aarch64.shadow import AArch64Shadow
 from paravirt.modes.aarch64.vcpu import AArch64VirtualCpu
 from paravirt.operations.aarch64 import prepare
@@ -76,6 +77,7 @@ class AArch64Hypervisor(Hypervisor):
             if one.kind == "identification" and not one.feature and one.name != "CSSELR_EL1":
                 self.vcpu.system[one.encoding] = self._registers.system(one.encoding)
         self.vcpu.system |= IDENTITY
+        self._debug = debug.DebugEvents(self.engine, self.vcpu)
         self._devices: dict[int, int] = {}
         """Pages of devices in the kernel's view: guest-virtual page -> guest-physical page."""
         self._accesses: dict[int, Access | None] = {}
@@ -103,7 +105,8 @@ class AArch64Hypervisor(Hypervisor):
         return {layout.AARCH64.tables: memoryview(self.shadow.pool.memory)}
 
     def _handlers(self) -> Handlers:
-        return {ExitKind.FAULT: self._fault, ExitKind.HALT: self._waited, ExitKind.UNBACKED: self._unbacked}
+        handlers = {ExitKind.FAULT: self._fault, ExitKind.HALT: self._waited, ExitKind.UNBACKED: self._unbacked}
+        return {**handlers, ExitKind.BREAKPOINT: self._breakpoint}
 
     def enter(self, state: ArmEntry) -> None:
         """Set the virtual CPU up as the boot protocol says."""
@@ -193,8 +196,8 @@ class AArch64Hypervisor(Hypervisor):
             self._refuse(AArch64Exception(kind, exit_.error & 0x1FF_FFFF, exit_.address))
 
     def _undefined(self, kind: int) -> None:
-        pc = self._registers.pc
-        if self.vcpu.level:
+        pc, vcpu = self._registers.pc, self.vcpu
+        if vcpu.level:
             known = self._actions.get(pc) or self._prepare(pc)
             if known is not None:
                 action, cell = known
@@ -202,6 +205,8 @@ class AArch64Hypervisor(Hypervisor):
                 self.exits.last = cell
                 try:
                     action()
+                    if vcpu.stepping:
+                        self._step_over()
                 except ArchitecturalException as fault:
                     self._raise(fault)
                 return
@@ -226,6 +231,9 @@ class AArch64Hypervisor(Hypervisor):
         self.exits.count("HALT", "exit")
         if self.vcpu.level:
             self.halted()
+
+    def _breakpoint(self, _exit: Exit) -> None:
+        self._refuse(AArch64Exception(x.BREAKPOINT_SAME, debug.ISS))
 
     def _unbacked(self, exit_: Exit) -> None:
         self._refuse(AArch64Exception(x.FETCH_SAME, x.EXTERNAL_ABORT, exit_.address))
@@ -501,10 +509,20 @@ class AArch64Hypervisor(Hypervisor):
         if self._stepping is not None:
             self._end_own_store()
             return
+        if vcpu.level and self._in_fixup(vcpu.pc):
+            self._registers.stepping = True  # what the guest takes for one instruction is not done
+            return
         self.exits.count("exception to the guest", "fault")
-        self._registers.stepping = False
-        vcpu.stepping = False
+        self._registers.stepping = vcpu.stepping = vcpu.step_begins = False
         self._raise(AArch64Exception(x.STEP_SAME, 0x22 | 1 << 24))
+
+    def _step_over(self) -> None:
+        """An operation is done while steps are asked for: it was one, unless it asked for them."""
+        vcpu = self.vcpu
+        if vcpu.step_begins:
+            vcpu.step_begins = False
+        elif vcpu.level and self._stepping is None:
+            self._stepped()
 
     def _begin_step(self) -> int:
         guest = int(self._registers.stepping)
@@ -569,6 +587,10 @@ class AArch64Hypervisor(Hypervisor):
         """The board's generic timer."""
         self.board.timer.write(name, value)
         self._device_written()
+
+    def debug_changed(self) -> None:
+        """A debug register was written."""
+        self._debug.changed()
 
     def call_firmware(self) -> None:
         """PSCI: function and arguments in X0 to X3."""

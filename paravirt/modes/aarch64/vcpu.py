@@ -23,6 +23,13 @@ _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _RESET_SCTLR: Final = 0x30D0_0800
 MDSCR_SS, MDSCR_KDE = 1 << 0, 1 << 13
 MDSCR: Final = BY_NAME["MDSCR_EL1"].encoding
+_LOWER: Final = {
+    x.FETCH_SAME: x.FETCH_LOWER,
+    x.DATA_SAME: x.DATA_LOWER,
+    x.STEP_SAME: x.STEP_LOWER,
+    x.BREAKPOINT_SAME: x.BREAKPOINT_LOWER,
+}
+"""What a class is called when the exception comes from EL0."""
 VBAR: Final = BY_NAME["VBAR_EL1"].encoding
 _ELR, _SPSR, _ESR, _FAR = (
     BY_NAME[AARCH64_STAND_INS[name]].encoding for name in ("ELR_EL1", "SPSR_EL1", "ESR_EL1", "FAR_EL1")
@@ -57,6 +64,8 @@ class AArch64VirtualCpu:
         """The other system registers by their 16-bit names."""
         self.stepping = False
         """PSTATE.SS: the next instruction is the one before a software step exception."""
+        self.step_begins = False
+        """The step is of what comes behind the ERET that has just been done."""
         self.before_write: Callable[[int], None] = lambda _frame: None
         self._written: dict[int, int] = {}
 
@@ -201,7 +210,7 @@ class AArch64VirtualCpu:
         """Enter EL1 for an exception that the guest raised."""
         kind = fault.vector
         if self.level == 0:
-            kind = {x.FETCH_SAME: x.FETCH_LOWER, x.DATA_SAME: x.DATA_LOWER, x.STEP_SAME: x.STEP_LOWER}.get(kind, kind)
+            kind = _LOWER.get(kind, kind)
         with_address = kind in (x.FETCH_LOWER, x.FETCH_SAME, x.DATA_LOWER, x.DATA_SAME, x.PC_ALIGNMENT)
         self.take(x.SYNCHRONOUS, x.syndrome(kind, fault.error or 0), fault.address if with_address else None)
 
@@ -216,7 +225,9 @@ class AArch64VirtualCpu:
             raise AArch64Exception(x.ILLEGAL_STATE, 0)
         active = self.system.get(MDSCR, 0) & MDSCR_SS and (mode == x.EL0T or self._kernel_steps(spsr))
         self._enter(1 if mode else 0, mode == x.EL1H)
-        self.stepping = bool(active and spsr & x.SS)
+        self.stepping = self.step_begins = bool(active and spsr & x.SS)
+        if self.stepping and self.level:
+            registers.stepping = True  # the real level does not change
         if self.elr & 3:
             raise AArch64Exception(x.PC_ALIGNMENT, 0, self.elr)
 

@@ -54,6 +54,10 @@ class Context(Protocol):
         """A register of the generic timer."""
         ...
 
+    def debug_changed(self) -> None:
+        """A debug register was written."""
+        ...
+
     def call_firmware(self) -> None:
         """HVC: PSCI; PC is behind the instruction."""
         ...

@@ -111,8 +111,17 @@ def _write_kernel_thread(_context: Context, vcpu: AArch64VirtualCpu, value: int)
     vcpu.registers.thread = value
 
 
-def _write_os_lock(_context: Context, vcpu: AArch64VirtualCpu, value: int) -> None:
+def _write_os_lock(context: Context, vcpu: AArch64VirtualCpu, value: int) -> None:
     vcpu.system[_OS_LOCK_STATUS] = 8 | (value & 1) << 1
+    context.debug_changed()
+
+
+def _write_debug(encoding: int) -> Write:
+    def write(context: Context, vcpu: AArch64VirtualCpu, value: int) -> None:
+        vcpu.system[encoding] = value
+        context.debug_changed()
+
+    return write
 
 
 def _write_vectors(_context: Context, vcpu: AArch64VirtualCpu, value: int) -> None:
@@ -135,6 +144,11 @@ _WRITE: Final[dict[str, Write]] = {
     "TPIDR_EL1": _write_kernel_thread,
     "OSLAR_EL1": _write_os_lock,
     "VBAR_EL1": _write_vectors,
+    **{
+        name: _write_debug(one.encoding)
+        for name, one in BY_NAME.items()
+        if name == "MDSCR_EL1" or name.startswith(("DBGBVR", "DBGBCR"))
+    },
 }
 
 
