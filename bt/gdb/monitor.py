@@ -166,6 +166,9 @@ class Monitor:
     def _address(self, words: list[str]) -> int:
         if len(words) != 1:
             raise UsageError("give one address, in hexadecimal with 0x, or a symbol")
+        row = self.target.by_name.get(words[0][1:]) if words[0].startswith("$") else None
+        if row is not None:
+            return row.read(self.target.processor(self.session.driver))
         try:
             return int(words[0], 0) & (1 << 64) - 1
         except ValueError:

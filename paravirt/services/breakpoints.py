@@ -228,10 +228,15 @@ class Stops:
         moment = self._moment(address)
         if self._step_from is None:
             self._step_from = moment
-        elif moment != self._step_from and not self._in_fixup(address):
+        elif moment != self._step_from and not self._in_fixup(address) and not self._in_delay_slot:
             place = self._places.get(address)
             known = place is not None and place.wanted
             self._halt(StopKind.BREAKPOINT if known else StopKind.STEP, address)
+
+    @property
+    def _in_delay_slot(self) -> bool:
+        """Whether the instruction belongs to the branch before it (MIPS): one does not stop between the two."""
+        return bool(getattr(self.engine.registers, "in_delay_slot", False))
 
     def _end_steps(self) -> None:
         if self._stepper >= 0:

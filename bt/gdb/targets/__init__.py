@@ -91,6 +91,9 @@ class Target:
             self.by_number[number] = row
             self.by_name[row.name] = row
             number += 1
+        ordered = sorted(self.by_number.items())
+        self.by_number.clear()
+        self.by_number.update(ordered)
 
     def processor(self, driver: Any) -> Any:
         """What the rows of `registers` read."""
@@ -117,7 +120,9 @@ class Target:
         yield '<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target version="1.0">'
         yield f"<architecture>{self.architecture}</architecture>"
         types = self.types
-        for feature, rows in groupby(self.by_number.items(), key=lambda pair: pair[1].feature):
+        order = {row.feature: place for place, row in reversed(list(enumerate(self.registers)))}
+        listed = sorted(self.by_number.items(), key=lambda pair: (order[pair[1].feature], pair[0]))
+        for feature, rows in groupby(listed, key=lambda pair: pair[1].feature):
             yield f'<feature name="{feature}">'
             if types and feature in types.split("|")[0].split():
                 yield types.split("|", 1)[1]
@@ -129,9 +134,35 @@ class Target:
         yield "</target>"
 
 
+def general(number: int) -> tuple[Callable[[Any], int], Callable[[Any, int], None]]:
+    """A general register: how it is read and written."""
+
+    def write(cpu: Any, value: int) -> None:
+        cpu.registers.gpr[number] = value
+
+    return lambda cpu: int(cpu.registers.gpr[number]), write
+
+
+def of_either(name: str) -> Callable[[Any], int]:
+    """A value of the virtual processor, or where it has none of that name, of the real one."""
+    return lambda cpu: int(getattr(cpu, name, None) or getattr(cpu.registers, name, None) or 0)
+
+
+def by_frame(driver: Any, address: int) -> Walk:
+    """Translate by the hypervisor's own means; at full privilege nothing is known."""
+    shadow = getattr(driver, "shadow", None)
+    frame = shadow.frame_of(address) if shadow is not None else -1
+    if frame < 0:
+        return Walk(None)
+    return Walk(int(driver.machine.memory.base + (frame << 12) | address & 0xFFF))
+
+
 TARGETS: Final = {
     "x86-64": ("bt.gdb.targets.x86", "X86_64"),
     "i386": ("bt.gdb.targets.x86", "I386"),
+    "aarch64": ("bt.gdb.targets.arm", "AARCH64"),
+    "armv7": ("bt.gdb.targets.arm", "ARMV7"),
+    "mips32": ("bt.gdb.targets.mips", "MIPS32"),
 }
 """Where each instruction set's target is: module and name."""
 

@@ -37,6 +37,7 @@ _UNKNOWN = 1 << 25
 
 CAPABILITIES = Capabilities(
     name="unicorn",
+    watches=True,
     deterministic=True,
     full_privilege=True,
     coherent_code=False,

@@ -38,6 +38,7 @@ _EXECUTE = 4
 
 CAPABILITIES = Capabilities(
     name="unicorn",
+    watches=True,
     deterministic=True,
     full_privilege=True,
     coherent_code=True,

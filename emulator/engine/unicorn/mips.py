@@ -24,6 +24,7 @@ from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.mips_blocks import limit_blocks
 from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
 from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
+from emulator.engine.unicorn.observation import Watched
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 _ARCH_MIPS, _MODE_32, _BIG_ENDIAN = 3, 4, 1 << 30
@@ -63,6 +64,7 @@ FillCallback = ctypes.CFUNCTYPE(
 
 CAPABILITIES = Capabilities(
     name="unicorn",
+    watches=True,
     deterministic=True,
     full_privilege=True,
     coherent_code=False,
@@ -75,7 +77,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class UnicornMipsEngine:
+class UnicornMipsEngine(Watched):
     """One emulated MIPS32 CPU. Use `registers` only while no guest code runs or inside the handler."""
 
     capabilities = CAPABILITIES
@@ -103,6 +105,7 @@ class UnicornMipsEngine:
         self._running = False
         """Unicorn looks up pages on its own account when it does not run; nothing is there."""
         self._callbacks: list[Any] = []
+        self._watches = {}
         self._memories: list[tuple[int, memoryview, Any, int]] = []
         self._counter = BlockCounter(self.library)
         self._guarded = Guarded(self.library)

@@ -31,11 +31,11 @@ SAMPLE = Path(__file__).parents[3] / "samples/x86_64/sample.elf"
 class Opened:
     """A session and who debugs it."""
 
-    def __init__(self, mode: str = "inline", *, reverse: bool = False) -> None:
+    def __init__(self, mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE) -> None:
         self.console = bytearray()
         options = Options(mode=mode, memory=64 << 20, cache=False)
-        self.session = Session(load(SAMPLE), options, self.console.extend)
-        self.target = target_of("x86-64")
+        self.session = Session(load(image), options, self.console.extend)
+        self.target = target_of(self.session.machine.platform.isa)
         self.debugger = Debugger(self.session.driver, translation(self.session), reverse=reverse)
         self.monitor = Monitor(self.session, self.debugger, self.target)
         self.listener = listen("127.0.0.1", 0)
@@ -53,8 +53,8 @@ class Opened:
 
 
 @contextlib.contextmanager
-def opened(mode: str = "inline", *, reverse: bool = False) -> Iterator[Opened]:
-    one = Opened(mode, reverse=reverse)
+def opened(mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE) -> Iterator[Opened]:
+    one = Opened(mode, reverse=reverse, image=image)
     try:
         yield one
     finally:
@@ -249,3 +249,47 @@ def test_gdb_debugs_the_guest_through_its_machine_interface(tmp_path: Path) -> N
         assert "cli" in text
         assert "is guest-physical" in text
         assert not serving.is_alive()
+
+
+@pytest.mark.parametrize("folder", ["i386", "aarch64", "armv7", "mips32"])
+def test_other_instruction_sets_stop_and_step_as_well(folder: str) -> None:
+    with opened(image=SAMPLE.parents[1] / folder / "portable.elf") as one:
+        address = one.symbol("catch_fault")
+        one.debugger.stops.set_breakpoint(address)
+        stop = one.debugger.go()
+        assert (stop.kind, one.session.driver.pc) == (StopKind.BREAKPOINT, address)
+        assert one.debugger.read(address, 4) == one.session.image.view(address, 4)
+        shown = one.server.answer(b"g")
+        assert shown is not None
+        assert len(shown) == sum(row.bits // 4 for row in one.target.registers)
+        one.debugger.step()
+        assert address < one.session.driver.pc <= address + 8
+        if folder != "i386":
+            number = next(n for n, row in one.target.by_number.items() if row.name == "pc")
+            size = 2 * one.target.word
+            assert (
+                one.server.answer(b"p%x" % number) == one.session.driver.pc.to_bytes(size // 2, "little").hex().encode()
+            )
+        again = one.debugger.go()
+        assert (again.kind, again.address) == (StopKind.BREAKPOINT, address)
+
+
+@pytest.mark.skipif(shutil.which("gdb-multiarch") is None, reason="needs gdb-multiarch")
+@pytest.mark.parametrize("folder", ["aarch64", "armv7", "mips32"])
+def test_gdb_multiarch_takes_the_description(folder: str, tmp_path: Path) -> None:
+    with opened(image=SAMPLE.parents[1] / folder / "portable.elf") as one:
+        symbols = tmp_path / "guest.sym"
+        write_symbol_file(one.session.image, symbols)
+        serving = threading.Thread(target=one.server.serve)
+        serving.start()
+        commands = (f"target remote 127.0.0.1:{one.port}", "break catch_fault", "continue", "stepi", "x/i $pc", "kill")
+        shown = subprocess.run(
+            ("gdb-multiarch", "-nx", "-q", "-batch", *(word for line in commands for word in ("-ex", line)), symbols),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        ).stdout
+        serving.join(60)
+        assert "Breakpoint 1, " in shown, shown
+        assert "<catch_fault+" in shown, shown
