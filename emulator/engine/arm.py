@@ -5,7 +5,7 @@ a FAULT's `vector` is the number of the exception vector (`UNDEFINED`, ...), its
 IFSR would show it in short-descriptor form, its `address` DFAR or IFAR.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from emulator.engine.protocol import Engine
@@ -84,6 +84,11 @@ class ArmEngine(Engine, Protocol):
     in the other: so a switch between two address spaces needs no flush. `FULL` is where a kernel runs at full
     privilege; User mode runs in both.
     """
+
+    def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool], everywhere: bool = False) -> None:
+        """From now on call `asked` before an instruction at one of `addresses`, or before every one; True ends in a
+        BREAKPOINT exit."""
+        ...
 
     @property
     def registers(self) -> ArmRegisters:

@@ -32,13 +32,13 @@ class Breakpoints:
         except BaseException as error:
             self._fail(error)
 
-    def choose(self, addresses: Sequence[int], asked: Callable[[int], bool]) -> None:
-        """Have these addresses, and no others."""
+    def choose(self, addresses: Sequence[int], asked: Callable[[int], bool], everywhere: bool) -> None:
+        """Have these addresses, and no others; `everywhere`: all there are."""
         self._asked = asked
         for number in self._hooks:
             self._library.uc_hook_del(ctypes.c_void_p(self._handle), ctypes.c_size_t(number))
         self._hooks.clear()
-        for address in addresses:
+        for first, last in [(1, 0)] if everywhere else [(address, address) for address in addresses]:
             hook = ctypes.c_size_t()
             self._library.uc_hook_add(
                 ctypes.c_void_p(self._handle),
@@ -46,8 +46,8 @@ class Breakpoints:
                 ctypes.c_int(lib.HOOK_CODE),
                 self._callback,
                 None,
-                ctypes.c_uint64(address),
-                ctypes.c_uint64(address),
+                ctypes.c_uint64(first),
+                ctypes.c_uint64(last),
                 ctypes.c_int(0),
             )
             self._hooks.append(hook.value)

@@ -142,9 +142,10 @@ class UnicornCpu(Watched):
         self._stopped = True
         self.library.uc_emu_stop(self.handle)
 
-    def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool]) -> None:
-        """From now on call `asked` before an instruction at one of `addresses`; True ends in a BREAKPOINT exit."""
-        self._breakpoints.choose(addresses, asked)
+    def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool], everywhere: bool = False) -> None:
+        """From now on call `asked` before an instruction at one of `addresses`, or before every one; True ends in a
+        BREAKPOINT exit."""
+        self._breakpoints.choose(addresses, asked, everywhere)
 
     @property
     def progress(self) -> int:

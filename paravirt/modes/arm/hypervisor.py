@@ -23,6 +23,7 @@ from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Handlers, Hypervisor, Prepared
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes.arm import debug
 from paravirt.modes.arm.spaces import WORLD
 from paravirt.modes.arm.vcpu import USER, ArmVirtualCpu
 from paravirt.modes.arm.views import ArmViews
@@ -66,6 +67,7 @@ class ArmHypervisor(Hypervisor):
                 self.vcpu.system[register.name] = self._registers.system(register.name)
         self.vcpu.system |= {**IDENTITY, "CPACR": 0, "FPSID": 0x4102_3075, "MVFR0": 0x1011_0222, "MVFR1": 0x1111_1111}
         self.shared[_CACHE_TYPE] = self.vcpu.system["CTR"]
+        self._debug = debug.DebugEvents(self.engine, self.vcpu)
         self._behind = -1
         self._planted: tuple[int, bytes] | None = None
         """While one instruction runs from the guest's own frame: offset in memory of the trap behind it, and what was
@@ -80,6 +82,7 @@ class ArmHypervisor(Hypervisor):
             ExitKind.SYSTEM_CALL: self._system_call,
             ExitKind.HALT: self._halted_by_itself,
             ExitKind.UNBACKED: self._unbacked,
+            ExitKind.BREAKPOINT: self._breakpoint,
         }
 
     def enter(self, state: ArmEntry) -> None:
@@ -164,9 +167,14 @@ class ArmHypervisor(Hypervisor):
         elif vector == x.DATA_ABORT:
             self._data_abort(exit_.address, exit_.error)
         elif exit_.error & 0x40F == x.DEBUG_EVENT:
+            self._debug.note(debug.INSTRUCTION)
             self._refuse(ArmException(x.PREFETCH_ABORT, x.DEBUG_EVENT, exit_.address), "exception to the guest")
         else:
             self._prefetch_abort(self.vcpu.pc)
+
+    def _breakpoint(self, exit_: Exit) -> None:
+        self._debug.note(debug.BREAKPOINT)
+        self._refuse(ArmException(x.PREFETCH_ABORT, x.DEBUG_EVENT, exit_.address), "exception to the guest")
 
     def _undefined(self) -> None:
         pc = self.vcpu.pc
@@ -265,6 +273,10 @@ class ArmHypervisor(Hypervisor):
         self._refuse(ArmException(x.PREFETCH_ABORT, x.EXTERNAL, exit_.address))
 
     # -- what the operations ask for (`operations.arm.Context`) ---------------------------------
+
+    def debug_changed(self) -> None:
+        """A debug register was written."""
+        self._debug.changed()
 
     @property
     def requested(self) -> bool:

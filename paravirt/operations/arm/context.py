@@ -48,6 +48,10 @@ class Context(Protocol):
         """Whether the board requests the processor."""
         ...
 
+    def debug_changed(self) -> None:
+        """A debug register was written."""
+        ...
+
     def halted(self) -> None:
         """The guest waits for an interrupt; PC is behind the instruction."""
         ...

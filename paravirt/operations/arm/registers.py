@@ -105,6 +105,8 @@ def write_register(context: Context, name: str, value: int) -> None:
         special(context, value)
     else:
         context.vcpu.system[name] = value
+        if name.startswith("DBG"):
+            context.debug_changed()
 
 
 def _write_sctlr(context: Context, value: int) -> None:
