@@ -9,7 +9,7 @@ from typing import Any
 
 from emulator.board.board import Board
 from emulator.engine.exit import Exit, describe
-from emulator.engine.protocol import Engine
+from emulator.engine.protocol import Engine, Handler
 from emulator.machine import EndKind, Machine, Outcome
 
 Observe = Callable[[str, int, int, int, int], None]
@@ -29,6 +29,9 @@ class Driver:
         """Called with every event that the guest can see."""
         self.trace: Callable[[str], None] | None = None
         """Called with a line for every exit, before it is handled."""
+        self.around: Callable[[Handler], Handler] | None = None
+        """Makes of the handler of exits what the engine calls, from the next `resume` on: who looks at single exits
+        pays for it, and nobody else."""
         self._unlooked = 0
         machine.after_device_write = self._device_written
 
@@ -62,7 +65,7 @@ class Driver:
     def resume(self) -> Outcome:
         """Go on where the run was ended by `end`, as if it had not been; until the next end."""
         self.outcome = None
-        handler = self._handler()
+        handler = self._handler() if self.around is None else self.around(self._handler())
         while self.outcome is None:
             self.engine.run(handler)
         return self.outcome

@@ -162,6 +162,11 @@ class Stops:
                 self.engine.unobserve(observer)
             one.observers = ()
 
+    def resumed(self) -> None:
+        """The guest has run before, in another process: it goes on where it is."""
+        self._begun = True
+        self.driver.machine.begin()
+
     def ask(self) -> None:
         """Stop as soon as may be: called while the guest runs, where `machine.stop_when` is."""
         self._asked = True
