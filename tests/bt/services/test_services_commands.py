@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from bt.cli.main import cli
 from bt.snapshot_moment import Moment, moment_of
-from emulator.errors import BadSnapshot, RetrapError, UsageError, VerifyFailed
+from emulator.errors import BadSnapshot, EngineMissing, RetrapError, UsageError, VerifyFailed
 from paravirt.services.snapshot import Snapshot
 
 SAMPLE = str(Path(__file__).parents[3] / "samples" / "x86_64" / "sample.elf")
@@ -205,3 +205,19 @@ def test_a_warm_start_is_kept_and_prints_the_same(tmp_path: Path, monkeypatch: p
     done(retrap("run", *guest, "--json", tmp_path / "again.json", "--warm"))
     assert console(tmp_path / "again.json") == console(tmp_path / "cold.json"), "a damaged one is made anew"
     assert outcome(tmp_path / "again.json") == outcome(tmp_path / "cold.json")
+
+
+@pytest.mark.kvm
+def test_a_guest_goes_from_one_engine_to_another_and_back(tmp_path: Path) -> None:
+    guest = [SAMPLE, "--memory", "32M", "--append", "only=returns"]
+    here, there, result = tmp_path / "here", tmp_path / "there", tmp_path / "end.json"
+    done(retrap("run", *guest, "--snapshot-at", "console:iretq-kernel", "--to", here))
+    moved = retrap("resume", here, "--engine", "kvm", "--snapshot-at", "0.000001", "--to", there, "--timeout", "60")
+    if isinstance(moved.exception, EngineMissing):
+        pytest.skip(str(moved.exception))
+    if not isinstance(moved.exception, VerifyFailed):  # it may end before the next tick
+        done(moved)
+        done(retrap("resume", there, "--engine", "unicorn", "--json", result, "--timeout", "60"))
+        assert outcome(result)["outcome"]["status"] == 0  # type: ignore[index]
+    done(retrap("resume", here, "--engine", "kvm", "--json", result, "--timeout", "60"))
+    assert outcome(result)["outcome"]["kind"] == "debug-exit"  # type: ignore[index]
