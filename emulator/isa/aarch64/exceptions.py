@@ -26,6 +26,7 @@ BREAKPOINT_SAME: Final = 0x31
 STEP_LOWER: Final = 0x32
 STEP_SAME: Final = 0x33
 WATCHPOINT_LOWER: Final = 0x34
+WATCHPOINT_SAME: Final = 0x35
 BREAKPOINT: Final = 0x3C
 
 NAMES: Final[dict[int, str]] = {
@@ -48,6 +49,7 @@ NAMES: Final[dict[int, str]] = {
     STEP_LOWER: "software step from EL0",
     STEP_SAME: "software step",
     WATCHPOINT_LOWER: "watchpoint from EL0",
+    WATCHPOINT_SAME: "watchpoint",
     BREAKPOINT: "BRK",
 }
 """What each class that EL1 can see is called."""

@@ -251,6 +251,8 @@ class AArch64Hypervisor(Hypervisor):
         if syndrome & 0x3F == x.ALIGNMENT_FAULT:
             self._refuse(AArch64Exception(x.DATA_SAME, syndrome & 0x1FF_FFFF, address))
             return
+        if self.shadow.watched and address >> 12 in self._debug.watched and self._watched(address, write):
+            return
         if level:
             page = self._devices.get(address >> 12)
             if page is not None:
@@ -283,6 +285,29 @@ class AArch64Hypervisor(Hypervisor):
         self.shadow.fill_walked(walk, write)
         self._own_stores()
         self.exits.count("page", "fill")
+
+    def _watched(self, address: int, write: bool) -> bool:
+        """An access to a page with a watchpoint: False where something else comes first, an abort or a device.
+
+        Where none fires, the page is mapped for this instruction.
+        """
+        pc = self._registers.pc
+        try:
+            walk = self.vcpu.walker.walk(address, write, self.vcpu.level == 0, False)
+        except ArchitecturalException:
+            return False
+        if walk.level > 1 or not self.vcpu.is_memory(walk.frame):
+            return False
+        access = self._access(self._site_of(pc) if self._in_fixup(pc) else pc)
+        size = 8 if access is None else access.size << (access.second >= 0)
+        if self._debug.touches(address, size, write):
+            self._refuse(AArch64Exception(x.WATCHPOINT_SAME, debug.ISS | (x.WNR if write else 0), address))
+            return True
+        self.exits.count("access to a watched page", "fill")
+        self.shadow.fill_walked(walk, write)
+        self._debug.passing = address >> 12
+        self._registers.stepping = True
+        return True
 
     def _kernel_page_below(self, address: int, frame: int, write: bool) -> None:
         """A page of the kernel's in the lower half: never mapped for data, so that LDTR and STTR, which are plain
@@ -509,6 +534,12 @@ class AArch64Hypervisor(Hypervisor):
         if self._stepping is not None:
             self._end_own_store()
             return
+        if self._debug.passing >= 0:
+            self.shadow.drop_page(self._debug.passing << 12)
+            self._debug.passing = -1
+            if not vcpu.stepping:
+                self._registers.stepping = False
+                return
         if vcpu.level and self._in_fixup(vcpu.pc):
             self._registers.stepping = True  # what the guest takes for one instruction is not done
             return
@@ -590,7 +621,10 @@ class AArch64Hypervisor(Hypervisor):
 
     def debug_changed(self) -> None:
         """A debug register was written."""
-        self._debug.changed()
+        if self._debug.changed():
+            self.shadow.watched = bool(self._debug.watched)
+            self._forget_devices()
+            self.shadow.reset()
 
     def call_firmware(self) -> None:
         """PSCI: function and arguments in X0 to X3."""

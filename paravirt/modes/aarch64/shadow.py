@@ -43,6 +43,8 @@ class AArch64Shadow(ShadowPaging):
         self.frames.exclusive = True
         self.frames.execute_only = engine.capabilities.execute_only
         self.pool.on_removed = self._removed
+        self.watched = False
+        """Some pages must not be mapped but by a miss of their own (`AArch64Hypervisor.debug_changed`)."""
         self.clean_page = -1
         """The page that was invalidated last and not mapped since, or -1."""
         self.invalidations: dict[int, int] = {}
@@ -107,6 +109,17 @@ class AArch64Shadow(ShadowPaging):
         self._cpu.set_roots(lower, upper, self.view)
         if self._dirty:
             self.flush_tlb()
+
+    def drop_page(self, address: int) -> None:
+        """Unmap a page in both views, whether or not the guest has changed its entry."""
+        for root in tuple(self.roots_of(address)):
+            self.drop_path(root, address)
+        self.flush_tlb()
+
+    def fill_ahead(self, table: int) -> None:
+        """As the base, while no page is watched."""
+        if not self.watched:
+            super().fill_ahead(table)
 
     def executable_ahead(self, guest: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """Never: code is entered at its first execution."""

@@ -28,8 +28,13 @@ _LOWER: Final = {
     x.DATA_SAME: x.DATA_LOWER,
     x.STEP_SAME: x.STEP_LOWER,
     x.BREAKPOINT_SAME: x.BREAKPOINT_LOWER,
+    x.WATCHPOINT_SAME: x.WATCHPOINT_LOWER,
 }
 """What a class is called when the exception comes from EL0."""
+_WITH_ADDRESS: Final = frozenset(
+    {x.FETCH_LOWER, x.FETCH_SAME, x.DATA_LOWER, x.DATA_SAME, x.PC_ALIGNMENT, x.WATCHPOINT_LOWER, x.WATCHPOINT_SAME}
+)
+"""Classes with FAR_EL1."""
 VBAR: Final = BY_NAME["VBAR_EL1"].encoding
 _ELR, _SPSR, _ESR, _FAR = (
     BY_NAME[AARCH64_STAND_INS[name]].encoding for name in ("ELR_EL1", "SPSR_EL1", "ESR_EL1", "FAR_EL1")
@@ -211,7 +216,7 @@ class AArch64VirtualCpu:
         kind = fault.vector
         if self.level == 0:
             kind = _LOWER.get(kind, kind)
-        with_address = kind in (x.FETCH_LOWER, x.FETCH_SAME, x.DATA_LOWER, x.DATA_SAME, x.PC_ALIGNMENT)
+        with_address = kind in _WITH_ADDRESS
         self.take(x.SYNCHRONOUS, x.syndrome(kind, fault.error or 0), fault.address if with_address else None)
 
     def return_from_exception(self) -> None:

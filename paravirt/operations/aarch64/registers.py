@@ -147,7 +147,7 @@ _WRITE: Final[dict[str, Write]] = {
     **{
         name: _write_debug(one.encoding)
         for name, one in BY_NAME.items()
-        if name == "MDSCR_EL1" or name.startswith(("DBGBVR", "DBGBCR"))
+        if name == "MDSCR_EL1" or name.startswith(("DBGBVR", "DBGBCR", "DBGWVR", "DBGWCR"))
     },
 }
 

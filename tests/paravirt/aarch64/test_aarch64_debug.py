@@ -10,7 +10,7 @@ from bt.loadtime import LoadTimeTranslator
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.encoding import NOP, SVC, mrs, msr
 from emulator.isa.aarch64.registers import BY_NAME
-from emulator.isa.aarch64.room import CODE
+from emulator.isa.aarch64.room import CODE, DATA
 from paravirt.translator import Translator
 from tests.paravirt.aarch64.aarch64_tiny import KERNEL_VECTOR, OFF, USER, USER_VECTOR, Guest, load, to_user, trapping
 
@@ -136,3 +136,67 @@ def test_the_vector_of_a_kernels_breakpoint_is_its_own_levels() -> None:
     words = [*breakpoint_at(CODE + 4 * 13, ON | EL1), UNMASK, NOP]
     guest = Guest(words, {KERNEL_VECTOR: [*load(7, 0x77), *OFF]}, trapping)
     assert guest.run()[7] == 0x77
+
+
+STORE, LOAD, STORE_BYTE, STORE_EXCLUSIVE = 0xF900_0020, 0xF940_0020, 0x3900_0020, 0xC803_7C20  # x0 at [x1]
+LOADS, STORES = 1 << 3, 2 << 3
+BYTES = 0xFF << 5
+
+
+def watchpoint_at(address: int, control: int, mdscr: int = MDE | KDE, number: int = 0) -> list[int]:
+    return [
+        *put(f"DBGWVR{number}_EL1", address),
+        *put(f"DBGWCR{number}_EL1", control | 1),
+        *put("MDSCR_EL1", mdscr),
+    ]
+
+
+@WAYS
+@pytest.mark.parametrize(("word", "write"), [(STORE, 1), (LOAD, 0), (STORE_BYTE, 1)])
+def test_a_watchpoint_of_user_code_fires_before_the_access(translator: Make, word: int, write: int) -> None:
+    words = [*load(0, 0x55), *load(1, DATA + 16), STORE, LOAD, *load(0, 0x99)]
+    words += [*watchpoint_at(DATA + 16, BYTES | LOADS | STORES | EL0, number=3), *to_user()]
+    guest = Guest(words, {USER: [NOP, word, SVC]}, translator)
+    guest.run()
+    assert guest.caught == (x.WATCHPOINT_LOWER, EVENT | write << 6, USER + 4)
+    assert guest.hypervisor.vcpu.far == DATA + 16
+    assert guest.machine.memory.read(DATA + 16, 8) == 0x55
+
+
+@WAYS
+def test_a_watchpoint_of_the_kernel_fires_with_debug_exceptions_unmasked(translator: Make) -> None:
+    words = [*load(1, DATA), STORE, *watchpoint_at(DATA, BYTES | STORES | EL1), LOAD, STORE, UNMASK, LOAD, STORE, NOP]
+    guest = Guest(words, translator=translator)
+    guest.run()
+    assert guest.caught == (x.WATCHPOINT_SAME, EVENT | 1 << 6, CODE + 4 * (len(words) - 2))
+
+
+@pytest.mark.parametrize(
+    ("control", "word", "at"),
+    [
+        (BYTES | LOADS | EL0, STORE, 0),
+        (BYTES | STORES | EL0, LOAD, 0),
+        (BYTES | STORES | EL1, STORE, 0),
+        (BYTES | STORES | EL0, STORE, 8),
+        (0xF0 << 5 | STORES | EL0, STORE_BYTE, 3),
+        (BYTES | STORES | EL0, STORE_EXCLUSIVE, 64),
+    ],
+    ids=["load", "store", "EL1", "behind", "other bytes", "undecoded"],
+)
+def test_other_accesses_to_a_watched_page_are_done_as_ever(control: int, word: int, at: int) -> None:
+    words = [*load(0, 0x77), *load(1, DATA + at), *watchpoint_at(DATA, control), *to_user()]
+    before = [0xC85F_7C22] if word == STORE_EXCLUSIVE else []  # ldxr x2, [x1]
+    guest = Guest(words, {USER: [NOP, *before, word, *load(5, 3), SVC]}, trapping)
+    gpr = guest.run()
+    assert guest.caught[0] == x.SVC
+    assert gpr[5] == 3
+    if word in (STORE, STORE_BYTE):
+        assert guest.machine.memory.read(DATA + at, 1) == 0x77
+
+
+@pytest.mark.parametrize(("select", "at", "fires"), [(0x10, 4, True), (0x10, 3, False), (0x0F, 0, True)])
+def test_a_watchpoint_selects_bytes(select: int, at: int, fires: bool) -> None:
+    words = [*load(1, DATA + at), *watchpoint_at(DATA, select << 5 | STORES | EL0), *to_user()]
+    guest = Guest(words, {USER: [NOP, STORE_BYTE, SVC]}, trapping)
+    guest.run()
+    assert (guest.caught[0] == x.WATCHPOINT_LOWER) == fires
