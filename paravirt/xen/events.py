@@ -84,6 +84,19 @@ class EventChannels:
         """A port whose other end is the hypervisor's own."""
         return self._allocate(Port(PortKind.INTERDOMAIN, remote_domain, backend=called))
 
+    def bind_backend(self, number: int, called: Callable[[], None]) -> Port:
+        """A port that the guest offers to domain 0 has its other end in the hypervisor. Raises `XenError`."""
+        port = self.get(number)
+        if port.kind is not PortKind.UNBOUND or port.remote_domain:
+            raise XenError(Errno.EINVAL)
+        port.kind, port.backend = PortKind.INTERDOMAIN, called
+        return port
+
+    def unbind_backend(self, number: int) -> None:
+        """It has none any more, and is offered again. Raises `XenError`."""
+        port = self.get(number)
+        port.kind, port.backend = PortKind.UNBOUND, None
+
     def bind_virq(self, virq: int, vcpu: int) -> int:
         """A port for a virtual interrupt. Raises `XenError`."""
         if not 0 <= virq < VIRQS:

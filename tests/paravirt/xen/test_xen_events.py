@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import pytest
 
 from paravirt.xen.events import EventChannels, PortKind
@@ -12,7 +15,7 @@ def channels(view: memoryview | None = None, at: int = 0, domain: int = 1) -> Ev
     return EventChannels(view if view is not None else memoryview(bytearray(8192)), at, domain)
 
 
-def refused(errno: Errno) -> pytest.RaisesContext[XenError]:
+def refused(errno: Errno) -> AbstractContextManager[Any]:
     return pytest.raises(XenError, match=errno.name)
 
 

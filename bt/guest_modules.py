@@ -1,0 +1,77 @@
+"""Modules of a fetched guest's kernel, for its initial file system: drivers that Debian does not build in.
+
+Room: guests to try things on. They come from the same package as the kernel and are kept in `modules` beside it; `get`
+is the only function that downloads anything.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from bt.debian import Apt, extract
+from bt.guests import Guest, recipe
+from bt.initramfs import Entry
+from emulator.errors import Unavailable
+
+BLOCK = ("crc16", "crc32c_generic", "mbcache", "jbd2", "ext4", "xen-blkfront")
+"""Xen's block front end, and ext4 with what it needs, in the order in which they are loaded."""
+NETWORK = ("xen-netfront",)
+PLACE = "modules"
+
+
+def find(guest: Guest, names: Iterable[str]) -> dict[str, bytes]:
+    """Modules by name, without downloading. Raises Unavailable for one that is not there."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = (guest.directory / PLACE / f"{name}.ko").read_bytes()
+        except OSError:
+            raise Unavailable(
+                f"module {name} of guest {guest.name} is not in the cache; "
+                f"`python -m bt.guest_modules {guest.name}` fetches it"
+            ) from None
+    return found
+
+
+def get(guest: Guest, names: Iterable[str]) -> None:
+    """Download the package of the guest's kernel and keep these modules of it. Raises Unavailable."""
+    kernel = next(name for name in guest.packages if re.match(r"linux-image-", name))
+    with tempfile.TemporaryDirectory(prefix=f".{guest.name}.", dir=guest.directory.parent) as scratch:
+        package = Apt(recipe(guest.name).architecture, Path(scratch)).download(kernel)
+        if package.version != guest.packages[kernel]:
+            raise Unavailable(
+                f"{kernel} is {package.version} now, and the guest's is {guest.packages[kernel]}; fetch the guest anew"
+            )
+        place = guest.directory / PLACE
+        place.mkdir(exist_ok=True)
+        for name in names:
+            (place / f"{name}.ko").write_bytes(extract(package, rf"(usr/)?lib/modules/.*/{re.escape(name)}\.ko")[1])
+
+
+def entries(modules: dict[str, bytes]) -> list[Entry]:
+    """Modules as members of an initial file system, in /modules."""
+    directory = Entry("modules", stat.S_IFDIR | 0o755)
+    return [directory, *(Entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, data) for name, data in modules.items())]
+
+
+def lines(names: Iterable[str]) -> list[str]:
+    """Shell lines that load them."""
+    return [f"busybox insmod /modules/{name}.ko" for name in names]
+
+
+def main() -> None:
+    """Fetch the modules of the guests that are named."""
+    import sys
+
+    from bt import guests
+
+    for name in sys.argv[1:]:
+        get(guests.find(name), (*BLOCK, *NETWORK))
+
+
+if __name__ == "__main__":
+    main()

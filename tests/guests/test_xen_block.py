@@ -1,0 +1,81 @@
+"""Debian's stock xen-blkfront on a disk of ours: ext4 is written, flushed, remounted and compared, here and there."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bt import guest_modules, guests, xen
+from bt.guest_modules import BLOCK
+from bt.image import load
+from bt.initramfs import initramfs_of, read_member
+from bt.session import Options, Session
+from emulator.errors import Unavailable
+from emulator.machine import EndKind, Limits
+from paravirt.io.disk import FileDisk
+from paravirt.xen.audit import violations
+from paravirt.xen.block import BlockBackEnd
+from paravirt.xen.hypervisor import XenHypervisor
+
+SIZE = 16 << 20
+SCRIPT = (
+    *guest_modules.lines(BLOCK),
+    "busybox mkdir /mnt",
+    "busybox mount -t ext4 /dev/xvda /mnt && echo mounted",
+    "busybox cat /bin/busybox /bin/busybox > /mnt/copy",
+    "busybox sha256sum < /mnt/copy",
+    "busybox sync",
+    "busybox umount /mnt && echo 3 > /proc/sys/vm/drop_caches",
+    "busybox mount -t ext4 /dev/xvda /mnt && busybox sha256sum < /mnt/copy",
+    "busybox umount /mnt && echo unmounted",
+)
+
+
+@pytest.mark.kernel
+def test_ext4_written_by_the_stock_driver_is_the_same_after_a_remount_and_on_the_host(tmp_path: Path) -> None:
+    tools = [shutil.which(name) or f"/sbin/{name}" for name in ("mke2fs", "e2fsck", "debugfs")]
+    if not all(Path(tool).exists() for tool in tools):
+        pytest.skip("no e2fsprogs on this host (scripts/system-packages)")
+    make, check, debug = tools
+    try:
+        guest = guests.find("debian-amd64")
+        modules = guest_modules.find(guest, BLOCK)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    busybox = read_member(guest.initrd.read_bytes(), "bin/busybox")
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(SIZE))
+    subprocess.run([make, "-q", "-t", "ext4", str(file)], check=True, timeout=30)
+    printed = bytearray()
+    options = Options(
+        mode="xen",
+        initrd=initramfs_of(busybox, SCRIPT, guest_modules.entries(modules)),
+        command_line=xen.COMMAND_LINE,
+        limits=Limits(guest_seconds=60, host_seconds=300),
+    )
+    disk = FileDisk(file)
+    session = Session(load(guest.kernel), options, printed.extend)
+    try:
+        assert isinstance(session.driver, XenHypervisor)
+        domain = session.driver.domain
+        block = BlockBackEnd(domain, disk)
+        assert session.run().kind is EndKind.POWER_OFF
+        assert violations(domain) == []
+    finally:
+        session.close()
+        disk.close()
+    text = printed.decode(errors="replace")
+    wanted = hashlib.sha256(busybox * 2).hexdigest()
+    assert text.count(wanted) == 2, text[-2000:]
+    assert "unmounted" in text
+    assert disk.flushes >= 2
+    assert block.requests[6]  # lists of segments in pages of their own
+    assert not block.refused
+    assert subprocess.run([check, "-f", "-n", str(file)], capture_output=True, timeout=30).returncode == 0
+    copy = tmp_path / "copy"
+    subprocess.run([debug, "-R", f"dump /copy {copy}", str(file)], check=True, capture_output=True, timeout=30)
+    assert hashlib.sha256(copy.read_bytes()).hexdigest() == wanted
