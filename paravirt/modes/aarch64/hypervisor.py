@@ -12,14 +12,13 @@ from typing import Final
 
 from emulator.board.arm_boot import ArmEntry
 from emulator.board.virt import UART, Virt
-from emulator.devices import pl011
-from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, SP, AArch64Engine, QuietAccess
+from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, QuietAccess
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import exceptions as x
-from emulator.isa.aarch64.access import Access, address_of, decode, loaded
+from emulator.isa.aarch64.access import Access
 from emulator.isa.aarch64.exceptions import AArch64Exception
 from emulator.isa.aarch64.identity import IDENTITY
-from emulator.isa.aarch64.paging import FRAME_MASK, SCTLR_M
+from emulator.isa.aarch64.paging import SCTLR_M
 from emulator.isa.aarch64.registers import REGISTERS
 from emulator.isa.aarch64.table import TABLE
 from emulator.isa.exceptions import ArchitecturalException
@@ -27,9 +26,10 @@ from emulator.isa.operation import Operation
 from emulator.isa.paging import USER_RIGHTS
 from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
-from paravirt.hypervisor import Handlers, Hypervisor, Prepared
+from paravirt.hypervisor import Handlers, Prepared
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.aarch64 import debug
+from paravirt.modes.aarch64.emulated import UNMAPPED, EmulatedAccesses
 from paravirt.modes.aarch64.shadow import AArch64Shadow
 from paravirt.modes.aarch64.vcpu import AArch64VirtualCpu
 from paravirt.operations.aarch64 import prepare
@@ -41,17 +41,10 @@ _REAL_TCR: Final = 16 | 16 << 16 | 2 << 30 | 2 << 32
 _REAL_MAIR: Final = 0xFF
 _KERNEL_MAY: Final = MAY_ZERO | MAY_TYPE | MAY_CACHE
 _USER_MAY: Final = MAY_ZERO | MAY_TYPE | MAY_CACHE
-_UNMAPPED: Final = abi.AARCH64_UNMAPPED // 8
 _NONE: Final = 0xFFFF_FFFF_FFFF_FFFF
-_MOST_PASSED: Final = 32
-"""Accesses by one and the same entry from which on a page of passage is mapped."""
-_QUIET: Final = 12
-"""Quiet accesses known at a time."""
-_OFTEN: Final = 8
-"""Invalidations of a page from which on its first access afterwards is done without mapping it."""
 
 
-class AArch64Hypervisor(Hypervisor):
+class AArch64Hypervisor(EmulatedAccesses):
     """Runs one AArch64 guest. `Context` of the operations, and handler of the engine's exits."""
 
     WINDOW = abi.AARCH64
@@ -59,10 +52,7 @@ class AArch64Hypervisor(Hypervisor):
     FOLLOWS_STORES = True
     USER_LEVEL = 0
 
-    engine: AArch64Engine
     board: Virt
-    vcpu: AArch64VirtualCpu
-    shadow: AArch64Shadow
 
     def __init__(self, machine: Machine, translator: Translator, *, timed: bool = False) -> None:
         super().__init__(machine, translator, timed=timed)
@@ -127,7 +117,7 @@ class AArch64Hypervisor(Hypervisor):
 
     def _mapped(self) -> None:
         """A page was mapped: nothing is known to be unmapped any more."""
-        self.shared[_UNMAPPED] = _NONE
+        self.shared[UNMAPPED] = _NONE
 
     # -- delivery -------------------------------------------------------------------------------
 
@@ -286,146 +276,6 @@ class AArch64Hypervisor(Hypervisor):
         self._own_stores()
         self.exits.count("page", "fill")
 
-    def _watched(self, address: int, write: bool) -> bool:
-        """An access to a page with a watchpoint: False where something else comes first, an abort or a device.
-
-        Where none fires, the page is mapped for this instruction.
-        """
-        pc = self._registers.pc
-        try:
-            walk = self.vcpu.walker.walk(address, write, self.vcpu.level == 0, False)
-        except ArchitecturalException:
-            return False
-        if walk.level > 1 or not self.vcpu.is_memory(walk.frame):
-            return False
-        access = self._access(self._site_of(pc) if self._in_fixup(pc) else pc)
-        size = 8 if access is None else access.size << (access.second >= 0)
-        if self._debug.touches(address, size, write):
-            self._refuse(AArch64Exception(x.WATCHPOINT_SAME, debug.ISS | (x.WNR if write else 0), address))
-            return True
-        self.exits.count("access to a watched page", "fill")
-        self.shadow.fill_walked(walk, write)
-        self._debug.passing = address >> 12
-        self._registers.stepping = True
-        return True
-
-    def _kernel_page_below(self, address: int, frame: int, write: bool) -> None:
-        """A page of the kernel's in the lower half: never mapped for data, so that LDTR and STTR, which are plain
-        accesses here, are told from others."""
-        pc = self._registers.pc
-        site = self._site_of(pc) if self._in_fixup(pc) else pc
-        row = TABLE.row_of(int.from_bytes(self.vcpu.fetch(site).ljust(4, b"\0"), "little"))
-        if row is not None and row.operation is Operation.ACCESS_AS_USER:
-            try:
-                self.vcpu.walker.walk(address, write, True, False)
-            except ArchitecturalException as fault:
-                self._refuse(fault, "page fault to the guest")
-            return
-        access = self._access(site)
-        if access is None or access.load == write or (address & 0xFFF) + 2 * access.size > 4096:
-            self._fill(address, write, False)
-            return
-        self.exits.count("access to a kernel page below", "emulated")
-        if write:
-            self._do_store(access, frame | address & 0xFFF)
-        else:
-            self._do_load(access, frame | address & 0xFFF)
-        self.vcpu.advance()
-
-    def _reused(self, address: int, frame: int, write: bool, entry: int) -> bool:
-        """A page of the kernel's that is mapped for one access and invalidated again, many times over: its accesses
-        are done here, and there is nothing to invalidate afterwards. Linux patches its text so, a word at a time.
-
-        Whether it was invalidated in between is not seen then; a page that is used a little longer is mapped.
-        """
-        shadow = self.shadow
-        page = address >> 12
-        if shadow.clean_page != page or shadow.invalidations.get(page, 0) < _OFTEN:
-            return False
-        self._passed = self._passed + 1 if entry == self._passing else 0
-        self._passing = entry
-        access = self._access(self._registers.pc)
-        if self._passed > _MOST_PASSED or access is None or access.load == write:
-            return False
-        if (address & 0xFFF) + 2 * access.size > 4096:
-            return False
-        self._count(self._passages_counted)
-        self._shared_unmapped(page)
-        if write:
-            table = self.vcpu.walker.result.tables[1] + (address >> 9 & 0xFF8)
-            self._passages[page] = self.vcpu.context.generation, table - self._memory_base >> 3, entry
-            self._do_store(access, frame | address & 0xFFF)
-            self._own_store = -1  # it is done
-        else:
-            self._do_load(access, frame | address & 0xFFF)
-        self.vcpu.advance()
-        return True
-
-    def _pass_store(self, address: int) -> bool:
-        """The same for a store like the last one to the page: its entry is looked at where it was found then, and must
-        differ in the frame at most. Hot: Linux patches every function's begin so."""
-        page = address >> 12
-        known = self._passages.get(page)
-        access = self._access_at.get(self._registers.pc)
-        if known is None or access is None or access.load or access.second >= 0:
-            return False
-        generation, at, like = known
-        entry = self._guest_words[at]
-        passed = self._passed + 1 if entry == self._passing else 0
-        if generation != self.vcpu.context.generation or (entry ^ like) & ~FRAME_MASK or passed > _MOST_PASSED:
-            return False
-        physical = entry & FRAME_MASK | address & 0xFFF
-        size = access.size
-        if not self._memory_base <= physical < self._memory_end or (address & 0xFFF) + 2 * size > 4096:
-            return False
-        if self.shadow.invalidations.get(page, 0) < _OFTEN:
-            return False
-        self._passed, self._passing = passed, entry
-        self._count(self._passages_counted)
-        self.shared[_UNMAPPED] = page & (1 << 44) - 1
-        vcpu = self.vcpu
-        value = vcpu.gpr[access.first] if access.first != SP else 0
-        if access.writeback:
-            self._write_back(access)
-        vcpu.write_memory(physical, size, value)
-        self._own_store = -1
-        vcpu.advance()
-        return True
-
-    def _shared_unmapped(self, page: int) -> None:
-        """Tell fixups which page has nothing to invalidate."""
-        self.shared[_UNMAPPED] = page & (1 << 44) - 1
-
-    def _reads_itself(self, address: int, frame: int) -> bool:
-        """Code reads the page it executes from, which can be executed only: the load is done in its place."""
-        page = frame - self.machine.memory.base >> 12
-        pc = self._registers.pc
-        if self._in_fixup(pc) or not self.code.executes_from(pc & ~0xFFF, page):
-            return False
-        access = self._access(pc)
-        if access is None or not access.load:
-            return False
-        self.exits.count("read of the executing page", "emulated")
-        self._do_load(access, frame | address & 0xFFF)
-        self.vcpu.advance()
-        return True
-
-    def _access(self, pc: int) -> Access | None:
-        """The load or store at `pc`, taken apart; None where it is none that can be done in the guest's place."""
-        known = self._access_at.get(pc)
-        if known is not None:
-            return known
-        code = self.vcpu.fetch(pc)
-        if not code:
-            return None
-        word = int.from_bytes(code, "little")
-        if word not in self._accesses:
-            self._accesses[word] = decode(word)
-        access = self._accesses[word]
-        if access is not None and self.vcpu.level:
-            self._access_at[pc] = access
-        return access
-
     def _serial_quiet(self, status: int, posts: bool) -> None:
         self._serial_status, self._serial_posts = status, posts
         self._forget_quiet()
@@ -434,20 +284,6 @@ class AArch64Hypervisor(Hypervisor):
         """A store to a device that the engine kept, before what came behind it is told."""
         self._late_writes[0] += 1
         self.board.mmio.write(UART + physical, 4, value)
-
-    def _learn_quiet(self, physical: int, address: int, pc: int, access: Access) -> None:
-        """An access to the serial port was done: whether the next one of this kind needs no exit."""
-        if access.second >= 0 or access.writeback or access.signed or access.first == SP or len(self._quiet) >= _QUIET:
-            return
-        offset = physical - UART
-        if access.load and offset == pl011.FR and self._serial_status >= 0:
-            row = QuietAccess(pc, address, access.first, self._serial_status & (1 << 8 * access.size) - 1)
-        elif not access.load and offset == pl011.DR and self._serial_posts:
-            row = QuietAccess(pc, address, access.first, tag=offset)
-        else:
-            return
-        self._quiet[pc, address] = row
-        self.engine.be_quiet(tuple(self._quiet.values()))
 
     def _forget_accesses(self) -> None:
         """What stands where in the code may have changed."""
@@ -473,58 +309,6 @@ class AArch64Hypervisor(Hypervisor):
     def _code_stored(self, frame: int) -> None:
         self._forget_accesses()
         super()._code_stored(frame)
-
-    def _do_load(self, access: Access, physical: int) -> None:
-        """Load from memory or a device that begins at `physical`, writing back the base."""
-        registers = (access.first,) if access.second < 0 else (access.first, access.second)
-        gpr = self.vcpu.gpr
-        values = [self._read(physical + number * access.size, access.size) for number in range(len(registers))]
-        self._write_back(access)
-        for register, value in zip(registers, values, strict=True):
-            if register != SP:
-                gpr[register] = loaded(access, value)
-
-    def _do_store(self, access: Access, physical: int) -> None:
-        registers = (access.first,) if access.second < 0 else (access.first, access.second)
-        gpr = self.vcpu.gpr
-        values = [gpr[register] if register != SP else 0 for register in registers]
-        self._write_back(access)
-        for number, value in enumerate(values):
-            self._write(physical + number * access.size, access.size, value & (1 << 8 * access.size) - 1)
-
-    def _write_back(self, access: Access) -> None:
-        if access.writeback and access.base >= 0:
-            gpr = self.vcpu.gpr
-            gpr[access.base] = gpr[access.base] + access.writeback & 0xFFFF_FFFF_FFFF_FFFF
-
-    def _read(self, physical: int, size: int) -> int:
-        vcpu = self.vcpu
-        if vcpu.is_memory(physical):
-            return vcpu.read_memory(physical, size)
-        return self.board.mmio.read(physical, size)
-
-    def _write(self, physical: int, size: int, value: int) -> None:
-        if self.vcpu.is_memory(physical):
-            self.vcpu.write_memory(physical, size, value)
-        else:
-            self.board.mmio.write(physical, size, value)
-
-    def _device(self, physical: int, address: int, write: bool) -> None:
-        """An access to a device, by the kernel where it may be quiet the next time."""
-        pc = self._registers.pc
-        access = self._access(self._site_of(pc) if self._in_fixup(pc) else pc)
-        if access is None or access.load == write:
-            self._refuse(AArch64Exception(x.DATA_SAME, x.EXTERNAL_ABORT | (x.WNR if write else 0), 0))
-            return
-        self.exits.count("device write" if write else "device read", "emulated")
-        self.vcpu.advance()
-        if write:
-            self._do_store(access, physical)
-            self._device_written()
-        else:
-            self._do_load(access, physical)
-        if UART <= physical < UART + 4096 and self.vcpu.level and address >> 63:
-            self._learn_quiet(physical, address, pc, access)
 
     # -- one instruction at a time --------------------------------------------------------------
 
@@ -631,32 +415,3 @@ class AArch64Hypervisor(Hypervisor):
         gpr = self.vcpu.gpr
         gpr[0] = self.board.psci.call(gpr[0], [gpr[1], gpr[2], gpr[3]]) & 0xFFFF_FFFF_FFFF_FFFF
         self._device_written()
-
-    def access_as_user(self, word: int) -> None:
-        """LDTR and STTR: with the rights of EL0."""
-        access = decode(word)
-        assert access is not None
-        vcpu = self.vcpu
-        address = address_of(access, vcpu.gpr, vcpu.pc)
-        physical = vcpu.translate(address, not access.load, True)
-        if (address & 0xFFF) + access.size > 4096:
-            self._access_across(access, address, physical)
-        elif access.load:
-            self._do_load(access, physical)
-        else:
-            self._do_store(access, physical)
-        vcpu.advance()
-
-    def _access_across(self, access: Access, address: int, physical: int) -> None:
-        """An access that two pages have a part of: both must be there before either is touched."""
-        vcpu = self.vcpu
-        head = 4096 - (address & 0xFFF)
-        tail = vcpu.translate(address + head & 0xFFFF_FFFF_FFFF_FFFF, not access.load, True)
-        if access.load:
-            value = self._read(physical, head) | self._read(tail, access.size - head) << 8 * head
-            if access.first != SP:
-                vcpu.gpr[access.first] = loaded(access, value)
-        else:
-            value = vcpu.gpr[access.first] if access.first != SP else 0
-            self._write(physical, head, value & (1 << 8 * head) - 1)
-            self._write(tail, access.size - head, value >> 8 * head & (1 << 8 * (access.size - head)) - 1)
