@@ -44,6 +44,7 @@ class Request:
     """Files that are read, and so not written."""
     services: Services | None = None
     """Snapshots and recordings that are made in the run."""
+    trace_filter: str | None = None
 
 
 @click.command()
@@ -79,7 +80,17 @@ class Request:
 @click.option("--guest-timeout", metavar="SECONDS", help="End the run after so much time of the guest.")
 @click.option("--until", metavar="TEXT", help="End the run when the console has printed this.")
 @click.option("--exits", is_flag=True, help="Print the exit table, with times, at the end.")
-@click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a line for every exit.")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a line for every exit; as .json for Perfetto, as .jsonl lines of JSON, as .svg a plot.",
+)
+@click.option(
+    "--trace-filter",
+    metavar="LIST",
+    help="Of exits,interrupts,faults,exceptions,calls,switches,patches,name=REGEX,level=N,pc=A-B.",
+)
 @click.option("--json", "result", type=click.Path(path_type=Path), metavar="FILE", help="Write the result as JSON.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
 @click.option(
@@ -111,6 +122,7 @@ def command(
     until: str | None,
     exits: bool,
     trace: Path | None,
+    trace_filter: str | None,
     result: Path | None,
     cached: bool,
     snapshot_at: str | None,
@@ -139,7 +151,7 @@ def command(
     file, initrd, command_line = _guest(image, initrd, append, virt, kernel)
     inputs = (file, initrd) if initrd is not None else (file,)
     services = _services(snapshot_at, to, parent, record, initrd, inputs)
-    request = Request(until, exits, trace, result, inputs, services)
+    request = Request(until, exits, trace, result, inputs, services, trace_filter)
     if warm:
         given = {"virt": virt, "engine": engine, "technique": technique, "append": command_line, "memory": size}
         again = services.find_warm(file, {**given, "kaslr": kaslr, "physical": physical})
@@ -219,12 +231,12 @@ class Run:
         from bt import progress
         from bt.cli.errors import report
         from bt.terminal import Keyboard, Screen, Signals, descriptor_of
-        from bt.tracefile import TraceFile
+        from bt.tracefile import open_trace
 
         request, services = self.request, self.request.services
         if request.result is not None:
             _check_result(request.result, request.inputs)
-        trace = TraceFile(request.trace, request.inputs) if request.trace is not None else None
+        trace = open_trace(request.trace, request.inputs, request.trace_filter) if request.trace is not None else None
         try:
             until = (request.until or "").encode("utf-8", "surrogateescape")
             self._screen = Screen(descriptor_of(sys.stdout), until, self._reached)
@@ -319,7 +331,7 @@ class Run:
         if self.request.services is not None and self.request.services.wanted:
             self.request.services.begin(self._session)
         if trace is not None:
-            self._session.driver.trace = trace.write
+            trace.attach(self._session.driver)
         if keyboard.interactive:
             self._say("Ctrl-A x ends the run, Ctrl-A h says more")
 
