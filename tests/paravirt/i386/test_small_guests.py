@@ -12,7 +12,8 @@ import pytest
 
 from tests.paravirt.i386 import guest
 from tests.paravirt.i386.guest import End, run
-from tests.paravirt.i386.sources import CASES, HALT, PAGING, SETUP, SYMBOLS
+from tests.paravirt.i386.set_up import HALT, PAGING, SETUP, SYMBOLS
+from tests.paravirt.i386.sources import CASES
 
 MACHINE_CODE: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "machine_code.json").read_text())
 RUNS = [(name, paging) for name, (_, _, modes) in CASES.items() for paging in modes]
