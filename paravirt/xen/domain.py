@@ -71,7 +71,9 @@ class Domain:
         self.vcpu = Vcpu(engine, self.frames, self.access, shared_at)
         self.held: list[int] = []
         """Machine frames that the hypervisor itself writes: they stay data."""
-        self._hold(self.shared_frame)
+        self.hold(self.shared_frame)
+        self.control_frame = 0
+        """Machine frame of the control block of event queues."""
         self.grants = GrantTable(self)
         self.assists: set[int] = set()
         self.name = ""
@@ -84,9 +86,19 @@ class Domain:
         self._begin_machine_to_physical()
         self._begin_shared()
 
-    def _hold(self, frame: int) -> None:
-        self.frames.get_writable(self.owned, frame)
+    def hold(self, frame: int) -> None:
+        """The hypervisor writes a frame of the domain's, which stays data. Raises `XenError`."""
+        try:
+            self.frames.get_writable(self.owned, frame)
+        except Refused as refused:
+            self.owned.refused[refused.reason] += 1
+            raise XenError(Errno.EINVAL) from None
         self.held.append(frame)
+
+    def let_go(self, frame: int) -> None:
+        """Undo a `hold`."""
+        self.held.remove(frame)
+        self.frames.put_writable(frame)
 
     def _begin_machine_to_physical(self) -> None:
         table = self.host.machine_to_physical

@@ -1,7 +1,8 @@
 """Event channels: numbered ports by which the hypervisor, and other domains, tell a guest that something happened.
 
 Room: `paravirt/xen`. A port's other end is a virtual interrupt, another port, or a function of the hypervisor's own (a
-back end). Two-level bitmaps in the shared information page say what is pending and what is masked (event_channel.h).
+back end). Two-level bitmaps in the shared information page, or queues
+(`fifo`), say what is pending and what is masked (event_channel.h).
 `EventChannels` decides; how a guest asks is in `paravirt.xen.calls.events`.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from paravirt.xen.fifo import MOST_PORTS, Fifo
 from paravirt.xen.public import PORTS, VIRQS, Errno, Shared, VcpuInfo, XenError
 
 
@@ -54,6 +56,9 @@ class EventChannels:
         self.ports: dict[int, Port] = {}
         self._lowest = 1
         """Every port below is in use."""
+        self.fifo: Fifo | None = None
+        """Queues, where the guest has asked for them in place of the bitmaps."""
+        self.most_ports = PORTS
         self.delivered = 0
         """Events set pending so far."""
         self.on_event: Callable[[], None] = lambda: None
@@ -69,7 +74,7 @@ class EventChannels:
         return found
 
     def _allocate(self, port: Port) -> int:
-        for number in range(self._lowest, PORTS):
+        for number in range(self._lowest, self.most_ports):
             if number not in self.ports:
                 self.ports[number] = port
                 self._lowest = number + 1
@@ -132,6 +137,9 @@ class EventChannels:
                 other.kind, other.remote = PortKind.UNBOUND, None
         del self.ports[number]
         self._lowest = min(self._lowest, number)
+        if self.fifo is not None:
+            self.fifo.clear(number)
+            return
         word, bit = self.shared_at + Shared.PENDING + (number >> 6) * 8, 1 << (number & 63)
         self.words[word >> 3] &= ~bit
 
@@ -139,6 +147,21 @@ class EventChannels:
         """Close all ports."""
         for number in sorted(self.ports):
             self.close(number)
+        self.fifo, self.most_ports, self._lowest = None, PORTS, 1
+
+    def begin_queues(self, control_at: int) -> None:
+        """Events go to queues from now on, whose control block is at a machine address; what waits is taken along.
+        Raises `XenError`."""
+        if self.fifo is not None:
+            raise XenError(Errno.EINVAL)
+        waiting = [number for number in sorted(self.ports) if self.is_pending(number)]
+        self.fifo, self.most_ports = Fifo(self.view, control_at, self._mark), MOST_PORTS
+        for number in waiting:
+            self.fifo.set_pending(number)
+
+    def _mark(self) -> None:
+        self.view[self.info_at + VcpuInfo.UPCALL_PENDING] = 1
+        self.on_event()
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -164,6 +187,9 @@ class EventChannels:
 
     def set_pending(self, number: int) -> None:
         """Tell the guest of an event on one of its ports."""
+        if self.fifo is not None:
+            self.delivered += self.fifo.set_pending(number)
+            return
         words = self.words
         at = self.shared_at + Shared.PENDING + (number >> 6) * 8 >> 3
         bit = 1 << (number & 63)
@@ -177,6 +203,9 @@ class EventChannels:
     def unmask(self, number: int) -> None:
         """Take a port's mask away, and tell the guest of what waited behind it. Raises `XenError`."""
         self.get(number)
+        if self.fifo is not None:
+            self.fifo.unmask(number)
+            return
         words = self.words
         at = self.shared_at + Shared.MASK + (number >> 6) * 8 >> 3
         bit = 1 << (number & 63)
@@ -187,15 +216,18 @@ class EventChannels:
     def _select(self, number: int) -> None:
         at = self.info_at + VcpuInfo.SELECTOR >> 3
         self.words[at] |= 1 << (number >> 6)
-        self.view[self.info_at + VcpuInfo.UPCALL_PENDING] = 1
-        self.on_event()
+        self._mark()
 
     def is_masked(self, number: int) -> bool:
         """Whether the guest has a port masked."""
+        if self.fifo is not None:
+            return self.fifo.is_masked(number)
         at = self.shared_at + Shared.MASK + (number >> 6) * 8 >> 3
         return self.words[at] >> (number & 63) & 1 != 0
 
     def is_pending(self, number: int) -> bool:
         """Whether an event on a port waits."""
+        if self.fifo is not None:
+            return self.fifo.is_pending(number)
         at = self.shared_at + Shared.PENDING + (number >> 6) * 8 >> 3
         return self.words[at] >> (number & 63) & 1 != 0

@@ -120,8 +120,7 @@ class GrantTable:
         """A frame of the domain's that stays data, since the hypervisor writes it."""
         domain = self.domain
         frame = domain.extra.pop()
-        domain.frames.get_writable(domain.owned, frame)
-        domain.held.append(frame)
+        domain.hold(frame)
         domain.page(frame)[:] = bytes(PAGE)
         return frame
 

@@ -171,9 +171,9 @@ EVENT_OPERATIONS: tuple[Operation, ...] = (
     Operation(8, "bind_vcpu", OFFERED, "", events.bind_vcpu),
     Operation(9, "unmask", OFFERED, "", events.unmask),
     Operation(10, "reset", OFFERED, "", events.reset),
-    _refused(11, "init_control", "events are in two levels"),
-    _refused(12, "expand_array", "events are in two levels"),
-    _refused(13, "set_priority", "events are in two levels"),
+    Operation(11, "init_control", OFFERED, "", events.init_control),
+    Operation(12, "expand_array", OFFERED, "", events.expand_array),
+    Operation(13, "set_priority", OFFERED, "", events.set_priority),
 )
 
 GRANT_OPERATIONS: tuple[Operation, ...] = (
@@ -269,7 +269,9 @@ HYPERCALLS: tuple[Hypercall, ...] = (
     Hypercall(29, "sched_op", PARTLY, "", _choose(SCHEDULER_OPERATIONS), operations=SCHEDULER_OPERATIONS),
     Hypercall(30, "callback_op", OFFERED, "", _choose(CALLBACK_OPERATIONS), operations=CALLBACK_OPERATIONS),
     Hypercall(31, "xenoprof_op", REFUSED, "profiles come from retrap itself", in_xen=InXen.OPTIONAL),
-    Hypercall(32, "event_channel_op", PARTLY, "", _choose(EVENT_OPERATIONS), operations=EVENT_OPERATIONS),
+    Hypercall(
+        32, "event_channel_op", PARTLY, "one virtual CPU", _choose(EVENT_OPERATIONS), operations=EVENT_OPERATIONS
+    ),
     Hypercall(33, "physdev_op", PARTLY, _UNKNOWN, _choose(DEVICE_OPERATIONS), operations=DEVICE_OPERATIONS),
     Hypercall(34, "hvm_op", REFUSED, _HARDWARE, in_xen=InXen.HARDWARE),
     Hypercall(35, "sysctl", REFUSED, _PRIVILEGED, errno=Errno.EPERM, in_xen=InXen.ADMINISTRATOR),

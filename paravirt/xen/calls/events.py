@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from paravirt.xen.calls.memory import own_domain
 from paravirt.xen.events import PortKind
+from paravirt.xen.fifo import CONTROL_SIZE, LINK_BITS, MOST_PORTS, QUEUES, WORDS, Fifo
 from paravirt.xen.public import DOMID_SELF, Errno, XenError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def status(hypervisor: XenHypervisor, argument: int) -> int:
     access = hypervisor.access
     who, port = access.read_word(argument, 2), access.read_word(argument + 4, 4)
     domain = own_domain(hypervisor, who)
-    if port >= 4096:
+    if port >= domain.events.most_ports:
         raise XenError(Errno.EINVAL)
     found = domain.events.ports.get(port)
     kind = PortKind.CLOSED if found is None else found.kind
@@ -112,5 +113,60 @@ def unmask(hypervisor: XenHypervisor, argument: int) -> int:
 
 def reset(hypervisor: XenHypervisor, argument: int) -> int:
     """Close all ports."""
-    own_domain(hypervisor, hypervisor.access.read_word(argument, 2)).events.reset()
+    domain = own_domain(hypervisor, hypervisor.access.read_word(argument, 2))
+    queues = domain.events.fifo
+    domain.events.reset()
+    if queues is not None:
+        for frame in (domain.control_frame, *queues.frames):
+            domain.let_go(frame)
+    return 0
+
+
+# -- queues -------------------------------------------------------------------------------------
+
+
+def init_control(hypervisor: XenHypervisor, argument: int) -> int:
+    """Events go to queues in the guest's own pages from now on."""
+    access, domain = hypervisor.access, hypervisor.domain
+    frame, offset, vcpu = struct.unpack("<QII", access.read(argument, 16))
+    if vcpu:
+        raise XenError(Errno.ENOENT)
+    if offset & 7 or offset > 4096 - CONTROL_SIZE or domain.events.fifo is not None:
+        raise XenError(Errno.EINVAL)
+    access.translate(argument + 16, True)
+    domain.hold(frame)
+    domain.control_frame = frame
+    start = frame * 4096 + offset
+    hypervisor.host.view[start : start + CONTROL_SIZE] = bytes(CONTROL_SIZE)
+    domain.events.begin_queues(start)
+    access.write_word(argument + 16, LINK_BITS, 1)
+    return 0
+
+
+def _queues(hypervisor: XenHypervisor) -> Fifo:
+    queues = hypervisor.domain.events.fifo
+    if queues is None:
+        raise XenError(Errno.ENOSYS)
+    return queues
+
+
+def expand_array(hypervisor: XenHypervisor, argument: int) -> int:
+    """A page with the words of the next ports."""
+    queues = _queues(hypervisor)
+    frame = hypervisor.access.read_word(argument)
+    if len(queues.frames) * WORDS >= MOST_PORTS:
+        raise XenError(Errno.ENOSPC)
+    hypervisor.domain.hold(frame)
+    queues.expand(frame)
+    return 0
+
+
+def set_priority(hypervisor: XenHypervisor, argument: int) -> int:
+    """Which queue a port's events go to."""
+    port, priority = struct.unpack("<II", hypervisor.access.read(argument, 8))
+    queues = _queues(hypervisor)
+    hypervisor.domain.events.get(port)
+    if priority >= QUEUES:
+        raise XenError(Errno.EINVAL)
+    queues.priorities[port] = priority
     return 0
