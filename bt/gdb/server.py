@@ -24,6 +24,7 @@ _PATIENCE: Final = 10.0
 """Seconds that a gdb may take to read what it is sent."""
 _MOST_READ: Final = 0x1000
 _TRAP = 5
+_STACK: Final = frozenset({"rsp", "rbp", "esp", "ebp", "sp", "x29", "r29", "lr"})
 _BUSY: Final = b"E.another gdb is attached to this guest; detach it first"
 
 
@@ -82,6 +83,8 @@ class Server:
         self._answer = b""
         self._last: Stop | None = None
         self._description = target.description().encode()
+        names = {target.pc, *_STACK}
+        self._first = [number for number, row in target.by_number.items() if row.name in names]
         self._outcome: Outcome | None = None
         before = self.driver.machine.stop_when
         self.driver.machine.stop_when = lambda: self._poll() or (before is not None and before())
@@ -233,8 +236,7 @@ class Server:
     # -- registers and memory -------------------------------------------------------------------
 
     def _all_registers(self, _rest: str) -> bytes:
-        rows, processor = self.target.by_number.values(), self.driver
-        return b"".join(self.target.read(processor, row) for row in rows).hex().encode()
+        return self.target.read_all(self.driver, self.target.by_number.values()).hex().encode()
 
     def _set_all(self, rest: str) -> bytes:
         data, at = bytes.fromhex(rest), 0
@@ -336,7 +338,12 @@ class Server:
         elif stop.kind is StopKind.BEGINNING:
             reason = "replaylog:begin;"
         number = 2 if stop.kind is StopKind.ASKED else _TRAP
-        return f"T{number:02x}{reason}thread:1;".encode()
+        return f"T{number:02x}{reason}{self._expected()}thread:1;".encode()
+
+    def _expected(self) -> str:
+        """The registers that gdb asks for at every stop, ahead of that."""
+        rows = ((number, self.target.by_number[number]) for number in self._first)
+        return "".join(f"{number:x}:{self.target.read(self.driver, row).hex()};" for number, row in rows)
 
     def _continue(self, rest: str) -> bytes:
         self._jump(rest)

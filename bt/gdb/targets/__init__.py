@@ -7,10 +7,10 @@ of the standard features are gdb's manual's (Appendix G.5); what has no place th
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from emulator.errors import BadImage, UsageError
 
@@ -101,8 +101,13 @@ class Target:
 
     def read(self, driver: Any, row: Register) -> bytes:
         """The bytes of a register, as gdb has them."""
-        value = row.read(self.processor(driver)) & (1 << row.bits) - 1
-        return value.to_bytes(row.bits // 8, "big" if self.byte_order == "big" else "little")
+        return self.read_all(driver, (row,))
+
+    def read_all(self, driver: Any, rows: Iterable[Register]) -> bytes:
+        """The bytes of several, one behind the other."""
+        processor = self.processor(driver)
+        order: Literal["big", "little"] = "big" if self.byte_order == "big" else "little"
+        return b"".join((row.read(processor) & (1 << row.bits) - 1).to_bytes(row.bits // 8, order) for row in rows)
 
     def write(self, driver: Any, row: Register, data: bytes) -> None:
         """Set a register. Raises `UsageError` where it cannot be, or has another size."""
