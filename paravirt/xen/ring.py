@@ -29,17 +29,23 @@ class Ring:
         self._taken = self._put = self._words[_RESPONSES]
         self._told = self._put
 
+    @property
+    def waiting(self) -> int:
+        """Requests that nobody has taken. Raises `Broken`."""
+        produced = self._words[_REQUESTS]
+        count = produced - self._taken & _MASK
+        if count > self.count or produced - self._put & _MASK > self.count:
+            raise Broken(f"its ring of {self.count} claims {count} requests")
+        return count
+
+    def wait(self) -> bool:
+        """Have the front end tell of the next request; False, since none is there."""
+        self._words[_REQUEST_EVENT] = self._words[_REQUESTS] + 1 & _MASK
+        return False
+
     def requests(self) -> Iterator[bytes]:
         """Requests that nobody has taken, each as it was when it was taken. Raises `Broken`."""
-        words = self._words
-        while True:
-            produced = words[_REQUESTS]
-            waiting = produced - self._taken & _MASK
-            if waiting > self.count or produced - self._put & _MASK > self.count:
-                raise Broken(f"its ring of {self.count} claims {waiting} requests")
-            if not waiting:
-                words[_REQUEST_EVENT] = self._taken + 1 & _MASK
-                return
+        while self.waiting or self.wait():
             at = _FIRST + self._taken % self.count * self._size
             self._taken = self._taken + 1 & _MASK
             yield bytes(self._page[at : at + self._size])

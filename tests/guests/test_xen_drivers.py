@@ -1,4 +1,4 @@
-"""Debian's stock xen-blkfront on a disk of ours: ext4 is written, flushed, remounted and compared, here and there."""
+"""Debian's stock front ends: ext4 is written, flushed, remounted and compared, here and there, and a ping answered."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from bt import guest_modules, guests, xen
-from bt.guest_modules import BLOCK
+from bt.guest_modules import BLOCK, NETWORK
 from bt.image import load
 from bt.initramfs import initramfs_of, read_member
 from bt.session import Options, Session
 from emulator.errors import Unavailable
 from emulator.machine import EndKind, Limits
 from paravirt.io.disk import FileDisk
+from paravirt.io.switch import Responder, Switch
 from paravirt.xen.audit import violations
 from paravirt.xen.block import BlockBackEnd
 from paravirt.xen.hypervisor import XenHypervisor
+from paravirt.xen.network import NetworkBackEnd
 
 SIZE = 16 << 20
 SCRIPT = (
@@ -32,6 +34,8 @@ SCRIPT = (
     "busybox umount /mnt && echo 3 > /proc/sys/vm/drop_caches",
     "busybox mount -t ext4 /dev/xvda /mnt && busybox sha256sum < /mnt/copy",
     "busybox umount /mnt && echo unmounted",
+    *guest_modules.lines(NETWORK),
+    "busybox ifconfig eth0 10.0.0.2 up && busybox ping -c 3 -s 1400 10.0.0.1",
 )
 
 
@@ -43,7 +47,7 @@ def test_ext4_written_by_the_stock_driver_is_the_same_after_a_remount_and_on_the
     make, check, debug = tools
     try:
         guest = guests.find("debian-amd64")
-        modules = guest_modules.find(guest, BLOCK)
+        modules = guest_modules.find(guest, (*BLOCK, *NETWORK))
     except Unavailable as error:
         pytest.skip(str(error))
     busybox = read_member(guest.initrd.read_bytes(), "bin/busybox")
@@ -63,6 +67,9 @@ def test_ext4_written_by_the_stock_driver_is_the_same_after_a_remount_and_on_the
         assert isinstance(session.driver, XenHypervisor)
         domain = session.driver.domain
         block = BlockBackEnd(domain, disk)
+        switch = Switch()
+        responder = Responder(switch, bytes((10, 0, 0, 1)))
+        network = NetworkBackEnd(domain, switch, bytes.fromhex("00163e000001"))
         assert session.run().kind is EndKind.POWER_OFF
         assert violations(domain) == []
     finally:
@@ -75,6 +82,9 @@ def test_ext4_written_by_the_stock_driver_is_the_same_after_a_remount_and_on_the
     assert disk.flushes >= 2
     assert block.requests[6]  # lists of segments in pages of their own
     assert not block.refused
+    assert "3 packets transmitted, 3 packets received" in text, text[-2000:]
+    assert responder.answered >= 4
+    assert not network.refused
     assert subprocess.run([check, "-f", "-n", str(file)], capture_output=True, timeout=30).returncode == 0
     copy = tmp_path / "copy"
     subprocess.run([debug, "-R", f"dump /copy {copy}", str(file)], check=True, capture_output=True, timeout=30)
