@@ -76,5 +76,12 @@ QUIRKS: tuple[Quirk, ...] = (
         "test_host_stores_leave_stale_code",
         (2041, 2367),
     ),
+    Quirk(
+        "no watchpoints",
+        "what is written to DBGWVR and DBGWCR is kept, and no access looks at it; breakpoints fire",
+        "a watchpoint exception before the access (D2.9)",
+        "a deprivileged guest's watched pages are not mapped (`debug.py`); the reference departs",
+        "test_a_watchpoint_never_fires",
+    ),
 )
 """Every departure that this project knows of and a test can show."""

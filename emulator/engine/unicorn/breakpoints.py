@@ -1,7 +1,7 @@
 """Breakpoints of the processor: an exit before an instruction at one of some addresses, wherever else it costs nothing.
 
-Room: `emulator/engine/unicorn`. Unicorn keeps ARM's breakpoint registers and never looks at them. A hook of single
-instructions is part of the translated code of its own address alone, and stops the emulation exactly before it.
+Room: `emulator/engine/unicorn`. For deprivileged guests, whose debug registers are not the processor's own. A hook of
+single instructions is part of the translated code of its address alone, and stops the emulation exactly before it.
 """
 
 from __future__ import annotations

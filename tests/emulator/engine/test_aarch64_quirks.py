@@ -17,6 +17,7 @@ from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.registers import BY_NAME
 from emulator.isa.aarch64.room import BASE, CODE, DATA, MAIR, ROOM_SIZE, ROOT, SCTLR, STACK, TCR, furnish
 from tests.emulator.engine.aarch64_guest import Guest
+from tests.emulator.engine.test_aarch64_debug_reference import UNMASK, setting
 
 LOAD = 0xF940_0020
 ADD_1 = 0x9100_0400
@@ -142,3 +143,11 @@ def test_a_room_mapped_twice_is_one_memory(engine: UnicornAArch64Engine) -> None
     engine.registers.level, engine.registers.pc, engine.registers.gpr[1] = 0, CODE, DATA
     engine.run(lambda _exit: engine.stop())
     assert engine.registers.gpr[0] == 0x2A
+
+
+def test_a_watchpoint_never_fires(engine: UnicornAArch64Engine) -> None:
+    words = setting("DBGW", DATA, 1 | 1 << 1 | 2 << 3 | 0xFF << 5)
+    guest = Guest(engine, [*words, UNMASK, 0xF900_0020, e.BRK], 1)  # str x0, [x1]
+    engine.registers.gpr[1] = DATA
+    [seen] = guest.run(once)
+    assert (seen.vector, seen.at) == (x.BREAKPOINT, 4 * 11)
