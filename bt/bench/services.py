@@ -39,7 +39,7 @@ BOOTED = 160_000_000
 SECOND = 100_000_000
 """Blocks in a second of guest time."""
 PROMPT = b"/ # "
-PARTS = ("snapshot", "warm", "checkpoints", "recording", "backwards")
+PARTS = ("snapshot", "warm", "checkpoints", "recording", "backwards", "gdb")
 Say = Callable[[str], None]
 
 
@@ -69,6 +69,7 @@ def measure(guest: Guest, runs: int, only: tuple[str, ...], say: Say) -> Iterato
         "checkpoints": _checkpoints,
         "recording": _recordings,
         "backwards": _backwards,
+        "gdb": _debugged,
     }
     collecting = gc.isenabled()
     gc.disable()
@@ -216,6 +217,12 @@ def _recordings(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:
 
         cost = _cost(guest, initrd, runs, attach)
     yield Figure("recording", 100 * cost, 3, True, "%", "of a boot's processor time")
+
+
+def _debugged(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:
+    from bt.bench.debugging import debugged
+
+    return debugged(guest, initrd, runs, _cost, _session)
 
 
 def _backwards(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:

@@ -286,7 +286,7 @@ def ways_command(chosen: tuple[str, ...], ways_: tuple[str, ...], json_file: Pat
     "--only",
     multiple=True,
     metavar="PART",
-    help="snapshot, warm, checkpoints, recording, backwards; may be repeated.",
+    help="snapshot, warm, checkpoints, recording, backwards, gdb; may be repeated.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
 def services_command(name: str, runs: int, only: tuple[str, ...], json_file: Path | None) -> None:

@@ -22,6 +22,9 @@ MOST_WATCHED: Final = 64
 """Words of memory that can be watched at once."""
 _WORD: Final = 8
 _EVERYWHERE: Final = (1 << 64) - 1
+_SOON: Final = 200_000
+"""Blocks after which no further step is expected."""
+_QUIET: Final = Outcome(EndKind.STOPPED, detail="steps are over")
 _HALTED: Final = Outcome(EndKind.STOPPED, detail="stopped by a debugger")
 
 
@@ -91,6 +94,13 @@ class Stops:
         self._within = False
         """The stop is before an instruction in the midst of a block."""
         self._stepper = -1
+        """What looks at every instruction, while guests are stepped and for a while behind that."""
+        self._stepping = False
+        self._exact = able.pauses_exactly
+        self._raised = False
+        """The word has changed, and nobody was called for it yet."""
+        self._flag = memoryview(bytearray(16))
+        """A word that native code looks at before every instruction: it changes where Python is to be called."""
         self._asked = False
         self._begun = False
         self._last: tuple[Any, ...] = ()
@@ -175,26 +185,39 @@ class Stops:
 
     def go(self) -> Stop:
         """Run to the next stop, or to the guest's end."""
-        self._end_steps()
         self._put_up()
+        if not self._exact:
+            self._end_steps()
+        elif self._stepper >= 0:
+            # To put up and to take away costs all translated code: one who steps will soon step again.
+            self.engine.pause_at(self.engine.progress + _SOON, lambda: self.driver.end(_QUIET))
         return self._resume()
 
     def step(self) -> Stop:
         """Do one instruction of the guest's own; what a fixup does for one counts as that one."""
-        if self._stepper < 0:
+        if self._stepper < 0 and self._exact:
+            self._stepper = self.engine.observe_change(self._flag[:8], self._looked, exactly=True)
+            self._raised = False
+        elif self._stepper < 0:
             self._stepper = self.engine.observe_code(0, _EVERYWHERE, self._stepped)
         self._step_from = None
+        self._call_next()
         return self._resume(stepping=True)
 
     def _resume(self, *, stepping: bool = False) -> Stop:
         driver = self.driver
-        self._stop, self._within, self._asked = None, False, False
+        self._stop, self._within, self._asked, self._stepping = None, False, False, stepping
         self._last = () if stepping else self._moment(driver.pc)
         if not self._begun:
             self._begun = True
             driver.machine.begin()
             driver.machine.arm()
         outcome = driver.resume()
+        if outcome is _QUIET:
+            self._end_steps()
+            outcome = driver.resume()
+        elif self._exact and self._stepper >= 0 and not stepping:
+            self.engine.pause_at(None)
         if self._within:
             self.engine.count_again()
         if self._stop is not None:
@@ -222,11 +245,24 @@ class Stops:
     def _seen(self, address: int) -> None:
         """A watched instruction is about to begin."""
         place = self._places.get(address)
-        if place is None or self._again(self._moment(address)) or not place.wanted or self._stepper >= 0:
+        if place is None or self._again(self._moment(address)) or not place.wanted or self._stepping:
             return
         self.hits += 1
         if place.call is None or place.call():
             self._halt(StopKind.BREAKPOINT, address)
+
+    def _looked(self) -> None:
+        """The word has changed."""
+        self._raised = False
+        if self._stepping:
+            self._call_next()
+            self._stepped(self.driver.pc)
+
+    def _call_next(self) -> None:
+        """Have the next instruction looked at."""
+        if not self._raised:
+            self._raised = True
+            self._flag[0] ^= 1
 
     def _stepped(self, address: int) -> None:
         """Any instruction is about to begin."""

@@ -88,6 +88,12 @@ def test_a_breakpoint_stops_before_its_instruction_and_a_step_does_one(mode: str
         # A fixup stands for CLI; PUSHF; POP and what follows it in the same patch.
         assert address < behind <= address + 0x10
         one.debugger.stops.remove_breakpoint(address)
+        progress = one.session.machine.engine.progress
+        for _ in range(3):
+            before = one.session.driver.pc
+            assert one.debugger.step().kind is StopKind.STEP
+            assert one.session.driver.pc != before
+        assert one.session.machine.engine.progress <= progress + 3
         assert b"flags.pushf-after-cli" not in one.console
 
 
