@@ -90,6 +90,8 @@ class XenHypervisor(Driver):
         """Nanoseconds that each hypercall took, where somebody wants to know."""
         self.batches: dict[int, int] = {1: 0}
         """Calls of mmu_update by the number of updates in them."""
+        self.takes_turns = self.waiting = False
+        """Other guests run when this one waits, which it does (`paravirt.xen.together`)."""
         self.console_log = machine.board.console
         """What the console's call, which needs no ring, prints to."""
         known = {
@@ -232,12 +234,22 @@ class XenHypervisor(Driver):
         """The guest waits for an event; time passes to the next one."""
         board, view = self.board, self._view
         info = self.vcpu.info_at
+        if self.takes_turns:
+            if not view[info]:
+                self.waiting = True
+                self.end(Outcome(EndKind.STOPPED))
+            return
         self.domain.events.on_event = self._wake
         board.intr = view[info] != 0
         self._wait_for_interrupt()
         self.domain.events.on_event = _nothing
         board.intr = False
         self.time_skipped()
+
+    @property
+    def has_event(self) -> bool:
+        """An event is pending that the guest has not masked by its port."""
+        return self._view[self.vcpu.info_at] != 0
 
     def _wake(self) -> None:
         self.board.intr = True
