@@ -19,11 +19,14 @@ from emulator.machine import EndKind, Limits
 from paravirt.io.disk import FileDisk
 from paravirt.io.switch import Responder, Switch
 from paravirt.xen.audit import violations
+from paravirt.xen.balloon import set_target
 from paravirt.xen.block import BlockBackEnd
 from paravirt.xen.hypervisor import XenHypervisor
 from paravirt.xen.network import NetworkBackEnd
 
 SIZE = 16 << 20
+TARGET = 192 << 8
+"""Pages of a guest that was built with 256 MiB."""
 SCRIPT = (
     *guest_modules.lines(BLOCK),
     "busybox mkdir /mnt",
@@ -70,7 +73,9 @@ def test_ext4_written_by_the_stock_driver_is_the_same_after_a_remount_and_on_the
         switch = Switch()
         responder = Responder(switch, bytes((10, 0, 0, 1)))
         network = NetworkBackEnd(domain, switch, bytes.fromhex("00163e000001"))
+        set_target(domain, TARGET)
         assert session.run().kind is EndKind.POWER_OFF
+        assert domain.pages == TARGET  # the guest's balloon has given back the rest
         assert violations(domain) == []
     finally:
         session.close()
