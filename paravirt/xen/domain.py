@@ -196,6 +196,12 @@ class Domain:
             domain.engine.flush_tlb()
         self.frames.flushed()
 
+    def gone(self) -> None:
+        """It has ended: its ports are closed, what it had mapped of others is given back, and back ends leave it."""
+        self.events.reset()
+        self.grants.forget_all()
+        self.host.store.remove(f"/local/domain/{self.number}/device")
+
     # -- time -----------------------------------------------------------------------------------
 
     def set_timer(self, when: int | None) -> None:

@@ -65,10 +65,8 @@ class Together:
             self._ended(guest, outcome)
 
     def _ended(self, guest: XenHypervisor, outcome: Outcome) -> None:
-        """A guest is gone: what it held of others' is given back, and its ports are closed."""
         self.outcomes[guest.domain.number] = outcome
-        guest.domain.events.reset()
-        guest.domain.grants.forget_all()
+        guest.domain.gone()
 
     def _pass_time(self, waiting: list[XenHypervisor]) -> bool:
         """Let time pass for all, to the first timer; False where there is none."""

@@ -173,6 +173,19 @@ def test_a_page_that_may_not_be_written_is_not(net: Net) -> None:
     assert net.two.back.refused == 1
 
 
+def test_a_guest_that_is_gone_is_left_and_others_go_on(net: Net) -> None:
+    responder = Responder(net.switch, bytes((10, 0, 0, 1)))
+    net.one.domain.gone()
+    assert net.one.state() is State.CLOSED
+    assert not net.one.domain.grants.held
+    assert not net.one.domain.events.ports
+    frame = net.one.station + net.two.station + b"\x88\xb5" + b"x" * 50
+    assert net.two.send(frame) == [0]
+    ask = bytes.fromhex("0001080006040001") + net.two.station + bytes(10) + bytes((10, 0, 0, 1))
+    net.two.send(b"\xff" * 6 + net.two.station + b"\x08\x06" + ask)
+    assert responder.answered == 1
+
+
 def test_a_host_answers_who_it_is_and_echoes(net: Net) -> None:
     responder = Responder(net.switch, bytes((10, 0, 0, 1)))
     net.one.room(0, 1, 2, 3)
