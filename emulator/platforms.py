@@ -78,7 +78,7 @@ def _make_malta(memory: GuestMemory, clock: Clock, console: Callable[[bytes], No
 def _place_on_malta(_board: Board, memory: GuestMemory, image: BootImage) -> Any:
     from emulator.board.malta_boot import place
 
-    return place(memory, image)
+    return place(memory, image, big_endian=image.byte_order == "big")
 
 
 def _make_virt(memory: GuestMemory, clock: Clock, console: Callable[[bytes], None]) -> Board:

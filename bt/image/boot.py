@@ -29,4 +29,5 @@ def to_boot(
         initrd=initrd,
         command_line=command_line,
         setup_header=image.setup_header,
+        byte_order=image.byte_order,
     )

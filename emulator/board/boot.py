@@ -33,6 +33,8 @@ class BootImage:
     command_line: str = ""
     setup_header: bytes = b""
     """The file's own setup header (bytes 0x1f1.. of a bzImage) where there is one."""
+    byte_order: str = "little"
+    """The kernel's: "little" or "big"."""
 
 
 class BootError(BadImage, ValueError):

@@ -5,7 +5,8 @@ Callers take a way to open an engine, and see the protocol of its instruction se
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from emulator.engine.aarch64 import AArch64Engine
 from emulator.engine.arm import ArmEngine
@@ -95,14 +96,18 @@ def open_engine(
     name: str | None = None,
     lacks: Callable[[Capabilities], str] = _anything,
     passed_over: list[str] | None = None,
+    byte_order: str = "little",
 ) -> Any:
     """Open an engine of an instruction set by name: its default without one, with "auto" the fastest that will do.
 
     `lacks` says what is missing of an opened engine's capabilities for what it is wanted for, or nothing; `passed_over`
-    is given the reasons for which faster ones were not taken. Raises
+    is given the reasons for which faster ones were not taken; `byte_order` is "big" only where the instruction set has
+    both. Raises
     `EngineMissing` where the engine cannot be had here or lacks something, `UsageError` for a name that is none.
     """
     openers = ENGINES.get(isa)
+    if openers and byte_order != "little":
+        openers = {name: partial(cast("Any", opener), byte_order) for name, opener in openers.items()}
     if not openers:
         raise EngineMissing(f"no engine runs {isa} guests yet; those of {', '.join(ENGINES)} can be run")
     if name is None:
