@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST_FRAMES: Final = 32
 """Frames of one table."""
 MOST_STATUS_FRAMES: Final = 4
+MOST_MAPPED: Final = 8192
+"""Grants that one guest may have mapped."""
 RESERVED: Final = 8
 """Entries at the beginning that the domain builder fills, and that a change of version keeps."""
 CONSOLE, STORE = 0, 1

@@ -20,6 +20,8 @@ MOST_NODES: Final = 1000
 """Nodes that one guest may own."""
 MOST_TRANSACTIONS: Final = 10
 MOST_PERMISSIONS: Final = 16
+MOST_STEPS: Final = 2048
+"""Changes in one transaction, and nodes that it looks at."""
 _LETTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@")
 _READ, _WRITE = "rb", "wb"
 
@@ -134,7 +136,7 @@ class View:
     def get(self, domain: int, path: str, letters: str) -> Node:
         """A node that a domain may use so. Raises `StoreError`."""
         steps = split(path)
-        self.read_paths.add(tuple(steps))
+        self._looked(steps)
         node = find(self.root, steps)
         if node is None:
             # Whether there is such a node, only who may read its parents is told.
@@ -152,6 +154,11 @@ class View:
                 break
             node, depth = child, depth + 1
         return node, depth
+
+    def _looked(self, steps: list[str]) -> None:
+        if len(self.read_paths) >= MOST_STEPS or len(self.changes) >= MOST_STEPS:
+            raise StoreError("ENOSPC")
+        self.read_paths.add(tuple(steps))
 
     def _do(self, path: str, steps: list[str], change: Callable[[Node | None], Node | None]) -> None:
         self.root = _changed(self.root, steps, change)
@@ -177,7 +184,7 @@ class View:
         if not steps:
             raise StoreError("EINVAL")
         node, depth = self._nearest(steps)
-        self.read_paths.add(tuple(steps[:depth]))
+        self._looked(steps[:depth])
         if not node.permissions.allow(domain, _WRITE):
             raise StoreError("EACCES")
         if domain and depth < len(steps) and _owned(self.root, domain) + len(steps) - depth > MOST_NODES:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from paravirt.mmu.frame_types import TABLE_1, WRITABLE
 from paravirt.xen.domain import Domain
-from paravirt.xen.grants import MOST_FRAMES, PAGE, Grant, GrantError, GrantStatus, GrantTable, Mapping
+from paravirt.xen.grants import MOST_FRAMES, MOST_MAPPED, PAGE, Grant, GrantError, GrantStatus, GrantTable, Mapping
 from paravirt.xen.public import DOMID_SELF, Errno, XenError
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ def map_(hypervisor: XenHypervisor, argument: int, count: int) -> int:
         access.translate(request + 31, True)
         if not flags & (_DEVICE | _HOST):
             raise GrantError(GrantStatus.BAD_REFERENCE)
+        if len(domain.grants.mapped) >= MOST_MAPPED:
+            raise GrantError(GrantStatus.NO_DEVICE_SPACE)
         table = _domain(hypervisor, who).grants
         place = _entry_place(domain, address, flags & _BY_ENTRY != 0) if flags & _HOST else 0
         grant = table.acquire(reference, domain.number, not flags & _READ_ONLY)

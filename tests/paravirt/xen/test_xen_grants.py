@@ -213,3 +213,13 @@ def test_references_are_exchanged_unless_held(pair: Pair) -> None:
     assert pair.one.call(GRANT, 99, ARGUMENT, 1, 0, 0) == -Errno.ENOSYS
     assert pair.one.call(GRANT, COPY, 1 << 40, 1, 0, 0) == -Errno.EFAULT
     pair.close()
+
+
+def test_mappings_run_out(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paravirt.xen.calls.grants.MOST_MAPPED", 1)
+    pair.one.domain.grants.permit(9, 2, pair.frame(pair.one))
+    status, handle = pair.map(9)
+    assert status == GrantStatus.OKAY
+    assert pair.map(9, address=HOLE + 4096)[0] == GrantStatus.NO_DEVICE_SPACE
+    assert pair.unmap(handle) == GrantStatus.OKAY
+    pair.close()

@@ -8,7 +8,7 @@ import pytest
 
 from paravirt.xen.events import EventChannels
 from paravirt.xen.store import OWN, Store
-from paravirt.xen.xenstore import MOST_NODES, Permissions, StoreError, Tree
+from paravirt.xen.xenstore import MOST_NODES, MOST_STEPS, Permissions, StoreError, Tree
 
 HEADER = struct.Struct("<IIII")
 LIST, READ, GET, WATCH, UNWATCH, START, END, WRITE, MAKE, REMOVE, PERMIT = 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14
@@ -125,6 +125,15 @@ def test_transactions_run_out() -> None:
     for _ in range(10):
         guest.begin()
     assert guest.ask(START, b"\0") == error("ENOSPC")
+
+
+def test_a_transaction_has_an_end_of_what_it_does() -> None:
+    guest = Guest()
+    number = guest.begin()
+    answers = [guest.ask(WRITE, b"data/x\0", b"%d" % at, transaction=number) for at in range(MOST_STEPS + 1)]
+    assert answers[0] == ok(WRITE)
+    assert answers[-1] == error("ENOSPC")
+    assert guest.ask(END, b"T\0", transaction=number) == ok(END)
 
 
 def test_a_guest_reads_and_writes_what_it_may_and_nothing_else() -> None:
