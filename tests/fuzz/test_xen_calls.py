@@ -68,11 +68,10 @@ class Fuzz:
         kind = pick.randrange(8)
         if kind < 3:
             count = pick.randrange(1, 5)
-            requests = b"".join(
-                struct.pack("<QQ", (self.frame() << 12 | pick.randrange(1, 250) << 3 | pick.choice([0, 0, 0, 1, 2, 3, 4])),
-                            self.entry())
-                for _ in range(count)
-            )  # fmt: skip
+            requests = b""
+            for _ in range(count):
+                pointer = self.frame() << 12 | pick.randrange(1, 250) << 3 | pick.choice([0, 0, 0, 1, 2, 3, 4])
+                requests += struct.pack("<QQ", pointer, self.entry())
             guest.call(MMU_UPDATE, self.buffer(requests), count, 0, SELF, 0)
         elif kind == 3:
             command = pick.choice([0, 0, 1, 2, 3, 4, 4, 4, 5, 6, 13, 15, 16, 17, 99])
