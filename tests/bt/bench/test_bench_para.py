@@ -105,4 +105,4 @@ def test_the_workload_is_in_the_initial_file_system(tmp_path: Path) -> None:
     assert read_member(archive, "bin/busybox") == b"a busybox"
     init = read_member(archive, "init").decode()
     assert init.index(MARKER) < init.index("\nbatch\n")
-    assert json.dumps(para.as_json(type("Named", (), {"name": "x"})(), [figures("xen")]))  # type: ignore[arg-type]
+    assert json.dumps(para.as_json(type("Named", (), {"name": "x"})(), [figures("xen")]))

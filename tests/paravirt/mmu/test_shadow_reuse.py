@@ -33,9 +33,16 @@ class NoCode:
     def activate(self, address: int, frame: int, at: int) -> int:
         raise AssertionError("nothing is executed here")
 
+    def copy_at(self, physical: int) -> memoryview:
+        raise AssertionError("nothing is executed here")
+
     def deactivate(self, frame: int) -> None: ...
 
     def forget_mappings(self) -> None: ...
+
+    @property
+    def has_fixups(self) -> bool:
+        return False
 
 
 def entry(memory: GuestMemory, table: int, index: int, target: int) -> None:
