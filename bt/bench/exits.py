@@ -38,7 +38,7 @@ LOOPS: tuple[Loop, ...] = (
     Loop("mov rax, cr0", b"\x0f\x20\xc0"),
     Loop("mov eax, cs", b"\x8c\xc8"),
     Loop("in al, 0x61", b"\xe4\x61"),
-    Loop("out 0x80, al", b"\xe6\x80"),
+    Loop("out 0x61, al", b"\xe6\x61"),
     Loop("rdtsc", b"\x0f\x31"),
     Loop("cpuid", b"\x53\x51\x31\xc0\x0f\xa2\x59\x5b"),
 )
