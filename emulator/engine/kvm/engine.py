@@ -83,6 +83,7 @@ class KvmEngine(Accesses, Translations):
                 words[dirty] = 0
                 self._moved = True
                 self._midway = self._incomplete = False
+                self._passed = 0
                 if ring is not None and self._posted:
                     self._hand_up_posted(handler)
                 if halves[reason] == _HALTED:  # a trap

@@ -85,7 +85,7 @@ class KvmProcessor:
         self._midway = False
         """KVM has an exception under way: the processor's state must not be touched before it arrives."""
         self._passed = 0
-        """How often in a row a signal was passed over, lest a breakpoint be lost."""
+        """How often in a row, without an exit between, a signal was passed over, lest a breakpoint be lost."""
         self._incomplete = False
         """An IN or a device access waits for KVM to finish it."""
         self._stopped = False
@@ -145,14 +145,18 @@ class KvmProcessor:
     def _may_break(self, rip: int) -> bool:
         """Whether a #BP may be under way, of which KVM does not tell ("the API does not provide the instruction length"
         of INT3) and which it forgets when registers are set. Entered as it is, the guest then takes it at once; where
-        it is none, the guest runs on for a moment. It cannot ask for that again and again."""
-        self._passed += 1
-        if not self.findings.breakpoint_ignores_gate or self._passed > _MOST_PASSED:
+        it is none, the guest runs on for a moment, longer each time, lest a busy host's alarm come before it ran at
+        all. It cannot ask for that again and again."""
+        if not self.findings.breakpoint_ignores_gate:
             return False
         self.registers.rip = rip
         if self._traps.code(-1)[:1] != b"\xcc":
+            self._passed = 0
             return False
-        self._alarm.set(QUANTUM)
+        self._passed += 1
+        if self._passed > _MOST_PASSED:
+            return False
+        self._alarm.set(QUANTUM * 10 ** (self._passed - 1))
         return True
 
     def _signalled(self) -> None:
