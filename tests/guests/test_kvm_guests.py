@@ -91,9 +91,10 @@ def test_the_samples_checks_pass_but_for_what_the_host_cannot_do(
 @pytest.mark.slow
 @pytest.mark.parametrize("group", LONG)
 def test_the_samples_long_checks_pass(capabilities: Capabilities, group: str) -> None:
-    text, _ = console_of("inline", group)
+    text, kind = console_of("inline", group)
+    assert kind is EndKind.DEBUG_EXIT
     assert failures(text, capabilities) == []
-    assert "checks, 0 failed" in text
+    assert "checks," in text.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
