@@ -86,10 +86,10 @@ def put_translator(columns: Columns, translator: LoadTimeTranslator | LaterTrans
     columns.put("rewriter.numbers", (translator._arena.next, translator._unknown), signed=False)
     columns.put("rewriter.site", (address for address, _ in fixups), signed=False)
     columns.put("rewriter.place", (0 if place is None else place for place in fixups.values()), signed=False)
-    _put_pieces(columns, "rewriter.window", [window for _, window in fixups])
+    columns.put_pieces("rewriter.window", [window for _, window in fixups])
     columns.put("rewriter.page", last, signed=False)
-    _put_pieces(columns, "rewriter.seen", [seen.whole for seen in last.values()])
-    _put_pieces(columns, "rewriter.scan", [seen._packed or pack_scan(seen.scan) for seen in last.values()])
+    columns.put_pieces("rewriter.seen", [seen.whole for seen in last.values()])
+    columns.put_pieces("rewriter.scan", [seen._packed or pack_scan(seen.scan) for seen in last.values()])
 
 
 def take_translator(columns: Columns, translator: LoadTimeTranslator, *, same: bool) -> None:
@@ -107,31 +107,15 @@ def take_translator(columns: Columns, translator: LoadTimeTranslator, *, same: b
     translator._unknown = unknown
     sites = columns.take("rewriter.site", signed=False)
     places = columns.take("rewriter.place", signed=False, length=len(sites))
-    windows = _take_pieces(columns, "rewriter.window", len(sites))
+    windows = columns.take_pieces("rewriter.window", len(sites))
     translator._fixups = {
         (site, window): place or None for site, window, place in zip(sites, windows, places, strict=True)
     }
     pages = columns.take("rewriter.page", signed=False)
-    seen, scans = (_take_pieces(columns, f"rewriter.{name}", len(pages)) for name in ("seen", "scan"))
+    seen, scans = (columns.take_pieces(f"rewriter.{name}", len(pages)) for name in ("seen", "scan"))
     translator._last = {
         page: _Seen(whole, None, packed) for page, whole, packed in zip(pages, seen, scans, strict=True)
     }
-
-
-def _put_pieces(columns: Columns, name: str, pieces: list[bytes]) -> None:
-    columns.put(f"{name}.size", map(len, pieces))
-    columns.contents[name] = b"".join(pieces)
-
-
-def _take_pieces(columns: Columns, name: str, count: int) -> list[bytes]:
-    data, sizes = bytes(columns.bytes(name)), columns.take(f"{name}.size", length=count)
-    if min(sizes, default=0) < 0 or sum(sizes) != len(data):
-        raise ValueError(f"the pieces of {name} are not of the sizes that it says")
-    pieces, at = [], 0
-    for size in sizes:
-        pieces.append(data[at : at + size])
-        at += size
-    return pieces
 
 
 class LaterTranslator:

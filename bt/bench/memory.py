@@ -341,21 +341,12 @@ def as_text(costs: Sequence[Cost], rooms: Sequence[Room]) -> str:
 
 def plot(costs: Sequence[Cost], base: Path) -> list[Path]:
     """Draw exits by operation and technique, as SVG and as PNG; returns the files. Raises `Unavailable`."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise Unavailable(
-            "matplotlib is not installed, which draws; install retrap[plot], or leave --plot out"
-        ) from None
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "retrap"  # the same input gives the same bytes
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    from matplotlib import pyplot
+    from bt.bench.chart import save, subplots
 
     techniques = list(dict.fromkeys(cost.technique for cost in costs))
     operations = list(dict.fromkeys(cost.operation for cost in costs))
     by = {(cost.technique, cost.operation): cost for cost in costs}
-    figure, axes = pyplot.subplots(figsize=(9, 0.55 * len(operations) + 1.5))
+    figure, axes = subplots((9, 0.55 * len(operations) + 1.5))
     height = 0.8 / len(techniques)
     for number, technique in enumerate(techniques):
         found = [by.get((technique, operation)) for operation in operations]
@@ -367,16 +358,7 @@ def plot(costs: Sequence[Cost], base: Path) -> list[Path]:
     axes.set_xscale("log")
     axes.set_xlabel("exits each time")
     axes.legend()
-    figure.tight_layout()
-    files = [base.with_suffix(".svg"), base.with_suffix(".png")]
-    try:
-        figure.savefig(files[0], metadata={"Date": None, "Creator": None})
-        figure.savefig(files[1], dpi=120, metadata={"Software": None})
-    except OSError as error:
-        raise UsageError(f"{base}: the plot cannot be written ({error.strerror}); name another place") from None
-    finally:
-        pyplot.close(figure)
-    return files
+    return save(figure, base)
 
 
 def stock_guest(name: str) -> Guest | None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
+from itertools import accumulate
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -41,9 +42,14 @@ class Columns:
         self.put(f"{name}.key", mapping, signed=False)
         self.put_groups(name, mapping.values(), signed=signed)
 
+    def put_pieces(self, name: str, pieces: Collection[bytes], *, contents: str = "") -> None:
+        """Byte strings one behind the other, in the column `contents` (`name` without it), and their sizes."""
+        self.put(f"{name}.size", map(len, pieces))
+        self.contents[contents or name] = b"".join(pieces)
+
     # -- reading --------------------------------------------------------------------------------
 
-    def bytes(self, name: str) -> bytes | memoryview:
+    def raw(self, name: str) -> bytes | memoryview:
         """A column as it is. Raises `ValueError` where there is none."""
         try:
             return self.contents[name]
@@ -52,7 +58,7 @@ class Columns:
 
     def take(self, name: str, *, signed: bool = True, length: int | None = None) -> list[int]:
         """A column of numbers, of a length where that is known."""
-        data = self.bytes(name)
+        data = self.raw(name)
         if len(data) % 8 or (length is not None and len(data) != 8 * length):
             raise ValueError(f"the column {name} has {len(data)} bytes")
         numbers: list[int] = np.frombuffer(data, dtype="<i8" if signed else "<u8").tolist()
@@ -70,11 +76,14 @@ class Columns:
         counts, flat = self.take(f"{name}.count", length=length), self.take(f"{name}.flat", signed=signed)
         if min(counts, default=0) < 0 or sum(counts) != len(flat):
             raise ValueError(f"the rows of the column {name} are not of the lengths that it says")
-        groups, at = [], 0
-        for count in counts:
-            groups.append(flat[at : at + count])
-            at += count
-        return groups
+        return [flat[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
+
+    def take_pieces(self, name: str, count: int, *, contents: str = "") -> list[bytes]:
+        """What `put_pieces` put: so many byte strings. Raises `ValueError` where the sizes are not those."""
+        data, sizes = bytes(self.raw(contents or name)), self.take(f"{name}.size", length=count)
+        if min(sizes, default=0) < 0 or sum(sizes) != len(data):
+            raise ValueError(f"the pieces of {name} are not of the sizes that it says")
+        return [data[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
     def take_mapping(self, name: str, *, signed: bool = True) -> dict[int, list[int]]:
         """Several numbers a key."""

@@ -58,9 +58,9 @@ def take_views(columns: Columns) -> ViewState:
         span=tuple(columns.take("views.span", length=count)),
         misses=tuple(columns.take("views.misses", length=count)),
         below=tuple(map(frozenset, columns.take_groups("views.below", length=count))),
-        levels=bytes(columns.bytes("views.levels")),
+        levels=bytes(columns.raw("views.levels")),
         split={key: tuple(tables) for key, tables in columns.take_mapping("views.split").items()},
-        kinds=bytes(columns.bytes("views.kinds")),
+        kinds=bytes(columns.raw("views.kinds")),
         executors={key: frozenset(places) for key, places in columns.take_mapping("views.executors").items()},
         writers={key: tuple(places) for key, places in columns.take_mapping("views.writers").items()},
         stale=frozenset(columns.take("views.stale")),
@@ -86,16 +86,14 @@ def put_code(columns: Columns, state: CodeState) -> None:
     columns.put_groups("code.entered", [sorted(page.entered) for page in state.pages], signed=False)
     put("code.made_for", whole.addresses, signed=False)
     put("fixups.address", whole.fixups, signed=False)
-    put("fixups.size", map(len, whole.fixups.values()))
-    columns.contents["fixups.code"] = b"".join(whole.fixups.values())
+    columns.put_pieces("fixups", whole.fixups.values(), contents="fixups.code")
     put("fixups.sites", (number for pair in whole.sites.items() for number in pair), signed=False)
     calls = whole.hypercalls
     put("calls.address", calls, signed=False)
     put("calls.numbers", (number for call in calls.values() for number in (call.site, call.resume)), signed=False)
     put("calls.operation", (_NAMES.index(call.operation.name) for call in calls.values()))
     columns.contents["calls.names"] = "\n".join(_NAMES).encode()
-    put("calls.size", (len(call.instruction) for call in calls.values()))
-    columns.contents["calls.code"] = b"".join(call.instruction for call in calls.values())
+    columns.put_pieces("calls", [call.instruction for call in calls.values()], contents="calls.code")
 
 
 def take_code(columns: Columns, sources: list[bytes], copies: bytes) -> CodeState:
@@ -118,7 +116,7 @@ def take_code(columns: Columns, sources: list[bytes], copies: bytes) -> CodeStat
         )
     )
     made = columns.take("fixups.address", signed=False)
-    fixups = dict(zip(made, _pieces(columns, "fixups", len(made)), strict=True))
+    fixups = dict(zip(made, columns.take_pieces("fixups", len(made), contents="fixups.code"), strict=True))
     sites = columns.take("fixups.sites", signed=False)
     whole = WholeCode(
         copies,
@@ -130,30 +128,18 @@ def take_code(columns: Columns, sources: list[bytes], copies: bytes) -> CodeStat
     return CodeState(used, (counts[0], counts[1], counts[2]), pages, whole)
 
 
-def _pieces(columns: Columns, name: str, count: int) -> list[bytes]:
-    """Byte strings one behind the other, cut by their sizes."""
-    data, sizes = bytes(columns.bytes(f"{name}.code")), columns.take(f"{name}.size", length=count)
-    if min(sizes, default=0) < 0 or sum(sizes) != len(data):
-        raise ValueError(f"the pieces of {name} are not of the sizes that it says")
-    pieces, at = [], 0
-    for size in sizes:
-        pieces.append(data[at : at + size])
-        at += size
-    return pieces
-
-
 def _calls(columns: Columns) -> dict[int, Hypercall]:
     addresses = columns.take("calls.address", signed=False)
     count = len(addresses)
     numbers = columns.take("calls.numbers", signed=False, length=2 * count)
-    names = bytes(columns.bytes("calls.names")).decode("ascii", "replace").split("\n")
+    names = bytes(columns.raw("calls.names")).decode("ascii", "replace").split("\n")
     calls = {}
     for address, site, resume, number, instruction in zip(
         addresses,
         numbers[::2],
         numbers[1::2],
         columns.take("calls.operation", length=count),
-        _pieces(columns, "calls", count),
+        columns.take_pieces("calls", count, contents="calls.code"),
         strict=True,
     ):
         name = names[number] if 0 <= number < len(names) else ""

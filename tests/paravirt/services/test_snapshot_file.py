@@ -49,7 +49,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
 def test_a_restored_machine_is_the_saved_one_and_ends_as_it_does(saved: Saved) -> None:
     snapshot = Snapshot(saved.path)
     assert snapshot.description == {"told": "it"}
-    assert bytes(snapshot.columns().bytes("mine")) == b"abc"
+    assert bytes(snapshot.columns().raw("mine")) == b"abc"
     guest = TickingGuest()
     clean(guest)
     assert snapshot.restore(guest.driver)
