@@ -85,6 +85,11 @@ def mmu_update(hypervisor: XenHypervisor, requests: int, count: int, done_at: in
         error = refusal
     batches = hypervisor.batches
     batches[done] = batches.get(done, 0) + 1
+    return _ended(domain, done_at, done, error)
+
+
+def _ended(domain: Domain, done_at: int, done: int, error: XenError | None) -> int:
+    """The end of a list of requests: how many were done is told, also where one was refused."""
     domain.settle_tables()
     if done_at:
         domain.access.write_word(done_at, done, 4)
@@ -169,12 +174,7 @@ def mmuext_op(hypervisor: XenHypervisor, requests: int, count: int, done_at: int
             done += 1
     except XenError as refusal:
         error = refusal
-    domain.settle_tables()
-    if done_at:
-        domain.access.write_word(done_at, done, 4)
-    if error is not None:
-        raise error
-    return 0
+    return _ended(domain, done_at, done, error)
 
 
 def _extended_one(hypervisor: XenHypervisor, request: int) -> int:
