@@ -4,6 +4,11 @@ Room: `paravirt`. Counting is always on (a dictionary increment an exit); times 
 asked for, since reading the host's clock costs a good part of an exit.
 """
 
+import time
+from collections.abc import Callable
+
+from emulator.engine.exit import Exit
+
 Key = tuple[str, str]
 """Operation and route."""
 
@@ -38,6 +43,18 @@ class ExitTable:
     def spent(self, nanoseconds: int) -> None:
         """Host time of the exit counted last."""
         self.last[1] += nanoseconds
+
+    def handler(self, handle: Callable[[Exit], None]) -> Callable[[Exit], None]:
+        """`handle`, its host time counted where exits are timed."""
+        if not self.timed:
+            return handle
+
+        def timed(exit_: Exit) -> None:
+            before = time.perf_counter_ns()
+            handle(exit_)
+            self.spent(time.perf_counter_ns() - before)
+
+        return timed
 
     @property
     def counts(self) -> dict[Key, int]:

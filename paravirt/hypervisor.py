@@ -6,7 +6,6 @@ fill, or an event for the guest. What an instruction set adds is a subclass in a
 """
 
 import mmap
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -178,7 +177,7 @@ class Hypervisor(CodeAccess, Driver):
         return self.vcpu.state
 
     def _handler(self) -> Callable[[Exit], None]:
-        return self._timed_handle if self.exits.timed else self._handle
+        return self.exits.handler(self._handle)
 
     def _handle(self, exit_: Exit) -> None:
         if self.trace is not None:
@@ -196,11 +195,6 @@ class Hypervisor(CodeAccess, Driver):
                 self._settle()
         except ProcessorShutdown as shutdown:
             self.end(Outcome(EndKind.TRIPLE_FAULT, detail=str(shutdown)))
-
-    def _timed_handle(self, exit_: Exit) -> None:
-        before = time.perf_counter_ns()
-        self._handle(exit_)
-        self.exits.spent(time.perf_counter_ns() - before)
 
     # -- between exit and resume ----------------------------------------------------------------
 

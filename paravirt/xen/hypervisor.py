@@ -177,7 +177,7 @@ class XenHypervisor(Driver):
     def _handler(self) -> Callable[[Exit], None]:
         if self.samples is not None:
             return self._sampled_handle
-        return self._timed_handle if self.exits.timed else self._handle
+        return self.exits.handler(self._handle)
 
     def _sampled_handle(self, exit_: Exit) -> None:
         call = exit_.kind is ExitKind.SYSTEM_CALL and self.vcpu.kernel_mode
@@ -185,11 +185,6 @@ class XenHypervisor(Driver):
         self._handle(exit_)
         if call and self.samples is not None:
             self.samples.append(time.perf_counter_ns() - before)
-
-    def _timed_handle(self, exit_: Exit) -> None:
-        before = time.perf_counter_ns()
-        self._handle(exit_)
-        self.exits.spent(time.perf_counter_ns() - before)
 
     def _handle(self, exit_: Exit) -> None:
         if self.trace is not None:
