@@ -108,6 +108,18 @@ class AArch64Engine(Engine, Protocol):
         """
         ...
 
+    def trust_mappings(self) -> None:
+        """From now on no page is mapped writable and executable at a time, and code that is written is told
+        (`code_changed`, another mapping): stores need not be looked at for it."""
+        ...
+
+    def forget_page(self, address: int) -> None:
+        """Forget what is cached of the page of 4 KiB at an address, in both views.
+
+        It must have been mapped by an entry of its own, and no larger one may be in use.
+        """
+        ...
+
     def set_control(self, sctlr: int, tcr: int, mair: int) -> None:
         """Load SCTLR_EL1, TCR_EL1 and MAIR_EL1; roots must be set before SCTLR_EL1.M is."""
         ...

@@ -33,6 +33,8 @@ class Blocks:
         self._span = 1 << self._shifts[2] if len(form.levels) > 1 else 0
         self._split: dict[int, list[int]] = {}
         """By guest-physical address of a block, the tables of its pieces."""
+        self.whole = True
+        """A large page of plain memory is one large entry."""
 
     def clear(self) -> None:
         """All tables are gone."""
@@ -61,7 +63,7 @@ class Blocks:
                     pool.seen[mirrored] = guest
             level -= 1
         base = walk.frame & ~(self._span - 1)
-        if not fetch and shadow.frames.plain(base - shadow.frames.base >> 12, self._span >> 12):
+        if self.whole and not fetch and shadow.frames.plain(base - shadow.frames.base >> 12, self._span >> 12):
             self._put(at, 2, base | form.blocks[READ | (WRITE if write else own & WRITE)])
             small = -1
         else:

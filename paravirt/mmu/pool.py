@@ -94,9 +94,15 @@ class TablePool:
 
     def role_of(self, table: int) -> int:
         """The role of a table that `find` knows."""
+        key = self.key_of(table)
+        assert key is not None
+        return key[2]
+
+    def key_of(self, table: int) -> Key | None:
+        """What `find` knows a table by, if it does."""
         if self._keyed is not self._tables or len(self._keys) != len(self._tables):
             self._keyed, self._keys = self._tables, {known: key for key, known in self._tables.items()}
-        return self._keys[table][2]
+        return self._keys.get(table)
 
     def keep(self, key: Key, table: int) -> None:
         """Let `find` know a table that mirrors none of the guest's."""

@@ -32,6 +32,8 @@ _FP_ENABLED = 3 << 20
 _SMC = 13
 _PC_ALIGNMENT = 0x22
 _MISALIGNED = _PC_ALIGNMENT << 26 | 1 << 25
+_BEYOND_MEMORY, _LAST = 1 << 44, (1 << 64) - 1
+"""Guest-virtual addresses that are higher than any engine-physical one."""
 _UNKNOWN = 1 << 25
 """The syndrome of an undefined instruction (EC 0, IL)."""
 
@@ -70,6 +72,8 @@ class UnicornAArch64Engine(UnicornCpu):
         self.registers.set_public(_CPACR, _FP_ENABLED)
         self.registers.learn_modes()
         self._roots = [(0, 0), (0, 0)]
+        self._processor = self.registers.address - STATE_AT
+        self._flush_page = lib.page_flush(self.library, "aarch64")
         confirm(self)
 
     def _start_address(self) -> int:
@@ -94,6 +98,17 @@ class UnicornAArch64Engine(UnicornCpu):
         """Have code that is written through another mapping forgotten: a hook of stores makes all of them take the way
         on which QEMU looks for code, which is slow."""
         self._hook(lib.HOOK_MEM_INVALID, lib.MemoryCallback(lambda *_arguments: 0))
+
+    def trust_mappings(self) -> None:
+        """Stores into code are never seen, but by a hook of accesses: Unicorn looks through its whole TLB after each
+        block that it translates, to have them seen, unless such a hook is there for the block's address. This one is
+        for addresses that only code has: none of memory or devices is as high."""
+        callback = lib.MemoryCallback(lambda *_arguments: 0)
+        self._hook(lib.HOOK_MEM_WRITE_UNMAPPED, callback, begin=_BEYOND_MEMORY, end=_LAST)
+
+    def forget_page(self, address: int) -> None:
+        """Forget what is cached of one page of 4 KiB, in both views."""
+        self._flush_page(self._processor, address)
 
     def set_roots(self, lower: int, upper: int, view: int = 0) -> None:
         """Run in a view, with these tables; flush where they are not the ones it had."""

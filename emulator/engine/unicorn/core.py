@@ -190,8 +190,10 @@ class UnicornCpu(Watched):
         """Install the native block counter."""
         self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
 
-    def _hook(self, kind: int, callback: Any, instruction: int = 0, user: int = 0) -> None:
-        """Call `uc_hook_add` over the whole address space and keep the callback alive."""
+    def _hook(
+        self, kind: int, callback: Any, instruction: int = 0, user: int = 0, begin: int = 1, end: int = 0
+    ) -> None:
+        """Call `uc_hook_add`, over the whole address space unless told, and keep the callback alive."""
         number = ctypes.c_size_t()
         status = self.library.uc_hook_add(
             ctypes.c_void_p(self.handle),
@@ -199,8 +201,8 @@ class UnicornCpu(Watched):
             ctypes.c_int(kind),
             callback,
             ctypes.c_void_p(user),
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
+            ctypes.c_uint64(begin),
+            ctypes.c_uint64(end),
             ctypes.c_int(instruction),
         )
         self._check(status, f"cannot install hook {kind:#x}")

@@ -36,6 +36,7 @@ HOOK_INSN_INVALID = unicorn.UC_HOOK_INSN_INVALID
 HOOK_BLOCK = unicorn.UC_HOOK_BLOCK
 HOOK_CODE = unicorn.UC_HOOK_CODE
 HOOK_MEM_INVALID = unicorn.UC_HOOK_MEM_INVALID
+HOOK_MEM_WRITE_UNMAPPED = unicorn.UC_HOOK_MEM_WRITE_UNMAPPED
 INS_IN = x86_const.UC_X86_INS_IN
 INS_OUT = x86_const.UC_X86_INS_OUT
 INS_SYSCALL = x86_const.UC_X86_INS_SYSCALL
@@ -124,3 +125,18 @@ def load() -> Any:
     library.uc_context_free.argtypes = (c_void_p,)
     library.uc_ctl.argtypes = (c_void_p, c_uint32)  # and what the control asks for
     return library
+
+
+def page_flush(library: Any, processor: str) -> Any:
+    """QEMU's function that forgets one page of a CPU's TLB: it takes the CPU object and an address.
+
+    It is no part of Unicorn's interface, which has but the whole TLB. Raises `EngineMissing` where it is not exported.
+    """
+    try:
+        function = library[f"tlb_flush_page_{processor}"]
+    except AttributeError:
+        raise EngineMissing(
+            f"the unicorn engine has no tlb_flush_page_{processor}: install unicorn==2.1.4 as a wheel"
+        ) from None
+    function.argtypes, function.restype = (c_void_p, c_uint64), None
+    return function

@@ -113,6 +113,7 @@ class AArch64Hypervisor(EmulatedAccesses):
         self.shadow.use(KERNEL_VIEW)
         self._allow()
         self.engine.hand_up_stores(self._store_late)
+        self.engine.trust_mappings()
         self.board.uart.watch_quiet(self._serial_quiet)
 
     def _mapped(self) -> None:

@@ -19,6 +19,9 @@ from paravirt import abi, layout
 from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.views import USER_VIEW
 
+_FEW: Final = 8
+"""Pages that are forgotten one by one."""
+_UPPER: Final = 0xFFFF_0000_0000_0000
 _REMEMBERED: Final = 4096
 """Pages whose invalidations are counted."""
 
@@ -28,8 +31,10 @@ class AArch64Shadow(ShadowPaging):
 
     def __init__(self, engine: AArch64Engine, memory: GuestMemory, context: TranslationContext) -> None:
         self._cpu = engine
-        self._dirty = False
-        """Entries in use were changed, and the engine has not been told."""
+        self._whole = False
+        """Entries in use were changed, the engine has not been told, and not all are in `_changed`."""
+        self._changed: list[int] = []
+        """Places of entries of pages that were changed without the engine being told."""
         self._below: set[int] = set()
         """Tables of pages of the lower half, in the kernel's view."""
         super().__init__(
@@ -40,6 +45,7 @@ class AArch64Shadow(ShadowPaging):
             layout.AARCH64,
             abi.AARCH64,
         )
+        self.blocks.whole = False  # so that the engine can forget page by page
         self.frames.exclusive = True
         self.frames.execute_only = engine.capabilities.execute_only
         self.pool.on_removed = self._removed
@@ -84,30 +90,57 @@ class AArch64Shadow(ShadowPaging):
             counts[page] = counts.get(page, 0) + 1
 
     def _removed(self, _places: list[int]) -> None:
-        self._dirty = True
+        self._whole = True
 
     def replace(self, at: int, level: int, entry: int) -> None:
         """As the base, noting a change of what may be in use."""
         old = self._words[at]
         if old & 1 and old != entry:
-            self._dirty = True
+            if level == 1:
+                self._changed.append(at)
+            else:
+                self._whole = True
         self._words[at] = entry
 
+    def make_all_read_only(self, number: int) -> bool:
+        """As the base."""
+        changed = super().make_all_read_only(number)
+        self._whole |= changed
+        return changed
+
     def _forget(self) -> None:
-        self._dirty = True
+        self._whole = True
         self._below.clear()
         super()._forget()
 
     def flush_tlb(self) -> None:
-        """Let the engine forget what it has cached, of both views."""
-        self._dirty = False
+        """Let the engine forget what was changed, in both views: page by page where it is known and little."""
+        changed = self._changed
+        if not self._whole and 0 < len(changed) <= _FEW:
+            addresses = [self._address_of(at) for at in changed]
+            if -1 not in addresses:
+                forget = self._cpu.forget_page
+                for address in addresses:
+                    forget(address)
+                    forget(address | _UPPER)
+                changed.clear()
+                return
+        self._whole = False
+        changed.clear()
         self._cpu.flush_tlb()
+
+    def _address_of(self, at: int) -> int:
+        """What an entry of level 1 maps, less the bits that say which half; -1 where it may be in several places."""
+        key = self.pool.key_of(at >> self._unit)
+        if key is None or key[2] == USER_VIEW:
+            return -1
+        return key[3] << self._shifts[2] | (at & self._masks[1]) << self._shifts[1]
 
     def _enter(self, roots: tuple[int, ...]) -> None:
         """Switch views; what is cached of either stays unless something was changed."""
         lower, upper = map(self.pool.address_of, roots)
         self._cpu.set_roots(lower, upper, self.view)
-        if self._dirty:
+        if self._whole or self._changed:
             self.flush_tlb()
 
     def drop_page(self, address: int) -> None:

@@ -1,6 +1,6 @@
 """What the AArch64 engine promises: exits with exact PC, levels, slices, translation, code that changes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -166,7 +166,10 @@ def test_an_exception_of_the_handler_ends_the_run_and_the_engine_runs_again(engi
     assert guest.run(once)[-1].vector == x.BREAKPOINT
 
 
-def test_a_changed_entry_is_used_after_a_flush(engine: AArch64Engine) -> None:
+@pytest.mark.parametrize("forget", [lambda engine: engine.flush_tlb(), lambda engine: engine.forget_page(DATA + 0x123)])
+def test_a_changed_entry_is_used_once_all_or_its_page_was_forgotten(
+    forget: Callable[[AArch64Engine], None], engine: AArch64Engine
+) -> None:
     guest = Guest(engine, [LOAD, 0, LOAD, brk(1)], 0)
     engine.registers.gpr[1] = DATA
     guest.memory[DATA - BASE] = 1
@@ -180,12 +183,38 @@ def test_a_changed_entry_is_used_after_a_flush(engine: AArch64Engine) -> None:
             return True
         old = int.from_bytes(guest.memory[entry : entry + 8], "little")
         guest.memory[entry : entry + 8] = (old - DATA + READ_ONLY).to_bytes(8, "little")
-        engine.flush_tlb()
+        forget(engine)
         engine.registers.advance()
         return False
 
     guest.run(handler)
     assert loaded == [1, 2]
+
+
+def test_code_at_a_page_that_was_forgotten_is_fetched_anew(engine: AArch64Engine) -> None:
+    branch_back = 0xD61F_0060  # br x3
+    guest = Guest(engine, [0, 0xD61F_0040], 0)  # udf; br x2
+    engine.trust_mappings()
+    for place, number in ((READ_ONLY, 1), (DATA, 2)):
+        guest.write(place, 0xD280_0000 | number << 5)  # mov x0, #number
+        guest.write(place + 4, branch_back)
+    entry = ROOT + 0x2000 - BASE + (READ_ONLY >> 12 & 511) * 8
+    executable = DATA & ~0xFFF | int.from_bytes(guest.memory[entry : entry + 8], "little") & 0xFFF
+    guest.memory[entry : entry + 8] = (READ_ONLY | executable & 0xFFF).to_bytes(8, "little")
+    engine.flush_tlb()
+    engine.registers.gpr[2], engine.registers.gpr[3] = READ_ONLY, CODE
+    found = []
+
+    def handler(_exit: Exit) -> bool:
+        found.append(engine.registers.gpr[0])
+        if len(found) == 2:
+            guest.memory[entry : entry + 8] = executable.to_bytes(8, "little")
+            engine.forget_page(READ_ONLY)
+        engine.registers.advance()
+        return len(found) == 3
+
+    guest.run(handler)
+    assert found == [0, 1, 2]
 
 
 def test_another_root_is_another_address_space(engine: AArch64Engine) -> None:
