@@ -11,10 +11,11 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from paravirt.xen.announce import announce_back, announce_front, back_path, front_path
 from paravirt.xen.events import EventChannels, Port
 from paravirt.xen.grants import Grant, GrantError
 from paravirt.xen.public import XenError
-from paravirt.xen.xenstore import Node, Permissions
+from paravirt.xen.xenstore import Node
 
 if TYPE_CHECKING:
     from paravirt.xen.domain import Domain
@@ -66,30 +67,17 @@ class BackEnd:
         self.domain = domain
         self.tree = tree = domain.host.store
         guest = domain.number
-        self.front = f"/local/domain/{guest}/device/{kind}/{number}"
-        self.back = f"/local/domain/0/backend/{kind}/{guest}/{number}"
+        self.front, self.back = front_path(kind, number, guest), back_path(kind, number, guest)
         self.state = State.INIT_WAIT
         self.connected = False
         self.broken = ""
         """Why it was disconnected, where the front end broke the protocol."""
         self._grants: list[Grant] = []
         self._channels: list[Channel] = []
-        theirs, ours = Permissions((("n", guest), ("r", 0))), Permissions((("n", 0), ("r", guest)))
-        tree.put(self.back, "", ours)
-        tree.put(self.front, "", theirs)
-        about = {
-            "frontend": self.front,
-            "frontend-id": str(guest),
-            "online": "1",
-            **back,
-            "state": str(int(self.state)),
-        }
-        for name, value in about.items():
-            tree.put(f"{self.back}/{name}", value, ours)
-        about = {"backend": self.back, "backend-id": "0", **front, "state": str(int(State.INITIALISING))}
-        for name, value in about.items():
-            tree.put(f"{self.front}/{name}", value, theirs)
+        announce_back(tree, kind, number, guest, 0, back, str(int(self.state)))
+        announce_front(tree, kind, number, guest, 0, front)
         tree.watchers.append(self._watch)
+        domain.back_ends.append(self)
 
     # -- the store ------------------------------------------------------------------------------
 
@@ -145,6 +133,17 @@ class BackEnd:
         self.disconnect()
         self.say("error", f"the front end is not listened to: {why}")
         self.set_state(State.CLOSED)
+
+    def close(self) -> None:
+        """The device, or its guest, is gone for good."""
+        if self._watch in self.tree.watchers:
+            self.tree.watchers.remove(self._watch)
+        self.disconnect()
+        self.set_state(State.CLOSED)
+        if self in self.domain.back_ends:
+            self.domain.back_ends.remove(self)
+        self.tree.remove(self.front)
+        self.tree.remove(self.back)
 
     # -- what is shared -------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from paravirt.io.disk import SECTOR, Disk
+from paravirt.xen.announce import FIRST_DISK, disk_name
 from paravirt.xen.backend import BackEnd, Broken
 from paravirt.xen.grants import PAGE, Grant, GrantError
 from paravirt.xen.ring import Ring
@@ -25,8 +26,6 @@ _MOST_SEGMENTS, _MOST_INDIRECT = 11, 256
 _SEGMENT = struct.Struct("<IBBxx")
 _RESPONSE = struct.Struct("<QBxh")
 _CDROM, _READ_ONLY = 1, 4
-_FIRST_DISK: Final = 51712
-"""xvda; each disk has 16 numbers."""
 
 
 class _Wrong(Exception):
@@ -42,9 +41,9 @@ class BlockBackEnd(BackEnd):
         self.requests: dict[int, int] = {}
         """How many of each operation there were."""
         self.refused = 0
-        number = _FIRST_DISK + index * 16
+        number = FIRST_DISK + index * 16
         mode = "w" if disk.writable else "r"
-        back = {"mode": mode, "dev": f"xvd{chr(ord('a') + index)}", "removable": "0", "type": "phy"}
+        back = {"mode": mode, "dev": disk_name(index), "removable": "0", "type": "phy"}
         front = {"virtual-device": str(number), "device-type": "disk"}
         super().__init__(domain, "vbd", number, front, back)
 

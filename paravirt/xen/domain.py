@@ -7,7 +7,7 @@ Room: `paravirt/xen`. A `Domain` is what back ends and other domains see of a gu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emulator.clock import Clock, Timer
 from emulator.engine.x86 import X86Engine
@@ -22,6 +22,9 @@ from paravirt.xen.public import INVALID_FRAME, PAGE, Errno, Shared, VcpuInfo, Vc
 from paravirt.xen.space import HypervisorSpace
 from paravirt.xen.tables import CodeWatch, XenTables
 from paravirt.xen.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    from paravirt.xen.backend import BackEnd
 
 ERRORS = {
     Refusal.NO_FRAME: Errno.EPERM,
@@ -75,6 +78,8 @@ class Domain:
         self.control_frame = 0
         """Machine frame of the control block of event queues."""
         self.grants = GrantTable(self)
+        self.back_ends: list[BackEnd] = []
+        """The hypervisor's own, of its devices."""
         self.assists: set[int] = set()
         self.name = ""
         self.code_base = self.code_end = 0
@@ -195,12 +200,6 @@ class Domain:
         for domain in self.host.domains.values():
             domain.engine.flush_tlb()
         self.frames.flushed()
-
-    def gone(self) -> None:
-        """It has ended: its ports are closed, what it had mapped of others is given back, and back ends leave it."""
-        self.events.reset()
-        self.grants.forget_all()
-        self.host.store.remove(f"/local/domain/{self.number}/device")
 
     # -- time -----------------------------------------------------------------------------------
 

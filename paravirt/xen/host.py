@@ -69,6 +69,8 @@ class Host:
         self._next = OWN_FRAMES
         self.domains: dict[int, Domain] = {}
         """By domain number."""
+        self.free: dict[int, list[int]] = {}
+        """First frames of what domains left when they ended, by the number of frames."""
         self.store = Tree()
         """What all domains find of each other."""
         size = -(-self.frame_count * 8 // LARGE_PAGE) * LARGE_PAGE
@@ -99,8 +101,12 @@ class Host:
 
     def own(self, pages: int, order: Callable[[int], Sequence[int]] = scattered) -> OwnedFrames:
         """Give a new domain so many frames, in this order of its numbers."""
-        start = self._next
-        self._next += pages
+        left = self.free.get(pages)
+        if left:
+            start = left.pop()
+        else:
+            start = self._next
+            self._next += pages
         view = self.view[start << 12 : start + pages << 12]
         return self.frames.add_domain(view, start, order(pages))
 

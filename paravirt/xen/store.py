@@ -163,6 +163,11 @@ class Store:
 
     # -- watches --------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """The guest is gone: nobody is told any more."""
+        if self._tell in self.tree.watchers:
+            self.tree.watchers.remove(self._tell)
+
     def put(self, name: str, value: bytes | str) -> None:
         """Set a value from outside, and tell who watches it."""
         self.tree.put(name, value)
@@ -170,6 +175,11 @@ class Store:
     def _tell(self, changed: str, before: Node, after: Node) -> None:
         told = False
         for path, token in self._watches:
+            if changed.startswith("@"):
+                if path == changed:
+                    self._event(path, token)
+                    told = True
+                continue
             absolute = self._absolute(path)
             if absolute == changed or changed.startswith(absolute.rstrip("/") + "/"):
                 shown = changed

@@ -7,10 +7,11 @@ runs are the same, whatever the machine below does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from emulator.machine import EndKind, Outcome
+from paravirt.xen.ending import end
 from paravirt.xen.hypervisor import XenHypervisor
 
 SLICE: Final = 2_000_000
@@ -26,20 +27,47 @@ class Together:
         self.outcomes: dict[int, Outcome] = {}
         """How each ended, by its domain number."""
         self.turns = 0
+        self.servants: set[int] = set()
+        """Numbers of domains that run for others: when only they are left, the run is over."""
+        self.before_end: Callable[[XenHypervisor, Outcome], None] = _nothing
+        """Told of a guest that ended, with everything as it left it."""
+        self.after_end: Callable[[XenHypervisor, Outcome], None] = _nothing
+        """Told when others are rid of it, and another may be started in its place."""
 
     def run(self) -> dict[int, Outcome]:
         """Run all to their ends; what waits for what cannot come has halted."""
         for guest in self.guests:
-            guest.takes_turns = True
-            guest.machine.begin()
-        while waiting := [guest for guest in self.guests if guest.domain.number not in self.outcomes]:
+            self._begin(guest)
+        while self._goes_on():
+            waiting = list(self.guests)
             ready = [guest for guest in waiting if not guest.waiting or guest.has_event]
             if not ready and not self._pass_time(waiting):
                 for guest in waiting:
                     self._ended(guest, Outcome(EndKind.HALTED, detail="waits for an event that cannot come"))
             for guest in ready:
-                self._turn(guest)
+                if guest in self.guests and self._goes_on():
+                    self._turn(guest)
+        for guest in list(self.guests):
+            self._ended(guest, Outcome(EndKind.STOPPED, detail="those that it ran for have ended"))
         return self.outcomes
+
+    def _goes_on(self) -> bool:
+        return any(guest.domain.number not in self.servants for guest in self.guests)
+
+    def _begin(self, guest: XenHypervisor) -> None:
+        guest.takes_turns = True
+        guest.machine.begin()
+
+    def add(self, guest: XenHypervisor) -> None:
+        """Another guest, which is loaded, takes turns from now on."""
+        self._begin(guest)
+        self.guests.append(guest)
+
+    def kill(self, guest: XenHypervisor, why: str) -> None:
+        """End a guest where it is, whatever it was doing."""
+        if guest in self.guests:
+            guest.crash(why)
+            self._ended(guest, Outcome(EndKind.CRASHED, detail=why))
 
     def _turn(self, guest: XenHypervisor) -> None:
         self.turns += 1
@@ -55,18 +83,24 @@ class Together:
 
         machine.stop_when = over
         guest.waiting = False
+        over_by = machine.clock.at(until, lambda: None)  # the engine comes back by then
         machine.arm()
         guest.time_skipped()
         if guest.has_event:
             machine.engine.set_deadline(machine.engine.progress + 1)
         outcome = guest.resume()
         machine.stop_when = asked
-        if outcome.kind is not EndKind.STOPPED or ended:
+        over_by.cancel()
+        if guest in self.guests and (outcome.kind is not EndKind.STOPPED or ended):
             self._ended(guest, outcome)
 
     def _ended(self, guest: XenHypervisor, outcome: Outcome) -> None:
+        self.guests.remove(guest)
         self.outcomes[guest.domain.number] = outcome
-        guest.domain.gone()
+        self.before_end(guest, outcome)
+        guest.store.close()
+        end(guest.domain)
+        self.after_end(guest, outcome)
 
     def _pass_time(self, waiting: list[XenHypervisor]) -> bool:
         """Let time pass for all, to the first timer; False where there is none."""
@@ -82,6 +116,10 @@ class Together:
             if outcome is not None:
                 self._ended(guest, outcome)
         return True
+
+
+def _nothing(_guest: XenHypervisor, _outcome: Outcome) -> None:
+    return
 
 
 __all__ = ["Together"]

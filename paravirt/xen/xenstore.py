@@ -263,6 +263,11 @@ class Tree:
             view.remove(0, path)
             self.settle(view)
 
+    def tell(self, name: str) -> None:
+        """Tell of something that is no node: a domain that comes or goes."""
+        for watcher in list(self.watchers):
+            watcher(name, self.root, self.root)
+
     # -- views ----------------------------------------------------------------------------------
 
     def view(self) -> View:

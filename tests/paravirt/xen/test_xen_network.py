@@ -13,6 +13,7 @@ from paravirt.xen.audit import violations
 from paravirt.xen.backend import State
 from paravirt.xen.board import XEN_PV
 from paravirt.xen.builder import Piece, XenKernel
+from paravirt.xen.ending import end
 from paravirt.xen.host import Host
 from paravirt.xen.hypervisor import XenHypervisor
 from paravirt.xen.network import NetworkBackEnd
@@ -175,7 +176,7 @@ def test_a_page_that_may_not_be_written_is_not(net: Net) -> None:
 
 def test_a_guest_that_is_gone_is_left_and_others_go_on(net: Net) -> None:
     responder = Responder(net.switch, bytes((10, 0, 0, 1)))
-    net.one.domain.gone()
+    end(net.one.domain)
     assert net.one.state() is State.CLOSED
     assert not net.one.domain.grants.held
     assert not net.one.domain.events.ports
