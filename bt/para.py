@@ -28,7 +28,7 @@ def version_of(image: Image) -> int | None:
     section = image.section(_SECTION)
     if section is None:
         return None
-    for note in notes.parse([section.data], image.path):
+    for note in notes.parse([section.data], image.path, image.byte_order):
         if note.name == NOTE_NAME and note.type == NOTE_VERSION and len(note.description) == 4:
             return int.from_bytes(note.description, "big" if image.byte_order == "big" else "little")
     return None

@@ -38,8 +38,6 @@ MODES = ("native", "none", "trap", "hypercall", "inline", "auto", para.MODE, xen
 """Ways to run a guest: full privilege; deprivileged and not rewritten; the strategies of rewriting; para-virtual, by
 the interface of this hypervisor, and by Xen's."""
 
-_EITHER_ORDER = ("native", "none", "trap")
-"""Ways for a guest of either byte order."""
 MEMORY = 256 << 20
 """Default size of guest memory, bytes."""
 MOST_MEMORY = 3 << 30
@@ -132,11 +130,6 @@ class Session:
             if manifest is not None and manifest.plan.mode == options.mode:
                 self.plan = manifest.plan
         para.check(image, options.mode)
-        if image.byte_order == "big" and options.mode not in _EITHER_ORDER:
-            raise UsageError(
-                f"{image.path}: is big-endian, and fixups keep registers in little-endian words; run it with "
-                "--virt trap"
-            )
         self.image = image
         self.options = options
         self.translator: LoadTimeTranslator | None = None

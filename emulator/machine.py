@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from emulator.board.board import Board, ShutdownKind
-from emulator.board.boot import BootImage
+from emulator.board.boot import BootError, BootImage
 from emulator.clock import Clock
 from emulator.engine.engines import open_engine
 from emulator.engine.protocol import Engine
@@ -131,6 +131,12 @@ class Machine:
 
     def place(self, image: BootImage) -> Any:
         """Put a kernel into memory; says how to enter it, in the platform's own terms. Raises `BootError`."""
+        order = getattr(self.engine, "byte_order", "little")
+        if image.byte_order != order:
+            raise BootError(
+                f"the kernel is {image.byte_order}-endian, and the machine's processor was opened {order}-endian; "
+                "open one of the kernel's byte order"
+            )
         return self.platform.place(self.board, self.memory, image)
 
     def begin(self) -> None:

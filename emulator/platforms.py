@@ -75,10 +75,11 @@ def _make_malta(memory: GuestMemory, clock: Clock, console: Callable[[bytes], No
     return Malta(memory, clock, console=console)
 
 
-def _place_on_malta(_board: Board, memory: GuestMemory, image: BootImage) -> Any:
+def _place_on_malta(board: Any, memory: GuestMemory, image: BootImage) -> Any:
     from emulator.board.malta_boot import place
 
-    return place(memory, image, big_endian=image.byte_order == "big")
+    board.fpga.big_endian = big = image.byte_order == "big"
+    return place(memory, image, big_endian=big)
 
 
 def _make_virt(memory: GuestMemory, clock: Clock, console: Callable[[bytes], None]) -> Board:

@@ -28,6 +28,7 @@ from paravirt.mmu.techniques import ALL_TECHNIQUES
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW, MemoryViews
 from paravirt.translator import Hypercall, Translator
 from paravirt.vcpu import VirtualCpu
+from paravirt.words import words
 
 Action = Callable[[], None]
 """Does an operation for the guest and moves its PC. Raises `ArchitecturalException` for what the guest did wrong."""
@@ -72,8 +73,8 @@ class Hypervisor(CodeAccess, Driver):
         window = memoryview(mmap.mmap(-1, layout.window_size))
         code = memoryview(mmap.mmap(-1, layout.code_count << 12))
         shared_at = abi.shared_page - abi.base
-        self.shared = window[shared_at : shared_at + 4096].cast("Q" if abi.word == 8 else "I")
-        """The page shared with the guest's kernel, as words."""
+        self.shared = words(window[shared_at : shared_at + 4096], abi.word, self._word_order)
+        """The page shared with the guest's kernel, as words of its byte order."""
         self._pending = abi.pending // abi.word
         self._actions: dict[int, tuple[Action, list[int]]] = {}
         self._actions_by_page: dict[int, list[int]] = {}
@@ -106,6 +107,11 @@ class Hypervisor(CodeAccess, Driver):
         self._dispatch = [handlers.get(kind, self._unexpected) for kind in ExitKind]
         self._within = [kind in self.WITHIN_AN_INSTRUCTION for kind in ExitKind]
         self.board.on_interrupt = self._line_changed
+
+    @property
+    def _word_order(self) -> str:
+        """The guest's byte order: "little" or "big"."""
+        return "little"
 
     def choose_technique(self, name: str) -> None:
         """Virtualise memory so from the start on. Raises `UsageError` for what there is not for such guests."""

@@ -26,7 +26,8 @@ def main() -> None:
     text = re.sub(r'^compiler = ".*"$', f'compiler = "{first_line("gcc", "--version")}"', text, flags=re.MULTILINE)
     text = re.sub(r'^linker = ".*"$', f'linker = "{first_line("ld", "--version")}"', text, flags=re.MULTILINE)
     MANIFEST.write_text(with_hashes(MANIFEST, text, "guest"))
-    PORTABLE.write_text(with_hashes(PORTABLE, PORTABLE.read_text(), "architecture"))
+    for table in ("architecture", "para", "big_endian"):
+        PORTABLE.write_text(with_hashes(PORTABLE, PORTABLE.read_text(), table))
 
 
 def with_hashes(manifest: Path, text: str, table: str) -> str:

@@ -123,7 +123,7 @@ class Image:
     @property
     def notes(self) -> tuple[notes.Note, ...]:
         """All ELF notes. Raises `BadImage` for a damaged table."""
-        return self.once("notes", lambda: notes.parse(self._note_tables, self.path))
+        return self.once("notes", lambda: notes.parse(self._note_tables, self.path, self.byte_order))
 
     @property
     def pvh_entry(self) -> int | None:

@@ -15,7 +15,8 @@ from emulator.errors import BadImage
 XEN_ELFNOTE_PHYS32_ENTRY = 18
 NT_GNU_BUILD_ID = 3
 
-_HEADER = struct.Struct("<III")
+_HEADERS = {"little": struct.Struct("<III"), "big": struct.Struct(">III")}
+_SIZE = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,15 @@ class Note:
     description: bytes
 
 
-def parse(tables: Iterable[memoryview], path: str) -> tuple[Note, ...]:
+def parse(tables: Iterable[memoryview], path: str, byte_order: str = "little") -> tuple[Note, ...]:
     """Read note tables (contents of PT_NOTE segments). Raises `BadImage` when one is cut short."""
+    header = _HEADERS[byte_order]
     notes = []
     for table in tables:
         at = 0
-        while at + _HEADER.size <= len(table):
-            name_size, size, kind = _HEADER.unpack_from(table, at)
-            name_at = at + _HEADER.size
+        while at + _SIZE <= len(table):
+            name_size, size, kind = header.unpack_from(table, at)
+            name_at = at + _SIZE
             start = name_at + _align(name_size)
             if start + size > len(table):
                 raise BadImage(

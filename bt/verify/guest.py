@@ -117,8 +117,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _row(manifest: dict[str, Any], digest: str) -> dict[str, Any] | None:
-    """A guest's row, or that of an architecture, for which the manifest's own fields hold as well."""
-    for key, shared in (("guest", {}), ("architecture", manifest)):
+    """A guest's row, or one of an architecture, of either byte order, for which the manifest's own fields hold, too."""
+    for key, shared in (("guest", {}), ("architecture", manifest), ("big_endian", manifest)):
         rows = manifest.get(key, [])
         for row in rows if isinstance(rows, list) else []:
             if isinstance(row, dict) and row.get("sha256") == digest:

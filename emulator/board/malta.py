@@ -122,12 +122,10 @@ class Malta:
         *,
         console: Callable[[bytes], None],
         start_date: int = START_DATE,
-        big_endian: bool = False,
     ) -> None:
         """`start_date`: the guest's date at virtual time 0, in seconds since 1970."""
         self.memory = memory
         self.clock = clock
-        self.big_endian = big_endian
         self.intr = False
         """Some line is raised; which, `lines` says. Whether the processor takes it is its own affair."""
         self.lines = 0
@@ -149,7 +147,7 @@ class Malta:
             (10, 3): piix4.power(POWER_IO),
         }
         self.gt = Gt64120(self.pci, self.pic.acknowledge)
-        self.fpga = MaltaFpga(self._reset, big_endian=big_endian)
+        self.fpga = MaltaFpga(self._reset)
         self.power = piix4.Piix4Power(self._power_off)
         self.ports = PortBus()
         self.mmio = MemoryBus()

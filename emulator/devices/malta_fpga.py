@@ -32,14 +32,16 @@ class MaltaFpga:
 
     def __init__(self, reset: Callable[[], None], *, big_endian: bool = False) -> None:
         self._reset = reset
-        self._status = BIG_ENDIAN_STATUS if big_endian else LITTLE_ENDIAN_STATUS
+        self.big_endian = big_endian
+        """How the board's switch says that the processor is."""
         self._leds = 0
         self._text = bytearray(8)
         self._break_reset = 0x0A
 
     def read(self, offset: int, size: int) -> int:
         """A register; what has none reads as 0."""
-        return {STATUS: self._status, LEDS: self._leds, BREAK_RESET: self._break_reset}.get(offset, 0)
+        status = BIG_ENDIAN_STATUS if self.big_endian else LITTLE_ENDIAN_STATUS
+        return {STATUS: status, LEDS: self._leds, BREAK_RESET: self._break_reset}.get(offset, 0)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """LEDs, display, reset."""

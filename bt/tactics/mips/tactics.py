@@ -220,6 +220,10 @@ class MipsGround(FixedGround):
         code, at = self._page.code, site.offset
         word = tactics.word(code, at)
         register = word >> 16 & 31
+        if strategy == "hypercall":
+            # A call would raise what the instruction raises only sometimes, or does not know LLbit.
+            native = self._ladder.native(self._page, site)
+            return Choice(site, Tactic.SAME, native) if native else super().choose(site, strategy, used)
         if strategy not in ("inline", "auto") or row.operation is not Operation.DISABLE_INTERRUPTS or not register:
             return super().choose(site, strategy, used)
         refused = self._refusal(tactics, at, register, used)

@@ -26,6 +26,7 @@ from paravirt.modes.mips.vcpu import KERNEL_LEVEL, USER_LEVEL, MipsVirtualCpu
 from paravirt.modes.mips.views import MipsViews
 from paravirt.operations.mips import PREPARE
 from paravirt.translator import Hypercall
+from paravirt.words import words
 
 _UNMAPPED_CODE = r.KSEG0
 
@@ -42,11 +43,17 @@ class MipsHypervisor(Hypervisor):
     vcpu: MipsVirtualCpu
     shadow: MipsViews
 
+    @property
+    def _word_order(self) -> str:
+        """The engine's."""
+        return str(self.machine.engine.byte_order)
+
     def _make(self) -> None:
         engine = self.machine.engine
         self._registers = engine.registers
         registers = memoryview(mmap.mmap(-1, 4096))
-        self.vcpu = self.CPU(engine, self.machine.memory, self.machine.board, self.shared, registers.cast("I"))
+        page = words(registers, 4, self._word_order)
+        self.vcpu = self.CPU(engine, self.machine.memory, self.machine.board, self.shared, page)
         self.shadow = MipsViews(engine, self.machine.memory, self.vcpu, self.LAYOUT)
         self.vcpu.on_timer_changed = self._device_written
         self.vcpu.on_space_changed = self.shadow.space_changed

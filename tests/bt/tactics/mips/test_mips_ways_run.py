@@ -234,6 +234,17 @@ def test_a_hypercall_is_made_from_a_fixup_and_the_guest_goes_on_behind_its_site(
     assert exits(guest, "hypercall") == 3  # and the DI at the end
 
 
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("COP1", 0x44C0_F800), ("LL", 0xC082_0000), ("SC", 0xE082_0000), ("RDHWR UserLocal", 0x7C02_E83B)],
+)
+def test_no_call_stands_for_what_runs_by_itself(name: str, word: int) -> None:
+    """A call would raise what CTC1 raises only while there is no coprocessor, and knows nothing of LLbit."""
+    image = image_of((NOP, 0x03E0_0008, word, NOP))
+    sites = [site for site in plan(image, scan(image), "hypercall").sites if site.instruction == name]
+    assert [site.tactic for site in sites] == [Tactic.SAME]
+
+
 def test_both_byte_orders_get_the_same_tactics() -> None:
     words = (addiu(A0, 0, 1), mfc0(V0, STATUS), EHB, mtc0(V0, STATUS), EHB)
     assert tactics_of(*words, order=">") == tactics_of(*words) == [(Tactic.INLINE, Placing.DISPLACED)] * 2
