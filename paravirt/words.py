@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-_FORMATS: Final = {4: "I", 8: "Q"}
+_FORMATS: Final[dict[int, Literal["I", "Q"]]] = {4: "I", 8: "Q"}
 
 
 class SwappedWords:
@@ -39,9 +39,9 @@ class SwappedWords:
     def __setitem__(self, index: int, value: int) -> None:
         self._write(self._page, self._at(index), value)
 
-    def cast(self, form: str) -> memoryview:
+    def cast(self, form: Literal["B", "I", "Q"]) -> memoryview:
         """The page itself, as `memoryview.cast` gives it: its words are the host's again."""
-        return self._page.cast("B").cast(form) if form != "B" else self._page.cast("B")
+        return self._page.cast("B").cast(form)
 
 
 def words(page: memoryview, size: int, byte_order: str) -> Any:
