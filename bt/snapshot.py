@@ -121,8 +121,12 @@ def take_translator(columns: Columns, translator: LoadTimeTranslator, *, same: b
 class LaterTranslator:
     """A translator that is made when it is first asked for a page."""
 
-    def __init__(self, columns: Columns, make: Callable[[], LoadTimeTranslator]) -> None:
+    def __init__(self, columns: Columns, mode: str, make: Callable[[], LoadTimeTranslator]) -> None:
+        """`mode`: how it will rewrite, which a hypervisor asks beforehand."""
         self.columns = columns
+        self.mode = mode
+        self.exchanges_threads = mode in ("inline", "auto")
+        """As the ladder of ARM has it."""
         self.made: LoadTimeTranslator | None = None
         self._make = make
 
@@ -196,7 +200,7 @@ class ResumedSession(Session):
             self.later: LaterTranslator | None = None
             translator: Translator = Untouched()
             if options.mode != "none":
-                translator = self.later = LaterTranslator(snapshot.columns(), self._make_translator_now)
+                translator = self.later = LaterTranslator(snapshot.columns(), options.mode, self._make_translator_now)
             self.driver: Hypervisor = hypervisor_for(
                 self.machine, translator, timed=options.timed, technique=options.technique
             )

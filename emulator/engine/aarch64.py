@@ -82,6 +82,8 @@ class AArch64Registers(Protocol):
 
     fpcr: int
     fpsr: int
+    monitor: tuple[int, int, int]
+    """The local exclusive monitor: address (all ones for none), and the two doublewords that were there."""
 
     def enter_level_1(self) -> None:
         """Go to EL1 with its own stack pointer and all interrupts masked, as an exception does."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 1
 """Raised at every change of a section's layout or meaning; a file of another format is refused by name."""
-DERIVED: Final = 1
+DERIVED: Final = 2
 """Raised when shadow tables or translated code mean something else: they are left out of older files then."""
 MAGIC: Final = b"retrap snapshot\n"
 PAGE: Final = 4096

@@ -6,7 +6,8 @@ right form, there it must fit the machine.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from emulator.isa.operation import Operation
 from paravirt.services.code_state import CodeState, CopyState, WholeCode
@@ -14,6 +15,7 @@ from paravirt.services.columns import Columns
 from paravirt.services.view_state import ViewState
 from paravirt.translator import Hypercall
 
+_LOW: Final = (1 << 64) - 1
 _NAMES: Final = tuple(operation.name for operation in Operation)
 
 
@@ -23,8 +25,8 @@ def put_views(columns: Columns, state: ViewState) -> None:
     put("views.numbers", (state.view, state.window, state.fills, state.prefilled))
     put("views.current", state.current)
     put("views.probe", state.probe)
-    put("views.roots", (number for key, table in state.roots.items() for number in (*key, table)))
-    put("views.tables", (number for key, table in state.tables.items() for number in (*key, table)))
+    _put_keys(columns, "views.roots", 1, state.roots)
+    _put_keys(columns, "views.tables", 0, state.tables)
     put("views.source", state.source)
     put("views.span", state.span)
     put("views.misses", state.misses)
@@ -40,6 +42,20 @@ def put_views(columns: Columns, state: ViewState) -> None:
     put("views.descriptors", (number for pair in state.descriptor_pages.items() for number in pair))
 
 
+def _put_keys(columns: Columns, name: str, wide: int, keys: Mapping[Any, int]) -> None:
+    """What tables are known by, and the tables. The number `wide` of a key may have more than 64 bits: where a guest
+    has no table, its name is one beyond all addresses."""
+    rows = [(*key, table) for key, table in keys.items()]
+    columns.put(name, (number for row in rows for number in (*row[:wide], row[wide] >> 64, *row[wide + 1 :])))
+    columns.put(f"{name}.low", (row[wide] & _LOW for row in rows), signed=False)
+
+
+def _take_keys(columns: Columns, name: str, wide: int, width: int) -> list[tuple[int, ...]]:
+    rows = columns.rows(name, width)
+    low = columns.take(f"{name}.low", signed=False, length=len(rows))
+    return [(*row[:wide], row[wide] << 64 | under, *row[wide + 1 :]) for row, under in zip(rows, low, strict=True)]
+
+
 def take_views(columns: Columns) -> ViewState:
     """Read shadow tables. Raises `ValueError` for columns that are none."""
     view, window, fills, prefilled = columns.take("views.numbers", length=4)
@@ -50,9 +66,10 @@ def take_views(columns: Columns) -> ViewState:
         current=tuple(columns.take("views.current")),
         window=window,
         probe=tuple(columns.take("views.probe")),
-        roots={(region, name, role): table for region, name, role, table in columns.rows("views.roots", 4)},
+        roots={(region, name, role): table for region, name, role, table in _take_keys(columns, "views.roots", 1, 4)},
         tables={
-            (guest, level, role, place): table for guest, level, role, place, table in columns.rows("views.tables", 5)
+            (guest, level, role, place): table
+            for guest, level, role, place, table in _take_keys(columns, "views.tables", 0, 5)
         },
         source=source,
         span=tuple(columns.take("views.span", length=count)),

@@ -40,6 +40,7 @@ _UNKNOWN = 1 << 25
 CAPABILITIES = Capabilities(
     name="unicorn",
     watches=True,
+    pauses_exactly=True,
     deterministic=True,
     full_privilege=True,
     coherent_code=False,
@@ -67,6 +68,8 @@ class UnicornAArch64Engine(UnicornCpu):
         callback = lib.FaultCallback(self._make_fault_callback())
         self._quiet = QuietAccesses(callback, self.registers.address, state.GENERAL)
         self._control = self._quiet.control
+        self._keeper = self._quiet
+        self._trusts = False
         self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._quiet.on_exception), user=self._quiet.argument)
         self._count_blocks()
         self.registers.set_public(_CPACR, _FP_ENABLED)
@@ -103,8 +106,10 @@ class UnicornAArch64Engine(UnicornCpu):
         """Stores into code are never seen, but by a hook of accesses: Unicorn looks through its whole TLB after each
         block that it translates, to have them seen, unless such a hook is there for the block's address. This one is
         for addresses that only code has: none of memory or devices is as high."""
-        callback = lib.MemoryCallback(lambda *_arguments: 0)
-        self._hook(lib.HOOK_MEM_WRITE_UNMAPPED, callback, begin=_BEYOND_MEMORY, end=_LAST)
+        if not self._trusts:
+            self._trusts = True
+            callback = lib.MemoryCallback(lambda *_arguments: 0)
+            self._hook(lib.HOOK_MEM_WRITE_UNMAPPED, callback, begin=_BEYOND_MEMORY, end=_LAST)
 
     def forget_page(self, address: int) -> None:
         """Forget what is cached of one page of 4 KiB, in both views."""

@@ -33,7 +33,7 @@ _FAULT_ADDRESS = 0xBD8
 _VECTORS = 0xC10  # 256 bytes apart
 _EXCLUSIVE = 0x2F00
 _HCR, _SCR, _MDSCR = 0x3B8, 0x3C0, 0x7E8
-_SIZE = 0x2F10
+_SIZE = 0x2F18
 
 STATE_AT: Final = 0xA350
 """Offset of the state in QEMU's CPU object."""
@@ -366,6 +366,17 @@ class UnicornAArch64Registers:
     def exclusive(self) -> int:
         """The address that the local monitor watches; all ones when it watches none."""
         return self.words[_EXCLUSIVE // 8]
+
+    @property
+    def monitor(self) -> tuple[int, int, int]:
+        """The local exclusive monitor: the address that it watches, and the two doublewords that were there."""
+        address, low, high = self.words[_EXCLUSIVE // 8 : _EXCLUSIVE // 8 + 3]
+        return address, low, high
+
+    @monitor.setter
+    def monitor(self, value: tuple[int, int, int]) -> None:
+        for place, word in enumerate(value):
+            self.words[_EXCLUSIVE // 8 + place] = word
 
     def clear_exclusive(self) -> None:
         """Clear the local exclusive monitor."""

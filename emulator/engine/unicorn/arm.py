@@ -39,6 +39,7 @@ _EXECUTE = 4
 CAPABILITIES = Capabilities(
     name="unicorn",
     watches=True,
+    pauses_exactly=True,
     deterministic=True,
     full_privilege=True,
     coherent_code=True,

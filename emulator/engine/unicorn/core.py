@@ -18,17 +18,16 @@ from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.breakpoints import Breakpoints
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
-from emulator.engine.unicorn.observation import Watched
+from emulator.engine.unicorn.observation import FOREVER, Observed
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 CONTROL_CPU_MODEL = lib.control_write(unicorn.UC_CTL_CPU_MODEL, 1)
 CONTROL_PAGE_SIZE = lib.control_write(unicorn.UC_CTL_UC_PAGE_SIZE, 1)
 NO_CODE = frozenset({8, 14})
 """UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
-_FOREVER = 1 << 62
 
 
-class UnicornCpu(Watched):
+class UnicornCpu(Observed):
     """One emulated CPU of any instruction set. Subclasses set `nowhere` and `_start_address`."""
 
     nowhere = (1 << 64) - 2
@@ -58,8 +57,11 @@ class UnicornCpu(Watched):
         self._guarded = Guarded(self.library)
         self._breakpoints = Breakpoints(self.library, self.handle, self._fail)
         self._remaining = self._counter.remaining
-        self._deadline = _FOREVER
-        self._remaining[0] = _FOREVER
+        self._deadline = self._wanted = self._pause = FOREVER
+        self._limit = memoryview(bytearray(8)).cast("q")
+        self._remaining[0] = FOREVER
+        self._inside = False
+        """Unicorn runs: only then is it told to stop, since it would take that for a stop of its next run."""
 
     # -- memory ---------------------------------------------------------------------------------
 
@@ -115,9 +117,13 @@ class UnicornCpu(Watched):
         exit_ = self._exit
         start, handle, nowhere, slot = self._guarded.start, self.handle, self.nowhere, self._guarded.slot
         while not self._stopped:
+            self._inside = True
             status = start(handle, self._start_address(), nowhere, 0, 0, slot)
+            self._inside = False
             if status < 0:
                 raise EngineCrashed.by(self._guarded.note(status), self._address(), describe(exit_))
+            if self._paused_here():
+                continue
             self._settle()
             if self._failure is not None:
                 failure, self._failure = self._failure, None
@@ -137,28 +143,28 @@ class UnicornCpu(Watched):
                 exit_.kind = ExitKind.HALT
             handler(exit_)
 
+    def _paused_here(self) -> bool:
+        """Whether the engine came back for a pause and nothing else: whoever asked for it is called then."""
+        if self._remaining[0] > 0 or self._deadline != self._pause or self._failure is not None or self._stopped:
+            return False
+        if self._breakpoints.hit >= 0:
+            return False
+        self._paused()
+        return True
+
     def stop(self) -> None:
         """End `run` after the handler returns."""
         self._stopped = True
-        self.library.uc_emu_stop(self.handle)
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._inside:
+            self.library.uc_emu_stop(self.handle)
 
     def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool], everywhere: bool = False) -> None:
         """From now on call `asked` before an instruction at one of `addresses`, or before every one; True ends in a
         BREAKPOINT exit."""
         self._breakpoints.choose(addresses, asked, everywhere)
-
-    @property
-    def progress(self) -> int:
-        """Basic blocks begun since the engine was opened."""
-        return self._deadline - self._remaining[0]
-
-    def set_deadline(self, progress: int) -> None:
-        """Ask for a BUDGET exit when `progress` blocks are reached; the past means: at the next block."""
-        now = self._deadline - self._remaining[0]
-        if progress <= now:
-            progress = now + 1
-        self._remaining[0] = progress - now
-        self._deadline = progress
 
     # -- translation state ----------------------------------------------------------------------
 
@@ -213,7 +219,7 @@ class UnicornCpu(Watched):
         if self._failure is None:
             self._failure = error
         self._handler = ignore
-        self.library.uc_emu_stop(self.handle)
+        self._stop()
 
     def _message(self, status: int) -> str:
         return str(self.library.uc_strerror(status).decode())

@@ -79,6 +79,7 @@ class UnicornEngine(Observed):
         self._callbacks: list[Any] = []
         self._watches = {}
         self._ports = QuietPorts(lib.PortReadCallback(self._on_port_read), lib.PortWriteCallback(self._on_port_write))
+        self._keeper = self._ports
         self._late = Exit()
         self._counter = BlockCounter(self.library)
         self._guarded = Guarded(self.library)
@@ -201,24 +202,12 @@ class UnicornEngine(Observed):
         self._stopped = True
         self.library.uc_emu_stop(self.handle)
 
-    @property
-    def progress(self) -> int:
-        """Basic blocks begun since the engine was opened."""
-        return self._deadline - self._remaining[0]
-
     def set_deadline(self, progress: int) -> None:
         """Ask for a BUDGET exit when `progress` blocks are reached; the past means: at the next block."""
         if self._flush_before is not None:
             self._flush_before = progress
             return
-        now = self._deadline - self._remaining[0]
-        if progress <= now:
-            progress = now + 1
-        self._wanted = progress
-        if progress > self._pause:
-            progress = self._pause
-        self._remaining[0] = progress - now
-        self._deadline = self._limit[0] = progress
+        super().set_deadline(progress)
 
     # -- translation state ----------------------------------------------------------------------
 
@@ -490,7 +479,13 @@ class UnicornEngine(Observed):
         registers.rip = (registers.rip - 2) & 0xFFFF_FFFF_FFFF_FFFF
 
     def _on_identify(self, _engine: int, _user: int) -> int:
-        return self._skip(ExitKind.IDENTIFY)
+        exit_ = self._exit
+        exit_.refused = False
+        skipped = self._skip(ExitKind.IDENTIFY)
+        if exit_.refused:
+            exit_.refused = False
+            self._refuse(_GP)
+        return skipped
 
     def _on_time_stamp(self, _engine: int, _user: int) -> int:
         return self._skip(ExitKind.TIME_STAMP)

@@ -24,7 +24,7 @@ from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.mips_blocks import limit_blocks
 from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
 from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
-from emulator.engine.unicorn.observation import Watched
+from emulator.engine.unicorn.observation import FOREVER, Observed
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 _ARCH_MIPS, _MODE_32, _BIG_ENDIAN = 3, 4, 1 << 30
@@ -33,7 +33,6 @@ _CPU_MODEL = 7
 _24KF = 8
 _TLB_TYPE = 12
 _TLB_OF_24KF = 16
-_FOREVER = 1 << 62
 _NOWHERE = 0xFFFF_F001
 """The `until` that no guest reaches: odd. Unicorn looks up its page when a run ends."""
 _NOWHERE_IN_MEMORY = 0x8000_0FF1
@@ -65,6 +64,7 @@ FillCallback = ctypes.CFUNCTYPE(
 CAPABILITIES = Capabilities(
     name="unicorn",
     watches=True,
+    pauses_exactly=True,
     deterministic=True,
     full_privilege=True,
     coherent_code=False,
@@ -77,7 +77,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class UnicornMipsEngine(Watched):
+class UnicornMipsEngine(Observed):
     """One emulated MIPS32 CPU. Use `registers` only while no guest code runs or inside the handler."""
 
     capabilities = CAPABILITIES
@@ -110,8 +110,9 @@ class UnicornMipsEngine(Watched):
         self._counter = BlockCounter(self.library)
         self._guarded = Guarded(self.library)
         self._remaining = self._counter.remaining
-        self._deadline = _FOREVER
-        self._remaining[0] = _FOREVER
+        self._deadline = self._wanted = self._pause = FOREVER
+        self._limit = memoryview(bytearray(8)).cast("q")
+        self._remaining[0] = FOREVER
         self._native = NativeCode()
         self._cpu = ctypes.c_void_p(cpu)
         suffix = "mips" if byte_order == "big" else "mipsel"
@@ -253,6 +254,9 @@ class UnicornMipsEngine(Watched):
             if self._stopped:
                 return
             if self._remaining[0] <= 0:
+                if self._deadline == self._pause:
+                    self._paused()  # with a branch under way it stays so
+                    continue
                 if registers.in_delay_slot:
                     registers.jump(registers.restart_address)
                 exit_.kind = ExitKind.BUDGET
@@ -267,20 +271,8 @@ class UnicornMipsEngine(Watched):
     def stop(self) -> None:
         """End `run` after the handler returns."""
         self._stopped = True
-        self.library.uc_emu_stop(self.handle)
-
-    @property
-    def progress(self) -> int:
-        """Basic blocks begun since the engine was opened."""
-        return self._deadline - self._remaining[0]
-
-    def set_deadline(self, progress: int) -> None:
-        """Ask for a BUDGET exit when `progress` blocks are reached; the past means: at the next block."""
-        now = self._deadline - self._remaining[0]
-        if progress <= now:
-            progress = now + 1
-        self._remaining[0] = progress - now
-        self._deadline = progress
+        if self._running:
+            self.library.uc_emu_stop(self.handle)
 
     def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None:
         """Forget what the emulated TLB holds; there are no page tables to tell the `changes` of."""

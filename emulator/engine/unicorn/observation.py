@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from emulator.engine.pausing import Progress
 from emulator.engine.unicorn import library as lib
-from emulator.engine.unicorn.ports import QuietPorts
 
-_FOREVER = 1 << 62
+FOREVER = 1 << 62
+"""A progress that no guest reaches."""
 # Called as callback(engine, address, size, words); `words`: where to look, what was there, which bits, whom to call.
 #   mov rax, [rcx] ; mov rax, [rax] ; xor rax, [rcx+8] ; and rax, [rcx+16] ; jnz changed ; ret ; changed: jmp [rcx+24]
 _LOOK = bytes.fromhex("488b01 488b00 48334108 48234110 7501 c3 ff6118")
@@ -109,6 +109,19 @@ class Watched:
         return number.value
 
 
+class Keeper(Protocol):
+    """Native code that keeps something back from the handler."""
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """What is kept, and counted, as plain numbers."""
+        ...
+
+    def set_pending(self, pending: Sequence[int]) -> None:
+        """Be where `pending` was. Raises `ValueError` for what it cannot have given."""
+        ...
+
+
 class Observed(Watched):
     """Of an engine, what `emulator.engine.pausing` asks for."""
 
@@ -120,13 +133,29 @@ class Observed(Watched):
     """The deadline that the driver has asked for."""
     _pause: int
     _paused_call: Callable[[], None]
-    _ports: QuietPorts
+    _keeper: Keeper | None = None
+
+    def set_deadline(self, progress: int) -> None:
+        """Ask for a BUDGET exit when `progress` blocks are reached; the past means: at the next block."""
+        now = self._deadline - self._remaining[0]
+        if progress <= now:
+            progress = now + 1
+        self._wanted = progress
+        if progress > self._pause:
+            progress = self._pause
+        self._remaining[0] = progress - now
+        self._deadline = self._limit[0] = progress
+
+    @property
+    def progress(self) -> int:
+        """Basic blocks begun since the engine was opened."""
+        return self._deadline - self._remaining[0]
 
     def pause_at(self, progress: int | None, paused: Callable[[], None] = lambda: None) -> None:
         """Call `paused` once so many blocks are done, when the next one is about to begin; None: not any more."""
         now = self._deadline - self._remaining[0]
         self._paused_call = paused
-        self._pause = _FOREVER if progress is None else max(progress, now) + 1
+        self._pause = FOREVER if progress is None else max(progress, now) + 1
         self._deadline = self._limit[0] = min(self._wanted, self._pause)
         self._remaining[0] = self._deadline - now
 
@@ -144,15 +173,15 @@ class Observed(Watched):
     def set_progress(self, state: Progress) -> None:
         """Count on from another progress, to another deadline; a pause that was asked for is forgotten."""
         self._wanted = self._deadline = self._limit[0] = max(state.wanted, state.done)
-        self._pause = _FOREVER
+        self._pause = FOREVER
         self._remaining[0] = self._wanted - state.done
 
     @property
     def pending(self) -> tuple[int, ...]:
-        """Writes to ports that are kept, behind the number of reads answered in a row."""
-        return self._ports.pending
+        """What native code keeps back; nothing where there is none that does."""
+        return () if self._keeper is None else self._keeper.pending
 
     def set_pending(self, pending: Sequence[int]) -> None:
         """Be where `pending` was."""
-        if pending:
-            self._ports.set_pending(pending)
+        if pending and self._keeper is not None:
+            self._keeper.set_pending(pending)

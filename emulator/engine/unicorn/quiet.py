@@ -21,7 +21,7 @@ KEPT: Final = 1024
 """Stores that are kept at most."""
 MOST_ANSWERS: Final = 16
 _ROW: Final = struct.Struct("<QQiIQ")
-_COUNT, _PENDING = 0, 1
+_COUNT, _PENDING, _ANSWERS = 0, 1, 2
 
 # Called as callback(engine, number, words) in RDI RSI RDX (System V AMD64). `words`: rows, stores kept, answers given
 # (32 bits each); Python's callback at +16, the CPU state at +24, the rows at +32, the stores kept at +40.
@@ -82,3 +82,17 @@ class QuietAccesses:
         count = self.control[_PENDING]
         self.control[_PENDING] = 0
         return [(word >> 8, word & 0xFF) for word in self._kept[:count]]
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Answers given in a row, and the stores kept: what `set_pending` takes."""
+        return (self.control[_ANSWERS], *self._kept[: self.control[_PENDING]])
+
+    def set_pending(self, pending: Sequence[int]) -> None:
+        """Be where `pending` was. Raises `ValueError` for what it cannot have given."""
+        answers, *kept = pending
+        if not 0 <= answers <= MOST_ANSWERS or len(kept) > KEPT:
+            raise ValueError(f"{answers} answers and {len(kept)} stores kept by an engine")
+        self.control[_ANSWERS], self.control[_PENDING] = answers, len(kept)
+        for place, word in enumerate(kept):
+            self._kept[place] = word & 0xFFFF_FFFF

@@ -106,6 +106,11 @@ class TranslationContext:
         return (self.ttbr1 if self.tcr & TCR_A1 else self.ttbr0) >> 48 & bits
 
 
+Remembered = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
+"""A stretch of 2 MiB, its table of the last level, what those above let through, and all entries and tables on the way
+by level."""
+
+
 class Walker:
     """Walks one guest's tables."""
 
@@ -120,6 +125,28 @@ class Walker:
         self._last: dict[int, tuple[int, int, list[int], list[int]]] = {}
         """By stretch of 2 MiB: the table of the last level and what those above let through, as a processor remembers
         them until it is told otherwise; with all entries and tables on the way."""
+
+    @property
+    def remembered(self) -> tuple[Remembered, ...]:
+        """What this walker remembers of upper tables: a walk depends on it until the guest invalidates them."""
+        if self._generation != self._context.generation:
+            return ()
+        return tuple(
+            (stretch, table, limits, tuple(entries), tuple(tables))
+            for stretch, (table, limits, entries, tables) in self._last.items()
+        )
+
+    @remembered.setter
+    def remembered(self, known: tuple[Remembered, ...]) -> None:
+        """Raises `ValueError` for what no walk can have found."""
+        width = len(self.result.entries)
+        for _, table, _, entries, tables in known:
+            if not self._base <= table <= self._end - 4096 or table & 7 or {len(entries), len(tables)} != {width}:
+                raise ValueError(f"a walk cannot have found a table at {table:#x}")
+        self._generation = self._context.generation
+        self._last = {
+            stretch: (table, limits, list(entries), list(tables)) for stretch, table, limits, entries, tables in known
+        }
 
     def walk(self, address: int, write: bool, user: bool, fetch: bool) -> PageWalk:
         """Translate for an access of EL1 or EL0; raises `AArch64Exception` with the syndrome of the abort."""

@@ -29,7 +29,8 @@ from paravirt import abi, layout
 from paravirt.hypervisor import Handlers, Prepared
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.aarch64 import debug
-from paravirt.modes.aarch64.emulated import UNMAPPED, EmulatedAccesses
+from paravirt.modes.aarch64.emulated import UNMAPPED
+from paravirt.modes.aarch64.saved import AArch64Saving
 from paravirt.modes.aarch64.shadow import AArch64Shadow
 from paravirt.modes.aarch64.vcpu import AArch64VirtualCpu
 from paravirt.operations.aarch64 import prepare
@@ -44,7 +45,7 @@ _USER_MAY: Final = MAY_ZERO | MAY_TYPE | MAY_CACHE
 _NONE: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
-class AArch64Hypervisor(EmulatedAccesses):
+class AArch64Hypervisor(AArch64Saving):
     """Runs one AArch64 guest. `Context` of the operations, and handler of the engine's exits."""
 
     WINDOW = abi.AARCH64
@@ -112,6 +113,14 @@ class AArch64Hypervisor(EmulatedAccesses):
         self._view_level = vcpu.level
         self.shadow.use(KERNEL_VIEW)
         self._allow()
+        self._listen()
+
+    def _make_ready(self) -> None:
+        self.engine.set_control(_REAL_SCTLR, _REAL_TCR, _REAL_MAIR)
+        self._listen()
+
+    def _listen(self) -> None:
+        """Have the engine keep stores to the serial port, and know when it may."""
         self.engine.hand_up_stores(self._store_late)
         self.engine.trust_mappings()
         self.board.uart.watch_quiet(self._serial_quiet)

@@ -1,0 +1,136 @@
+"""The portable sample stopped, saved, resumed and gone through backwards, on every instruction set but the PC's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from bt.image import load
+from bt.session import Options, Session
+from bt.snapshot import ResumedSession, Snapshot, save_session
+from emulator.machine import EndKind, Outcome
+from paravirt.hypervisor import Hypervisor
+from paravirt.services.positions import Position
+from paravirt.services.timeline import PAUSED, ConsoleOnce, Timeline
+from tests.paravirt.services.ticking_guest import fingerprint
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+GUESTS = {"aarch64": SAMPLES / "aarch64" / "portable.elf"}
+CHECKS = "only=processes."
+"""System calls, page tables, processes that take turns by a timer."""
+HERE = Outcome(EndKind.STOPPED, detail="paused")
+
+
+def start(isa: str, console: Any = lambda _: None, mode: str = "inline") -> Session:
+    """A session that has not run yet."""
+    session = Session(load(GUESTS[isa]), Options(mode=mode, memory=64 << 20, command_line=CHECKS), console)
+    session.machine.begin()
+    session.machine.arm()
+    return session
+
+
+def run_to(session: Session, progress: int) -> None:
+    driver = cast(Hypervisor, session.driver)
+    session.machine.engine.pause_at(progress, lambda: driver.end(HERE))
+    assert driver.resume() is HERE
+
+
+class Whole:
+    """A guest that was run to its end with a history, and without."""
+
+    def __init__(self, isa: str) -> None:
+        heard = bytearray()
+        plain = start(isa, heard.extend)
+        self.outcome = cast(Hypervisor, plain.driver).resume()
+        self.end, self.console = fingerprint(plain.driver), bytes(heard)
+        plain.close()
+        self.heard = bytearray()
+        self.session = start(isa, console := ConsoleOnce(self.heard.extend))
+        self.driver = cast(Hypervisor, self.session.driver)
+        self.timeline = Timeline(self.driver, console, interval=1_000_000, begun=True)
+        self.last = self.end[0] - 1
+
+    def physical(self, symbol: str) -> int:
+        """Guest-physical address of a symbol."""
+        address = self.session.image.symbols.address_of(symbol)
+        memory = self.session.machine.memory
+        assert address is not None
+        return int(memory.base + (self.driver.shadow.frame_of(address) << 12) + (address & 0xFFF))
+
+
+@pytest.fixture(scope="module", params=GUESTS)
+def whole(request: pytest.FixtureRequest) -> Iterator[tuple[str, Whole]]:
+    made = Whole(request.param)
+    assert made.timeline.run() == made.outcome
+    assert fingerprint(made.driver) == made.end, "checkpoints leave no trace"
+    yield request.param, made
+    made.timeline.close()
+    made.session.close()
+
+
+@pytest.mark.parametrize(("share", "mode"), [(0.2, "inline"), (0.7, "inline"), (0.4, "trap")])
+def test_a_resumed_guest_goes_on_exit_for_exit(
+    whole: tuple[str, Whole], share: float, mode: str, tmp_path: Path
+) -> None:
+    isa, known = whole
+    path, before, behind = tmp_path / "guest.snapshot", bytearray(), bytearray()
+    first = start(isa, before.extend, mode)
+    run_to(first, int(known.end[0] * share))
+    save_session(first, path)
+    there, said = fingerprint(first.driver), len(before)
+    outcome = cast(Hypervisor, first.driver).resume()
+    end = fingerprint(first.driver)
+    assert mode != "inline" or end == known.end
+    first.close()
+    second = ResumedSession(Snapshot(path), behind.extend)
+    assert second.exact
+    assert fingerprint(second.driver) == there
+    assert second.run() == outcome
+    assert fingerprint(second.driver) == end
+    assert behind == before[said:]
+    second.close()
+
+
+@pytest.mark.parametrize("share", [0.15, 0.55, 0.85])
+def test_a_state_is_the_same_reached_forwards_or_backwards(whole: tuple[str, Whole], share: float) -> None:
+    _, known = whole
+    timeline, driver = known.timeline, known.driver
+    place = Position(int(known.last * share))
+    assert timeline.goto(place) is PAUSED
+    backwards = fingerprint(driver)
+    timeline.goto(timeline.start)
+    timeline.run(place)
+    assert fingerprint(driver) == backwards
+    seen = [driver.state]
+    for _ in range(6):
+        timeline.step()
+        seen.append(driver.state)
+    for state in reversed(seen[:-1]):
+        timeline.step_back()
+        assert driver.state == state
+
+
+def test_a_reverse_watchpoint_lands_on_every_store_one_after_the_other(whole: tuple[str, Whole]) -> None:
+    _, known = whole
+    timeline, memory = known.timeline, known.session.machine.memory
+    timeline.goto(Position(known.last))
+    ticks = known.physical("ticks")
+    at = ticks - memory.base
+    values = [int.from_bytes(memory.view[at : at + 4], "little")]
+    places = set()
+    for _ in range(3):
+        assert timeline.find_previous_write(ticks, 4) is not None
+        values.append(int.from_bytes(memory.view[at : at + 4], "little"))
+        places.add(known.driver.pc)
+    assert values == [values[0], *(values[0] - 1 - number for number in range(3))]
+    assert len(places) == 1, "it is the same instruction"
+
+
+def test_the_end_is_the_same_after_any_journey(whole: tuple[str, Whole]) -> None:
+    _, known = whole
+    assert known.timeline.run() == known.outcome
+    assert fingerprint(known.driver) == known.end
+    assert known.heard == known.console, "what was printed is not printed again"
