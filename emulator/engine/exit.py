@@ -33,7 +33,7 @@ class ExitKind(IntEnum):
     before the exit that follows it, and the registers are not its own."""
     IDENTIFY = 5
     """CPUID, on an engine that reports it. RIP is at the instruction, `length` is 2. The handler
-    writes the result registers; the engine steps over the instruction."""
+    writes the result registers, and the engine steps over the instruction; or it sets `refused`, as for ports."""
     TIME_STAMP = 6
     """RDTSC at full privilege, on an engine that reports it; as IDENTIFY."""
     BUDGET = 7

@@ -136,6 +136,10 @@ class Domain:
         ):
             view[at + offset : at + offset + 4] = value.to_bytes(4, "little")
 
+    def is_mapped(self, frame: int) -> bool:
+        """Whether anything but the hypervisor's own hold refers to a frame that is held once."""
+        return self.frames.refs[frame - self.frames.first] > 1
+
     # -- frames ---------------------------------------------------------------------------------
 
     def machine(self, number: int) -> int:

@@ -15,7 +15,7 @@ from paravirt.xen.identity import identify
 from paravirt.xen.vcpu import FS, GS
 
 if TYPE_CHECKING:
-    from iced_x86 import Instruction
+    from iced_x86 import Instruction, UsedMemory
 
     from paravirt.xen.hypervisor import XenHypervisor
 
@@ -34,6 +34,13 @@ _CONSTANT: Final = {
     msr.IA32_MCG_CAP: 0,
 }
 """Registers that read as this, and take only this."""
+_FEATURES_ENABLES, _IDENTIFY_FAULTS = 0x140, 1
+"""The MSR by which CPUID of user code is made to fault; PLATFORM_INFO says that it can be (SDM 4, table 2-2)."""
+_CR4: Final = 0x620
+_CR4_FSGSBASE: Final = 1 << 16
+_CR4_KEPT: Final = _CR4_FSGSBASE | 0b1100  # DE and TSD
+"""Bits of CR4 that a guest may choose; all others stay what they are, as Xen has it."""
+_STACK_FAULT: Final = 12
 
 
 def canonical(address: int) -> bool:
@@ -76,6 +83,10 @@ class Emulator:
         """CPUID behind Xen's prefix, done for kernel and user code."""
         if self._code(len(_FORCED_CPUID)) != _FORCED_CPUID:
             return False
+        if self._vcpu.identify_faults and not self._vcpu.kernel_mode:
+            self._registers.advance(len(_FORCED_CPUID) - 2)
+            self._hypervisor.raise_exception(13, 0)
+            return True
         gpr = self._gpr
         gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
         self._registers.advance(len(_FORCED_CPUID))
@@ -93,9 +104,67 @@ class Emulator:
         elif code == _RDPMC:
             self._hypervisor.raise_exception(13, 0)
         else:
-            return False
+            return self._vcpu.cr4 & _CR4_FSGSBASE != 0 and self._access_base()
         self._hypervisor.exits.count("exception to the guest", "fault")
         return True
+
+    def _access_base(self) -> bool:
+        """RDFSBASE, RDGSBASE, WRFSBASE and WRGSBASE, of kernel and user code: the real CR4 never allows them, since the
+        engine takes any base."""
+        code = self._code(5)
+        rex = code[1] if len(code) == 5 and code[1] >> 4 == 4 else 0
+        length = 5 if rex else 4
+        if code[:1] != b"\xf3" or code[length - 3 : length - 1] != b"\x0f\xae" or len(code) < length:
+            return False
+        form = code[length - 1]
+        if form < 0xC0 or form & 0x20:
+            return False
+        segment, number = (GS if form & 8 else FS), form & 7 | (rex & 1) << 3
+        mask = _MASK if rex & 8 else 0xFFFF_FFFF
+        if not form & 0x10:
+            self._gpr[number] = self._registers.segment_base(segment) & mask
+        elif canonical(self._gpr[number] & mask):
+            self._registers.set_segment_base(segment, self._gpr[number] & mask)
+        else:
+            self._hypervisor.raise_exception(13, 0)
+            return True
+        self._registers.advance(length)
+        self._hypervisor.exits.count("SEGMENT_BASE", "emulated")
+        return True
+
+    def fault_of(self, error: int) -> int:
+        """The vector of a protection fault with `error` at RIP: where the first address of the instruction that is none
+        was to be reached through SS it is a stack fault, which an engine may not know (SDM 1, 3.3.7.1)."""
+        from iced_x86 import InstructionInfoFactory, Register
+
+        from emulator.isa.x86.decode import instruction_at
+
+        code = self._code(15) if not error else b""
+        instruction = instruction_at(code, self._registers.rip) if code else None
+        if instruction is None:
+            return 13
+        for memory in InstructionInfoFactory().info(instruction).used_memory():
+            address = self._address_of(memory)
+            if address is not None and not canonical(address):
+                by_stack = memory.base in (Register.RSP, Register.RBP)  # no prefix but FS and GS changes that
+                return _STACK_FAULT if by_stack and memory.segment not in (Register.FS, Register.GS) else 13
+        return 13
+
+    def _address_of(self, memory: UsedMemory) -> int | None:
+        """The linear address of an access in 64-bit mode; None where it cannot be told."""
+        from iced_x86 import Register, RegisterExt
+
+        address = memory.displacement
+        for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
+            if register in (Register.RIP, Register.EIP):
+                continue  # the displacement is the address then
+            if register != Register.NONE:
+                if not RegisterExt.is_gpr64(register):
+                    return None
+                address += self._gpr[RegisterExt.number(register)] * scale
+        if memory.segment in (Register.FS, Register.GS):
+            address += self._registers.segment_base(FS if memory.segment == Register.FS else GS)
+        return int(address) & _MASK
 
     def privileged(self) -> bool:
         """The kernel's instruction at RIP, which faulted; False where that is the guest's own fault."""
@@ -161,6 +230,10 @@ class Emulator:
             value = self._vcpu.gs_user
         elif number == msr.IA32_TIME_STAMP_COUNTER:
             value = self._hypervisor.machine.clock.now()
+        elif number == msr.MSR_PLATFORM_INFO:
+            value = 1 << 31
+        elif number == _FEATURES_ENABLES:
+            value = _IDENTIFY_FAULTS if self._vcpu.identify_faults else 0
         else:
             return False
         self._gpr[0], self._gpr[2] = value & 0xFFFF_FFFF, value >> 32
@@ -171,6 +244,9 @@ class Emulator:
         value = self._gpr[2] << 32 & _MASK | self._gpr[0] & 0xFFFF_FFFF
         if number in _CONSTANT:
             return value == _CONSTANT[number] or number in (msr.IA32_BIOS_SIGN_ID, msr.IA32_MISC_ENABLE)
+        if number == _FEATURES_ENABLES and not value & ~_IDENTIFY_FAULTS:
+            self._vcpu.identify_faults = value != 0
+            return True
         if not canonical(value):
             return False
         if number == msr.IA32_FS_BASE:
@@ -191,7 +267,7 @@ class Emulator:
             0: _CR0 | (_TS if vcpu.task_switched else 0),
             2: self._hypervisor.host.words[vcpu.info_at + 16 >> 3],
             3: vcpu.kernel_root << 12,
-            4: vcpu.cr4 | 0x620,
+            4: vcpu.cr4 | _CR4,
         }
         if number not in values:
             return False
@@ -210,7 +286,7 @@ class Emulator:
         elif number == 2:
             self._hypervisor.host.words[vcpu.info_at + 16 >> 3] = value
         elif number == 4:
-            vcpu.cr4 = value & ~0x620
+            vcpu.cr4 = value & _CR4_KEPT
         else:
             return False
         return True

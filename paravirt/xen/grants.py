@@ -167,7 +167,7 @@ class GrantTable:
             raise XenError(Errno.EINVAL)
         if version == self.version:
             return
-        if self.readers or self.writers:
+        if self.readers or self.writers or any(self.domain.is_mapped(frame) for frame in self.status_frames):
             raise XenError(Errno.EBUSY)
         kept = []
         for reference in range(RESERVED):

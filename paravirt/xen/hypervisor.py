@@ -341,6 +341,8 @@ class XenHypervisor(Driver):
         else:
             if vector == _DB:
                 self.vcpu.debug[6] |= 1 << 14
+            if vector == _GP:
+                vector = self._emulate.fault_of(exit_.error)
             self._reflect(vector, exit_.error if vector in _WITH_ERROR else None)
 
     def _reflect(self, vector: int, error: int | None, address: int = 0) -> None:
@@ -379,9 +381,12 @@ class XenHypervisor(Driver):
 
     # -- within an instruction ------------------------------------------------------------------
 
-    def _identify(self, _exit: Exit) -> None:
+    def _identify(self, exit_: Exit) -> None:
         self.exits.last = self._identify_cell
         self._identify_cell[0] += 1
+        if self.vcpu.identify_faults and not self.vcpu.kernel_mode:
+            exit_.refused = True
+            return
         gpr = self._gpr
         gpr[0], gpr[3], gpr[1], gpr[2] = identify(gpr[0] & 0xFFFF_FFFF, gpr[1] & 0xFFFF_FFFF)
 

@@ -18,6 +18,8 @@ _TSC = 1 << 4
 _WITHOUT: Final = ~(1 << 3 | 1 << 13 | 1 << 17)
 """PSE, PGE, PSE-36."""
 _HYPERVISOR: Final = 1 << 31
+_FEATURES: Final = 7
+_FSGSBASE: Final = 1
 _SIGNATURE: Final = (0x566E_6558, 0x6558_4D4D, 0x4D4D_566E)
 """XenVMMXenVMM."""
 _KILOHERTZ: Final = 1_000_000
@@ -28,8 +30,12 @@ def identify(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     if _LEAVES <= leaf <= _LAST:
         return _xen(leaf - _LEAVES, subleaf)
     eax, ebx, ecx, edx = identify_processor(leaf, subleaf)
+    if leaf == 0:
+        return max(eax, _FEATURES), ebx, ecx, edx
     if leaf == 1:
         return eax, ebx, ecx | _HYPERVISOR, edx & _WITHOUT | _TSC
+    if leaf == _FEATURES and subleaf == 0:
+        return eax, ebx | _FSGSBASE, ecx, edx
     return eax, ebx, ecx, edx
 
 

@@ -99,6 +99,9 @@ class Vcpu:
         """The level comes and goes in RFLAGS, and the kernel is at level 0 to it (VMASST_TYPE_architectural_iopl)."""
         self.task_switched = False
         self.cr4 = 0
+        """What the guest has set of CR4, beyond what it always finds there."""
+        self.identify_faults = False
+        """CPUID of user code is a protection fault (MISC_FEATURES_ENABLES)."""
         self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400]
         self.descriptor_frames: tuple[int, ...] = ()
         """Machine frames of the guest's part of the descriptor table."""
@@ -178,9 +181,6 @@ class Vcpu:
         registers = self.registers
         if registers.segment(index)[0] == selector:
             return True
-        if index == SS and not selector & ~3:
-            registers.set_segment(SS, selector, 0, 0, 0x6000)
-            return True
         found = self.segment(selector)
         if found is None or (found.attributes >> 11 & 1) != (index == CS):
             return False
@@ -189,10 +189,13 @@ class Vcpu:
 
     # -- into the kernel ------------------------------------------------------------------------
 
-    def bounce(self, address: int, masks: bool, error: int | None = None) -> None:
-        """Enter the kernel at `address` with a frame that says where it came from. Raises `Crash`."""
+    def bounce(
+        self, address: int, masks: bool, error: int | None = None, selectors: tuple[int, int] | None = None
+    ) -> None:
+        """Enter the kernel at `address` with a frame that says where it came from: CS and SS are `selectors`, or the
+        ones that are loaded. Raises `Crash`."""
         registers, gpr, view, info = self.registers, self.gpr, self.view, self.info_at
-        cs, ss = registers.segment(CS)[0], registers.segment(SS)[0]
+        cs, ss = selectors or (registers.segment(CS)[0], registers.segment(SS)[0])
         flags, rip, rsp = registers.rflags, registers.rip, gpr[4]
         masked = view[info + VcpuInfo.UPCALL_MASK]
         if self.kernel_mode:
@@ -230,14 +233,16 @@ class Vcpu:
         if flags & ~_CLEARED:
             registers.rflags = flags & _CLEARED
 
-    def raise_exception(self, vector: int, error: int | None = None, address: int = 0) -> None:
+    def raise_exception(
+        self, vector: int, error: int | None = None, address: int = 0, selectors: tuple[int, int] | None = None
+    ) -> None:
         """Enter the kernel's handler of an exception. Raises `Crash` where there is none."""
         gate = self.gates[vector]
         if gate is None or not gate.address:
             raise Crash(f"exception {vector} at {self.registers.rip:#x} has no handler")
         if vector == 14:
             self.words[self.info_at + VcpuInfo.CR2 >> 3] = address
-        self.bounce(gate.address, gate.masks, error)
+        self.bounce(gate.address, gate.masks, error, selectors)
 
     def raise_event(self) -> bool:
         """Enter the kernel's handler of events; False where it has none yet."""
@@ -281,14 +286,11 @@ class Vcpu:
         registers.rip = rip
         registers.rflags = flags & 0x24_4FD5 & ~_IOPL | _IF | 2
         self.view[self.info_at + VcpuInfo.UPCALL_MASK] = 0 if flags & _IF else 1
-        if not (self._load(CS, cs & 0xFFFF | 3) and self._load(SS, ss & 0xFFFF | 3)):
-            self._enter_safe()
-
-    def _enter_safe(self) -> None:
-        """A return that the processor refuses: the kernel is told as of a general protection fault."""
-        if not self.kernel_mode:
-            self.toggle(self.kernel_root)
-        self.raise_exception(_GP, 0)
+        selectors = cs & 0xFFFF | 3, ss & 0xFFFF | 3
+        for index, selector in zip((CS, SS), selectors, strict=True):
+            if not self._load(index, selector):  # a fault of where it goes, which is never reached
+                self.raise_exception(_GP, selector & ~3, selectors=selectors)
+                return
 
     # -- as a value -----------------------------------------------------------------------------
 
@@ -305,7 +307,7 @@ class Vcpu:
             (self.kernel_root, self.user_root, self.kernel_stack, self.gs_kernel, self.gs_user),
             tuple(self.gates),
             (self.event_entry, self.failsafe_entry, self.syscall_entry, self.syscall32_entry, self.sysenter_entry),
-            (self.io_level, self.task_switched, self.cr4, tuple(self.debug)),
+            (self.io_level, self.task_switched, self.cr4, self.identify_faults, tuple(self.debug)),
             (self.descriptor_frames, self.local_base, self.local_entries, self.info_at),
             DESCRIPTOR_LIMIT,
         )

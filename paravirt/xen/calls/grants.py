@@ -56,8 +56,18 @@ def _domain(hypervisor: XenHypervisor, number: int) -> Domain:
     return found
 
 
+def _table(hypervisor: XenHypervisor, number: int) -> GrantTable:
+    """The table of a domain that may have granted something. Domain 0, which is the hypervisor's own back ends here,
+    has granted nothing to anybody. Raises `GrantError`."""
+    if not number and number not in hypervisor.host.domains:
+        raise GrantError(GrantStatus.GENERAL_ERROR)
+    return _domain(hypervisor, number).grants
+
+
 def _own(hypervisor: XenHypervisor, number: int) -> GrantTable:
     """The caller's own table. Raises `GrantError`."""
+    if not number and number not in hypervisor.host.domains:
+        raise GrantError(GrantStatus.PERMISSION_DENIED)
     domain = _domain(hypervisor, number)
     if domain is not hypervisor.domain:
         raise GrantError(GrantStatus.PERMISSION_DENIED)
@@ -182,7 +192,7 @@ def map_(hypervisor: XenHypervisor, argument: int, count: int) -> int:
             raise GrantError(GrantStatus.BAD_REFERENCE)
         if len(domain.grants.mapped) >= MOST_MAPPED:
             raise GrantError(GrantStatus.NO_DEVICE_SPACE)
-        table = _domain(hypervisor, who).grants
+        table = _table(hypervisor, who)
         place = _entry_place(domain, address, flags & _BY_ENTRY != 0) if flags & _HOST else 0
         grant = table.acquire(reference, domain.number, not flags & _READ_ONLY)
         if place:
@@ -198,11 +208,15 @@ def map_(hypervisor: XenHypervisor, argument: int, count: int) -> int:
     return result
 
 
-def _unmap(domain: Domain, handle: int, address: int, new: int) -> None:
+def _unmap(domain: Domain, handle: int, address: int, machine: int, new: int) -> None:
+    """Take back a mapping: by `address` the guest's entry, by `machine` the device's; with the last of them it ends."""
     mapping = domain.grants.mapped.get(handle)
     if mapping is None:
         raise GrantError(GrantStatus.BAD_HANDLE)
-    if mapping.place:
+    by_machine = machine != 0 and mapping.device
+    if by_machine and machine != mapping.grant.frame << 12:
+        raise GrantError(GrantStatus.BAD_DEVICE_ADDRESS)
+    if address and mapping.place:
         place = mapping.place
         # The guest names the entry as it named it when it mapped: by the address, or by the entry's own.
         if address != place and _entry_place(domain, address, False) != place:
@@ -210,6 +224,8 @@ def _unmap(domain: Domain, handle: int, address: int, new: int) -> None:
         _entry_place(domain, place, True)
         entry = domain.host.words[place >> 3]
         if not entry & _PRESENT or (entry & 0x000F_FFFF_FFFF_F000) >> 12 != mapping.grant.frame:
+            raise GrantError(GrantStatus.GENERAL_ERROR)
+        if (entry & _WRITE != 0) != mapping.grant.write:  # the guest has put another entry there
             raise GrantError(GrantStatus.GENERAL_ERROR)
         replacement = 0
         if new:
@@ -219,8 +235,12 @@ def _unmap(domain: Domain, handle: int, address: int, new: int) -> None:
             replacement = domain.host.words[source >> 3]
             domain.host.words[source >> 3] = 0  # its reference goes with it
         domain.tables.store_granted(place >> 12, place >> 3 & 511, replacement, taken=True)
-    del domain.grants.mapped[handle]
-    mapping.table.release(mapping.grant)
+        mapping.place = 0
+    if by_machine:
+        mapping.device = False
+    if not mapping.place and not mapping.device:
+        del domain.grants.mapped[handle]
+        mapping.table.release(mapping.grant)
 
 
 def _unmap_each(hypervisor: XenHypervisor, argument: int, count: int, replace: bool) -> int:
@@ -228,7 +248,7 @@ def _unmap_each(hypervisor: XenHypervisor, argument: int, count: int, replace: b
 
     def one(request: int) -> None:
         address, second, handle = struct.unpack("<QQI", hypervisor.access.read(request, 20))
-        _unmap(domain, handle, address, second if replace else 0)
+        _unmap(domain, handle, address, 0 if replace else second, second if replace else 0)
 
     try:
         return _each(hypervisor, argument, count, 24, one, 20)
@@ -254,7 +274,7 @@ def _side(hypervisor: XenHypervisor, granted: bool, what: int, who: int, write: 
     """One end of a copy, held. Raises `GrantError`."""
     domain = hypervisor.domain
     if granted:
-        table = _domain(hypervisor, who).grants
+        table = _table(hypervisor, who)
         return table, table.acquire(what, domain.number, write, whole=False)
     if who not in (DOMID_SELF, domain.number):
         raise GrantError(GrantStatus.PERMISSION_DENIED)

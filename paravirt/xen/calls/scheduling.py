@@ -44,16 +44,17 @@ def shutdown(hypervisor: XenHypervisor, argument: int) -> int:
 
 
 def poll(hypervisor: XenHypervisor, argument: int) -> int:
-    """Wait for an event on one of some ports, masked or not, or for a time."""
+    """Wait for an event on one of some ports, masked or not, or for a time. On a port not in use nothing comes."""
     ports_at, count, timeout = struct.unpack("<QIxxxxQ", hypervisor.access.read(argument, 24))
     if count > _PORTS_POLLED:
         raise XenError(Errno.EINVAL)
     ports = struct.unpack(f"<{count}I", hypervisor.access.read(ports_at, count * 4)) if count else ()
     events, clock = hypervisor.domain.events, hypervisor.machine.clock
-    for port in ports:
-        events.get(port)
+    if any(port >= events.most_ports for port in ports):
+        raise XenError(Errno.EINVAL)
+    used = [port for port in ports if port in events.ports]
     for _ in range(_JUMPS):
-        if any(events.is_pending(port) for port in ports) or (timeout and clock.now() >= timeout):
+        if any(events.is_pending(port) for port in used) or (timeout and clock.now() >= timeout):
             break
         due = [when for when in (clock.next_event(), timeout or None) if when is not None]
         if not due:
