@@ -13,7 +13,7 @@ Key = tuple[str, str]
 """Operation and route."""
 
 
-_WITH_ANOTHER = frozenset({"late", "chained", "early", "ahead"})
+_WITH_ANOTHER = frozenset({"late", "chained", "early", "ahead", "quiet"})
 """Routes that are no exits of their own."""
 
 
@@ -25,14 +25,21 @@ class ExitTable:
         self._cells: dict[Key, list[int]] = {}
         self.last: list[int] = [0, 0]
         """The cell counted last: an exit's time goes to what it ended in."""
+        self._elsewhere: list[tuple[list[int], Callable[[], int]]] = []
 
     def cell(self, operation: str, route: str) -> list[int]:
         """Count and nanoseconds of one kind of exit, to be counted in place: the hot path keeps its cell."""
         return self._cells.setdefault((operation, route), [0, 0])
 
+    def add_from(self, operation: str, route: str, take: Callable[[], int]) -> None:
+        """Something that is counted elsewhere: `take` gives how often it came since it was asked last."""
+        self._elsewhere.append((self.cell(operation, route), take))
+
     @property
     def cells(self) -> dict[Key, list[int]]:
         """Every cell there is, those that count nothing yet included."""
+        for cell, take in self._elsewhere:
+            cell[0] += take()
         return self._cells
 
     def count(self, operation: str, route: str) -> None:
@@ -59,7 +66,7 @@ class ExitTable:
     @property
     def counts(self) -> dict[Key, int]:
         """Exits by kind, in the order in which they were first met."""
-        return {key: cell[0] for key, cell in self._cells.items() if cell[0]}
+        return {key: cell[0] for key, cell in self.cells.items() if cell[0]}
 
     @property
     def total(self) -> int:
@@ -70,6 +77,6 @@ class ExitTable:
         """(operation, route, count, share of all exits, seconds), most frequent first."""
         total = self.total or 1
         return sorted(
-            ((*key, cell[0], cell[0] / total, cell[1] / 1e9) for key, cell in self._cells.items() if cell[0]),
+            ((*key, cell[0], cell[0] / total, cell[1] / 1e9) for key, cell in self.cells.items() if cell[0]),
             key=lambda row: (-row[2], row[0], row[1]),
         )

@@ -33,6 +33,33 @@ class QuietAccess(NamedTuple):
     """Of a store, whose lowest byte is kept and handed up with it, 0 or more; -1 for a load."""
 
 
+class PassingAccess(NamedTuple):
+    """A plain load or store of one general register that may pass by a `Passage`; a load fills up with zeros."""
+
+    pc: int
+    """Guest-virtual address of the instruction."""
+    register: int
+    """0 to 30."""
+    size: int
+    """1, 2, 4 or 8 bytes."""
+    store: bool
+
+
+class Passage(NamedTuple):
+    """A page that is not mapped and whose aligned accesses are done in memory, where an entry says when they come."""
+
+    page: int
+    """Guest-virtual address, less the last 12 bits."""
+    tag: int
+    """What the word that opens it must be."""
+    entry: int
+    """Engine-physical address of the entry of 64 bits; bits 47 to 12 of it are the frame's address."""
+    like: int
+    """What the other bits of the entry must be."""
+    most: int
+    """Accesses by one entry in a row that need no exit."""
+
+
 class AArch64Registers(Protocol):
     """The registers of an AArch64 CPU, readable and writable while an exit is handled, and between runs."""
 
@@ -157,6 +184,24 @@ class AArch64Engine(Engine, Protocol):
 
         After some loads without a store a load exits: the guest waits for something.
         """
+        ...
+
+    def prepare_passages(self, base: int, memory: memoryview, kinds: memoryview, word: memoryview) -> None:
+        """Passages lead to `memory`, which is at engine-physical `base`.
+
+        `kinds` has a byte for each page of it: where that is above 1 a store exits. `word`, of 64 bits, opens a page.
+        """
+        ...
+
+    def let_pass(self, passage: Passage | None, accesses: Sequence[PassingAccess] = ()) -> None:
+        """From now on these accesses to this page, and no others, need no exit. An engine may do fewer, or none."""
+        ...
+
+    passing: tuple[int, int]
+    """The entry that was last passed by, and how many accesses more there were by it in a row."""
+
+    def take_passed(self) -> int:
+        """How many accesses have passed by since this was asked last."""
         ...
 
     def hand_up_stores(self, late: Callable[[int, int], None]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import unicorn
 from unicorn import arm64_const
 
-from emulator.engine.aarch64 import QuietAccess
+from emulator.engine.aarch64 import Passage, PassingAccess, QuietAccess
 from emulator.engine.exit import ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import aarch64_state as state
@@ -22,6 +22,7 @@ from emulator.engine.unicorn.aarch64_state import STATE_AT, UnicornAArch64Regist
 from emulator.engine.unicorn.arm_registers import AARCH64, AARCH64_TABLE, show
 from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
+from emulator.engine.unicorn.passages import Passages
 from emulator.engine.unicorn.quiet import QuietAccesses
 from emulator.errors import EngineMissing
 from emulator.isa.aarch64.encoding import fields
@@ -70,13 +71,16 @@ class UnicornAArch64Engine(UnicornCpu):
         self._control = self._quiet.control
         self._keeper = self._quiet
         self._trusts = False
-        self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._quiet.on_exception), user=self._quiet.argument)
+        following = self._quiet.on_exception, self._quiet.argument
+        self._passages = Passages(self.registers.address, state.GENERAL, *following)
+        self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._passages.on_exception), user=self._passages.argument)
         self._count_blocks()
         self.registers.set_public(_CPACR, _FP_ENABLED)
         self.registers.learn_modes()
         self._roots = [(0, 0), (0, 0)]
         self._processor = self.registers.address - STATE_AT
         self._flush_page = lib.page_flush(self.library, "aarch64")
+        self._trusted = False
         confirm(self)
 
     def _start_address(self) -> int:
@@ -141,6 +145,27 @@ class UnicornAArch64Engine(UnicornCpu):
     def be_quiet(self, accesses: Sequence[QuietAccess]) -> None:
         """These accesses are done by native code."""
         self._quiet.set(accesses)
+
+    def prepare_passages(self, base: int, memory: memoryview, kinds: memoryview, word: memoryview) -> None:
+        """Where accesses that pass by lead, and what opens a page."""
+        self._passages.prepare(base, memory, kinds, word)
+
+    def let_pass(self, passage: Passage | None, accesses: Sequence[PassingAccess] = ()) -> None:
+        """These accesses are done by native code."""
+        self._passages.set(passage, accesses)
+
+    @property
+    def passing(self) -> tuple[int, int]:
+        """The last entry, and how many accesses more there were by it in a row."""
+        return self._passages.passing
+
+    @passing.setter
+    def passing(self, value: tuple[int, int]) -> None:
+        self._passages.passing = value
+
+    def take_passed(self) -> int:
+        """Accesses done since this was asked last."""
+        return self._passages.take()
 
     def hand_up_stores(self, late: Callable[[int, int], None]) -> None:
         """Who gets the stores that were kept."""

@@ -9,7 +9,7 @@ from typing import Final
 
 from emulator.board.virt import UART
 from emulator.devices import pl011
-from emulator.engine.aarch64 import SP, AArch64Engine, AArch64Registers, QuietAccess
+from emulator.engine.aarch64 import SP, AArch64Engine, AArch64Registers, Passage, PassingAccess, QuietAccess
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.access import Access, address_of, decode, loaded
 from emulator.isa.aarch64.exceptions import AArch64Exception
@@ -17,6 +17,7 @@ from emulator.isa.aarch64.paging import FRAME_MASK
 from emulator.isa.aarch64.table import TABLE
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
+from emulator.isa.paging import KERNEL_SHIFT, WRITE
 from paravirt import abi
 from paravirt.hypervisor import Hypervisor
 from paravirt.modes.aarch64 import debug
@@ -29,6 +30,10 @@ _MOST_PASSED: Final = 32
 """Accesses by one and the same entry from which on a page of passage is mapped."""
 _QUIET: Final = 12
 """Quiet accesses known at a time."""
+_PASSERS: Final = 12
+"""Accesses known at a time that pass by."""
+_TAG: Final = (1 << 44) - 1
+"""Of the number of a page, what the word of the shared page has."""
 _OFTEN: Final = 8
 """Invalidations of a page from which on its first access afterwards is done without mapping it."""
 
@@ -51,8 +56,8 @@ class EmulatedAccesses(Hypervisor):
     _memory_end: int
     _passages: dict[int, tuple[int, int, int]]
     _passages_counted: list[int]
-    _passing: int
-    _passed: int
+    _open_passage: Passage | None
+    _passers: dict[int, PassingAccess]
 
     def _kernel_page_below(self, address: int, frame: int, write: bool) -> None:
         """A page of the kernel's in the lower half: never mapped for data, so that LDTR and STTR, which are plain
@@ -87,17 +92,18 @@ class EmulatedAccesses(Hypervisor):
         page = address >> 12
         if shadow.clean_page != page or shadow.invalidations.get(page, 0) < _OFTEN:
             return False
-        self._passed = self._passed + 1 if entry == self._passing else 0
-        self._passing = entry
+        passed = self._pass(entry)
         access = self._access(self._registers.pc)
-        if self._passed > _MOST_PASSED or access is None or access.load == write:
+        if passed > _MOST_PASSED or access is None or access.load == write:
             return False
         if (address & 0xFFF) + 2 * access.size > 4096:
             return False
         self._count(self._passages_counted)
         self._shared_unmapped(page)
+        walk = self.vcpu.walker.result
+        table = walk.tables[1] + (address >> 9 & 0xFF8)
+        self._learn_passage(Passage(page, page & _TAG, table, entry, _MOST_PASSED), access, walk.rights)
         if write:
-            table = self.vcpu.walker.result.tables[1] + (address >> 9 & 0xFF8)
             self._passages[page] = self.vcpu.context.generation, table - self._memory_base >> 3, entry
             self._do_store(access, frame | address & 0xFFF)
             self._own_store = -1  # it is done
@@ -116,8 +122,10 @@ class EmulatedAccesses(Hypervisor):
             return False
         generation, at, like = known
         entry = self._guest_words[at]
-        passed = self._passed + 1 if entry == self._passing else 0
-        if generation != self.vcpu.context.generation or (entry ^ like) & ~FRAME_MASK or passed > _MOST_PASSED:
+        if generation != self.vcpu.context.generation or (entry ^ like) & ~FRAME_MASK:
+            return False
+        passing, passed = self.engine.passing
+        if entry == passing and passed >= _MOST_PASSED:
             return False
         physical = entry & FRAME_MASK | address & 0xFFF
         size = access.size
@@ -125,9 +133,11 @@ class EmulatedAccesses(Hypervisor):
             return False
         if self.shadow.invalidations.get(page, 0) < _OFTEN:
             return False
-        self._passed, self._passing = passed, entry
+        self._pass(entry)
         self._count(self._passages_counted)
-        self.shared[UNMAPPED] = page & (1 << 44) - 1
+        self.shared[UNMAPPED] = page & _TAG
+        if self._open_passage is not None and self._registers.pc not in self._passers:
+            self._learn_passer(access)
         vcpu = self.vcpu
         value = vcpu.gpr[access.first] if access.first != SP else 0
         if access.writeback:
@@ -139,7 +149,41 @@ class EmulatedAccesses(Hypervisor):
 
     def _shared_unmapped(self, page: int) -> None:
         """Tell fixups which page has nothing to invalidate."""
-        self.shared[UNMAPPED] = page & (1 << 44) - 1
+        self.shared[UNMAPPED] = page & _TAG
+
+    def _pass(self, entry: int) -> int:
+        """An access by an entry: how many there were by it before, in a row."""
+        passing, passed = self.engine.passing
+        passed = passed + 1 if entry == passing else 0
+        self.engine.passing = entry, passed
+        return passed
+
+    def _learn_passage(self, passage: Passage, access: Access, rights: int) -> None:
+        """An access to a page of passage was done: the next one of this kind needs no exit, while the page's entry is
+        like it was, but for the frame."""
+        if self.shadow.frames.guard is not None or self.shadow.watched or not rights >> KERNEL_SHIFT & WRITE:
+            return
+        known = self._open_passage
+        if known is None or known[:3] != passage[:3] or (known.like ^ passage.like) & ~FRAME_MASK:
+            self._open_passage = passage
+            self.engine.let_pass(passage, tuple(self._passers.values()))
+        if self._registers.pc not in self._passers:
+            self._learn_passer(access)
+
+    def _learn_passer(self, access: Access) -> None:
+        if access.second >= 0 or access.writeback or access.signed or access.first == SP:
+            return
+        pc = self._registers.pc
+        if len(self._passers) == _PASSERS:
+            self._passers.clear()
+        self._passers[pc] = PassingAccess(pc, access.first, access.size, not access.load)
+        self.engine.let_pass(self._open_passage, tuple(self._passers.values()))
+
+    def _close_passage(self) -> None:
+        """Where the entry of the page of passage is may have changed."""
+        if self._open_passage is not None:
+            self._open_passage = None
+            self.engine.let_pass(None)
 
     def _reads_itself(self, address: int, frame: int) -> bool:
         """Code reads the page it executes from, which can be executed only: the load is done in its place."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from emulator.board.arm_boot import ArmEntry
 from emulator.board.virt import UART, Virt
-from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, QuietAccess
+from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, Passage, PassingAccess, QuietAccess
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.access import Access
@@ -87,8 +87,10 @@ class AArch64Hypervisor(AArch64Saving):
         self._passages: dict[int, tuple[int, int, int]] = {}
         """Pages of passage: generation of the walk, index of the page's entry in memory, and that entry."""
         self._passages_counted = self.exits.cell("access to a page of passage", "emulated")
-        self._passing, self._passed = 0, 0
-        """Entry of the page of passage, and how many accesses were done by it one after the other."""
+        self._open_passage: Passage | None = None
+        """The page of passage that the engine knows; and the accesses that it knows, by their places."""
+        self._passers: dict[int, PassingAccess] = {}
+        self.exits.add_from("access to a page of passage", "quiet", self.engine.take_passed)
         self.shadow.on_mapped = self._mapped
         self._mapped()
 
@@ -123,6 +125,9 @@ class AArch64Hypervisor(AArch64Saving):
         """Have the engine keep stores to the serial port, and know when it may."""
         self.engine.hand_up_stores(self._store_late)
         self.engine.trust_mappings()
+        kinds = self.shadow.frames.kind.data
+        word = self.shared[UNMAPPED : UNMAPPED + 1]
+        self.engine.prepare_passages(self._memory_base, self.machine.memory.view, kinds, word)
         self.board.uart.watch_quiet(self._serial_quiet)
 
     def _mapped(self) -> None:
@@ -299,6 +304,9 @@ class AArch64Hypervisor(AArch64Saving):
         """What stands where in the code may have changed."""
         self._access_at.clear()
         self._forget_quiet()
+        if self._passers:
+            self._passers.clear()
+            self._close_passage()
 
     def _forget_quiet(self) -> None:
         """What accesses the serial port, and how, may have changed."""
@@ -309,6 +317,7 @@ class AArch64Hypervisor(AArch64Saving):
     def _forget_devices(self) -> None:
         """What the guest has mapped where may have changed."""
         self.vcpu.context.generation += 1
+        self._close_passage()
         self._devices.clear()
         self._forget_quiet()
 
@@ -389,6 +398,7 @@ class AArch64Hypervisor(AArch64Saving):
         """TLBI by address, of the last level only or of all."""
         if not last:
             self.vcpu.context.generation += 1
+            self._close_passage()
         if self._devices:
             self._devices.clear()
             self._forget_quiet()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from emulator.engine.aarch64 import AArch64Registers, QuietAccess
+from emulator.engine.aarch64 import AArch64Registers, Passage, PassingAccess, QuietAccess
 from emulator.isa.aarch64.access import decode
 from emulator.isa.aarch64.paging import Walker
 from emulator.isa.aarch64.registers import BY_NAME
@@ -36,6 +36,9 @@ class Habits:
     passages: tuple[tuple[int, int, int, int], ...]
     """Pages of passage: page, generation, index of the entry in memory, and the entry."""
     passed: tuple[int, int]
+    passage: tuple[Passage, ...]
+    """The one that the engine knows, or none."""
+    passers: tuple[PassingAccess, ...]
     clean_page: int
     invalidations: tuple[tuple[int, int], ...]
     below: tuple[int, ...]
@@ -132,7 +135,9 @@ class AArch64Saving(EmulatedAccesses):
             accesses=tuple((pc, words[id(access)]) for pc, access in self._access_at.items()),
             quiet=tuple(self._quiet.values()),
             passages=tuple((page, *known) for page, known in self._passages.items()),
-            passed=(self._passing, self._passed),
+            passed=self.engine.passing,
+            passage=() if self._open_passage is None else (self._open_passage,),
+            passers=tuple(self._passers.values()),
             clean_page=shadow.clean_page,
             invalidations=tuple(shadow.invalidations.items()),
             below=tuple(sorted(shadow._below)),
@@ -175,6 +180,8 @@ class AArch64Saving(EmulatedAccesses):
             raise ValueError("an access that the saved machine knows is none")
         if not all(0 <= row.register <= 30 and _plain(row) for row in habits.quiet):
             raise ValueError("an access without an exit of the saved machine is none")
+        if len(habits.passage) > 1 or not all(_may_pass(row) for row in habits.passers):
+            raise ValueError("an access that passes by, of the saved machine, is none")
         if not all(0 <= at < words for _, _, at, _ in habits.passages) or len(habits.walks) != len(self._walkers):
             raise ValueError("a page of passage of the saved machine is outside its memory")
         self.vcpu.context.generation = habits.generation
@@ -190,7 +197,10 @@ class AArch64Saving(EmulatedAccesses):
         self.engine.be_quiet(tuple(self._quiet.values()))
         self._passages.clear()
         self._passages.update((page, (generation, at, entry)) for page, generation, at, entry in habits.passages)
-        self._passing, self._passed = habits.passed
+        self._open_passage = habits.passage[0] if habits.passage else None
+        self._passers = {row.pc: row for row in habits.passers}
+        self.engine.let_pass(self._open_passage, habits.passers)
+        self.engine.passing = habits.passed
         shadow.clean_page = habits.clean_page
         shadow.invalidations = dict(habits.invalidations)
         shadow._below = set(habits.below)
@@ -219,3 +229,7 @@ def _set_general(real: AArch64Registers, saved: AArch64Saved) -> None:
 
 def _plain(row: QuietAccess) -> bool:
     return 0 <= row.pc <= _MASK and 0 <= row.address <= _MASK and 0 <= row.answer <= _MASK and -1 <= row.tag < PAGE_SIZE
+
+
+def _may_pass(row: PassingAccess) -> bool:
+    return 0 <= row.pc <= _MASK and 0 <= row.register <= 30 and row.size in (1, 2, 4, 8)

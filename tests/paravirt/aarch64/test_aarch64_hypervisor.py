@@ -7,7 +7,7 @@ import pytest
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.encoding import BRK, HVC, NOP, SVC, mrs, msr
 from emulator.isa.aarch64.registers import BY_NAME
-from emulator.isa.aarch64.room import CODE, DATA, KERNEL_DATA, READ_ONLY, UNMAPPED
+from emulator.isa.aarch64.room import BASE, CODE, DATA, KERNEL_DATA, READ_ONLY, ROOT, UNMAPPED
 from tests.paravirt.aarch64.aarch64_tiny import KERNEL_VECTOR, OFF, USER, USER_VECTOR, Guest, load, to_user, trapping
 
 E = {name: one.encoding for name, one in BY_NAME.items()}
@@ -196,3 +196,67 @@ def test_waiting_lets_time_pass_to_the_timers_interrupt() -> None:
     assert gpr[20] >= 1000
     assert gpr[21] == 0x3C0
     assert guest.hypervisor.vcpu.spsr & x.MASK_I == 0
+
+
+PASSED = "access to a page of passage"
+PLACE = BASE + 0xC000
+"""Mapped for a moment, in the upper half."""
+BOTH_HALVES = 25 | 25 << 16 | 2 << 30 | 1 << 32
+FRAMES = BASE + 0xA000, BASE + 0xB000
+STORE_ENTRY, STORE_OTHER, CLEAR_ENTRY = 0xF900_0045, 0xF900_0046, 0xF900_005F
+FORGET_PAGE = 0xD508_87E7
+"""tlbi vaale1, x7"""
+
+
+def upper(register: int, address: int) -> list[int]:
+    """An address of the upper half into a register."""
+    return [*load(register, 0xFF80_0000_0000 | address), 0xF2E0_0000 | 0xFFFF << 5 | register]
+
+
+def passing(tail: list[int], rounds: int = 100, technique: str = "") -> Guest:
+    """A kernel that maps one frame and then another one at PLACE, `rounds` times over, each for a single store of what
+    is left of the rounds; then `tail`."""
+    words = [*upper(1, PLACE), *load(2, ROOT + 0x2000 + 0xC * 8), *load(4, rounds), *upper(7, PLACE)]
+    words[-4:] = load(7, (0xFFF_FFFF_FF80_0000_0000 | PLACE) >> 12)
+    words += [*load(5, FRAMES[0] | 0x703), 0xF2E0_0000 | 0x60 << 5 | 5]
+    words += [*load(6, FRAMES[1] | 0x703), 0xF2E0_0000 | 0x60 << 5 | 6]
+    loop = [STORE_ENTRY, FORGET_PAGE, 0xF900_0024, STORE_OTHER, FORGET_PAGE, 0xF900_0424, 0xD100_0484]
+    words += [*loop, 0xB500_0004 | (-len(loop) & 0x7FFFF) << 5]
+    guest = Guest([*words, *tail], translator=trapping)
+    memory, context = guest.machine.memory, guest.hypervisor.vcpu.context
+    memory.write(ROOT + 0x2000 + 2 * 8, 8, ROOT + 0x2000 | 0x703 | 3 << 53)
+    context.tcr, context.ttbr1 = BOTH_HALVES, ROOT
+    if technique:
+        guest.hypervisor.choose_technique(technique)
+    guest.hypervisor.translation_changed()
+    return guest
+
+
+@pytest.mark.parametrize("technique", ["", "lazy", "eager"])
+def test_stores_into_a_page_that_is_mapped_for_a_moment_reach_the_frame_of_that_moment(technique: str) -> None:
+    guest = passing([], technique=technique)
+    assert guest.run()[4] == 0
+    memory = guest.machine.memory
+    assert [memory.read(FRAMES[0], 8), memory.read(FRAMES[1] + 8, 8)] == [1, 1]
+    counts = guest.hypervisor.exits.counts
+    quiet = counts.get((PASSED, "quiet"), 0)
+    assert (quiet > 150) if not technique else (quiet == 0)
+
+
+def test_a_page_that_was_mapped_for_a_moment_is_gone_afterwards() -> None:
+    guest = passing([CLEAR_ENTRY, FORGET_PAGE, 0xF900_0024])
+    guest.run()
+    assert guest.caught[:2] == (x.DATA_SAME, 0x047)
+    assert guest.hypervisor.vcpu.far & 0xFFFF_FFFF == PLACE
+
+
+def test_code_that_is_written_through_a_page_of_a_moment_is_what_runs() -> None:
+    behind = CODE + 4 * 60
+    tail = [*load(8, behind), 0xD63F_0100]  # blr x8: the frame is code from now on
+    tail += [*load(5, behind & ~0xFFF | 0x703), 0xF2E0_0000 | 0x60 << 5 | 5, STORE_ENTRY, FORGET_PAGE]
+    tail += [*load(4, 0xD280_0543), 0xB900_0024 | (behind & 0xFFF) // 4 << 10]  # mov x3, #42, in its place
+    tail += [0xD63F_0100]
+    guest = passing(tail)
+    guest.machine.memory.write(behind, 4, 0xD280_0023)  # mov x3, #1
+    guest.machine.memory.write(behind + 4, 4, 0xD65F_03C0)  # ret
+    assert guest.run()[3] == 42
