@@ -223,7 +223,7 @@ def room_of(session: Session, technique: str, operation: str, apart: Sequence[tu
         used = shadow.bytes_used
     else:
         assert isinstance(shadow, ShadowPaging)
-        used = 2 * shadow.pool.used << shadow.pool.form.unit
+        used = shadow.pool.bytes_used
     tables = _tables(session)
     holes = [*apart, *((frame << 12, 4096) for frame in tables)]
     summary = hashlib.sha256()

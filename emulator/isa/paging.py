@@ -87,13 +87,15 @@ class TableFormat:
     pages: tuple[int, ...]
     """Bits of a page's entry, by its rights."""
     blocks: tuple[int, ...]
-    """Bits of a block's entry at level 2, by its rights."""
+    """Bits of a block's entry at level 2, by its rights; empty where blocks are not used."""
     tables: tuple[int, ...]
     """Bits of an entry that points to a table, by what it lets through."""
     page_write: tuple[int, int]
     """(mask, value): a page's entry is writable when its masked bits have this value."""
     block_write: tuple[int, int]
     """The same of a block's."""
+    limits: bool = True
+    """An entry that points to a table limits the rights of what lies below; otherwise a page has all of them."""
 
     def read_only(self, entry: int) -> int:
         """A page's entry without its right to write."""

@@ -6,7 +6,7 @@ filled at once. `ShadowPaging` links what is made here, and knows when the guest
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paravirt.mmu.shadow import ShadowPaging
 
 _ANYTHING = READ | WRITE | EXECUTE
+_RIGHTS_SHIFT = 8
 _PIECES = 1
 """Of a table's key: its address is that of memory, not of a guest's table."""
 
@@ -30,6 +31,7 @@ class Blocks:
         form = shadow.form
         self._shifts = (0, *(level.shift for level in form.levels))
         self._masks = (0, *((1 << level.bits) - 1 for level in form.levels))
+        self._shift, self._pieces = shadow.pool.shift, self._masks[1]
         self._span = 1 << self._shifts[2] if len(form.levels) > 1 else 0
         self._split: dict[int, list[int]] = {}
         """By guest-physical address of a block, the tables of its pieces."""
@@ -45,7 +47,9 @@ class Blocks:
         shadow, pool, form = self._shadow, self._shadow.pool, self._shadow.form
         words, role, level = pool.words, shadow.role, walk.level
         guest = walk.entries[level]
-        own = shadow.guest.own_rights(guest, role == USER_VIEW)
+        own = shadow.guest.own_rights(guest, role & 1 == USER_VIEW)
+        if not form.limits:
+            role |= own << _RIGHTS_SHIFT  # pieces have them, and are others for others
         mirrored = -1
         while True:
             index = (walk.address >> self._shifts[level]) & self._masks[level]
@@ -68,7 +72,10 @@ class Blocks:
             small = -1
         else:
             small = self._part(walk, base, 1, role)
-            self._put(at, 2, pool.address_of(small) | form.tables[own | READ if walk.level == 2 else _ANYTHING])
+            bits = form.tables[_ANYTHING]
+            if walk.level == 2:
+                bits = form.tables[own | READ] | shadow.guest.carried(guest, 2)
+            self._put(at, 2, pool.address_of(small) | bits)
         if walk.level == 2:
             pool.seen[mirrored] = guest
         return small
@@ -89,10 +96,10 @@ class Blocks:
             pool.keep(key, table)
             if level == 1:
                 self._split.setdefault(base, []).append(table)
-                self._fill(table, base)
+                self._fill(table, base, _ANYTHING if self._shadow.form.limits else role >> _RIGHTS_SHIFT)
         return table
 
-    def _fill(self, table: int, base: int) -> None:
+    def _fill(self, table: int, base: int, rights: int) -> None:
         """Map every page of a split large page, code in use read-only; devices wait for their fault."""
         shadow = self._shadow
         pool, form, frames = shadow.pool, shadow.form, shadow.frames
@@ -101,17 +108,17 @@ class Blocks:
         if low >= high:
             return
         numbers = np.arange(low, high, dtype=np.uint64)
-        pieces = (numbers << np.uint64(12)) + np.uint64(frames.base) | np.uint64(form.pages[READ | WRITE])
+        pieces = (numbers << np.uint64(12)) + np.uint64(frames.base) | np.uint64(form.pages[READ | rights & WRITE])
         closed = frames.read_only_ahead(low, high)
         pieces[closed] = pieces[closed] & np.uint64(form.page_mask) | np.uint64(form.pages[READ])
         at = (table << pool.shift) + low - first
         pool.entries.reshape(-1)[at : at + len(pieces)] = pieces.astype(pool.dtype)
         shadow.prefilled += len(pieces)
 
-    def pieces(self, number: int) -> Iterator[int]:
-        """Where pieces of split large pages map a frame."""
-        shadow = self._shadow
-        page = shadow.frames.base + (number << 12)
-        index = (page >> self._shifts[1]) & self._masks[1]
-        for table in self._split.get(page & ~(self._span - 1), ()):
-            yield (table << shadow.pool.shift) + index
+    def pieces(self, page: int) -> Sequence[int]:
+        """Where pieces of split large pages map the page at a guest-physical address."""
+        tables = self._split.get(page & -self._span)
+        if tables is None:
+            return ()
+        index = page >> 12 & self._pieces
+        return [(table << self._shift) + index for table in tables]

@@ -33,6 +33,8 @@ class Eager(Lazy):
 
     def follow(self) -> None:
         """A store is done."""
+        if not self.guard.dirty:
+            return
         shadow = self._shadow
         pool, before = shadow.pool, shadow.prefilled
         changed = self.guard.follow_all()
@@ -40,8 +42,7 @@ class Eager(Lazy):
             if pool.level_of[table] == 1:
                 shadow.fill_ahead(table)
         self.entered_at_once += shadow.prefilled - before
-        if changed:
-            shadow.flush_tlb()
+        shadow.flush_tlb()
 
     def walked(self, walk: PageWalk) -> None:
         """Nothing is dirty but what is being written."""

@@ -53,6 +53,12 @@ class ShadowEntries:
         self._masks = (0, *((1 << level.bits) - 1 for level in form.levels))
         self._top = len(form.levels)
         self._unit = self.pool.shift
+        self._base = memory.base >> 12
+        mask, value = form.page_write
+        plain = not name_changes and type(self).replace is ShadowEntries.replace
+        self._page_and_right = form.page_mask | mask, value, ~mask, mask & ~value, form.present, plain
+        """What is compared of an entry that may map a page writable, what it is besides the page's address, and how the
+        right is taken away: what stays, and what is added; what is there; whether nobody is told of changes."""
         self._all = (1 << 8 * form.entry_size) - 1
         self._current: tuple[int, ...] = ()
         """Root table in use of every region."""
@@ -115,6 +121,10 @@ class ShadowEntries:
         else:
             self._engine.flush_tlb()
 
+    def flush_page(self, _address: int, _entries: int = 1) -> None:
+        """The same of one page, of which as many entries of level 1 were just changed, where an engine can do that."""
+        self.flush_tlb()
+
     def drop(self, at: int) -> None:
         """Remove one entry of level 1 (an index of the pool's words)."""
         self.replace(at, 1, 0)
@@ -126,24 +136,27 @@ class ShadowEntries:
         if self._maps(self._words[at], number):
             self.replace(at, 1, 0)
 
-    def make_read_only(self, at: int, number: int) -> bool:
-        """Take the right to write from an entry if it still maps a frame."""
-        entry = self._words[at]
-        mask, value = self.form.page_write
-        if not entry & self.form.present or entry & mask != value or not self._maps(entry, number):
-            return False
-        self.replace(at, 1, self.form.read_only(entry))
-        return True
+    def make_read_only(self, places: Sequence[int], number: int) -> bool:
+        """Take the right to write from entries that still map a frame."""
+        words, changed = self._words, False
+        check, writable, keep, read_only, present, plain = self._page_and_right
+        writable |= self._base + number << 12
+        for at in places:
+            entry = words[at]
+            if entry & check == writable and entry & present:
+                if plain:
+                    words[at] = entry & keep | read_only
+                else:
+                    self.replace(at, 1, entry & keep | read_only)
+                changed = True
+        return changed
 
     def _maps(self, entry: int, number: int) -> bool:
         return entry & self.form.page_mask == self.frames.base + (number << 12)
 
     def make_pieces_read_only(self, number: int) -> bool:
         """The entries of split large pages."""
-        changed = False
-        for at in self.blocks.pieces(number):
-            changed |= self.make_read_only(at, number)
-        return changed
+        return self.make_read_only(self.blocks.pieces(self._base + number << 12), number)
 
     def make_all_read_only(self, number: int) -> bool:
         """Look through all tables for writable mappings of a frame not known to hold code; blocks of it go."""

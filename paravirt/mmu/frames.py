@@ -7,6 +7,7 @@ copy; one that user code is in executes as it is, and every other way to write i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,16 +28,16 @@ class Mappings(Protocol):
         """Take a mapping away if it still maps the frame."""
         ...
 
-    def make_read_only(self, at: Any, number: int) -> bool:
-        """Take the right to write from a mapping if it still maps the frame; whether that changed anything."""
-        ...
-
-    def make_all_read_only(self, number: int) -> bool:
-        """Take the right to write from every mapping of a frame, wherever it is; whether that changed anything."""
+    def make_read_only(self, places: Sequence[Any], number: int) -> bool:
+        """Take the right to write from mappings that still map the frame; whether that changed anything."""
         ...
 
     def make_pieces_read_only(self, number: int) -> bool:
         """The same, for mappings that came about as part of a large page and were never noted."""
+        ...
+
+    def make_all_read_only(self, number: int) -> bool:
+        """Take the right to write from every mapping of a frame, wherever it is; whether that changed anything."""
         ...
 
     def flush_tlb(self) -> None:
@@ -65,6 +66,8 @@ class Frames:
         """Translated code is mapped so that it cannot be read."""
         self.exclusive = False
         """No mapping is both writable and executable, not even user code's: the engine misses stores to its code."""
+        self.expectant = False
+        """What may be code is never mapped writable ahead, since it costs to take that away."""
         self.coherent = False
         """The engine sees stores to code whatever mapping they come by: user code needs no guard."""
         self.guard: TableGuard | None = None
@@ -163,11 +166,10 @@ class Frames:
         """The same; whether translations must be flushed."""
         mappings = self._mappings
         changed = False
-        if self.kind[number] == PLAIN:
+        if self._kinds[number] == PLAIN:
             changed = mappings.make_all_read_only(number)
-            self.kind[number] = MAY_BE_CODE
-        for at in self._writers.pop(number, ()):
-            changed |= mappings.make_read_only(at, number)
+            self._kinds[number] = MAY_BE_CODE
+        changed |= mappings.make_read_only(self._writers.pop(number, ()), number)
         return changed | mappings.make_pieces_read_only(number)
 
     def close(self, number: int) -> bool:
@@ -177,10 +179,19 @@ class Frames:
             self._retire_user_code(number)
         return self._make_read_only(number)
 
+    def close_again(self, number: int) -> None:
+        """The same for a frame that was closed and written since, every writable mapping of which was noted (see
+        `read_only_ahead`): this is done at every flush. Translations must be flushed."""
+        if self._kinds[number] == USER_CODE:
+            self._retire_user_code(number)
+        writers = self._writers.pop(number, None)
+        if writers is not None:
+            self._mappings.make_read_only(writers, number)
+
     def read_only_ahead(self, first: int, end: int) -> NDArray[np.bool_]:
         """Which of some frames may not be mapped writable before they are written to."""
-        active: NDArray[np.bool_] = self.kind[first:end] >= ACTIVE_CODE
-        return active if self.guard is None else active | (self.guard.closed[first:end] != 0)
+        active: NDArray[np.bool_] = self.kind[first:end] >= (MAY_BE_CODE if self.expectant else ACTIVE_CODE)
+        return active if self.guard is None else active | (self.guard.mirrors[first:end] != 0)
 
     def plain(self, first: int, count: int) -> bool:
         """Whether frames are memory, and none of them is known to be code."""

@@ -8,7 +8,7 @@ does not exit at every store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +25,8 @@ class TableGuard:
         self.is_closed = memoryview(bytearray(shadow.frames.count))
         self.closed = np.frombuffer(self.is_closed, dtype=np.uint8)
         """By frame, 1 while a store into it must come here first."""
+        self.mirrors = np.zeros(shadow.frames.count, dtype=np.uint8)
+        """By frame, 1 while shadow tables mirror some of it, be it closed or open."""
         self.dirty: dict[int, None] = {}
         """Frames that are open and may differ from their snapshots, in the order in which they were written."""
         self.opened = 0
@@ -44,6 +46,7 @@ class TableGuard:
     def forget(self) -> None:
         """All shadow tables are gone."""
         self.closed[:] = 0
+        self.mirrors[:] = 0
         self.dirty.clear()
         self._tables.clear()
         self._asleep.clear()
@@ -52,16 +55,16 @@ class TableGuard:
     # -- shadow tables --------------------------------------------------------------------------
 
     def mirrored(self, table: int) -> None:
-        """A shadow table mirrors what lies in a frame of the guest's memory now."""
-        source = self._shadow.pool.source[table]
-        if source < 0:
-            return
-        frame = source >> 12
-        self._tables.setdefault(frame, []).append(table)
-        if frame not in self.dirty and not self.is_closed[frame]:
-            self.on_close()
-            if self._close(frame):
-                self._shadow.flush_tlb()
+        """A shadow table mirrors what lies in a frame of the guest's memory now, or in several."""
+        for frame in self._shadow.pool.frames_of(table):
+            tables = self._tables.setdefault(frame, [])
+            if table not in tables:
+                tables.append(table)
+            self.mirrors[frame] = 1
+            if frame not in self.dirty and not self.is_closed[frame]:
+                self.on_close()
+                if self._close(frame):
+                    self._shadow.flush_tlb()
 
     def wake(self, table: int) -> None:
         """A table is about to be linked: if it sleeps, it mirrors its frame again."""
@@ -74,18 +77,21 @@ class TableGuard:
         """An entry leads to a table."""
         self._links.setdefault(below, set()).add(at)
 
-    def _in_use(self, table: int) -> bool:
-        """Whether any entry leads to a table, or the guest's root in use is what it mirrors."""
+    def _in_use(self, tables: Sequence[int]) -> bool:
+        """Whether any entry leads to one of these tables, or the guest's root in use is what it mirrors."""
         shadow = self._shadow
-        pool, words = shadow.pool, shadow.pool.words
-        links = self._links.get(table)
-        if links is not None:
-            for at in tuple(links):
-                if words[at] & shadow.form.present and pool.table_in(words[at]) == table:
-                    return True
-                links.discard(at)
+        pool, form = shadow.pool, shadow.form
+        words, mask, present = pool.words, form.table_mask, form.present
+        for table in tables:
+            links = self._links.get(table)
+            if links:
+                address = pool.address_of(table)
+                for at in links:
+                    if words[at] & mask == address and words[at] & present:
+                        return True
+                links.clear()
         names = shadow.guest.roots
-        return any(root == table and names[region] == name for (region, name, _), root in shadow.roots_named().items())
+        return any(root in tables and names[region] == name for (region, name, _), root in shadow.roots_named().items())
 
     # -- frames ---------------------------------------------------------------------------------
 
@@ -102,21 +108,25 @@ class TableGuard:
         self.is_closed[frame] = 1
         return changed
 
-    def follow(self, frames: Iterable[int]) -> list[int]:
-        """Bring the shadow of dirty frames up to date and close them; returns the tables that have lost entries."""
-        pool, changed, flush = self._shadow.pool, [], False
+    def follow(self, frames: Sequence[int], *, in_use: bool = False) -> list[int]:
+        """Bring the shadow of dirty frames up to date and close them; returns the tables that have lost entries.
+
+        `in_use`: something is known to lead to them. The caller flushes the engine's translations, whether there are
+        such tables or not."""
+        revalidate, close = self._shadow.pool.revalidate, self._shadow.frames.close_again
+        mirroring, is_closed, dirty = self._tables, self.is_closed, self.dirty
+        changed: list[int] = []
         self.on_close()
+        self.followed += len(frames)
         for frame in frames:
-            del self.dirty[frame]
-            self.followed += 1
-            tables = self._tables.get(frame, ())
-            if not any(map(self._in_use, tables)):
+            del dirty[frame]
+            tables = mirroring.get(frame, ())
+            if not in_use and not self._in_use(tables):
                 self._release(frame)
                 continue
-            changed += [table for table in tables if pool.revalidate(table)]
-            flush |= self._close(frame)
-        if flush:
-            self._shadow.flush_tlb()
+            changed.extend(filter(revalidate, tables))
+            close(frame)
+            is_closed[frame] = 1
         return changed
 
     def follow_all(self) -> list[int]:
@@ -127,9 +137,9 @@ class TableGuard:
         """Nothing leads to what mirrors a frame: let it sleep, and let the guest do there what it likes."""
         shadow = self._shadow
         self.released += 1
+        self.mirrors[frame] = 0
         for table in self._tables.pop(frame, ()):
             shadow.pool.sleep(table)
             self._asleep.add(table)
             self._links.pop(table, None)
             shadow.forget_root(table)
-        shadow.flush_tlb()

@@ -25,6 +25,10 @@ class Lazy:
     def __init__(self, shadow: ShadowPaging) -> None:
         self._shadow = shadow
         self.guard = shadow.frames.guard = TableGuard(shadow)
+        self._wide = [
+            (number, level.shift - 2) for number, level in enumerate(shadow.guest.levels, 1) if level.mirrored > 4096
+        ]
+        """Levels whose tables fill several frames, and the shift that gives an entry's offset there."""
 
     def mirrored(self, table: int) -> None:
         """Write-protect it."""
@@ -33,7 +37,7 @@ class Lazy:
     def found(self, table: int) -> None:
         """What it links may have been written while nothing led there."""
         self.guard.wake(table)
-        self.guard.follow_all()
+        self._follow_all()
 
     def linked(self, at: int, below: int) -> None:
         """Noted, so that a table to which nothing leads is known."""
@@ -44,16 +48,31 @@ class Lazy:
         dirty = self.guard.dirty
         if not dirty:
             return
-        base = self._shadow.frames.base
-        frames = dict.fromkeys(table - base >> 12 for table in walk.tables[walk.level :])
-        if self.guard.follow([frame for frame in frames if frame in dirty]):
+        base, on_the_way = self._shadow.frames.base, []
+        for table in walk.tables[walk.level :]:
+            frame = table - base >> 12
+            if frame in dirty and frame not in on_the_way:
+                on_the_way.append(frame)
+        for level, shift in self._wide:
+            if level >= walk.level:
+                frame = walk.tables[level] - base + (walk.address >> shift & ~3) >> 12
+                if frame in dirty and frame not in on_the_way:
+                    on_the_way.append(frame)
+        if on_the_way:
+            self.guard.follow(on_the_way, in_use=True)
+            self._shadow.flush_tlb()
+
+    def _follow_all(self) -> None:
+        if self.guard.dirty:
+            self.guard.follow_all()
             self._shadow.flush_tlb()
 
     def entered(self, view: int, roots: tuple[int, ...]) -> None:
         """All was done at the flush."""
 
     def root_loaded(self) -> None:
-        """Every dirty table, whosever it is: translations of the kernel's may lie anywhere."""
+        """Every dirty table, whosever it is: translations of the kernel's may lie anywhere. The root is entered next,
+        which flushes."""
         self.guard.follow_all()
 
     def flushed_all(self) -> None:
@@ -62,8 +81,7 @@ class Lazy:
 
     def invalidated(self, address: int) -> None:
         """Every dirty table: a TLB may forget more than it is asked to."""
-        if self.guard.follow_all():
-            self._shadow.flush_tlb()
+        self._follow_all()
 
     def forget(self) -> None:
         """All shadow tables are gone."""

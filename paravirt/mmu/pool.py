@@ -7,6 +7,7 @@ guest's table is found by comparing it with the snapshot; nothing is noticed bef
 import ctypes
 import mmap
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
@@ -15,6 +16,22 @@ from emulator.isa.paging import GuestTables, Level, TableFormat
 Key = tuple[int, int, int, int]
 """What a table is known by: guest-physical address of what it mirrors, level, role, and virtual place (the address bits
 above those that it covers). Code in a kernel's view is made for its address, so no table is at two places."""
+
+
+_Compared = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bytearray, int]
+_not_equal = np.not_equal
+
+SHARE: Final = 0.02
+"""Of the guest's memory, what its shadow may take at most: tables, snapshots, and what is known of each."""
+FLOOR: Final = 512 << 10
+"""Bytes that the shadow may take of a guest however small: one address space in both views, large pages split."""
+NOTES: Final = 1 << 10
+"""Bytes of Python's that a table costs beside itself and its snapshot: key, links, arrays; at most."""
+
+
+def most_units(unit: int, memory: int) -> int:
+    """How many units of 2**`unit` bytes the shadow of a guest may have, by bytes of its memory."""
+    return max(FLOOR >> unit + 1, int(memory * SHARE) // ((2 << unit) + NOTES))
 
 
 class ShadowPoolExhausted(Exception):
@@ -35,11 +52,13 @@ class TablePool:
         self.shift = form.unit - (3 if form.entry_size == 8 else 2)
         """Bits of an entry's index inside a unit: entry `index` of `table` is `words[(table << shift) + index]`."""
         self.dtype = np.dtype(np.uint64 if form.entry_size == 8 else np.uint32)
-        self.units = size >> form.unit
-        self.entries = np.frombuffer(self.memory, dtype=self.dtype).reshape(self.units, -1)
+        self.entries = np.frombuffer(self.memory, dtype=self.dtype).reshape(size >> form.unit, -1)
         """The same words, by unit."""
         self._flat = self.entries.reshape(-1)
+        self.units = min(size >> form.unit, most_units(form.unit, memory.nbytes))
+        """How many units there may be: bounded by the pool's size, and by the guest's memory."""
         self.level_of = np.zeros(self.units, dtype=np.uint8)
+        self._guest_bytes = memory
         self._guest = np.frombuffer(memory, dtype=np.uint8)
         self._guest_address = self._guest.ctypes.data
         self._guest_size = memory.nbytes
@@ -61,6 +80,10 @@ class TablePool:
         self._keys: dict[int, Key] = {}
         """The other way round, of `_keyed`; made when it is asked for."""
         self._keyed = self._tables
+        self._compared: dict[int, _Compared] = {}
+        """By table, the arrays of `revalidate`, made when a table is looked at first."""
+        self._marks: dict[int, tuple[np.ndarray, bytearray]] = {}
+        """By number of entries, where the result of a comparison is written."""
         self.on_removed: Callable[[list[int]], None] | None = None
         """Called with the places of entries that are about to be removed, where an engine must know them."""
 
@@ -70,9 +93,15 @@ class TablePool:
         self.seen = memoryview(self._snapshots).cast("Q" if guest.entry_size == 8 else "I")
         """Entries of the guest's when they were last looked at."""
         self.seen_shift = self.form.unit - (3 if guest.entry_size == 8 else 2)
+        self._guest_view = self._guest_bytes.cast("Q" if guest.entry_size == 8 else "I")
         self.guest_words = np.frombuffer(self._guest, dtype=np.uint64 if guest.entry_size == 8 else np.uint32)
         self._seen_words = np.frombuffer(self._snapshots, dtype=self.guest_words.dtype)
         self.levels = (Level(0, 0), *guest.levels)
+
+    @property
+    def bytes_used(self) -> int:
+        """Of the host's memory: tables, snapshots, and at most what is known of them."""
+        return self.used * ((2 << self.form.unit) + NOTES)
 
     # -- tables ---------------------------------------------------------------------------------
 
@@ -85,9 +114,9 @@ class TablePool:
         guest, level, _, _ = key
         table = self.take(level)
         self._tables[key] = table
-        span = self.levels[level].mirrored
         source = guest - self._base
-        if span and source >= 0 and source + span <= self._guest_size:
+        span = min(self.levels[level].mirrored, self._guest_size - source)  # a root may have fewer entries than it can
+        if span > 0 and source >= 0:
             self.source[table], self._span[table] = source, span
             self._look(table, source, span)
         return table
@@ -135,6 +164,7 @@ class TablePool:
         self.below.clear()
         self._tables.clear()
         self._keys.clear()
+        self.forget_arrays()
 
     def address_of(self, table: int) -> int:
         """Engine-physical address."""
@@ -144,6 +174,11 @@ class TablePool:
         """The table that an entry points to, or -1 for one that maps a page or a block."""
         offset = (entry & self.form.table_mask) - self.physical
         return offset >> self.form.unit if 0 <= offset < self.size else -1
+
+    def frames_of(self, table: int) -> range:
+        """The frames of guest memory that a table mirrors some of."""
+        source = self.source[table]
+        return range(source >> 12, source + self._span[table] + 0xFFF >> 12) if source >= 0 else range(0)
 
     # -- snapshots ------------------------------------------------------------------------------
 
@@ -180,28 +215,56 @@ class TablePool:
 
     def revalidate(self, table: int) -> bool:
         """Drop the entries whose guest entry is no longer what it was; whether there were any."""
-        if not self.changed(table):
+        compared = self._compared.get(table)
+        if compared is None:
+            if self.source[table] < 0:
+                return False
+            compared = self._compared[table] = self._arrays(table)
+        guest, seen, own, differ, marks, plain = compared
+        _not_equal(guest, seen, differ)
+        first = marks.find(1)
+        if first < 0:
             return False
-        self._drop_changed(table)
+        if self.on_removed is not None:
+            self._tell_removed(table, differ)
+        if plain >= 0 and first == marks.rfind(1):
+            self.words[(table << self.shift) + first] = 0
+            self.seen[(table << self.seen_shift) + first] = self._guest_view[plain + first]
+        else:
+            own[differ] = 0
+            seen[:] = guest
+        self.misses[table] = 0
         return True
 
-    def _drop_changed(self, table: int) -> None:
-        source, span, size = self.source[table], self._span[table], self._guest_entry
-        guest = self.guest_words[source // size : (source + span) // size]
-        at = table << self.seen_shift
-        seen = self._seen_words[at : at + span // size]
-        differ = guest != seen
-        level = int(self.level_of[table])
-        ratio = self.levels[level].ratio
+    def _arrays(self, table: int) -> _Compared:
+        """Of a table that mirrors something: the guest's entries, the snapshot, its own (a row for each of the guest's,
+        where it has several); where to write which differ, as an array and as its bytes; the number of the guest's
+        first entry among the words of memory, or -1 where the table has several for each."""
+        source, size = self.source[table], self._guest_entry
+        count, ratio = self._span[table] // size, self.levels[int(self.level_of[table])].ratio
+        if count not in self._marks:
+            marks = bytearray(count)
+            self._marks[count] = np.frombuffer(marks, dtype=np.bool_), marks
+        at, first = table << self.seen_shift, table << self.shift
+        own = self._flat[first : first + (count << ratio)]
+        return (
+            self.guest_words[source // size : source // size + count],
+            self._seen_words[at : at + count],
+            own.reshape(count, 1 << ratio) if ratio else own,
+            *self._marks[count],
+            -1 if ratio else source // size,
+        )
+
+    def _tell_removed(self, table: int, differ: np.ndarray) -> None:
+        assert self.on_removed is not None
+        ratio = self.levels[int(self.level_of[table])].ratio
         if ratio:
             differ = np.repeat(differ, 1 << ratio)
-        first = table << self.shift
-        shadow = self._flat[first : first + len(differ)]
-        if self.on_removed is not None:
-            self.on_removed((np.flatnonzero(differ) + first).tolist())
-        shadow[differ] = 0
-        seen[:] = guest
-        self.misses[table] = 0
+        self.on_removed((np.flatnonzero(differ) + (table << self.shift)).tolist())
+
+    def forget_arrays(self) -> None:
+        """Tables are others than they were."""
+        self._compared.clear()
 
     def sleep(self, table: int) -> None:
         """Drop all entries of a table that nothing leads to; `wake` must come before it is linked again."""
@@ -230,7 +293,7 @@ class TablePool:
             table = waiting.pop()
             at = source[table]
             if at >= 0 and compare(guest + at, seen + (table << unit), span[table]):
-                self._drop_changed(table)
+                self.revalidate(table)
             fresh = below[table] - reached
             reached |= fresh
             waiting.extend(fresh)

@@ -137,22 +137,23 @@ class ShadowPaging(ShadowEntries):
             root = self._roots[key] = self._table(guest, self._top, key[2], 0)
         return root
 
-    def invalidate_in(self, table: int, address: int) -> bool:
-        """From a root table on, drop the first entry on the way to `address` that differs from its snapshot."""
+    def invalidate_in(self, table: int, address: int) -> int:
+        """From a root table on, drop the first entry on the way to `address` that differs from its snapshot; the level
+        of its table, or 0 where there is none."""
         words, pool = self._words, self.pool
         for level in range(self._top, 0, -1):
             index = (address >> self._shifts[level]) & self._masks[level]
             at = (table << self._unit) + index
             entry = words[at]
             if not entry & self.form.present:
-                return False
+                return 0
             if pool.source[table] >= 0 and pool.guest_entry(table, index) != pool.seen[self._seen(table, level, index)]:
                 self.replace(at, level, 0)
-                return True
+                return level
             table = pool.table_in(entry)
             if table < 0:
-                return False
-        return False
+                return 0
+        return 0
 
     def drop_path(self, table: int, address: int) -> None:
         """From a root table on, drop the entry that maps `address`, or the first on the way that the guest changed."""
@@ -173,7 +174,7 @@ class ShadowPaging(ShadowEntries):
 
     def place(self, address: int, level: int, role: int) -> int:
         """The virtual place of the table of a level on the way to `address`, as the pool's keys have it."""
-        return 0 if role == USER_VIEW or level == self._top else (address & self._reach) >> self._shifts[level + 1]
+        return 0 if role & 1 == USER_VIEW or level == self._top else (address & self._reach) >> self._shifts[level + 1]
 
     def _table(self, guest: int, level: int, role: int, address: int) -> int:
         """The shadow table for what lies at guest-physical address `guest`, on the way to `address`."""
@@ -232,40 +233,35 @@ class ShadowPaging(ShadowEntries):
         pool, present, ratios = self.pool, self.form.present, self._ratios
         words, seen, entries, leaf, address = self._words, pool.seen, walk.entries, walk.level, walk.address
         unit, seen_shift, inside, size = self._unit, pool.seen_shift, self.form.table_mask, pool.size
+        first, shifts, masks, bits_of_unit = pool.physical, self._shifts, self._masks, self.form.unit
+        links = None if walk.attributes & GLOBAL else pool.below
         table = self._current[walk.region]
         level = self._top
-        path = [table]
         while level > leaf:
-            index = (address >> self._shifts[level]) & self._masks[level]
+            index = address >> shifts[level] & masks[level]
             at = (table << unit) + index
             entry, guest = words[at], entries[level]
             mirrored = (table << seen_shift) + (index >> ratios[level])
-            below = -1
-            if entry & present and seen[mirrored] == guest:
-                offset = (entry & inside) - pool.physical
-                if 0 <= offset < size:
-                    below = offset >> self.form.unit
-            if below < 0:
+            if entry & present and seen[mirrored] == guest and 0 <= (offset := (entry & inside) - first) < size:
+                below = offset >> bits_of_unit
+            else:
                 role = self.role
                 below = self._table(walk.tables[level - 1], level - 1, role, address)
-                bits = self.form.tables[self.guest.through(guest, role == USER_VIEW)] | self.guest.carried(guest, level)
+                through = self.guest.through(guest, role & 1 == USER_VIEW)
+                bits = self.form.tables[through] | self.guest.carried(guest, level)
                 self.replace(at, level, self.pool.address_of(below) | bits)
                 self.technique.linked(at, below)
                 seen[mirrored] = guest
                 if entry & present:
                     self.flush_tlb()
+            if links is not None:
+                links[table].add(below)
             table = below
-            path.append(table)
             level -= 1
         if leaf > 1:
             table = self.blocks.install(table, walk, write, fetch)
         if table >= 0:
             self._map(table, walk, write, fetch)
-        if not walk.attributes & GLOBAL:
-            upper, links = path[0], pool.below
-            for lower in path[1:]:
-                links[upper].add(lower)
-                upper = lower
 
     def _map(self, table: int, walk: PageWalk, write: bool, fetch: bool) -> None:
         """Enter one 4 KiB page into a table of level 1."""
@@ -276,8 +272,10 @@ class ShadowPaging(ShadowEntries):
         if frames.base <= walk.frame < frames.end:
             physical, rights = frames.place(walk, at, self.view, write, fetch)
         else:
-            physical, rights = self.device_page(walk.frame), READ | WRITE
+            physical, rights = self.device_page(walk.frame), self.device_rights(walk)
         new = physical | form.pages[rights]
+        if fetch and self.view == KERNEL_VIEW:
+            new = self.code_entry(walk, at, new)
         self.replace(at, 1, new)
         if walk.level == 1:
             pool.seen[(table << pool.seen_shift) + (index >> self._ratios[1])] = walk.entries[1]
@@ -285,7 +283,15 @@ class ShadowPaging(ShadowEntries):
             if misses & (misses - 1) == 0:
                 self._note_misses(table, misses)
         if old & form.present and old != new:
-            self.flush_tlb()
+            self.flush_page(walk.address)
+
+    def code_entry(self, _walk: PageWalk, _at: int, entry: int) -> int:
+        """The entry by which a page of kernel code is executed: as it is, where entries can say what is meant."""
+        return entry
+
+    def device_rights(self, _walk: PageWalk) -> int:
+        """Those by which a page of a device is entered."""
+        return READ | WRITE
 
     def device_page(self, frame: int) -> int:
         """Engine-physical address of what is not memory."""
@@ -302,7 +308,7 @@ class ShadowPaging(ShadowEntries):
         if pool.source[table] < 0:
             return
         guest, shadow, seen = pool.mirrored(table)
-        user = pool.role_of(table) == USER_VIEW  # eagerly, a table of the view that is not in use is filled as well
+        user = pool.role_of(table) & 1 == USER_VIEW  # eagerly, a table of the view that is not in use is filled as well
         ready, physical, writable = self.guest.ahead(guest, user or self.for_user_too(table))
         inside = (physical >= frames.base) & (physical < frames.end)
         places = np.flatnonzero((shadow == 0) & ready & inside)

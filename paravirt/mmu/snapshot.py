@@ -66,12 +66,17 @@ class Snapshot:
             self._invalidated.clear()
             self._reached.clear()
         self._invalidated.append(address)
+        pages = 0
         for root in shadow.roots_of(address):
-            flush |= shadow.invalidate_in(root, address)
+            level = shadow.invalidate_in(root, address)
+            flush |= level > 1
+            pages += level == 1
             if self._reached.get(root, 0) == len(self._invalidated) - 1:
                 self._reached[root] = len(self._invalidated)
         if flush:
             shadow.flush_tlb()
+        elif pages:
+            shadow.flush_page(address, pages)
 
     def entered(self, view: int, roots: tuple[int, ...]) -> None:
         """Drop in the roots in use what was flushed while they were not."""

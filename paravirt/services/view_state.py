@@ -85,6 +85,7 @@ def reinstate_views(shadow: ShadowPaging, state: ViewState) -> None:
     pool.source[:], pool._span[:], pool.misses[:] = state.source, state.span, state.misses
     pool.below[:] = map(set, state.below)
     pool.level_of[:used] = memoryview(state.levels)
+    pool.forget_arrays()
     pool._tables = dict(state.tables)
     shadow.view = state.view
     shadow._current, shadow._window, shadow._probe = state.current, state.window, list(state.probe)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emulator.isa.exceptions import ArchitecturalException
-from emulator.isa.paging import EXECUTE, READ, WRITE, Level, PageWalk, TableFormat
+from emulator.isa.paging import EXECUTE, READ, WRITE, Level, TableFormat
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import INVALID_OPCODE, Fault
 
@@ -70,6 +70,8 @@ class LongModeTables:
     def __init__(self, memory: memoryview, context: w.GuestContext) -> None:
         self._context = context
         self.walker = w.Walker(memory.cast("Q"), memory.nbytes, context)
+        self.walk = self.walker.walk
+        """As the processor does; raises `Fault` 14."""
 
     @property
     def variant(self) -> int:
@@ -91,10 +93,6 @@ class LongModeTables:
         """The table that an entry points to."""
         large = entry & w.LARGE and level < 4
         return entry & w.FRAME_MASK if entry & w.PRESENT and not large else -1
-
-    def walk(self, address: int, write: bool, user: bool, fetch: bool) -> PageWalk:
-        """As the processor does; raises `Fault` 14."""
-        return self.walker.walk(address, write, user, fetch)
 
     def through(self, entry: int, user: bool) -> int:
         """R/W and XD of an entry that points to a table."""

@@ -59,39 +59,38 @@ class Walker:
         result = self.result
         entries, tables = result.entries, result.tables
         reserved = RESERVED if context.no_execute else RESERVED | NO_EXECUTE
+        wrong = reserved | LARGE
         table = context.root
-        writable = allowed = True
-        no_execute = False
-        marked = ACCESSED
+        in_all, in_any = _ALL_ONES, 0
         level, shift = 4, 39
         while True:
             tables[level] = table
-            at = (table >> 3) + ((address >> shift) & 511)
-            entry = words[at] if table < size else _ALL_ONES
+            entry = words[(table >> 3) + (address >> shift & 511)] if table < size else _ALL_ONES
             if not entry & 1:
                 raise self._fault(address, 0, write, user, fetch)
-            if entry & reserved or (level == 4 and entry & LARGE):
-                raise self._fault(address, ERROR_PRESENT | ERROR_RESERVED, write, user, fetch)
-            writable = writable and entry & 2 != 0
-            allowed = allowed and entry & 4 != 0
-            no_execute = no_execute or entry >> 63 != 0
-            leaf = level == 1 or (level < 4 and entry & LARGE != 0)
-            if leaf and level > 1 and entry & (((1 << shift) - 1) & FRAME_MASK & ~0x1000):
+            if entry & wrong:
                 raise self._fault(address, ERROR_PRESENT | ERROR_RESERVED, write, user, fetch)
             entries[level] = entry
-            marked &= entry
-            if leaf:
+            in_all &= entry
+            in_any |= entry
+            if level == 1:
                 break
+            if entry & LARGE:
+                if entry & (((1 << shift) - 1) & FRAME_MASK & ~0x1000):
+                    raise self._fault(address, ERROR_PRESENT | ERROR_RESERVED, write, user, fetch)
+                break
+            wrong = reserved
             table = entry & FRAME_MASK
             level -= 1
             shift -= 9
+        writable, allowed, no_execute = in_all & WRITABLE, in_all & USER, in_any & NO_EXECUTE
         if (
             (user and not allowed)
             or (write and not writable and (user or context.write_protect))
             or (fetch and no_execute)
         ):
             raise self._fault(address, ERROR_PRESENT, write, user, fetch)
-        if not marked or (write and not entry & DIRTY):
+        if not in_all & ACCESSED or (write and not entry & DIRTY):
             self._mark(address, level, write)
             entry = entries[level]
         mask = (1 << shift) - 1

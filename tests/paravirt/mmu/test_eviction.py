@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bt.bench import memory
+from bt.image import load
+from bt.session import Options, Session
+from emulator.machine import EndKind
+from paravirt.mmu import pool
 from paravirt.mmu.pool import TablePool
 from paravirt.mmu.shadow import ShadowPaging
+from paravirt.mmu.techniques import TECHNIQUES
 
+SAMPLES = Path(__file__).parents[3] / "samples"
 FEW = 40
 """Tables: fewer than a process of 64 MiB needs."""
+FEWEST = 12
+"""Fewer than a small kernel needs that maps all sorts of things."""
+MEBIBYTE = 1 << 20
 
 
 @pytest.mark.parametrize("technique", ["snapshot", "lazy", "two-stage"])
@@ -35,6 +45,63 @@ def test_a_guest_that_needs_more_tables_than_there_are_leaves_the_same_memory_be
     monkeypatch.setattr(ShadowPaging, "reset", counted)
     _, room = memory.measure(memory.workload(), technique)
     assert evictions > 3
-    assert room.bytes <= 2 * FEW << 12
+    assert room.bytes <= FEW * ((2 << 12) + pool.NOTES)
     assert room.share <= 0.02
     assert (room.digest, room.tables) == (wanted.digest, wanted.tables)
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("isa", ["x86_64", "i386", "aarch64"])
+def test_kernels_of_every_instruction_set_do_with_few_tables(isa: str, technique: str) -> None:
+    printed = []
+    for units in (0, FEWEST):
+        text = bytearray()
+        options = Options(memory=63 * MEBIBYTE, technique=technique)
+        session = Session(load(SAMPLES / isa / "isolation.elf"), options, text.extend)
+        try:
+            driver: Any = session.driver
+            if units:
+                driver.shadow.pool.units = units
+            assert session.run().kind in (EndKind.DEBUG_EXIT, EndKind.POWER_OFF)
+            assert (driver.shadow.evictions > 0) == bool(units)
+        finally:
+            session.close()
+        printed.append(bytes(text))
+    assert printed[0] == printed[1]
+    assert printed[0].endswith(b"\n0 failed\n")
+
+
+@pytest.mark.parametrize("unit", [12, 10])
+def test_the_pool_is_bounded_by_two_hundredths_of_the_guests_memory_and_by_a_floor(unit: int) -> None:
+    for mebibytes in (1, 16, 32, 64, 128, 256, 1024, 3072):
+        most = pool.most_units(unit, mebibytes * MEBIBYTE) * ((2 << unit) + pool.NOTES)
+        assert most <= max(mebibytes * MEBIBYTE * 0.02, 2 * pool.FLOOR)
+    assert pool.most_units(unit, 16 * MEBIBYTE) == pool.FLOOR >> unit + 1
+    assert pool.most_units(unit, 3072 * MEBIBYTE) > 32 * pool.FLOOR >> unit + 1
+
+
+def test_what_python_keeps_of_a_table_is_within_what_the_bound_takes_it_for() -> None:
+    import gc
+    import tracemalloc
+
+    options = Options(memory=63 * MEBIBYTE, technique="lazy")
+    tracemalloc.start()
+    try:
+        session = Session(load(SAMPLES / "x86_64/isolation.elf"), options, lambda _: None)
+        driver: Any = session.driver
+        shadow = driver.shadow
+        assert session.run().kind is EndKind.DEBUG_EXIT
+        tables = shadow.pool.used
+        gc.collect()
+        kept = tracemalloc.get_traced_memory()[0]
+        shadow.pool.clear()
+        shadow.technique.forget()
+        shadow.frames._writers.clear()
+        shadow._roots.clear()
+        gc.collect()
+        kept -= tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        session.close()
+    assert tables > 30
+    assert kept / tables <= pool.NOTES
