@@ -64,6 +64,10 @@ class Capabilities:
     """RDFSBASE, WRGSBASE and their like work in user mode, and what they set is found in the registers at an exit."""
     steady_counter: bool = False
     """RDTSC in user mode shows a counter of the host's that goes at a steady rate (`X86Engine.counter`); MULX works."""
+    crosses: bool = False
+    """SYSCALL and SYSRET of a deprivileged guest need no exit (`emulator.engine.x86.CrossingEngine`)."""
+    data_breakpoints: bool = False
+    """Tells of accesses to chosen places in memory (`emulator.engine.accesses.AccessEngine`)."""
     progress_per_second: int = 100_000_000
     """Units of progress that are one second of virtual time. The default is for basic blocks: about a 500 MHz CPU."""
     single_step: bool = True

@@ -203,6 +203,8 @@ class Domain:
         """Forget all translations of addresses."""
         for domain in self.host.domains.values():
             domain.engine.flush_tlb()
+            if domain.vcpu.breakpoints.armed:
+                domain.vcpu.arm_breakpoints()
         self.frames.flushed()
 
     # -- time -----------------------------------------------------------------------------------

@@ -340,7 +340,7 @@ class XenHypervisor(Driver):
             self._reflect(vector, None)
         else:
             if vector == _DB:
-                self.vcpu.debug[6] |= 1 << 14
+                self.vcpu.debug[6] |= exit_.error or 1 << 14
             if vector == _GP:
                 vector = self._emulate.fault_of(exit_.error)
             self._reflect(vector, exit_.error if vector in _WITH_ERROR else None)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from emulator.engine.x86 import X86Engine
 from paravirt.mmu.frame_types import FrameTable
 from paravirt.xen.access import GuestAccess, NotMapped
+from paravirt.xen.breakpoints import Breakpoints
 from paravirt.xen.public import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, IN_SYSCALL, RETURN_FRAME, VcpuInfo
 from paravirt.xen.space import CODE32, CODE64, DATA, DESCRIPTOR_LIMIT
 
@@ -74,6 +75,7 @@ class Vcpu:
     def __init__(self, engine: X86Engine, frames: FrameTable, access: GuestAccess, info_at: int) -> None:
         """`info_at`: machine address of its `vcpu_info`."""
         self.engine = engine
+        self.breakpoints = Breakpoints(engine, access.view)
         self.frames = frames
         self.access = access
         self.registers = engine.registers
@@ -133,6 +135,14 @@ class Vcpu:
         """The processor walks from another root; all translations go."""
         self.engine.set_root(frame << 12)
         self.frames.flushed()
+        if self.breakpoints.armed:
+            self.arm_breakpoints(frame)
+
+    def arm_breakpoints(self, root: int | None = None) -> None:
+        """Debug registers, or what their addresses lead to, were changed."""
+        if root is None:
+            root = self.kernel_root if self.kernel_mode else self.user_root
+        self.breakpoints.arm(self.debug, root)
 
     def toggle(self, root: int) -> None:
         """The other mode: its base of GS, and its root."""
@@ -195,6 +205,8 @@ class Vcpu:
         """Enter the kernel at `address` with a frame that says where it came from: CS and SS are `selectors`, or the
         ones that are loaded. Raises `Crash`."""
         registers, gpr, view, info = self.registers, self.gpr, self.view, self.info_at
+        if self.breakpoints.armed:
+            self.breakpoints.forget()
         cs, ss = selectors or (registers.segment(CS)[0], registers.segment(SS)[0])
         flags, rip, rsp = registers.rflags, registers.rip, gpr[4]
         masked = view[info + VcpuInfo.UPCALL_MASK]

@@ -18,6 +18,7 @@ from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
+from emulator.engine.unicorn.data_breakpoints import DataBreakpoints
 from emulator.engine.unicorn.observation import Observed
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
@@ -37,7 +38,7 @@ _NO_MEMORY = 1 << 51
 """Physical address of a page table of the engine's own that maps nothing: no entry of a table can point to it."""
 _BREAKPOINT, _OVERFLOW = 3, 4
 _CS = 1
-_GP, _UD = 13, 6
+_DB, _UD, _GP = 1, 6, 13
 _LME = 1 << 8
 
 CAPABILITIES = Capabilities(
@@ -53,6 +54,7 @@ CAPABILITIES = Capabilities(
     execute_only=False,
     exit_cost=1.5,
     pauses_exactly=True,
+    data_breakpoints=True,
 )
 
 
@@ -90,6 +92,8 @@ class UnicornEngine(Observed):
         self._limit = self._stamps.deadline
         """The deadline once more, for native code."""
         self._limit[0] = _FOREVER
+        self._data = DataBreakpoints(self.library, handle.value, self._stop_before, self._fail)
+        self._data_watch: int | None = None
         self._ports_enabled = False
         self._inside = False
         """The handler is called from within a basic block, which goes on afterwards."""
@@ -166,6 +170,10 @@ class UnicornEngine(Observed):
                 self._ports.enable(self._ports_enabled)
             elif self._stopped:
                 return
+            elif self._data.hit:
+                exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _DB, self._data.hit
+                self._data.hit = 0
+                self.count_again()
             elif self._remaining[0] <= 0:
                 if self._deadline == self._pause:
                     self._paused()
@@ -277,6 +285,25 @@ class UnicornEngine(Observed):
     def set_floating(self, image: bytes) -> None:
         """Put a state back that `floating` gave. Raises `ValueError` for another size."""
         floating.write(self.library, self.handle or 0, image)
+
+    def break_on_data(self, places: Sequence[tuple[int, int, bool]]) -> None:
+        """Watch accesses to these places, and no others."""
+        if self._data_watch is not None:
+            self.unobserve(self._data_watch)
+            self._data_watch = None
+        self._data.choose(places)
+        if places:
+            self._data_watch = self.observe_change(self._data.word[:8], self._look, exactly=True)
+
+    def _look(self) -> None:
+        self._data.look(self.registers.interrupt_shadow)
+
+    def _stop_before(self) -> None:
+        self.library.uc_emu_stop(self.handle)
+
+    def forget_accesses(self) -> None:
+        """Tell of the access under way no more."""
+        self._data.forget()
 
     def show_segments(self, table: bytes) -> None:
         """Nothing: segments come from the table in GDTR."""

@@ -169,11 +169,13 @@ def set_debug(vcpu: Vcpu, number: int, value: int) -> bool:
         if value >> 32:
             return False
         vcpu.debug[7] = value & 0xFFFF_2BFF | 0x400
+    if number not in (4, 6):
+        vcpu.arm_breakpoints()
     return True
 
 
 def set_debugreg(hypervisor: XenHypervisor, number: int, value: int, _a3: int, _a4: int, _a5: int) -> int:
-    """A debug register; breakpoints are kept and not armed."""
+    """A debug register."""
     if number > 7:
         raise XenError(Errno.EINVAL)
     if not set_debug(hypervisor.vcpu, number, value):

@@ -1,0 +1,69 @@
+"""A Xen guest's debug registers at work: data breakpoints, where the engine can watch accesses.
+
+Room: `paravirt/xen`. DR7 says which of the addresses in DR0 to DR3 are watched, for writes or for reads as well (SDM
+3B, 18.2). The engine watches memory, so an address is looked up when it is armed, and again with another root and after
+a flush. Breakpoints of code and of ports are kept and not armed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+from emulator.engine.accesses import AccessEngine
+from emulator.engine.x86 import X86Engine
+from paravirt.xen.access import GuestAccess, NotMapped
+
+_ENABLED: Final = 0xFF
+_SIZES: Final = (1, 2, 8, 4)
+"""By the two bits of a length in DR7."""
+_WRITES, _READS = 1, 3
+
+
+class Breakpoints:
+    """Those of one virtual CPU."""
+
+    def __init__(self, engine: X86Engine, view: memoryview) -> None:
+        self._engine = cast(AccessEngine, engine) if engine.capabilities.data_breakpoints else None
+        self._access = GuestAccess(view)
+        self._places: list[tuple[int, int, bool]] = []
+        self.armed = False
+        """There are some, wherever they lead."""
+
+    def arm(self, debug: Sequence[int], root: int) -> None:
+        """Have the breakpoints of these debug registers, in the address space of machine frame `root`."""
+        if self._engine is None:
+            return
+        control = debug[7]
+        if not control & _ENABLED and not self.armed:
+            return
+        wanted = [self._place(debug[number], control, number) for number in range(4)]
+        self.armed = any(wanted)
+        places: list[tuple[int, int, bool]] = []
+        if self.armed and root:
+            self._access.use_root(root << 12)
+            places = [self._found(place) if place else (0, 0, False) for place in wanted]
+        if places != self._places:
+            self._places = places
+            self._engine.break_on_data(places)
+
+    @staticmethod
+    def _place(address: int, control: int, number: int) -> tuple[int, int, bool] | None:
+        """Guest-virtual address, size and whether reads count; None for what is no breakpoint of data."""
+        kind, size = control >> 16 + 4 * number & 3, _SIZES[control >> 18 + 4 * number & 3]
+        if not control >> 2 * number & 3 or kind not in (_WRITES, _READS):
+            return None
+        return address & -size, size, kind == _READS
+
+    def _found(self, place: tuple[int, int, bool]) -> tuple[int, int, bool]:
+        """The same by its machine address; nothing, where nothing is mapped."""
+        address, size, reads = place
+        try:
+            return self._access.translate(address), size, reads
+        except NotMapped:
+            return 0, 0, False
+
+    def forget(self) -> None:
+        """The kernel is entered: what was met just before is dropped, as by Xen."""
+        if self._engine is not None:
+            self._engine.forget_accesses()
