@@ -182,18 +182,18 @@ class ResumedSession(Session):
         self.beforehand: Callable[[], Outcome | None] = lambda: None
         """Called right before the guest goes on; an outcome that it gives is the run's."""
         self.snapshot = snapshot
-        self.plan = None
+        self.plan = self.attached = None
         self.passed_over: list[str] = []
         named, digest = snapshot.description.get("image"), snapshot.description.get("sha256")
         if not isinstance(named, str) or not isinstance(digest, str):
             raise BadSnapshot(f"{snapshot.path}: does not say of which image its guest is; make it anew")
         self.image_path, self.image_digest = image or Path(named), digest
-        platform = platform_of(snapshot.machine["isa"])
+        platform, order = platform_of(snapshot.machine["isa"]), snapshot.machine["byte_order"]
         self.machine = Machine(
             options.memory,
             console,
             platform=platform,
-            engine=lambda: open_engine(platform.isa, options.engine, options.lacks, self.passed_over),
+            engine=lambda: open_engine(platform.isa, options.engine, options.lacks, self.passed_over, order),
             limits=options.limits,
         )
         try:

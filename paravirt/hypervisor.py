@@ -89,6 +89,8 @@ class Hypervisor(CodeAccess, Driver):
         self._fixups: list[int] = []
         self._first_fixup = abi.fixups
         self._armed: int | None = None
+        self._settled = False
+        """What `_settle` is called for next was done at a tick already."""
         self._make()
         self.code = CodePages(
             machine.memory.view, code, window, translator, self.vcpu.peek_page, self._entry_of, layout, abi
@@ -206,6 +208,9 @@ class Hypervisor(CodeAccess, Driver):
 
     def _settle(self) -> None:
         """Before the guest goes on: deliver a waiting interrupt if it may be, and enter the right view."""
+        if self._settled:
+            self._settled = False
+            return
         vcpu = self.vcpu
         if self.board.intr:
             if self._may_deliver():
@@ -297,6 +302,7 @@ class Hypervisor(CodeAccess, Driver):
             if self.vcpu.level != self._view_level or self.board.intr:
                 self._settle()
             self.on_tick()
+            self._settled = self.vcpu.level != self._view_level or self.board.intr
 
     # -- operations -----------------------------------------------------------------------------
 

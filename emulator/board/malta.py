@@ -10,23 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from emulator.board.board import Shutdown, ShutdownKind
 from emulator.board.pc import START_DATE
 from emulator.bus import MemoryBus, PortBus
 from emulator.clock import Clock, ClockState
 from emulator.devices import piix4
-from emulator.devices.cmos_rtc import CmosRtc
-from emulator.devices.cp0_timer import Cp0Timer
+from emulator.devices.cmos_rtc import CmosRtc, RtcState
+from emulator.devices.cp0_timer import Cp0Timer, Cp0TimerState
 from emulator.devices.debug_exit import DebugExit
 from emulator.devices.gt64120 import SIZE as GT_SIZE
-from emulator.devices.gt64120 import Gt64120
-from emulator.devices.i8254 import I8254
-from emulator.devices.i8259 import I8259Pair
-from emulator.devices.malta_fpga import MaltaFpga, Revision
-from emulator.devices.ns16550 import Ns16550
-from emulator.devices.pci import PciBus, PciFunction
+from emulator.devices.gt64120 import Gt64120, GtState
+from emulator.devices.i8254 import I8254, TimerState
+from emulator.devices.i8259 import I8259Pair, PairState
+from emulator.devices.malta_fpga import FpgaState, MaltaFpga, Revision
+from emulator.devices.ns16550 import Ns16550, SerialState
+from emulator.devices.pci import FunctionState, PciBus, PciFunction
+from emulator.devices.piix4 import PowerState
 from emulator.memory import GuestMemory
 
 PCI_IO, PCI_IO_SIZE = 0x1800_0000, 0x20_0000
@@ -48,12 +49,18 @@ second by them; a guest that only waits shall not be executed at length."""
 _REGISTER_A = 0x0A
 
 
+_DeviceStates = tuple[
+    SerialState, SerialState, SerialState, TimerState, RtcState, GtState, FpgaState, PowerState, Cp0TimerState,
+    FunctionState, FunctionState, FunctionState, PairState,
+]  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class MaltaState:
     """All of the board's state but memory."""
 
     clock: ClockState
-    devices: tuple[Any, ...]
+    devices: _DeviceStates
     lines: int
     shutdown: Shutdown | None
 
@@ -242,7 +249,8 @@ class Malta:
     @property
     def state(self) -> MaltaState:
         """Clock and devices, without memory."""
-        return MaltaState(self.clock.state, tuple(device.state for device in self._devices), self.lines, self.shutdown)
+        devices = cast(_DeviceStates, tuple(device.state for device in self._devices))
+        return MaltaState(self.clock.state, devices, self.lines, self.shutdown)
 
     def restore(self, state: MaltaState) -> None:
         """Take up an earlier state. The clock forgets all callbacks; the devices schedule theirs anew."""

@@ -18,11 +18,12 @@ REVISION = 0x420
 
 @dataclass(frozen=True, slots=True)
 class FpgaState:
-    """What was written."""
+    """What was written, and how the board's switch stands."""
 
     leds: int
     text: bytes
     break_reset: int
+    big_endian: bool
 
 
 class MaltaFpga:
@@ -56,12 +57,14 @@ class MaltaFpga:
 
     @property
     def state(self) -> FpgaState:
-        """What was written."""
-        return FpgaState(self._leds, bytes(self._text), self._break_reset)
+        """What was written, and the switch."""
+        return FpgaState(self._leds, bytes(self._text), self._break_reset, self.big_endian)
 
     def restore(self, state: FpgaState) -> None:
-        """Take up an earlier state."""
-        self._leds, self._break_reset = state.leds, state.break_reset
+        """Take up an earlier state. Raises `ValueError` for a display of another width."""
+        if len(state.text) != len(self._text):
+            raise ValueError(f"a display of {len(state.text)} characters")
+        self._leds, self._break_reset, self.big_endian = state.leds, state.break_reset, state.big_endian
         self._text[:] = state.text
 
 

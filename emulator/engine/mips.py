@@ -81,6 +81,15 @@ class MipsRegisters(Protocol):
 
     fcsr: int
     """Control and status of the coprocessor. Writing it does not change the rounding mode until the guest loads it."""
+    branch: tuple[int, int, int]
+    """The branch under way: its kind (0 for none), where it goes, and whether; numbers of the engine's own. Setting it
+    raises `ValueError` for a kind that is none."""
+    monitor: tuple[int, int]
+    """The linked address, or an odd one for none, and the word that was there."""
+
+    def load_fcsr(self, value: int) -> None:
+        """Write control and status of the coprocessor, rounding mode included."""
+        ...
 
     def break_link(self) -> None:
         """The next SC fails (LLbit := 0), as an exception return has it."""
@@ -122,6 +131,10 @@ class MipsEngine(Engine, Protocol):
 
     def mapped(self, view: int, address: int) -> int:
         """What a view has for a page: physical address and rights, or 0."""
+        ...
+
+    def view_memory(self, view: int) -> memoryview:
+        """A view as memory: a word a page, as `mapped` gives it. `flush_tlb` must follow a change."""
         ...
 
     def clear_view(self, view: int, first: int = 0, end: int = 1 << 32) -> None:

@@ -15,19 +15,21 @@ from typing import Any
 from emulator.clock import NANOSECONDS
 from emulator.engine.pausing import Progress
 from emulator.errors import UsageError
+from emulator.memory import PAGE_SIZE
 from paravirt.accounting import Key
 from paravirt.hypervisor import Hypervisor
 from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.snapshot import Snapshot
 from paravirt.services.code_state import CodeState, capture_code, reinstate_code
-from paravirt.services.view_state import ViewState, capture_views, reinstate_views
+from paravirt.services.view_state import capture_views, reinstate_views
 
 
 @dataclass(frozen=True, slots=True)
 class Derived:
     """What could be made anew, in other exits."""
 
-    views: ViewState
+    views: Any
+    """`ViewState`, or as other views have theirs."""
     code: CodeState
 
 
@@ -62,14 +64,14 @@ def refusal(driver: object) -> str:
         return "at full privilege a machine's state is the engine's own; run the guest deprivileged to save it"
     if not hasattr(driver, "processor_state"):
         isa = driver.machine.platform.isa
-        return f"the state of {isa} guests cannot be saved yet; that of x86-64 and i386 guests can be"
+        return f"the state of {isa} guests cannot be saved; those of x86-64, i386, AArch64 and MIPS32 can be"
     return ""
 
 
 def exactness(driver: Hypervisor) -> str:
     """Why a machine cannot go on exit for exit after its state was put back, in a sentence; nothing where it can."""
     shadow = driver.shadow
-    if not isinstance(shadow, ShadowPaging) or type(shadow.technique) is not Snapshot:
+    if isinstance(shadow, ShadowPaging) and type(shadow.technique) is not Snapshot:
         return "only shadow tables of the technique `snapshot` are kept; leave --memory-technique out"
     if not driver.engine.capabilities.pauses_exactly:
         return f"the {driver.engine.capabilities.name} engine does not stop at an exact place; take --engine unicorn"
@@ -85,8 +87,7 @@ def capture(driver: Hypervisor, *, whole: bool = True) -> MachineState:
     engine: Any = driver.engine
     derived = None
     if not exactness(driver):
-        assert isinstance(driver.shadow, ShadowPaging)
-        derived = Derived(capture_views(driver.shadow), capture_code(driver.code, whole=whole))
+        derived = Derived(_views(driver.shadow), capture_code(driver.code, whole=whole))
     exact = engine.capabilities.pauses_exactly
     return MachineState(
         processor=driver.processor_state,  # type: ignore[attr-defined]
@@ -128,8 +129,7 @@ def reinstate(driver: Hypervisor, state: MachineState) -> None:
     driver.shared.cast("B")[:size] = state.shared[:size]
     derived = state.derived if not exactness(driver) else None
     if derived is not None:
-        assert isinstance(shadow, ShadowPaging)
-        reinstate_views(shadow, derived.views)
+        _set_views(shadow, derived.views)
         reinstate_code(driver.code, derived.code)
         driver._stepping = state.stepping
     elif isinstance(shadow, ShadowPaging):
@@ -138,16 +138,29 @@ def reinstate(driver: Hypervisor, state: MachineState) -> None:
     driver._view_level = state.view_level
     driver.real_state_lost()  # type: ignore[attr-defined]
     if same:
+        engine.set_progress(state.progress)  # a line that changed has asked for a deadline of its own
         engine.set_pending(state.pending)
     driver._armed = state.armed if same else None
     if not same:
         driver.machine.arm()
 
 
+def _views(shadow: Any) -> Any:
+    return capture_views(shadow) if isinstance(shadow, ShadowPaging) else shadow.state
+
+
+def _set_views(shadow: Any, state: Any) -> None:
+    if isinstance(shadow, ShadowPaging):
+        reinstate_views(shadow, state)
+    else:
+        shadow.restore(state)
+
+
 def _reset(driver: Hypervisor) -> None:
     """Forget what was made of the state before."""
     driver.outcome = None
     driver._stepping = None
+    driver._settled = False
     driver._own_store = driver._own_page = -1
     driver._fixups = []
     driver._actions.clear()
@@ -175,14 +188,16 @@ def settled(driver: Hypervisor) -> bool:
     return not alone and not driver._in_fixup(driver.pc)
 
 
-def memory_regions(driver: Hypervisor) -> Mapping[str, memoryview]:
-    """All memory that a state depends on, by name: the guest's, and that of what is derived."""
-    regions = {"guest": driver.machine.memory.view}
-    shadow = driver.shadow
-    if isinstance(shadow, ShadowPaging):
-        regions["tables"] = memoryview(shadow.pool.memory)
-        regions["seen"] = memoryview(shadow.pool._snapshots)
-    return regions
+def memory_regions(driver: Hypervisor, *, used: bool = False) -> Mapping[str, memoryview]:
+    """All memory that a state depends on, by name: the guest's, and that of what is derived; of this only what is in
+    `used`, rounded up to pages."""
+    shadow: Any = driver.shadow
+    guest = {"guest": driver.machine.memory.view}
+    if not isinstance(shadow, ShadowPaging):
+        return {**guest, **getattr(shadow, "memories", {})}
+    pool = shadow.pool
+    end = -(-(pool.used << pool.form.unit) // PAGE_SIZE) * PAGE_SIZE if used else pool.size
+    return {**guest, "tables": memoryview(pool.memory)[:end], "seen": memoryview(pool._snapshots)[:end]}
 
 
 __all__ = ["NANOSECONDS", "Derived", "MachineState", "capture", "guest_now", "memory_regions", "reinstate", "settled"]

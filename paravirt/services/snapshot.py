@@ -128,16 +128,15 @@ def save(
     columns = Columns(extra)
     contents = _Contents(parent.hashes if parent is not None else {})
     places: dict[str, NDArray[np.int64]] = {}
-    regions = memory_regions(driver)
+    regions = memory_regions(driver, used=True)
     places["guest"] = contents.place(rows_of(regions["guest"]))
     if state.derived is not None:
         put_views(columns, state.derived.views)
         put_code(columns, state.derived.code)
         whole = state.derived.code.whole
         assert whole is not None
-        used = len(state.derived.views.source) << driver.shadow.pool.form.unit  # type: ignore[attr-defined]
-        for name in ("tables", "seen"):
-            places[name] = contents.place(rows_of(regions[name][: -(-used // PAGE) * PAGE]))
+        for name in [name for name in regions if name != "guest"]:
+            places[name] = contents.place(rows_of(regions[name]))
         places["copies"] = contents.place(rows_of(whole.copies))
         places["sources"] = contents.place(rows_of(b"".join(page.source for page in state.derived.code.pages)))
     header = {

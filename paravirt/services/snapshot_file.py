@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from emulator.errors import BadSnapshot, brief
+from emulator.isa.isas import ISAS
 from paravirt.hypervisor import Hypervisor
 from paravirt.services.code_state import reinstate_fixups
 from paravirt.services.columns import Columns, typed
@@ -113,13 +114,16 @@ class Snapshot:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """Instruction set, board, base and size of memory, checked."""
+        """Instruction set, board, base and size of memory, order of bytes, checked."""
         with self._explained():
             found = self.header["machine"]
             size, base = typed(int, found["size"]), typed(int, found["base"])
             if size <= 0 or size % PAGE or size > _MOST_MEMORY or base < 0 or base % PAGE:
                 raise ValueError(f"its machine has {size} bytes of memory at {base:#x}")
-            return {"isa": typed(str, found["isa"]), "board": typed(str, found["board"]), "base": base, "size": size}
+            isa, board, order = (typed(str, found[name]) for name in ("isa", "board", "byte_order"))
+            if isa not in ISAS or order not in ISAS[isa].byte_orders:
+                raise ValueError(f"its machine is for {brief(isa)} guests, {brief(order)}-endian")
+            return {"isa": isa, "board": board, "base": base, "size": size, "byte_order": order}
 
     def columns(self) -> Columns:
         """All columns of numbers."""
@@ -286,7 +290,7 @@ class Snapshot:
         if pages is not None:
             columns, sources = self.columns(), pages["sources"]
             pieces = [sources[at : at + PAGE] for at in range(0, len(sources), PAGE)]
-            derived = Derived(take_views(columns), take_code(columns, pieces, pages["copies"]))
+            derived = Derived(take_views(columns, driver.shadow), take_code(columns, pieces, pages["copies"]))
         return MachineState(
             processor=typed(driver.SAVED, self.header["processor"]),  # type: ignore[attr-defined]
             devices=typed(type(driver.board.state), self.header["devices"]),  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Rows = NDArray[np.uint64]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised at every change of a section's layout or meaning; a file of another format is refused by name."""
 DERIVED: Final = 2
 """Raised when shadow tables or translated code mean something else: they are left out of older files then."""
@@ -63,7 +63,14 @@ def rows_of(data: Any) -> Rows:
 def machine_of(driver: Hypervisor) -> dict[str, Any]:
     """What must agree for a machine to take up a snapshot at all."""
     memory, platform = driver.machine.memory, driver.machine.platform
-    return {"isa": platform.isa, "board": platform.board, "base": memory.base, "size": memory.size}
+    order = getattr(driver.engine, "byte_order", "little")
+    return {
+        "isa": platform.isa,
+        "board": platform.board,
+        "base": memory.base,
+        "size": memory.size,
+        "byte_order": order,
+    }
 
 
 def derived_key(driver: Hypervisor) -> str:

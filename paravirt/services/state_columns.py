@@ -6,12 +6,14 @@ right form, there it must fit the machine.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from emulator.isa.operation import Operation
+from paravirt.mmu.shadow import ShadowPaging
 from paravirt.services.code_state import CodeState, CopyState, WholeCode
-from paravirt.services.columns import Columns
+from paravirt.services.columns import Columns, plain, typed
 from paravirt.services.view_state import ViewState
 from paravirt.translator import Hypercall
 
@@ -19,8 +21,11 @@ _LOW: Final = (1 << 64) - 1
 _NAMES: Final = tuple(operation.name for operation in Operation)
 
 
-def put_views(columns: Columns, state: ViewState) -> None:
-    """Write shadow tables."""
+def put_views(columns: Columns, state: Any) -> None:
+    """Write shadow tables, or whatever views a machine has."""
+    if not isinstance(state, ViewState):
+        columns.contents["views"] = json.dumps(plain(state), separators=(",", ":")).encode()
+        return
     put = columns.put
     put("views.numbers", (state.view, state.window, state.fills, state.prefilled))
     put("views.current", state.current)
@@ -56,8 +61,10 @@ def _take_keys(columns: Columns, name: str, wide: int, width: int) -> list[tuple
     return [(*row[:wide], row[wide] << 64 | under, *row[wide + 1 :]) for row, under in zip(rows, low, strict=True)]
 
 
-def take_views(columns: Columns) -> ViewState:
-    """Read shadow tables. Raises `ValueError` for columns that are none."""
+def take_views(columns: Columns, shadow: Any) -> Any:
+    """Read what views like these wrote. Raises `ValueError` for columns that are none."""
+    if not isinstance(shadow, ShadowPaging):
+        return typed(shadow.SAVED, json.loads(bytes(columns.raw("views"))))
     view, window, fills, prefilled = columns.take("views.numbers", length=4)
     source = tuple(columns.take("views.source"))
     count = len(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -18,7 +18,7 @@ from paravirt.services.timeline import PAUSED, ConsoleOnce, Timeline
 from tests.paravirt.services.ticking_guest import fingerprint
 
 SAMPLES = Path(__file__).parents[2] / "samples"
-GUESTS = {"aarch64": SAMPLES / "aarch64" / "portable.elf"}
+GUESTS = {name: SAMPLES / name / "portable.elf" for name in ("aarch64", "mips32", "mips32/big")}
 CHECKS = "only=processes."
 """System calls, page tables, processes that take turns by a timer."""
 HERE = Outcome(EndKind.STOPPED, detail="paused")
@@ -119,11 +119,12 @@ def test_a_reverse_watchpoint_lands_on_every_store_one_after_the_other(whole: tu
     timeline.goto(Position(known.last))
     ticks = known.physical("ticks")
     at = ticks - memory.base
-    values = [int.from_bytes(memory.view[at : at + 4], "little")]
+    order = cast(Literal["little", "big"], known.session.image.byte_order)
+    values = [int.from_bytes(memory.view[at : at + 4], order)]
     places = set()
     for _ in range(3):
         assert timeline.find_previous_write(ticks, 4) is not None
-        values.append(int.from_bytes(memory.view[at : at + 4], "little"))
+        values.append(int.from_bytes(memory.view[at : at + 4], order))
         places.add(known.driver.pc)
     assert values == [values[0], *(values[0] - 1 - number for number in range(3))]
     assert len(places) == 1, "it is the same instruction"

@@ -224,6 +224,10 @@ class UnicornMipsEngine(Observed):
         """Physical address and rights of a page, or 0."""
         return self._native.tables[view][address >> 12]
 
+    def view_memory(self, view: int) -> memoryview:
+        """A view as memory: a word a page."""
+        return self._native.tables[view]
+
     def clear_view(self, view: int, first: int = 0, end: int = 1 << 32) -> None:
         """Take all pages from `first` up to `end` out of a view."""
         self._native.clear(view, first >> 12, end >> 12)

@@ -25,7 +25,9 @@ STATE = 0x8CF0
 
 _PC, _HI, _LO, _USER_LOCAL = 0x80 // 4, 0x84 // 4, 0x94 // 4, 0xD4 // 4
 _FPR, _FCSR = 0x228, 0x438 // 4
-_LINK = 0x61C // 4
+_ROUNDING, _FLUSH = 0x429, 0x42C
+"""Bytes of the state of its arithmetic."""
+_LINK, _LINKED = 0x61C // 4, 0x620 // 4
 _ERROR_CODE, _HFLAGS, _TARGET, _CONDITION = 0x2B90 // 4, 0x2B94 // 4, 0x2B98 // 4, 0x2B9C // 4
 _SIZE = 0x2BC0
 
@@ -34,6 +36,10 @@ _CP0, _FPU, _F64, _COP1X, _ULR, _ERL = 0x10, 0x20, 0x40, 0x80, 0x200000, 0x1000_
 BRANCH = 0x87_F800
 """Bits of hflags that say of which kind the branch under way is."""
 _KIND, _UNCONDITIONAL, _CONDITIONAL = 0x3800, 0x800, 0x1000
+_KINDS = frozenset({0, _UNCONDITIONAL, _CONDITIONAL, 0x1800, 0x2000})
+_EVERY_KIND = _KIND | 0x80_0000
+_ROUNDING_MODES = bytes((0, 3, 2, 1))
+"""By the field of the control register: to nearest, to zero, up, down."""
 
 CP0 = {
     "Index": 0x464,
@@ -85,11 +91,12 @@ def find_cpu(handle: int, expected: list[int]) -> int:
 class UnicornMipsRegisters:
     """The register view of one engine (`emulator.engine.mips.MipsRegisters`)."""
 
-    __slots__ = ("_buffer", "_fpr", "gpr", "words")
+    __slots__ = ("_buffer", "_bytes", "_fpr", "gpr", "words")
 
     def __init__(self, address: int) -> None:
         self._buffer = (ctypes.c_char * _SIZE).from_address(address)
         raw = memoryview(self._buffer).cast("B")
+        self._bytes = raw
         self.words = raw.cast("I")
         self.gpr = self.words[0:32]
         self._fpr = raw[_FPR : _FPR + 512].cast("Q")
@@ -140,6 +147,22 @@ class UnicornMipsRegisters:
         """`pc`, or the branch before it."""
         words = self.words
         return words[_PC] if not words[_HFLAGS] & BRANCH else words[_PC] - 4 & 0xFFFF_FFFF
+
+    @property
+    def branch(self) -> tuple[int, int, int]:
+        """The branch under way: its kind (0 for none), where it goes, and whether, all as the engine has them."""
+        words = self.words
+        return words[_HFLAGS] & BRANCH, words[_TARGET], words[_CONDITION]
+
+    @branch.setter
+    def branch(self, value: tuple[int, int, int]) -> None:
+        """Raises `ValueError` for a kind that is none."""
+        kind, target, condition = value
+        if kind & ~BRANCH or kind & _EVERY_KIND not in _KINDS:
+            raise ValueError(f"there is no branch of the kind {kind:#x}")
+        words = self.words
+        words[_HFLAGS] = words[_HFLAGS] & ~BRANCH & 0xFFFF_FFFF | kind
+        words[_TARGET], words[_CONDITION] = target, condition
 
     def behind(self) -> int:
         """The instruction after the one at `pc`."""
@@ -199,6 +222,20 @@ class UnicornMipsRegisters:
     @fcsr.setter
     def fcsr(self, value: int) -> None:
         self.words[_FCSR] = value
+
+    def load_fcsr(self, value: int) -> None:
+        """Write control and status, and let the arithmetic follow."""
+        self.fcsr = value
+        self._bytes[_ROUNDING], self._bytes[_FLUSH] = _ROUNDING_MODES[value & 3], value >> 24 & 1
+
+    @property
+    def monitor(self) -> tuple[int, int]:
+        """The linked address, or an odd one, and the word that was there."""
+        return self.words[_LINK], self.words[_LINKED]
+
+    @monitor.setter
+    def monitor(self, value: tuple[int, int]) -> None:
+        self.words[_LINK], self.words[_LINKED] = value
 
     def break_link(self) -> None:
         """LLbit := 0: no address is the linked one."""

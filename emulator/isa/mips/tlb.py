@@ -10,6 +10,8 @@ from emulator.isa.mips import registers as r
 from emulator.isa.mips.exceptions import MipsException
 
 _PAIR = 0x1FFF
+_MASK, _LOW = 0x1FFF_E000, 0x03FF_FFFE
+"""Bits of an entry's mask, and of what it has of EntryLo0 and EntryLo1."""
 _GLOBAL_KEY = 256
 """In place of an ASID: an entry that any of them matches."""
 _VALID, _DIRTY = 2, 4
@@ -38,6 +40,15 @@ class Entry:
     def matches(self, address: int, asid: int) -> bool:
         """Whether the entry is that of `address` in an address space."""
         return (self.is_global or self.asid == asid) and not (self.vpn2 ^ address) & ~(self.mask | _PAIR)
+
+
+@dataclass(frozen=True, slots=True)
+class TlbState:
+    """All entries as a value, and which of several that match an address is found."""
+
+    entries: tuple[Entry | None, ...]
+    small: tuple[tuple[tuple[int, int], int], ...]
+    large: tuple[int, ...]
 
 
 class Tlb:
@@ -96,6 +107,31 @@ class Tlb:
         return frame | address & page - 1, bool(half & _DIRTY), entry.is_global
 
     @property
+    def saved(self) -> TlbState:
+        """Everything, for `restore`."""
+        return TlbState(tuple(self.entries), tuple(self._small.items()), tuple(self._large))
+
+    def check(self, saved: TlbState) -> None:
+        """Raise `ValueError` for what such a TLB cannot have."""
+        entries, indices = saved.entries, range(self.size)
+        known = [entry for entry in entries if entry is not None]
+        ok = (
+            len(entries) == self.size
+            and all(index in indices for _, index in saved.small)
+            and all(index in indices for index in saved.large)
+            and all(0 <= one.low <= _LOW and 0 <= one.high <= _LOW and 0 <= one.asid <= 0xFF for one in known)
+            and all(0 <= one.vpn2 < 1 << 32 and not one.vpn2 & _PAIR for one in known)
+            and all(0 <= one.mask <= _MASK and not one.mask & _PAIR for one in known)
+        )
+        if not ok or any(entries[index] is None for index in saved.large):
+            raise ValueError("the saved TLB has entries that no TLB can have")
+
+    def restore(self, saved: TlbState) -> None:
+        """Take up an earlier state, which was checked."""
+        self.entries[:] = saved.entries
+        self._small, self._large = dict(saved.small), list(saved.large)
+
+    @property
     def state(self) -> tuple[Entry | None, ...]:
         """All entries as a plain value."""
         return tuple(self.entries)
@@ -103,12 +139,12 @@ class Tlb:
 
 def entry_of(entry_hi: int, page_mask: int, entry_lo0: int, entry_lo1: int) -> Entry:
     """The entry that TLBWI and TLBWR make of the registers (ISA, TLBWI)."""
-    mask = page_mask & 0x1FFF_E000
+    mask = page_mask & _MASK
     return Entry(
         vpn2=entry_hi & ~(mask | _PAIR) & 0xFFFF_FFFF,
         mask=mask,
         asid=entry_hi & 0xFF,
         is_global=bool(entry_lo0 & entry_lo1 & 1),
-        low=entry_lo0 & 0x03FF_FFFE,
-        high=entry_lo1 & 0x03FF_FFFE,
+        low=entry_lo0 & _LOW,
+        high=entry_lo1 & _LOW,
     )

@@ -20,8 +20,9 @@ from emulator.isa.mips.table import TABLE
 from emulator.isa.operation import Operation
 from emulator.machine import EndKind, Outcome
 from paravirt import abi, layout
-from paravirt.hypervisor import Action, Handlers, Hypervisor, Prepared
+from paravirt.hypervisor import Action, Handlers, Prepared
 from paravirt.mmu.views import KERNEL_VIEW
+from paravirt.modes.mips.saved import MipsSaving
 from paravirt.modes.mips.vcpu import KERNEL_LEVEL, USER_LEVEL, MipsVirtualCpu
 from paravirt.modes.mips.views import MipsViews
 from paravirt.operations.mips import PREPARE
@@ -31,7 +32,7 @@ from paravirt.words import words
 _UNMAPPED_CODE = r.KSEG0
 
 
-class MipsHypervisor(Hypervisor):
+class MipsHypervisor(MipsSaving):
     """Runs one MIPS32 guest."""
 
     WINDOW: ClassVar = abi.MIPS32

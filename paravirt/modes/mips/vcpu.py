@@ -32,6 +32,9 @@ _OPEN = r.STATUS_EXL | r.STATUS_ERL
 class MipsVirtualCpu:
     """Coprocessor 0 of one guest."""
 
+    PLAIN = frozenset({"DEPC", "TagLo", "DataLo", "TagHi", "DataHi", "DESAVE"})
+    """Registers that keep what is written and do nothing else."""
+
     def __init__(
         self, engine: MipsEngine, memory: GuestMemory, board: Malta, shared: memoryview, page: memoryview
     ) -> None:
@@ -56,7 +59,7 @@ class MipsVirtualCpu:
         self._index = self._page_mask = self.wired = self.hwrena = 0
         self.ebase = i.EBASE
         self.config = i.CONFIG | (i.BIG_ENDIAN if engine.byte_order == "big" else 0)
-        self._plain = dict.fromkeys(("DEPC", "TagLo", "DataLo", "TagHi", "DataHi", "DESAVE"), 0)
+        self._plain = dict.fromkeys(sorted(self.PLAIN), 0)
         self._replaced = 0
         """Entries that TLBWR has replaced so far."""
         self.moved: tuple[tuple[int, int, int], ...] = ()

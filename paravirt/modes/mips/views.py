@@ -7,6 +7,7 @@ KSEG0 and KSEG1 are filled by neighbourhoods, since nothing but what a frame is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emulator.engine.mips import EXECUTE, READ, SUPERVISOR, USER, WRITE, MipsEngine
@@ -23,10 +24,27 @@ _REAL = {KERNEL_VIEW: SUPERVISOR, USER_VIEW: USER}
 _NEIGHBOURS = 64
 """Pages of KSEG0 that are filled together."""
 _PAGE = 4096
+_VIEW = _PAGE - 1
+"""Bits of a mapping's name that are the view's."""
+
+
+@dataclass(frozen=True, slots=True)
+class MipsViewState:
+    """Both views, but for their tables, which are memory."""
+
+    view: int
+    kinds: bytes
+    mapped: tuple[tuple[int, int], ...]
+    """Mappings outside of KSEG0 and KSEG1 and the frame of each, or -1."""
+    local: tuple[int, ...]
+    fills: int
+    prefilled: int
 
 
 class MipsViews:
     """Both views of one guest."""
+
+    SAVED = MipsViewState
 
     def __init__(self, engine: MipsEngine, memory: GuestMemory, vcpu: MipsVirtualCpu, layout: Layout) -> None:
         self._engine = engine
@@ -38,13 +56,13 @@ class MipsViews:
         self._devices = vcpu.board.device_space
         self.kinds = bytearray(self._frames)
         """Of every frame, as `paravirt.mmu.views` names them."""
-        self._mapped: dict[int, set[tuple[int, int]]] = {}
-        """Frame -> (real view, page address) of its mappings outside of KSEG0 and KSEG1."""
-        self._frame_of_page: dict[tuple[int, int], int] = {}
+        self._mapped: dict[int, set[int]] = {}
+        """Frame -> its mappings outside of KSEG0 and KSEG1, each the page's address with the real view in the low
+        bits."""
+        self._frame_of_page: dict[int, int] = {}
         """The other way; copies are under their guest frame."""
-        self._local: set[tuple[int, int]] = set()
+        self._local: set[int] = set()
         """Mappings that hold in the current address space only."""
-        self._stale = False
         self._code: CodeSource
         self.view = KERNEL_VIEW
         self.fills = self.prefilled = 0
@@ -103,7 +121,7 @@ class MipsViews:
             self._map(page, frame, frame << 12, READ | EXECUTE, everywhere)
             return
         self._forget(SUPERVISOR, page)
-        copy = self._code.activate(page, frame, (SUPERVISOR, page))
+        copy = self._code.activate(page, frame, page | SUPERVISOR)
         # Where nothing was rewritten the copy may be read as well: constants often lie between functions.
         same = self._engine_bytes(copy) == self._memory[frame << 12 : frame + 1 << 12]
         self._map(page, frame, copy, READ | EXECUTE if same else EXECUTE, everywhere)
@@ -140,7 +158,7 @@ class MipsViews:
         self._forget(view, page)
         self._engine.unmap_page(view, page)
         self._engine.map_page(view, page, physical, rights)
-        token = (view, page)
+        token = page | view
         self._frame_of_page[token] = frame
         if frame >= 0:
             self._mapped.setdefault(frame, set()).add(token)
@@ -149,7 +167,7 @@ class MipsViews:
 
     def _forget(self, view: int, page: int) -> None:
         """A mapping is about to go: nothing is known of it any more."""
-        token = (view, page)
+        token = page | view
         frame = self._frame_of_page.pop(token, -1)
         if frame >= 0:
             self._mapped[frame].discard(token)
@@ -161,7 +179,8 @@ class MipsViews:
         """Another ASID: mappings of the old one go."""
         if not self._local:
             return
-        for view, page in tuple(self._local):
+        for token in tuple(self._local):
+            view, page = token & _VIEW, token & ~_VIEW
             self._forget(view, page)
             self._engine.map_page(view, page, 0, 0)
         self._engine.flush_tlb()
@@ -169,17 +188,16 @@ class MipsViews:
     def translation_replaced(self, start: int, size: int) -> None:
         """An entry of the TLB changed: mappings of its addresses go."""
         if size > 1 << 16:
-            tokens = [token for token in self._frame_of_page if start <= token[1] < start + size]
+            tokens = [token for token in self._frame_of_page if start <= token & ~_VIEW < start + size]
         else:
-            tokens = [(view, page) for page in range(start, start + size, _PAGE) for view in (SUPERVISOR, USER)]
-        for view, page in tokens:
-            if (view, page) in self._frame_of_page:
-                self._forget(view, page)
-                self._engine.unmap_page(view, page)
+            tokens = [page | view for page in range(start, start + size, _PAGE) for view in (SUPERVISOR, USER)]
+        for token in tokens:
+            if token in self._frame_of_page:
+                self.drop(token)
 
-    def drop(self, at: tuple[int, int]) -> None:
+    def drop(self, at: int) -> None:
         """Remove one mapping."""
-        view, page = at
+        view, page = at & _VIEW, at & ~_VIEW
         self._forget(view, page)
         self._engine.unmap_page(view, page)
 
@@ -192,17 +210,17 @@ class MipsViews:
         for base in (r.KSEG0, r.KSEG1):
             if engine.mapped(SUPERVISOR, base + (number << 12)) & WRITE:
                 engine.unmap_page(SUPERVISOR, base + (number << 12))
-        for view, page in tuple(self._mapped.get(number, ())):
-            if engine.mapped(view, page) & WRITE:
-                self.drop((view, page))
+        for token in tuple(self._mapped.get(number, ())):
+            if engine.mapped(token & _VIEW, token & ~_VIEW) & WRITE:
+                self.drop(token)
 
     def written(self, number: int) -> None:
         """A frame is about to be written: code in it leaves use."""
         kind = self.kinds[number]
         if kind == USER_CODE:
-            for view, page in tuple(self._mapped.get(number, ())):
-                if self._engine.mapped(view, page) & EXECUTE:
-                    self.drop((view, page))
+            for token in tuple(self._mapped.get(number, ())):
+                if self._engine.mapped(token & _VIEW, token & ~_VIEW) & EXECUTE:
+                    self.drop(token)
             self._engine.frame_changed(number << 12, _PAGE)
         elif kind == ACTIVE_CODE:
             self._code.deactivate(number)
@@ -225,9 +243,43 @@ class MipsViews:
             return -1
         return frame if frame < self._frames else -1
 
-    def expose(self, address: int, frame: int, writable: bool) -> tuple[int, int]:
+    def expose(self, address: int, frame: int, writable: bool) -> int:
         """Not needed: an instruction cache shows no store before software says so, and reads are filled on the spot."""
         raise NotImplementedError
+
+    # -- state ----------------------------------------------------------------------------------
+
+    @property
+    def memories(self) -> dict[str, memoryview]:
+        """Their tables by name: a word a page."""
+        return {name: self._engine.view_memory(real) for name, real in (("kernel", SUPERVISOR), ("user", USER))}
+
+    @property
+    def state(self) -> MipsViewState:
+        """All but the tables."""
+        mapped, local = tuple(self._frame_of_page.items()), tuple(sorted(self._local))
+        return MipsViewState(self.view, bytes(self.kinds), mapped, local, self.fills, self.prefilled)
+
+    def restore(self, state: MipsViewState) -> None:
+        """Take up an earlier state, whose tables are in place. Raises `ValueError` for one of another machine."""
+        names = {name for name, _ in state.mapped}
+        ok = (
+            state.view in _REAL
+            and len(state.kinds) == self._frames
+            and max(state.kinds, default=0) <= USER_CODE
+            and all(0 <= name < 1 << 32 and name & _VIEW in (SUPERVISOR, USER) for name in names)
+            and all(-1 <= frame < self._frames for _, frame in state.mapped)
+            and names.issuperset(state.local)
+        )
+        if not ok:
+            raise ValueError("the views of the saved machine are none of a machine of this size")
+        self.view, self.fills, self.prefilled = state.view, state.fills, state.prefilled
+        self.kinds[:] = state.kinds
+        self._frame_of_page, self._local = dict(state.mapped), set(state.local)
+        self._mapped = {}
+        for name, frame in state.mapped:
+            if frame >= 0:
+                self._mapped.setdefault(frame, set()).add(name)
 
     # -- the hypervisor's window ----------------------------------------------------------------
 
