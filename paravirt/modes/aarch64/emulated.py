@@ -26,8 +26,10 @@ from paravirt.modes.aarch64.vcpu import AArch64VirtualCpu
 
 UNMAPPED: Final = abi.AARCH64_UNMAPPED // 8
 """Word of the shared page: the page that has nothing to invalidate."""
-_MOST_PASSED: Final = 32
-"""Accesses by one and the same entry from which on a page of passage is mapped."""
+_MOST_EMULATED: Final = 32
+"""Accesses by one and the same entry from which on a page of passage is mapped by one that must be emulated ..."""
+_MOST_PASSED: Final = 4096
+"""... and by one that passes by without an exit, which costs less than a hundredth of what mapping the page does."""
 _QUIET: Final = 12
 """Quiet accesses known at a time."""
 _PASSERS: Final = 12
@@ -94,7 +96,7 @@ class EmulatedAccesses(Hypervisor):
             return False
         passed = self._pass(entry)
         access = self._access(self._registers.pc)
-        if passed > _MOST_PASSED or access is None or access.load == write:
+        if access is None or access.load == write or passed > (_MOST_PASSED if _passes(access) else _MOST_EMULATED):
             return False
         if (address & 0xFFF) + 2 * access.size > 4096:
             return False
@@ -125,7 +127,7 @@ class EmulatedAccesses(Hypervisor):
         if generation != self.vcpu.context.generation or (entry ^ like) & ~FRAME_MASK:
             return False
         passing, passed = self.engine.passing
-        if entry == passing and passed >= _MOST_PASSED:
+        if entry == passing and passed >= (_MOST_PASSED if _passes(access) else _MOST_EMULATED):
             return False
         physical = entry & FRAME_MASK | address & 0xFFF
         size = access.size
@@ -171,7 +173,7 @@ class EmulatedAccesses(Hypervisor):
             self._learn_passer(access)
 
     def _learn_passer(self, access: Access) -> None:
-        if access.second >= 0 or access.writeback or access.signed or access.first == SP:
+        if not _passes(access):
             return
         pc = self._registers.pc
         if len(self._passers) == _PASSERS:
@@ -332,3 +334,8 @@ class EmulatedAccesses(Hypervisor):
         self._debug.passing = address >> 12
         self._registers.stepping = True
         return True
+
+
+def _passes(access: Access) -> bool:
+    """Whether an engine may do an access without an exit."""
+    return access.second < 0 and not access.writeback and not access.signed and access.first != SP

@@ -46,7 +46,7 @@ class AArch64Shadow(ShadowPaging):
             abi.AARCH64,
         )
         self.blocks.whole = False  # so that the engine can forget page by page
-        self.frames.exclusive = True
+        self.frames.exclusive = self.frames.expectant = True
         self.frames.execute_only = engine.capabilities.execute_only
         self.pool.on_removed = self._removed
         self.watched = False
