@@ -27,6 +27,12 @@ STRATEGIES = ("trap", "hypercall", "inline", "auto", "xen")
     metavar="FILE",
     help="Of a fetched guest: verify this kernel with all else that the guest brings, a rewritten one for example.",
 )
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The manifest.toml that describes IMAGE, where it lies neither beside nor above it.",
+)
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
 @click.option("--memory", metavar="SIZE", help="Guest memory, in K, M or G; by default 256M, or what the guest needs.")
 @click.option("--kaslr", metavar="OFFSET", help="Move the kernel in virtual memory: bytes, or seed:TEXT to choose.")
@@ -43,6 +49,7 @@ def command(
     engines: str | None,
     initrd: Path | None,
     kernel: Path | None,
+    manifest: Path | None,
     append: str | None,
     memory: str | None,
     kaslr: str | None,
@@ -75,7 +82,7 @@ def command(
     if json_file is not None and not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
         raise UsageError(f"{json_file}: cannot be written; name a file that can")
     physical_delta = values.number(physical, "--physical") if physical is not None else 0
-    guest = find(image, physical_delta, kernel)
+    guest = find(image, physical_delta, kernel, manifest)
     file = initrd or guest.initrd
     options = Options(
         memory=values.size(memory) if memory is not None else guest.memory,

@@ -45,7 +45,7 @@ class Verification:
     blamed: list[str] = field(default_factory=list)
     """Which fixup is to blame, where that was asked for, in lines."""
     notes: list[str] = field(default_factory=list)
-    """What was asked for and not done, and why."""
+    """What was asked for and not done, or what is not known of the guest, and why."""
 
     @property
     def passed(self) -> bool:
@@ -108,6 +108,11 @@ def verify(
             if first is not None:
                 result.operations.append(compare_operations(first, run))
             first = first or run
+    if not guest.described and guest.image.linux is None and not result.passed:
+        result.notes.append(
+            "no manifest.toml beside or above the image describes it, so that what depends on when interrupts come "
+            "(memory, calls made while waiting) is compared as well; name its manifest by --manifest if it has one"
+        )
     return result
 
 

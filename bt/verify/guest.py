@@ -1,7 +1,8 @@
 """What is verified: an image with what is known of it, from a file, a rewritten file or a fetched guest.
 
-Room: `bt/verify`. A guest that is described by a `manifest.toml` beside or above it, as the samples are, brings its
-volatile memory, its memory size and how it may end.
+Room: `bt/verify`. A guest that is described by a `manifest.toml` beside or above it, as the samples are, or by one that
+is named, brings its volatile memory, its memory size and how it may end; without any, an image's own section
+`.volatile` is volatile memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from bt.plan import Plan
 
 MANIFEST = "manifest.toml"
+_VOLATILE = ".volatile"
 _LEVELS = 3
 """Directories above an image in which its manifest is looked for."""
 
@@ -46,10 +48,13 @@ class Guest:
     """System calls by which a process ends."""
     waiting_calls: frozenset[int] = frozenset()
     """System calls by which a process lets others run while it waits."""
+    described: bool = False
+    """A manifest says all of this."""
 
 
-def find(name: str, physical_delta: int = 0, kernel: Path | None = None) -> Guest:
+def find(name: str, physical_delta: int = 0, kernel: Path | None = None, manifest: Path | None = None) -> Guest:
     """The guest called `name`: a file, or the name of a guest that was fetched, with another `kernel` if one is given.
+    `manifest`: one that describes it, wherever that lies.
 
     Raises `UsageError` where it is neither, `BadImage` for a file that is no guest, `Unavailable` for a guest that is
     not in the cache.
@@ -59,7 +64,7 @@ def find(name: str, physical_delta: int = 0, kernel: Path | None = None) -> Gues
     if os.path.lexists(name) or os.sep in name:
         if kernel is not None:
             raise UsageError(f"--kernel takes the place of a fetched guest's kernel, and {name} is a file; give one")
-        return of(load(name), physical_delta)
+        return of(load(name), physical_delta, manifest)
     from bt import guests
 
     if name not in guests.RECIPES:
@@ -69,19 +74,24 @@ def find(name: str, physical_delta: int = 0, kernel: Path | None = None) -> Gues
     fetched = guests.find(name)
     if kernel is None:
         return Guest(name, load(fetched.kernel), None, fetched.initrd, fetched.command_line)
-    return replace(of(load(kernel), physical_delta), initrd=fetched.initrd, command_line=fetched.command_line)
+    return replace(of(load(kernel), physical_delta, manifest), initrd=fetched.initrd, command_line=fetched.command_line)
 
 
-def of(image: Image, physical_delta: int = 0) -> Guest:
-    """The guest that an image is, with what the manifest near it says."""
+def of(image: Image, physical_delta: int = 0, manifest: Path | None = None) -> Guest:
+    """The guest that an image is, with what a `manifest`, or one near it, says. Raises `UsageError` where the named one
+    does not describe it."""
     from bt.rewrite import original
 
-    pristine, manifest = original(image)
+    pristine, rewritten = original(image)
     name = Path(image.path).name
-    plan = manifest.plan if manifest is not None else None
-    row = _described(Path(image.path), hashlib.sha256(bytes(pristine.elf) + bytes(pristine.appended)).hexdigest())
+    plan = rewritten.plan if rewritten is not None else None
+    digest = hashlib.sha256(bytes(pristine.elf) + bytes(pristine.appended)).hexdigest()
+    row = _described(Path(image.path), digest) if manifest is None else _row_in(manifest, digest)
+    if row is None and manifest is not None:
+        raise UsageError(f"{manifest}: describes no image that hashes to {digest[:16]}..., as {image.path} does")
     if row is None:
-        return Guest(name, pristine, plan)
+        own = {"section": _VOLATILE} if pristine.section(_VOLATILE) is not None else None
+        return Guest(name, pristine, plan, volatile=_volatile(pristine, own, physical_delta))
     return Guest(
         name,
         pristine,
@@ -91,6 +101,7 @@ def of(image: Image, physical_delta: int = 0) -> Guest:
         outcomes=tuple(map(str, row.get("outcome", ()))),
         exit_calls=frozenset(map(int, row.get("exit_calls", ()))),
         waiting_calls=frozenset(map(int, row.get("waiting_calls", ()))),
+        described=True,
     )
 
 
@@ -98,14 +109,20 @@ def _described(path: Path, digest: str) -> dict[str, Any] | None:
     """The manifest's row for an image, found by its hash; None where there is no manifest or no row."""
     for directory in list(path.resolve().parents)[:_LEVELS]:
         file = directory / MANIFEST
-        if not file.is_file():
-            continue
-        manifest = _read(file)
-        others = manifest.get("also", ())
-        for one in (manifest, *(_read(directory / str(other)) for other in others)):
-            row = _row(one, digest)
-            if row is not None:
-                return row
+        row = _row_in(file, digest) if file.is_file() else None
+        if row is not None:
+            return row
+    return None
+
+
+def _row_in(file: Path, digest: str) -> dict[str, Any] | None:
+    """The same of one manifest, and those that it names."""
+    manifest = _read(file)
+    others = manifest.get("also", ())
+    for one in (manifest, *(_read(file.parent / str(other)) for other in others)):
+        row = _row(one, digest)
+        if row is not None:
+            return row
     return None
 
 

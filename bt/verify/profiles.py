@@ -107,9 +107,10 @@ EXACT: Final = Profile(
             "processor",
             "general, control, descriptor and system-call registers, segments and flags at the end",
             "RIP may be on the instruction that ended the run or behind it; the busy bit in TR's hidden part; after an "
-            "interrupt what shows where (ELR_EL1, SPSR_EL1, LR_irq, SPSR_irq, EPC); what MIPS32 leaves undefined",
+            "interrupt what shows where (ELR_EL1, SPSR_EL1, LR_irq, SPSR_irq, EPC), and MIPS32's Index; what MIPS32 "
+            "leaves undefined",
             "an engine hands up an OUT with RIP behind it, a fault is on it; LTR may cache the bit before it sets it; "
-            "the timer ticks at other instructions",
+            "the timer ticks at other instructions, and what a probe finds in the TLB depends on who ran",
             checks.processor(),
         ),
     ),

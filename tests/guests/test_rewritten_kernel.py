@@ -57,7 +57,7 @@ def boot(image: Image, mode: str, command_line: str, initrd: bytes = b"") -> tup
 
 
 @pytest.mark.parametrize("mode", ["hypercall", "auto"])
-@pytest.mark.parametrize("group", ["flags", "tables", "segments"])
+@pytest.mark.parametrize("group", ["flags", "tables", "segments", "exceptions"])
 def test_fixups_that_call_the_hypervisor_do_what_the_sample_expects(mode: str, group: str) -> None:
     original = load(SAMPLE)
     data = rewrite(original, plan(original, scan(original), mode))

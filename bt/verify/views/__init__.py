@@ -123,7 +123,8 @@ PROCESSORS: Final[dict[str, Processor]] = {
         8,
         {32: ("mips32", "")},
         _MIPS_VECTORS,
-        saved=frozenset({"EPC"}),
+        # Whether a probe finds an entry depends on what processes brought into the TLB.
+        saved=frozenset({"EPC", "Index"}),
         lines=True,
     ),
 }

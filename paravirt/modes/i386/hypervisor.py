@@ -71,11 +71,11 @@ class I386Hypervisor(X86Hypervisor):
     def _finish_hypercall(self, call: Hypercall) -> Action:
         if call.operation is not Operation.WRITE_FLAGS:
             return super()._finish_hypercall(call)
-        vcpu, resume = self.vcpu, call.resume
 
         def write_flags() -> None:
+            stepped = self._registers.trap_flag
             pop_flags(self, 4)
-            vcpu.rip = resume
+            self._popped(call, stepped)
 
         return write_flags
 

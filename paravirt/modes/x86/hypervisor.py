@@ -82,6 +82,8 @@ class X86Hypervisor(X86Saving):
             self._chain = Chain(self.exits, self._fetch, self._prepare_instruction, self._executed)
         self._swap_cell = self.exits.cell("SWAP_GS", "trap")
         self._return_cell = self.exits.cell("RETURN_FROM_EXCEPTION", "trap")
+        self._first_step = -1
+        """Where a fixup whose POPF began the guest's steps leads back to: no step ends there; -1: nowhere."""
         self._faulted: tuple[int, int, int, bool, bool] | None = None
         """The guest's own page fault that it handles, where exits are dear: RIP, level, address, write and fetch."""
         self._filled_ahead = self.exits.cell("page", "ahead")
@@ -255,11 +257,19 @@ class X86Hypervisor(X86Saving):
         if call.operation is Operation.WRITE_FLAGS:
 
             def write_flags() -> None:
+                stepped = self._registers.trap_flag
                 pop_flags(self, 8)
-                vcpu.rip = resume
+                self._popped(call, stepped)
 
             return write_flags
         return super()._finish_hypercall(call)
+
+    def _popped(self, call: Hypercall, stepped: bool) -> None:
+        """POPF of a fixup is done: go on in it. Where it began the guest's steps (`stepped`: they had begun before), the
+        first of them ends behind the next instruction, and not behind the fixup's way back."""
+        self.vcpu.rip = call.resume
+        if self._registers.trap_flag and not stepped and self._in_fixup(call.resume):
+            self._first_step = call.site + 1
 
     def _return_from_stub(self) -> None:
         """A stub calls right before it returns to its caller: return here, so that an interrupt finds the guest behind
@@ -397,6 +407,9 @@ class X86Hypervisor(X86Saving):
             return
         if in_fixup:
             return  # the guest steps: a fixup is one instruction to it
+        first, self._first_step = self._first_step, -1
+        if self.vcpu.rip == first:
+            return
         self.exits.count("exception to the guest", "fault")
         self._single_stepped()
 

@@ -55,6 +55,30 @@ def test_a_guest_that_does_the_same_passes(tiny: Path, capsys: pytest.CaptureFix
         assert words in text
 
 
+def test_a_rewritten_image_elsewhere_finds_its_description_by_name(
+    tiny: Path, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path_factory.mktemp("elsewhere") / "out.elf"
+    assert run(["rewrite", str(tiny), "-o", str(out), "--mode", "inline"]) == 0
+    assert not of(load(out)).described
+    there = of(load(out), manifest=tiny.parent / "manifest.toml")
+    assert there.volatile == of(load(tiny)).volatile != ()
+    assert there.described
+    assert run(["verify", str(out), "--manifest", str(tiny.parent / "manifest.toml"), "--timeout", "30"]) == 0
+    other = out.with_name("other.toml")
+    other.write_text('[[guest]]\nsha256 = "00"\n')
+    capfd.readouterr()
+    assert run(["verify", str(out), "--manifest", str(other)]) != 0
+    assert "describes no image that hashes to" in capfd.readouterr().err
+
+
+def test_what_an_image_calls_volatile_itself_is_volatile(tmp_path: Path) -> None:
+    sample = Path(__file__).parents[3] / "samples" / "x86_64" / "sample.elf"
+    alone = tmp_path / "sample.elf"
+    alone.write_bytes(sample.read_bytes())
+    assert of(load(alone)).volatile == of(load(sample)).volatile != ()
+
+
 def test_the_result_is_json_with_every_rule(tiny: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     assert run(["verify", str(tiny), "--virt", "inline", "--timeout", "30", "--json", str(result)]) == 0

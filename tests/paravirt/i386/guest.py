@@ -87,8 +87,8 @@ class End(NamedTuple):
     memory: bytes
 
 
-def run(mode: str, kernel: bytes, program: bytes) -> End:
-    """Run a guest to its end: natively, or deprivileged in the `mode` of a translator."""
+def run(mode: str, kernel: bytes, program: bytes, translator: LoadTimeTranslator | None = None) -> End:
+    """Run a guest to its end: natively, or deprivileged in the `mode` of a translator, or by one of an image."""
     limits = Limits(guest_seconds=0.01, host_seconds=20)
     machine = Machine(MEMORY, lambda _: None, platform=PLATFORMS["i386"], limits=limits)
     try:
@@ -97,7 +97,7 @@ def run(mode: str, kernel: bytes, program: bytes) -> End:
         if mode == "native":
             driver = I386NativeCpu(machine)
         else:
-            driver = I386Hypervisor(machine, LoadTimeTranslator(mode, isa="i386"))
+            driver = I386Hypervisor(machine, translator or LoadTimeTranslator(mode, isa="i386"))
         driver.enter(ENTRY)
         outcome = driver.run()
         state = driver if isinstance(driver, I386NativeCpu) else driver.vcpu
