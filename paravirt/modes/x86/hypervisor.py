@@ -265,8 +265,8 @@ class X86Hypervisor(X86Saving):
         return super()._finish_hypercall(call)
 
     def _popped(self, call: Hypercall, stepped: bool) -> None:
-        """POPF of a fixup is done: go on in it. Where it began the guest's steps (`stepped`: they had begun before), the
-        first of them ends behind the next instruction, and not behind the fixup's way back."""
+        """POPF of a fixup is done: go on. Where it began the guest's steps (`stepped`: they had begun before), the
+        first one ends behind the next instruction, and not behind the fixup's way back."""
         self.vcpu.rip = call.resume
         if self._registers.trap_flag and not stepped and self._in_fixup(call.resume):
             self._first_step = call.site + 1
