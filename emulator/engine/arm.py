@@ -107,6 +107,11 @@ class ArmEngine(Engine, Protocol):
         """Switch TTBR0 to the first-level table at `physical`; what was cached of another one is not used for it."""
         ...
 
+    def split_roots(self, bits: int, upper: int, world: int) -> None:
+        """Let the table at `upper` translate what lies above the lowest 2 to the power of 32 - `bits` (TTBCR.N, TTBR1);
+        0: none. `set_root` must follow."""
+        ...
+
     def set_domains(self, value: int, world: int = FULL) -> None:
         """Load a world's real DACR. What loses access needs `flush_world`."""
         ...

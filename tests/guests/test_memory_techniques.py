@@ -78,7 +78,6 @@ def test_a_stock_kernel_is_the_reference_under_every_technique() -> None:
         ("x86_64/portable.elf", Options(technique="psychic"), "take one of snapshot, lazy, eager, two-stage"),
         ("x86_64/portable.elf", Options(mode="native", technique="lazy"), "no memory is virtualised"),
         ("mips32/portable.elf", Options(technique="lazy"), "mips32 guests have a way of their own"),
-        ("armv7/portable.elf", Options(technique="eager"), "armv7 guests have a way of their own"),
         ("x86_64/portable.elf", Options(technique="direct"), "for para-virtual guests"),
         ("i386/pv.elf", Options(mode="para", technique="batched"), "tables of i386 guests cannot be walked directly"),
     ],

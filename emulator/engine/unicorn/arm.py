@@ -88,6 +88,11 @@ class UnicornArmEngine(UnicornCpu):
         self.registers.poke_root(physical, world)
         self._flush(self._cpu, _WORLD_INDICES[world])
 
+    def split_roots(self, bits: int, upper: int, world: int) -> None:
+        """Load TTBCR.N and TTBR1, which `confirm` leaves as they are at reset."""
+        self.registers.set_system("TTBR1", upper, secure=world == OTHER)
+        self.registers.set_system("TTBCR", bits, secure=world == OTHER)
+
     def set_domains(self, value: int, world: int = FULL) -> None:
         """Load DACR, without a flush."""
         self.registers.poke_domains(value, world)

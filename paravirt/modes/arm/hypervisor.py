@@ -22,11 +22,10 @@ from emulator.isa.operation import Operation
 from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Handlers, Hypervisor, Prepared
-from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.arm import debug
-from paravirt.modes.arm.spaces import WORLD
+from paravirt.modes.arm.shadow import WORLD, ArmShadow
 from paravirt.modes.arm.vcpu import USER, ArmVirtualCpu
-from paravirt.modes.arm.views import ArmViews
 from paravirt.operations.arm import Instruction, action_for
 from paravirt.operations.arm.registers import read_thread
 from paravirt.translator import Translator
@@ -49,7 +48,7 @@ class ArmHypervisor(Hypervisor):
     engine: ArmEngine
     board: ArmVirt
     vcpu: ArmVirtualCpu
-    shadow: ArmViews
+    shadow: ArmShadow
 
     def __init__(self, machine: Machine, translator: Translator, *, timed: bool = False) -> None:
         super().__init__(machine, translator, timed=timed)
@@ -60,7 +59,7 @@ class ArmHypervisor(Hypervisor):
         memory = self.machine.memory
         self._registers = self.engine.registers
         self.vcpu = ArmVirtualCpu(self.engine, memory.view, memory.base, self.shared)
-        self.shadow = ArmViews(self.engine, memory.view, memory.base, self.vcpu.context)
+        self.shadow = ArmShadow(self.engine, memory, self.vcpu.context)
         self.shadow.on_limit = self._limit_changed
         for register in SYSTEM_REGISTERS:
             if register.read_operation is Operation.IDENTIFY_PROCESSOR:
@@ -74,7 +73,7 @@ class ArmHypervisor(Hypervisor):
         there."""
 
     def _own_memory(self) -> Mapping[int, memoryview]:
-        return {layout.ARMV7.tables: memoryview(self.shadow.pool)}
+        return {layout.ARMV7.tables: memoryview(self.shadow.pool.memory)}
 
     def _handlers(self) -> Handlers:
         return {
@@ -88,9 +87,8 @@ class ArmHypervisor(Hypervisor):
     def enter(self, state: ArmEntry) -> None:
         """Set the virtual CPU up as the boot protocol says."""
         vcpu, gpr = self.vcpu, self.vcpu.gpr
+        self._make_ready()
         for world in (FULL, OTHER):
-            self.engine.enable_translation(world, _REAL_SCTLR)
-            self.engine.set_domains(0, world)
             self.engine.set_threads(world, 0, 0)
         self._registers.cpsr = x.USR
         self._registers.fpexc = 0
@@ -101,8 +99,12 @@ class ArmHypervisor(Hypervisor):
         vcpu.context.sctlr = 0x00C5_0078
         vcpu.pc = state.pc
         self._view_level = vcpu.level
-        self.shadow.domains_changed(0)
-        self.shadow.use(KERNEL_VIEW)
+        self.shadow.load_root()
+
+    def _make_ready(self) -> None:
+        for world in (FULL, OTHER):
+            self.engine.enable_translation(world, _REAL_SCTLR)
+            self.engine.set_domains(0, world)
 
     # -- delivery -------------------------------------------------------------------------------
 
@@ -295,8 +297,8 @@ class ArmHypervisor(Hypervisor):
         self.shadow.load_root()
 
     def asid_changed(self, asid: int) -> None:
-        """The next table that is loaded is of this address space."""
-        self.shadow.asid = asid
+        """CONTEXTIDR: address spaces are told apart by their tables, which are looked at when they are entered."""
+        self.shadow.load_root()
 
     def domains_changed(self, old: int) -> None:
         """DACR."""
@@ -308,7 +310,7 @@ class ArmHypervisor(Hypervisor):
 
     def invalidate_all(self) -> None:
         """TLBIALL, TLBIASID."""
-        self.shadow.invalidate_all()
+        self.shadow.flush_all()
 
     def floating_point_changed(self) -> None:
         """CPACR: the real one follows."""
