@@ -17,9 +17,15 @@ from bt.guests import Guest, recipe
 from bt.initramfs import Entry
 from emulator.errors import Unavailable
 
+DISK = ("xen-blkfront",)
+"""Xen's block front end."""
 BLOCK = ("crc16", "crc32c_generic", "mbcache", "jbd2", "ext4", "xen-blkfront")
 """Xen's block front end, and ext4 with what it needs, in the order in which they are loaded."""
 NETWORK = ("xen-netfront",)
+BLOCK_SERVER = ("xen-blkback",)
+"""Xen's block back end, for a driver domain; then its network back end, and what connects that to other interfaces."""
+NETWORK_SERVER = ("llc", "stp", "bridge", "xen-netback")
+ALL = (*BLOCK, *NETWORK, *BLOCK_SERVER, *NETWORK_SERVER)
 PLACE = "modules"
 
 
@@ -63,6 +69,11 @@ def lines(names: Iterable[str]) -> list[str]:
     return [f"busybox insmod /modules/{name}.ko" for name in names]
 
 
+def until(condition: str) -> str:
+    """A shell line that waits until `test` says so."""
+    return f"while ! [ {condition} ]; do busybox sleep 0.1; done"
+
+
 def main() -> None:
     """Fetch the modules of the guests that are named."""
     import sys
@@ -70,7 +81,7 @@ def main() -> None:
     from bt import guests
 
     for name in sys.argv[1:]:
-        get(guests.find(name), (*BLOCK, *NETWORK))
+        get(guests.find(name), ALL)
 
 
 if __name__ == "__main__":

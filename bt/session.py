@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bt import para, xen
+from bt.devices import Attached, Devices
 from bt.image import Image, to_boot
 from emulator.engine.engines import NAMES, open_engine
 from emulator.errors import BadImage, EngineCrashed, UsageError
@@ -65,6 +66,8 @@ class Options:
     """Keep scans on disk."""
     technique: str = ""
     """How guest memory is virtualised: a name of `paravirt.mmu.techniques`; by default the instruction set's own."""
+    devices: Devices = field(default_factory=Devices)
+    """Disks and networks, of a Xen guest."""
     plan: Plan | None = None
     """A plan of the same mode to follow; a rewritten file brings its own."""
 
@@ -89,6 +92,8 @@ class Options:
             raise UsageError("at full privilege no memory is virtualised; leave the technique out")
         if self.mode == xen.MODE:
             xen.check(self)
+        elif self.devices or self.devices.driver_domain:
+            raise UsageError(f"disks and networks are Xen guests'; run it with --virt {xen.MODE}, or leave them out")
         if self.memory % 4096 or not 4 << 20 <= self.memory <= MOST_MEMORY:
             raise UsageError(
                 f"{self.memory} bytes of guest memory: give whole pages, from 4 MiB to {MOST_MEMORY >> 20} MiB"
@@ -117,6 +122,9 @@ def _isa(image: Image) -> str:
 class Session:
     """One run of one guest. `console` gets what the guest prints."""
 
+    attached: Attached | None = None
+    """Its disks and networks."""
+
     def __init__(self, image: Image, options: Options, console: Callable[[bytes], None]) -> None:
         options.check()
         self.plan = options.plan
@@ -138,7 +146,7 @@ class Session:
         of_xen = options.mode == xen.MODE
         platform = xen.platform() if of_xen else platform_of(_isa(image))
         self.machine = Machine(
-            xen.machine_memory(options.memory) if of_xen else options.memory,
+            xen.machine_memory(options) if of_xen else options.memory,
             console,
             platform=platform,
             engine=lambda: open_engine(platform.isa, options.engine, options.lacks, self.passed_over, image.byte_order),
@@ -155,6 +163,8 @@ class Session:
         self.driver: NativeCpu | Hypervisor | XenHypervisor
         if options.mode == xen.MODE:
             self.driver = xen.start(self.machine, image, options)
+            if options.devices:
+                self.attached = Attached(options.devices, self.driver, self.machine)
             return
         boot = to_boot(
             image,
@@ -237,7 +247,7 @@ class Session:
 
     def _go(self) -> Outcome:
         try:
-            return self.driver.run()
+            return self.driver.run() if self.attached is None else self.attached.run()
         except EngineCrashed as crash:
             from bt.lost import last_state
 
@@ -245,7 +255,9 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Release the engine and write the caches."""
+        """Release the engine, write the caches, and flush disks."""
+        if self.attached is not None:
+            self.attached.close()
         if self.translator is not None:
             self.translator.close()
         self.machine.close()

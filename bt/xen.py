@@ -102,6 +102,7 @@ def check(options: Options) -> None:
         raise UsageError("Xen guests have page tables of their own, and no technique to choose; leave it out")
     if options.delta or options.physical_delta:
         raise UsageError("Xen guests are built where their notes say; leave --kaslr and --physical out")
+    options.devices.check()
 
 
 def platform() -> Platform:
@@ -111,18 +112,25 @@ def platform() -> Platform:
     return XEN_PV
 
 
-def machine_memory(size: int) -> int:
-    """Bytes of machine memory for a guest of `size` bytes."""
+def machine_memory(options: Options) -> int:
+    """Bytes of machine memory for a guest, and for its driver domain where it has one."""
     from paravirt.xen.host import Host
 
-    return Host.machine_size(size)
+    more = 0
+    if options.devices.driver_domain:
+        from bt.driver_domain import MEMORY
+
+        more = Host.machine_size(MEMORY)
+    return Host.machine_size(options.memory) + more
 
 
 def start(machine: Machine, image: Image, options: Options) -> XenHypervisor:
     """A domain on a machine, built around an image and ready to run. Raises `BadImage`."""
+    from paravirt.xen.host import Host
     from paravirt.xen.hypervisor import XenHypervisor
 
     kernel = kernel_of(image, options.initrd, options.command_line)
-    driver = XenHypervisor(machine, options.memory >> 12, timed=options.timed)
+    host = Host(machine.memory) if options.devices.driver_domain else None  # which has the rest of memory
+    driver = XenHypervisor(machine, options.memory >> 12, timed=options.timed, host=host)
     driver.load(kernel)
     return driver

@@ -72,6 +72,8 @@ class Machine:
 
     SLICES = 50
     """Looks at the limits and at the console's input in a second of virtual time, at least."""
+    WAIT = 0.05
+    """Most seconds of one wait for input."""
     EXITS = 10_000
     """Most exits between two looks at the limits."""
 
@@ -107,6 +109,8 @@ class Machine:
         self.limits = limits or Limits()
         self.poll_input: Callable[[float], bytes | None] | None = None
         """Gives console input, waiting at most so many seconds; None at its end."""
+        self.real_time = False
+        """Time that the guest waits passes as the host's does, since somebody outside may answer it; else it jumps."""
         self.stop_when: Callable[[], bool] | None = None
         """Asked at every slice: whether to end the run."""
         self._host_deadline: float | None = None
@@ -172,27 +176,32 @@ class Machine:
     def tick(self) -> None:
         """Run what is due and take console input."""
         self.clock.run_due()
-        if self.poll_input is not None:
-            data = self.poll_input(0.0)
-            if data:
-                self.board.feed_console(data)
-            elif data is None:
-                self.poll_input = None
+        self.take_input(0.0)
 
     def idle(self) -> bool:
         """The CPU waits for an interrupt: let time pass to the next interrupt. False when none can come."""
         if self.poll_input is None:
             return bool(self.board.idle())
-        wake = self.board.next_wake()
-        wait = 0.05 if wake is None else min(0.05, max(0.0, (wake - self.clock.now()) / 1e9))
+        wake, now = self.board.next_wake(), self.clock.now()
+        began = time.monotonic()
+        self.take_input(self.WAIT if wake is None else min(self.WAIT, max(0.0, (wake - now) / 1e9)))
+        if self.real_time:
+            passed = now + int((time.monotonic() - began) * 1e9)
+            self.clock.skip_to(passed if wake is None else min(wake, passed))
+            self.clock.run_due()
+        elif wake is not None:
+            self.board.idle()
+        return True
+
+    def take_input(self, wait: float) -> None:
+        """Take console input, waiting at most so many seconds for it."""
+        if self.poll_input is None:
+            return
         data = self.poll_input(wait)
         if data:
             self.board.feed_console(data)
         elif data is None:
             self.poll_input = None
-        if wake is not None:
-            self.board.idle()
-        return True
 
     def close(self) -> None:
         """Release the engine."""

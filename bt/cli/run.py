@@ -74,6 +74,29 @@ class Request:
 )
 @click.option("--append", metavar="TEXT", help="The kernel's command line.")
 @click.option("--memory", default="256M", show_default=True, metavar="SIZE", help="Guest memory, in K, M or G.")
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="FILE[,ro]",
+    help="Of a Xen guest: a file as xvda; again for xvdb and so on. With ,ro it is not written.",
+)
+@click.option(
+    "--net",
+    "networks",
+    multiple=True,
+    metavar="NETWORK",
+    help="Of a Xen guest: user, the host's own network through its sockets; socket:ADDRESS, a cable to another "
+    "retrap or QEMU (listen:ADDRESS or connect:ADDRESS to say which end). A path with a slash, or HOST:PORT.",
+)
+@click.option(
+    "--driver-domain",
+    metavar="GUEST",
+    help="Serve disks and networks by the drivers of a second guest, debian-amd64 for example.",
+)
+@click.option(
+    "--run", "lines", multiple=True, metavar="LINE", help="Of a fetched guest: a shell line for its /init, repeatable."
+)
 @click.option("--kaslr", metavar="OFFSET", help="Move the kernel in virtual memory: bytes, or seed:TEXT to choose.")
 @click.option("--physical", metavar="OFFSET", help="Move the kernel in physical memory by so many bytes.")
 @click.option("--timeout", metavar="SECONDS", help="End the run after so much time of the host.")
@@ -115,6 +138,10 @@ def command(
     kernel: Path | None,
     append: str | None,
     memory: str,
+    disks: tuple[str, ...],
+    networks: tuple[str, ...],
+    driver_domain: str | None,
+    lines: tuple[str, ...],
     kaslr: str | None,
     physical: str | None,
     timeout: str | None,
@@ -138,6 +165,7 @@ def command(
     """
     from bt import para, progress
     from bt.cli import values
+    from bt.devices import Devices, DiskFile
     from bt.image import load
     from bt.manifest import mode_of
     from bt.session import Options, read_initrd
@@ -148,8 +176,12 @@ def command(
         raise UsageError("--until needs a text; leave it out to run to the guest's end")
     limits = Limits(values.seconds(guest_timeout, "--guest-timeout"), values.seconds(timeout, "--timeout"))
     size = values.size(memory)
+    own_files = initrd is None
     file, initrd, command_line = _guest(image, initrd, append, virt, kernel)
     inputs = (file, initrd) if initrd is not None else (file,)
+    devices = Devices(tuple(DiskFile.of(disk) for disk in disks), networks, driver_domain or "")
+    if lines and (initrd is None or not own_files):
+        raise UsageError("--run is for the initial file system of a fetched guest; name one, and leave --initrd out")
     services = _services(snapshot_at, to, parent, record, initrd, inputs)
     request = Request(until, exits, trace, result, inputs, services, trace_filter)
     if warm:
@@ -161,18 +193,24 @@ def command(
             return Resumed.of(again, request, limits, timed=exits, cached=cached, whole=True).status()
     with progress.stage(f"reading {file if kernel is not None else image}"):
         loaded = load(file)
+    archive = read_initrd(initrd) if initrd is not None else b""
+    if own_files and (lines or devices):
+        from bt.guest_files import with_devices
+
+        archive = with_devices(image, archive, devices, lines)
     options = Options(
         mode=virt or mode_of(loaded) or (para.MODE if para.version_of(loaded) is not None else "inline"),
         engine=engine,
         technique=technique or "",
         memory=size,
-        initrd=read_initrd(initrd) if initrd is not None else b"",
+        initrd=archive,
         command_line=command_line,
         delta=values.virtual_offset(kaslr, loaded) if kaslr is not None else 0,
         physical_delta=values.number(physical, "--physical") if physical is not None else 0,
         limits=limits,
         timed=exits,
         cache=cached,
+        devices=devices,
     )
     options.check()
     return Run(loaded, options, request).status()

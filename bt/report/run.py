@@ -70,7 +70,7 @@ def counters(session: Session) -> list[tuple[str, str]]:
     if isinstance(driver, NativeCpu):
         return lines
     if isinstance(driver, XenHypervisor):
-        return lines + driver.counters()
+        return lines + driver.counters() + (session.attached.counters() if session.attached is not None else [])
     shadow, code, translator = driver.shadow, driver.code, session.translator
     lines.append(("shadow pages", f"{shadow.fills} filled on demand, {shadow.prefilled} ahead"))
     lines.append(("code pages", f"{code.translations} translated, {code.reused} used again, {code.sites} sites"))

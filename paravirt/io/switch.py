@@ -1,12 +1,15 @@
 """Ethernet without wires: a switch that learns where addresses are, and a host that answers ARP and ping.
 
-Room: `paravirt/io`. Frames are handed on at once, in the order in which they came; nothing leaves the process. A frame
-from a guest may have its transport checksum not filled in; that is said beside it, and kept so between guests.
+Room: `paravirt/io`. Frames are handed on at once, in the order in which they came. A frame from a guest may have its
+transport checksum not filled in, and may be longer than a cable takes, to be cut; both are said beside it, and kept so
+for whoever takes that.
 """
 
 from __future__ import annotations
 
 from typing import Final, Protocol
+
+from paravirt.io.packets import checksum, cut
 
 MOST_FRAME: Final = 65_549
 """Bytes of the longest frame: an IP packet behind an Ethernet header."""
@@ -18,8 +21,16 @@ _ARP, _IPV4, _ICMP = 0x0806, 0x0800, 1
 class Port(Protocol):
     """Who is connected to a switch."""
 
-    def receive(self, frame: bytes, blank: bool) -> None:
-        """A frame arrives; `blank`: its transport checksum was not filled in."""
+    @property
+    def takes_long(self) -> bool:
+        """It takes TCP frames that are still to be cut."""
+        ...
+
+    def receive(self, frame: bytes, blank: bool, segment: int = 0) -> None:
+        """A frame arrives; `blank`: its transport checksum was not filled in, but with the sum of the addresses.
+
+        `segment`: where it is longer than a cable takes, the bytes of data to cut it to; else 0.
+        """
         ...
 
 
@@ -39,8 +50,8 @@ class Switch:
         self.ports = [other for other in self.ports if other is not port]
         self._known = {address: where for address, where in self._known.items() if where is not port}
 
-    def send(self, sender: Port, frame: bytes, blank: bool = False) -> None:
-        """Hand a frame on to whom it is for, or to everybody else."""
+    def send(self, sender: Port, frame: bytes, blank: bool = False, segment: int = 0) -> None:
+        """Hand a frame on to whom it is for, or to everybody else; it is cut for who does not take it whole."""
         if not LEAST_FRAME <= len(frame) <= MOST_FRAME:
             return
         to, source = frame[:6], frame[6:12]
@@ -48,20 +59,19 @@ class Switch:
             self._known[source] = sender
         known = None if to[0] & 1 else self._known.get(to)
         for port in list(self.ports) if known is None else [known]:
-            if port is not sender:
-                port.receive(frame, blank)
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    total = sum(int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big") for at in range(0, len(data), 2))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+            if port is sender:
+                continue
+            if not segment or port.takes_long:
+                port.receive(frame, blank, segment)
+                continue
+            for piece in cut(frame, segment):
+                port.receive(piece, False)
 
 
 class Responder:
     """A host at the other end: it answers who it is, and echoes."""
+
+    takes_long = False
 
     def __init__(self, switch: Switch, address: bytes, station: bytes = b"\x02\0\0\0\0\x01") -> None:
         """`address`: four bytes of IPv4; `station`: its Ethernet address."""
@@ -69,7 +79,7 @@ class Responder:
         self.answered = 0
         switch.connect(self)
 
-    def receive(self, frame: bytes, blank: bool) -> None:
+    def receive(self, frame: bytes, _blank: bool, _segment: int = 0) -> None:
         """As `Port.receive`."""
         kind = int.from_bytes(frame[12:14], "big")
         body = frame[14:]

@@ -134,6 +134,14 @@ class BackEnd:
         self.say("error", f"the front end is not listened to: {why}")
         self.set_state(State.CLOSED)
 
+    def distrust(self) -> None:
+        """Have the front end share copies only, and never a page that it has from elsewhere."""
+        self.tree.put(f"{self.front}/trusted", "0")
+
+    def counters(self) -> list[tuple[str, str]]:
+        """Name and value of what is counted."""
+        return []
+
     def close(self) -> None:
         """The device, or its guest, is gone for good."""
         if self._watch in self.tree.watchers:

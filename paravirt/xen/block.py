@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from paravirt.xen.domain import Domain
 
 _READ, _WRITE, _BARRIER, _FLUSH, _DISCARD, _INDIRECT = 0, 1, 2, 3, 5, 6
+_NAMES: Final = {
+    _READ: "read",
+    _WRITE: "written",
+    _BARRIER: "barriers",
+    _FLUSH: "flushes",
+    _DISCARD: "discards",
+    _INDIRECT: "lists of segments",
+}
 _OKAY, _ERROR, _UNKNOWN = 0, -1, -2
 _REQUEST: Final = 112
 _MOST_SEGMENTS, _MOST_INDIRECT = 11, 256
@@ -41,6 +49,7 @@ class BlockBackEnd(BackEnd):
         self.requests: dict[int, int] = {}
         """How many of each operation there were."""
         self.refused = 0
+        self._name = disk_name(index)
         number = FIRST_DISK + index * 16
         mode = "w" if disk.writable else "r"
         back = {"mode": mode, "dev": disk_name(index), "removable": "0", "type": "phy"}
@@ -69,6 +78,11 @@ class BlockBackEnd(BackEnd):
             "info": 0 if self.disk.writable else _READ_ONLY,
         }.items():
             self.say(name, str(value))
+
+    def counters(self) -> list[tuple[str, str]]:
+        """As `BackEnd.counters`."""
+        counts = (f"{count} {_NAMES.get(number, number)}" for number, count in sorted(self.requests.items()))
+        return [(self._name, f"{', '.join(counts) or 'no requests'}; {self.refused} refused")]
 
     def kicked(self) -> None:
         """The guest has put requests into the ring."""

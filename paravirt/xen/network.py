@@ -1,8 +1,9 @@
 """The network back end: a guest's frames to a switch and back, as its stock driver moves them (io/netif.h).
 
 Room: `paravirt/xen`. Both ways are copies out of and into pages that are granted for one frame each. Frames for a guest
-that has no room wait, up to a limit, and are dropped beyond it. A slot that makes no sense is answered with an error; a
-ring that lies, or a chain without an end, is disconnected.
+that has no room wait, up to a limit, and are dropped beyond it. Checksums and the cutting of long TCP frames are left
+to whoever is the last to have a frame. A slot that makes no sense is answered with an error; a ring that lies, or a
+chain without an end, is disconnected.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from paravirt.io.packets import completed
 from paravirt.io.switch import Switch
 from paravirt.xen.backend import BackEnd, Broken
 from paravirt.xen.grants import PAGE, GrantError
@@ -25,8 +27,12 @@ _SENT_ANSWER = struct.Struct("<Hh")
 _ROOM = struct.Struct("<HxxI")
 _RECEIVED = struct.Struct("<HHHh")
 _BLANK, _VALIDATED, _MORE, _EXTRA = 1, 2, 4, 8
-_OKAY, _ERROR = 0, -1
+_OKAY, _ERROR, _NOTHING = 0, -1, 1
+_EXTRA_SEGMENTS = struct.Struct("<BBHBxH")
+"""Type and flags of extra information, then the size to cut to, of what protocol, and features."""
+_SEGMENTS, _TCP4 = 1, 1
 _MOST_SLOTS: Final = 18
+_LEAST_SEGMENT: Final = 64
 _MOST_WAITING: Final = 256
 """Frames that wait for a guest to make room."""
 
@@ -37,17 +43,26 @@ class NetworkBackEnd(BackEnd):
     def __init__(self, domain: Domain, switch: Switch, station: bytes, index: int = 0) -> None:
         """`station`: six bytes of Ethernet address; `index`: 0 for the first interface."""
         self.switch = switch
+        self._name = f"vif {index}"
         self.sent = self.received = self.dropped = self.refused = 0
         """Frames."""
-        self._waiting: deque[tuple[bytes, bool]] = deque()
+        self.long = 0
+        """Frames, either way, that were still to be cut."""
+        self.takes_long = self._checks = False
+        self._waiting: deque[tuple[bytes, bool, int]] = deque()
         back = {"handle": str(index), "mac": station.hex(":"), "feature-rx-copy": "1", "feature-rx-flip": "0"}
-        back |= {"feature-sg": "1", "feature-split-event-channels": "0"}
+        back |= {"feature-sg": "1", "feature-split-event-channels": "0", "feature-gso-tcpv4": "1"}
         super().__init__(domain, "vif", index, {"handle": str(index), "mac": station.hex(":")}, back)
 
     def connect(self) -> None:
         """As `BackEnd.connect`."""
         if self.number("request-rx-copy", 0) != 1:
             raise Broken("it does not ask for copies, and pages are not flipped")
+        queues = self.number("multi-queue-num-queues", 1)
+        if queues != 1:
+            raise Broken(f"it asks for {queues} queues, and one is offered")
+        self.takes_long = self.number("feature-gso-tcpv4", 0) == 1 and self.number("feature-sg", 0) == 1
+        self._checks = self.number("feature-no-csum-offload", 0) != 1
         self._tx = Ring(self.share(self.number("tx-ring-ref")), _SENT.size)
         self._rx = Ring(self.share(self.number("rx-ring-ref")), _ROOM.size)
         self._channel = self.channel(self.number("event-channel"), self.kicked)
@@ -57,7 +72,13 @@ class NetworkBackEnd(BackEnd):
         """As `BackEnd.disconnect`."""
         self.switch.disconnect(self)
         self._waiting.clear()
+        self.takes_long = False
         super().disconnect()
+
+    def counters(self) -> list[tuple[str, str]]:
+        """As `BackEnd.counters`."""
+        text = f"{self.sent} frames sent, {self.received} received, {self.long} of these long; {self.dropped} dropped"
+        return [(self._name, f"{text}, {self.refused} refused")]
 
     def kicked(self) -> None:
         """The guest has sent, or made room."""
@@ -79,28 +100,40 @@ class NetworkBackEnd(BackEnd):
         requests = self._tx.requests()
         for request in requests:
             slots = [_SENT.unpack(request)]
+            extra, segment = slots[0][2] & _EXTRA != 0, 0
+            if extra:
+                segment = self._read_extra(next(requests, None))
             while slots[-1][2] & _MORE:
                 following = next(requests, None)
                 if following is None or len(slots) == _MOST_SLOTS:
                     raise Broken("a frame in its ring has no end")
                 slots.append(_SENT.unpack(following))
-                if slots[0][2] & _EXTRA:
-                    break
-            if slots[0][2] & _EXTRA:
-                raise Broken("its frame has extra information, and none was offered")
             try:
                 frame = self._gather(slots)
             except GrantError:
                 frame = None
                 self.refused += 1
-            for slot in slots:
+            for number, slot in enumerate(slots):
                 self._tx.respond(_SENT_ANSWER.pack(slot[3], _ERROR if frame is None else _OKAY))
+                if extra and not number:
+                    self._tx.respond(_SENT_ANSWER.pack(0, _NOTHING))
             if frame is not None:
                 self.sent += 1
-                self.switch.send(self, frame, slots[0][2] & _BLANK != 0)
+                self.long += segment != 0
+                self.switch.send(self, frame, slots[0][2] & _BLANK != 0, segment)
             if not self.connected:
                 return False
         return self._tx.publish()
+
+    @staticmethod
+    def _read_extra(slot: bytes | None) -> int:
+        """The size that a frame is to be cut to, from the slot behind its first one. Raises `Broken`."""
+        if slot is None:
+            raise Broken("a frame in its ring has no end")
+        kind, flags, size, protocol, _features = _EXTRA_SEGMENTS.unpack_from(slot)
+        if kind != _SEGMENTS or flags or protocol != _TCP4 or size < _LEAST_SEGMENT:
+            raise Broken("its frame has extra information that was not offered")
+        return int(size)
 
     def _gather(self, slots: list[tuple[int, int, int, int, int]]) -> bytes | None:
         """A frame out of its slots: the first one's size is the whole frame's. None for one that cannot be."""
@@ -120,12 +153,14 @@ class NetworkBackEnd(BackEnd):
 
     # -- to the guest ---------------------------------------------------------------------------
 
-    def receive(self, frame: bytes, blank: bool) -> None:
+    def receive(self, frame: bytes, blank: bool, segment: int = 0) -> None:
         """As `Port.receive`."""
+        if blank and not self._checks:
+            frame, blank = completed(frame), False
         if len(self._waiting) == _MOST_WAITING:
             self.dropped += 1
             return
-        self._waiting.append((frame, blank))
+        self._waiting.append((frame, blank, segment))
         try:
             tell = self._fill()
         except Broken as error:
@@ -139,8 +174,8 @@ class NetworkBackEnd(BackEnd):
         """Move frames that wait into pages that the guest offers."""
         ring = self._rx
         while self._waiting:
-            frame, blank = self._waiting[0]
-            needed = -(-len(frame) // PAGE)
+            frame, blank, segment = self._waiting[0]
+            needed = -(-len(frame) // PAGE) + (segment != 0)
             if ring.waiting < needed:
                 break
             self._waiting.popleft()
@@ -151,9 +186,14 @@ class NetworkBackEnd(BackEnd):
                 flags = _MORE if at + PAGE < len(frame) else 0
                 if not at:
                     flags |= _BLANK | _VALIDATED if blank else 0
+                    flags |= _EXTRA if segment else 0
                 status = len(piece) if self._store(reference, piece) else _ERROR
                 ring.respond(_RECEIVED.pack(identity, 0, flags, status))
+                if segment and not at:
+                    next(requests)  # its page is not used, and is the guest's to offer again
+                    ring.respond(_EXTRA_SEGMENTS.pack(_SEGMENTS, 0, segment, _TCP4, 0))
             self.received += 1
+            self.long += segment != 0
         if self._waiting:
             ring.wait()
         return ring.publish()

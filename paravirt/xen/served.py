@@ -81,8 +81,9 @@ class ServedNetwork:
 
     def tell_server(self, tree: Tree) -> None:
         """As `Served.tell_server`."""
-        # A script in the driver domain would say by "hotplug-status" that the interface has its place.
-        values = {"handle": str(self.index), "mac": self.station.hex(":"), "hotplug-status": "connected"}
+        # Drivers want the name of a script that would give the interface its place, and would say so by this status.
+        values = {"handle": str(self.index), "mac": self.station.hex(":"), "script": "none"}
+        values["hotplug-status"] = "connected"
         announce_back(tree, "vif", self.index, self.guest, self.server, values)
 
     def tell_guest(self, tree: Tree) -> None:

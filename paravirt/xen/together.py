@@ -7,15 +7,18 @@ runs are the same, whatever the machine below does.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from emulator.machine import EndKind, Outcome
+from emulator.machine import EndKind, Machine, Outcome
 from paravirt.xen.ending import end
 from paravirt.xen.hypervisor import XenHypervisor
 
 SLICE: Final = 2_000_000
 """Nanoseconds of virtual time in a turn."""
+_LOOKS: Final = 16
+"""Turns between two looks at guests that wait."""
 
 
 class Together:
@@ -41,6 +44,8 @@ class Together:
         while self._goes_on():
             waiting = list(self.guests)
             ready = [guest for guest in waiting if not guest.waiting or guest.has_event]
+            if self.turns % _LOOKS == 0:
+                self._look_at([guest for guest in waiting if guest not in ready])
             if not ready and not self._pass_time(waiting):
                 for guest in waiting:
                     self._ended(guest, Outcome(EndKind.HALTED, detail="waits for an event that cannot come"))
@@ -95,6 +100,8 @@ class Together:
             self._ended(guest, outcome)
 
     def _ended(self, guest: XenHypervisor, outcome: Outcome) -> None:
+        if guest not in self.guests:
+            return
         self.guests.remove(guest)
         self.outcomes[guest.domain.number] = outcome
         self.before_end(guest, outcome)
@@ -106,16 +113,37 @@ class Together:
         """Let time pass for all, to the first timer; False where there is none."""
         clocks = [guest.machine.clock for guest in waiting]
         due = [when - clock.now() for clock in clocks if (when := clock.next_event()) is not None]
-        if not due:
-            return False
-        step = max(0, min(due))
-        for guest, clock in zip(waiting, clocks, strict=True):
+        step = max(0, min(due)) if due else None
+        listening = [guest.machine for guest in waiting if guest.machine.poll_input is not None]
+        if listening:
+            step = self._listen(listening, step)
+        if step is None:
+            return bool(listening)
+        for clock in clocks:
             clock.skip_to(clock.now() + step)
             clock.run_due()
+        self._look_at(waiting)
+        return True
+
+    @staticmethod
+    def _listen(machines: list[Machine], step: int | None) -> int | None:
+        """Wait for input as long as that, or less; the nanoseconds that pass for the guests."""
+        began = time.monotonic()
+        for machine in machines:
+            machine.take_input(Machine.WAIT if step is None else min(Machine.WAIT, step / 1e9))
+        if not any(machine.real_time for machine in machines):
+            return step
+        passed = int((time.monotonic() - began) * 1e9)
+        return passed if step is None else min(step, passed)
+
+    def _look_at(self, waiting: list[XenHypervisor]) -> None:
+        """End those whose time is over, and take what is typed for others; they take no turns now."""
+        for guest in waiting:
             outcome = guest.machine.over()
             if outcome is not None:
                 self._ended(guest, outcome)
-        return True
+            else:
+                guest.machine.take_input(0.0)
 
 
 def _nothing(_guest: XenHypervisor, _outcome: Outcome) -> None:
