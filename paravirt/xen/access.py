@@ -12,6 +12,8 @@ from paravirt.xen.public import HYPERVISOR_END, HYPERVISOR_START, Errno, XenErro
 _FRAME = 0x000F_FFFF_FFFF_F000
 _MASK = (1 << 64) - 1
 _CANONICAL = 1 << 47
+_MOST_ROOTS = 16
+"""Roots of which translations are kept at a time."""
 
 
 class NotMapped(XenError):
@@ -33,21 +35,32 @@ class GuestAccess:
         self.words32 = view.cast("I")
         self.root = 0
         """Machine address of the root that is walked."""
-        self._readable: dict[int, int] = {}
-        self._writable: dict[int, int] = {}
+        self.readable: dict[int, int] = {}
+        """Machine addresses of pages by their numbers, as far as they are known, of the root that is walked."""
+        self.writable: dict[int, int] = {}
+        self._roots: dict[int, tuple[dict[int, int], dict[int, int]]] = {0: (self.readable, self.writable)}
+        """What is known of other roots, which comes back with them."""
         self.leaves: set[int] = set()
         """Last-level entries, by their index among all words, that what is kept of translations was read from."""
 
     def use_root(self, root: int) -> None:
-        """Another root is walked from now on."""
+        """Another root is walked from now on, as it was when it was last walked or since the last `forget`."""
         self.root = root
-        self.forget()
+        known = self._roots.get(root)
+        if known is None:
+            if len(self._roots) == _MOST_ROOTS:
+                self._roots.clear()
+                self.leaves.clear()
+            known = self._roots[root] = {}, {}
+        self.readable, self.writable = known
 
     def forget(self) -> None:
         """Tables were changed."""
-        if self._readable or self._writable:
-            self._readable.clear()
-            self._writable.clear()
+        if self.leaves:
+            for readable, writable in self._roots.values():
+                readable.clear()
+                writable.clear()
+            self._roots = {self.root: (self.readable, self.writable)}
             self.leaves.clear()
 
     def entry_address(self, address: int) -> int:
@@ -64,7 +77,7 @@ class GuestAccess:
 
     def translate(self, address: int, write: bool = False) -> int:
         """Machine address of guest-virtual `address`. Raises `NotMapped`."""
-        known = (self._writable if write else self._readable).get(address >> 12)
+        known = (self.writable if write else self.readable).get(address >> 12)
         if known is not None:
             return known | address & 0xFFF
         if not 0 <= address < _CANONICAL and not HYPERVISOR_END <= address <= _MASK:
@@ -80,9 +93,9 @@ class GuestAccess:
         if not rights & 4 or (write and not rights & 2):
             raise NotMapped(address, write, True)
         self.leaves.add(place)
-        self._readable[address >> 12] = table
+        self.readable[address >> 12] = table
         if rights & 2:
-            self._writable[address >> 12] = table
+            self.writable[address >> 12] = table
         return table | address & 0xFFF
 
     def read(self, address: int, size: int) -> bytes:

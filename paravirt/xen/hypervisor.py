@@ -82,14 +82,14 @@ class XenHypervisor(Driver):
         self._view = self.host.view
         self.stores = TableStores(self)
         self._emulate = Emulator(self)
-        self._calls = handlers(self)
-        self.call_count = len(self._calls)
         self.extended = extended_handlers()
-        self._cells = [self.exits.cell(name, "hypercall") for name, _ in self._calls]
         self.samples: array[int] | None = None
         """Nanoseconds that each hypercall took, where somebody wants to know."""
         self.batches: dict[int, int] = {1: 0}
         """Calls of mmu_update by the number of updates in them."""
+        self._calls = handlers(self)
+        self.call_count = len(self._calls)
+        self._cells = [self.exits.cell(name, "hypercall") for name, _ in self._calls]
         self.takes_turns = self.waiting = False
         """Other guests run when this one waits, which it does (`paravirt.xen.together`)."""
         self.console_log = machine.board.console
@@ -106,6 +106,7 @@ class XenHypervisor(Driver):
         }
         self._dispatch = [known.get(kind, self._unexpected) for kind in ExitKind]
         self._within = [kind in _WITHIN for kind in ExitKind]
+        self._quick_handle = self._make_handle()
         self._identify_cell = self.exits.cell("IDENTIFY_PROCESSOR", "exit")
         self._time_cell = self.exits.cell("READ_TIME_STAMP", "exit")
 
@@ -177,33 +178,41 @@ class XenHypervisor(Driver):
     def _handler(self) -> Callable[[Exit], None]:
         if self.samples is not None:
             return self._sampled_handle
-        return self.exits.handler(self._handle)
+        return self.exits.handler(self._quick_handle)
 
     def _sampled_handle(self, exit_: Exit) -> None:
         call = exit_.kind is ExitKind.SYSTEM_CALL and self.vcpu.kernel_mode
         before = time.perf_counter_ns()
-        self._handle(exit_)
+        self._quick_handle(exit_)
         if call and self.samples is not None:
             self.samples.append(time.perf_counter_ns() - before)
 
     def _handle(self, exit_: Exit) -> None:
-        if self.trace is not None:
-            self._trace_exit(exit_, self.vcpu.level, self._registers.rip)
-        self._unlooked += 1
-        if self._unlooked == _EXITS:
-            self._end_if_over()
-        kind = exit_.kind
-        try:
-            self._dispatch[kind](exit_)
-            info = self.vcpu.info_at
-            view = self._view
-            if view[info] and not view[info + 1]:
-                if self._within[kind]:
-                    self.engine.set_deadline(self.engine.progress + 1)
-                elif self.vcpu.event_entry is not None:
-                    self._deliver_event()
-        except Crash as crash:
-            self.crash(str(crash))
+        self._quick_handle(exit_)
+
+    def _make_handle(self) -> Callable[[Exit], None]:
+        """What every exit comes to: a closure over everything it touches."""
+        vcpu, view, dispatch, within = self.vcpu, self._view, self._dispatch, self._within
+
+        def handle(exit_: Exit) -> None:
+            if self.trace is not None:
+                self._trace_exit(exit_, vcpu.level, self._registers.rip)
+            self._unlooked = unlooked = self._unlooked + 1
+            if unlooked == _EXITS:
+                self._end_if_over()
+            kind = exit_.kind
+            try:
+                dispatch[kind](exit_)
+                info = vcpu.info_at
+                if view[info] and not view[info + 1]:
+                    if within[kind]:
+                        self.engine.set_deadline(self.engine.progress + 1)
+                    elif vcpu.event_entry is not None:
+                        self._deliver_event()
+            except Crash as crash:
+                self.crash(str(crash))
+
+        return handle
 
     def _deliver_event(self) -> None:
         if self.stores.stepping:

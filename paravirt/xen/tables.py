@@ -60,6 +60,7 @@ class XenTables(DirectTables):
         self.new_code = self.suspects
         self.updates = 0
         """Entries that were changed, in tables of pages."""
+        self.quick_store = self._make_store()
 
     def settle(self) -> None:
         """After changes: look at the code that they are about."""
@@ -67,78 +68,103 @@ class XenTables(DirectTables):
             self._watch.look(sorted(self.suspects))
             self.suspects.clear()
 
-    def switch_root(self, frame: int, old: int) -> None:
-        """As `use_root` of one and `leave_root` of the other, which of two roots in use is only counting. Raises
-        `Refused`."""
+    def use_root(self, frame: int) -> None:
+        """As `DirectTables.use_root`; of a root in use only the counts change."""
         frames = self.frames
-        at, left = frame - frames.first, old - frames.first
-        if not (
+        at = frame - frames.first
+        if (
             0 <= at < frames.count
             and frames.owner[at] == self.domain.number
             and frames.kind[at] == TABLE_4
             and frames.uses[at]
             and frames.valid[at]
-            and frames.uses[left] > 1
         ):
-            self.use_root(frame)
-            self.leave_root(old)
-            return
-        frames.uses[at] += 1
-        frames.refs[at] += 1
-        frames.uses[left] -= 1
-        frames.refs[left] -= 1
-        frames.left[left] = frames.flushes
+            frames.uses[at] += 1
+            frames.refs[at] += 1
+        else:
+            super().use_root(frame)
+
+    def leave_root(self, frame: int) -> None:
+        """As `DirectTables.leave_root`; of a root that is used besides only the counts change."""
+        frames = self.frames
+        at = frame - frames.first
+        if frames.uses[at] > 1:
+            frames.uses[at] -= 1
+            frames.refs[at] -= 1
+            frames.left[at] = frames.flushes
+        else:
+            super().leave_root(frame)
+
+    def switch_root(self, frame: int, old: int) -> None:
+        """`use_root` of one and `leave_root` of the other. Raises `Refused`."""
+        self.use_root(frame)
+        self.leave_root(old)
+
+    def _validate(self, at: int, level: int) -> None:
+        self._access.forget()
+        super()._validate(at, level)
 
     def store(self, frame: int, index: int, entry: int, keep_marks: bool = False) -> None:
-        """As `DirectTables.store`; the case of a table of pages is done here."""
-        frames, number = self.frames, self.domain.number
-        at = frame - frames.first
-        if (
-            not 0 <= at < frames.count
-            or frames.kind[at] != TABLE_1
-            or not frames.uses[at]
-            or frames.owner[at] != number
-        ):
-            self._access.forget()
-            super().store(frame, index, entry, keep_marks)
-            return
-        self.updates += 1
-        place = (at - self._ahead) * 512 + index
-        words = self.words
-        old = words[place]
-        if entry & 1:
-            if entry & _KEYS:
-                raise Refused(Refusal.MALFORMED, frame, entry)
-            if keep_marks:
-                entry |= old & _MARKS
-            entry |= 4
-            if not (entry ^ old) & ~_MARKS:
-                words[place] = entry
+        """As `DirectTables.store`."""
+        self.quick_store(frame, index, entry, keep_marks)
+
+    def _make_store(self) -> Callable[[int, int, int, bool], None]:
+        """`store` as a closure over everything it touches, for the hottest call; a table of pages is done here."""
+        frames, number, first, count, ahead = (
+            self.frames,
+            self.domain.number,
+            self.frames.first,
+            self.frames.count,
+            self._ahead,
+        )
+        kinds, uses, refs, left, owner = frames.kind, frames.uses, frames.refs, frames.left, frames.owner
+        words, access, leaves, seen, suspects = self.words, self._access, self._leaves, self._seen, self.suspects
+        slow, domain = super().store, self.domain
+
+        def store(frame: int, index: int, entry: int, keep_marks: bool) -> None:
+            at = frame - first
+            if not 0 <= at < count or kinds[at] != TABLE_1 or not uses[at] or owner[at] != number:
+                access.forget()
+                slow(frame, index, entry, keep_marks)
                 return
-            target = ((entry & _FRAME) >> 12) - frames.first
-            if not 0 <= target < frames.count or frames.owner[target] != number:
-                frames.place(self.domain, target + frames.first, entry)
-            if entry & 2:
-                if frames.kind[target] != WRITABLE:
-                    frames.use_writable(target, entry)
+            self.updates += 1
+            place = (at - ahead) * 512 + index
+            old = words[place]
+            if entry & 1:
+                if entry & _KEYS:
+                    raise Refused(Refusal.MALFORMED, frame, entry)
+                if keep_marks:
+                    entry |= old & _MARKS
+                entry |= 4
+                if not (entry ^ old) & ~_MARKS:
+                    words[place] = entry
+                    return
+                target = ((entry & _FRAME) >> 12) - first
+                if not 0 <= target < count or owner[target] != number:
+                    frames.place(domain, target + first, entry)
+                if entry & 2:
+                    if kinds[target] != WRITABLE:
+                        frames.use_writable(target, entry)
+                    else:
+                        uses[target] += 1
+                        refs[target] += 1
                 else:
-                    frames.uses[target] += 1
-                    frames.refs[target] += 1
-            else:
-                frames.refs[target] += 1
-            if not entry >> 63:
-                self.suspects.add(target + frames.first)
-        words[place] = entry
-        if old & 1:
-            if frame << 9 | index in self._leaves:
-                self._access.forget()
-            target = ((old & _FRAME) >> 12) - frames.first
-            if old & 2:
-                frames.uses[target] -= 1
-                if old >> 63 and target + frames.first in self._seen:
-                    self.suspects.add(target + frames.first)
-            frames.refs[target] -= 1
-            frames.left[target] = frames.flushes
+                    refs[target] += 1
+                if not entry >> 63:
+                    suspects.add(target + first)
+            words[place] = entry
+            if old & 1:
+                if frame << 9 | index in leaves:
+                    access.forget()
+                target = ((old & _FRAME) >> 12) - first
+                if old & 2:
+                    uses[target] -= 1
+                    if old >> 63 and target + first in seen:
+                        suspects.add(target + first)
+                refs[target] -= 1
+                left[target] = frames.flushes
+
+        return store
 
     def store_granted(self, frame: int, index: int, entry: int, taken: bool = False) -> None:
         """Store an entry that leads to a frame of another domain, which is held, into a table of pages in use.

@@ -9,6 +9,7 @@ import ctypes
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from emulator.engine.exit import SYSCALL, SYSENTER, Exit, ExitKind, describe
@@ -69,6 +70,7 @@ class UnicornEngine(Observed):
             raise EngineMissing(f"the unicorn engine does not open: {self._message(status)}")
         self.handle: int | None = handle.value
         self.registers = UnicornRegisters(self.library, handle.value, find_state(self.library, handle.value))
+        self._flush_tlb = partial(self.library.uc_ctl, handle.value, lib.CONTROL_FLUSH_TLB)
         self._exit = Exit()
         self._handler: Handler = _no_handler
         self._failure: BaseException | None = None
@@ -221,12 +223,12 @@ class UnicornEngine(Observed):
 
     def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None:
         """Forget all cached translations of addresses."""
-        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+        self._flush_tlb()
 
     def set_root(self, physical: int) -> None:
         """Switch CR3 to the page table at `physical`, and flush."""
-        self.registers.poke_root(physical)
-        self.library.uc_ctl(self.handle, lib.CONTROL_FLUSH_TLB)
+        self.registers.words[state.W_ROOT] = physical
+        self._flush_tlb()
 
     def set_control(self, cr0: int, cr4: int, efer: int) -> None:
         """Load the real control registers; paging must already have a root when CR0.PG is set.

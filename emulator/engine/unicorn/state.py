@@ -43,6 +43,7 @@ _EFER_WORD = _MSRS[0xC000_0080] // 8
 _LMA = 1 << 10
 W_RIP = 0x80 // 8
 W_CR2 = _CR // 8 + 2
+W_ROOT = _CR // 8 + 3
 _W_EFLAGS = _EFLAGS // 8
 _W_CC_SRC = _CC_SRC // 8
 _W_CC_OP = _CC_OP // 8

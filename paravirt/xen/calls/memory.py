@@ -8,6 +8,7 @@ guest.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from paravirt.mmu.frame_types import NOWHERE, WRITABLE, Refusal, Refused
@@ -28,6 +29,7 @@ _INVALID_TARGET: Final = _FRAME >> 12
 _RESERVATION = struct.Struct("<QQIIH")
 _E820_RAM = 1
 _PRESERVING: Final = public.PRESERVING_UPDATE
+_NEW_BASE: Final = 5
 
 
 def own_domain(hypervisor: XenHypervisor, number: int) -> Domain:
@@ -54,8 +56,6 @@ def _update_error(domain: Domain, frame: int, refused: Refused) -> XenError:
 def mmu_update(hypervisor: XenHypervisor, requests: int, count: int, done_at: int, who: int, _a5: int) -> int:
     """Change entries of tables, or of the table from machine to pseudo-physical frames."""
     domain = hypervisor.domain
-    if count == 1 and who == DOMID_SELF and requests & 0xFFF <= 0xFF0:
-        return _update_one(hypervisor, domain, requests, done_at)
     if who != DOMID_SELF:
         own_domain(hypervisor, who & 0xFFFF)
         if who >> 16 and who >> 16 != domain.number + 1:
@@ -88,6 +88,41 @@ def mmu_update(hypervisor: XenHypervisor, requests: int, count: int, done_at: in
     return _ended(domain, done_at, done, error)
 
 
+def prepare_mmu_update(hypervisor: XenHypervisor) -> Callable[..., int]:
+    """`mmu_update`, with the commonest call, of one request, as a closure over everything it touches."""
+    domain, batches = hypervisor.domain, hypervisor.batches
+    access, tables, frames = domain.access, domain.tables, domain.frames
+    words, words32, store, suspects = access.words, access.words32, tables.quick_store, tables.suspects
+
+    def call(requests: int, count: int, done_at: int, who: int, a5: int) -> int:
+        if count != 1 or who != DOMID_SELF or requests & 7 or requests & 0xFFF == 0xFF8:
+            return mmu_update(hypervisor, requests, count, done_at, who, a5)
+        page = access.readable.get(requests >> 12)
+        at = (access.translate(requests) if page is None else page | requests & 0xFFF) >> 3
+        pointer = words[at]
+        kind = pointer & 7
+        if kind and kind != _PRESERVING:
+            return mmu_update(hypervisor, requests, count, done_at, who, a5)
+        try:
+            store(pointer >> 12, pointer >> 3 & 511, words[at + 1], kind == _PRESERVING)
+        except Refused as refused:
+            if done_at:
+                access.write_word(done_at, 0, 4)
+            raise _update_error(domain, pointer >> 12, refused) from None
+        batches[1] += 1
+        if suspects or frames.flush_due:
+            domain.settle_tables()
+        if done_at:
+            page = access.writable.get(done_at >> 12)
+            if done_at & 3:
+                access.write_word(done_at, 1, 4)
+            else:
+                words32[(access.translate(done_at, True) if page is None else page | done_at & 0xFFF) >> 2] = 1
+        return 0
+
+    return call
+
+
 def _ended(domain: Domain, done_at: int, done: int, error: XenError | None) -> int:
     """The end of a list of requests: how many were done is told, also where one was refused."""
     domain.settle_tables()
@@ -95,32 +130,6 @@ def _ended(domain: Domain, done_at: int, done: int, error: XenError | None) -> i
         domain.access.write_word(done_at, done, 4)
     if error is not None:
         raise error
-    return 0
-
-
-def _update_one(hypervisor: XenHypervisor, domain: Domain, requests: int, done_at: int) -> int:
-    """The commonest call: one request."""
-    access = domain.access
-    pointer, value = UPDATE.unpack_from(access.view, access.translate(requests))
-    kind = pointer & 7
-    if kind and kind != _PRESERVING:
-        if kind != public.MACHPHYS_UPDATE:
-            raise XenError(Errno.ENOSYS if kind & 3 == 3 else Errno.EINVAL)
-        _update_machine(domain, pointer >> 12, value)
-    else:
-        try:
-            domain.tables.store(pointer >> 12, pointer >> 3 & 511, value, kind == _PRESERVING)
-        except Refused as refused:
-            if done_at:
-                access.write_word(done_at, 0, 4)
-            raise _update_error(domain, pointer >> 12, refused) from None
-    hypervisor.batches[1] += 1
-    if domain.tables.suspects or domain.frames.flush_due:
-        domain.settle_tables()
-    if done_at & 3:
-        access.write_word(done_at, 1, 4)
-    elif done_at:
-        access.words32[access.translate(done_at, True) >> 2] = 1
     return 0
 
 
@@ -153,8 +162,6 @@ def update_va_mapping(hypervisor: XenHypervisor, address: int, value: int, flags
 
 def mmuext_op(hypervisor: XenHypervisor, requests: int, count: int, done_at: int, who: int, _a5: int) -> int:
     """Pins, roots, flushes and the rest: one after the other, until one is refused."""
-    if count == 1 and who == DOMID_SELF and requests & 0xFFF <= 0xFE8 and not done_at:
-        return _extended_one(hypervisor, requests)
     domain = own_domain(hypervisor, who & 0xFFFF)
     count &= _PREEMPTED - 1
     if count > _MOST:
@@ -177,20 +184,42 @@ def mmuext_op(hypervisor: XenHypervisor, requests: int, count: int, done_at: int
     return _ended(domain, done_at, done, error)
 
 
-def _extended_one(hypervisor: XenHypervisor, request: int) -> int:
-    """The commonest call: one operation."""
-    domain = hypervisor.domain
-    access = domain.access
-    command, first, second = EXTENDED.unpack_from(access.view, access.translate(request))
-    operation = hypervisor.extended.get(command)
-    if operation is None:
-        raise XenError(Errno.ENOSYS)
-    try:
-        operation(hypervisor, first, second)
-    finally:
-        if domain.tables.suspects or domain.frames.flush_due:
-            domain.settle_tables()
-    return 0
+def prepare_mmuext_op(hypervisor: XenHypervisor) -> Callable[..., int]:
+    """`mmuext_op`, with the commonest call, a new root for the kernel and one for user code, as a closure over
+    everything it touches."""
+    domain, vcpu, operations = hypervisor.domain, hypervisor.vcpu, hypervisor.extended
+    access, tables, frames = domain.access, domain.tables, domain.frames
+    words, suspects, switch_root, use_kernel_root = (
+        access.words,
+        tables.suspects,
+        tables.switch_root,
+        vcpu.use_kernel_root,
+    )
+
+    def call(requests: int, count: int, done_at: int, who: int, a5: int) -> int:
+        if not 1 <= count <= 2 or who != DOMID_SELF or done_at or requests & 7 or requests & 0xFFF > 4096 - 24 * count:
+            return mmuext_op(hypervisor, requests, count, done_at, who, a5)
+        page = access.readable.get(requests >> 12)
+        at = (access.translate(requests) if page is None else page | requests & 0xFFF) >> 3
+        try:
+            for place in (at,) if count == 1 else (at, at + 3):
+                command, first = words[place] & 0xFFFF_FFFF, words[place + 1]
+                if command == _NEW_BASE:
+                    old = vcpu.kernel_root
+                    if first != old:
+                        switch_root(first, old)
+                    use_kernel_root(first)
+                    continue
+                operation = operations.get(command)
+                if operation is None:
+                    raise XenError(Errno.ENOSYS)
+                operation(hypervisor, first, words[place + 2])
+        finally:
+            if suspects or frames.flush_due:
+                domain.settle_tables()
+        return 0
+
+    return call
 
 
 def pin(level: int, hypervisor: XenHypervisor, frame: int, _second: int) -> None:
@@ -206,11 +235,9 @@ def unpin(hypervisor: XenHypervisor, frame: int, _second: int) -> None:
 def new_base(hypervisor: XenHypervisor, frame: int, _second: int) -> None:
     """The kernel's root is another."""
     domain, vcpu = hypervisor.domain, hypervisor.vcpu
-    old = vcpu.kernel_root
-    if frame != old:
-        domain.tables.switch_root(frame, old)
-    if domain.tables.suspects:
-        domain.tables.settle()
+    if frame != vcpu.kernel_root:
+        domain.tables.switch_root(frame, vcpu.kernel_root)
+    domain.tables.settle()
     vcpu.use_kernel_root(frame)
 
 
