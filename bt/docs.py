@@ -107,15 +107,16 @@ def engine_quirks() -> str:
     from emulator.engine.unicorn.arm_quirks import ARM_QUIRKS
     from emulator.engine.unicorn.mips_quirks import MIPS_QUIRKS
     from emulator.engine.unicorn.quirks import QUIRKS
+    from emulator.engine.unicorn.upstream import ISSUE, NAMES, SEARCHED
 
-    issue = "https://github.com/unicorn-engine/unicorn/issues/{0}"
     rows = [
         (
             quirk.name,
             quirk.happens,
             quirk.architecture,
             quirk.mended,
-            ", ".join(f"[{number}]({issue.format(number)})" for number in quirk.upstream),
+            "; ".join(f"[{number}]({ISSUE.format(number)}) {NAMES[number]}" for number in quirk.upstream)
+            or f"none found; searched for: {quirk.searched}",
             f"`{quirk.test}`",
         )
         for quirk in (*QUIRKS, *MIPS_QUIRKS, *AARCH64_QUIRKS, *ARM_QUIRKS)
@@ -124,8 +125,8 @@ def engine_quirks() -> str:
     return (
         "# Where the embedded engine departs from the architecture\n\n"
         "Every row is shown raw by its test, which fails when upstream mends it: then the row and its workaround go. "
-        "*Upstream* are issues of unicorn-engine/unicorn about it; where none is named, none was found.\n\n"
-        + _table(head, rows)
+        "*Upstream* are issues and pull requests of unicorn-engine/unicorn about it, or what was searched for where "
+        f"none was found ({SEARCHED}).\n\n" + _table(head, rows)
     )
 
 

@@ -14,7 +14,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "a processor that starts at EL1 in AArch64 has the bit set",
         "`aarch64.py` sets it when the engine is opened",
         "test_without_scr_rw_translation_is_aarch32",
-        (1908,),
+        (1126,),
     ),
     Quirk(
         "the level does not follow PSTATE",
@@ -23,6 +23,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "the exception level is that of PSTATE",
         "`aarch64_state.py` keeps the summary of the mode for each level and loads it with the level",
         "test_writing_pstate_does_not_change_the_level",
+        (1843, 2333, 2386),
     ),
     Quirk(
         "ESR_EL1 and FAR_EL1 stay as they were",
@@ -30,6 +31,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "taking an exception to EL1 writes them (D1.3)",
         "`aarch64.py` reads the syndrome and the address in place; whoever drives the CPU takes the exception",
         "test_an_exception_leaves_esr_and_far_alone",
+        (1732,),
     ),
     Quirk(
         "a misaligned PC is executed",
@@ -38,6 +40,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "`aarch64.py` reports the fault when the word there raises any exception; the hypervisor raises it where it "
         "sets PC itself",
         "test_a_misaligned_pc_is_executed",
+        searched="aarch64 misaligned PC or SP alignment fault not raised",
     ),
     Quirk(
         "a misaligned SP is used",
@@ -45,6 +48,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "a load or store by an SP that is no multiple of 16 raises an SP alignment fault",
         "not mended: reference and deprivileged guest see the same",
         "test_a_misaligned_sp_is_used",
+        searched="aarch64 misaligned PC or SP alignment fault not raised",
     ),
     Quirk(
         "SMC is behind itself",
@@ -52,6 +56,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "without a monitor it is undefined, PC at the instruction",
         "`aarch64.py` puts PC back and says undefined",
         "test_smc_exits_with_pc_behind_it",
+        searched="ARM SMC HVC instruction exception PC",
     ),
     Quirk(
         "the counters show the host's time",
@@ -59,7 +64,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "(not repeatable, so no two runs are equal)",
         "at EL0 they trap while CNTKCTL_EL1 is clear, and virtual time is given; the reference hooks MRS",
         "test_cntvct_counts_the_hosts_time",
-        (2066,),
+        searched="ARM generic timer CNTVCT CNTV_CTL interrupt timer registers",
     ),
     Quirk(
         "the timer never fires",
@@ -67,6 +72,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "the virtual timer's interrupt is asserted while its condition is met",
         "the board has its own timer; its registers trap at EL0, and the reference hooks MRS and MSR",
         "test_the_virtual_timer_keeps_its_status_clear",
+        searched="ARM generic timer CNTVCT CNTV_CTL interrupt timer registers",
     ),
     Quirk(
         "stores do not always reach translated code",
@@ -82,6 +88,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "a watchpoint exception before the access (D2.9)",
         "a deprivileged guest's watched pages are not mapped (`debug.py`); the reference departs",
         "test_a_watchpoint_never_fires",
+        searched="hardware breakpoint watchpoint debug registers not firing",
     ),
 )
 """Every departure that this project knows of and a test can show."""

@@ -14,6 +14,7 @@ ARM_QUIRKS: tuple[Quirk, ...] = (
         "they are hints, which may do nothing (ARM A8.8.424, A8.8.426)",
         "`arm.py` goes on when there is no syndrome, which it clears at every event",
         "test_wfe_and_yield_arrive_without_a_syndrome_and_behind_the_instruction",
+        (520,),
     ),
     Quirk(
         "SMC leaves PC behind the instruction",
@@ -21,6 +22,7 @@ ARM_QUIRKS: tuple[Quirk, ...] = (
         "without a monitor it is undefined, PC at the instruction (ARM B9.3.14)",
         "`arm.py` reports it as undefined and moves PC back",
         "test_a_monitor_call_arrives_behind_the_instruction",
+        searched="ARM SMC HVC instruction exception PC",
     ),
     Quirk(
         "translations are cached in pieces of 1 KiB",
@@ -28,6 +30,7 @@ ARM_QUIRKS: tuple[Quirk, ...] = (
         "(no matter of the architecture)",
         "`core.py` asks for 4 KiB when the engine is opened",
         "test_without_a_page_size_the_flush_of_one_page_flushes_another",
+        searched="ARM page size TARGET_PAGE_BITS 1KB uc_ctl_set_page_size tlb flush",
     ),
     Quirk(
         "no alignment checks of plain loads",
@@ -35,6 +38,7 @@ ARM_QUIRKS: tuple[Quirk, ...] = (
         "an alignment fault (ARM A3.2.1)",
         "not mended: reference and deprivileged guest see the same",
         "test_a_misaligned_load_completes_though_sctlr_forbids_it",
+        (1535, 1786),
     ),
     Quirk(
         "the domain is looked at first",
@@ -42,6 +46,7 @@ ARM_QUIRKS: tuple[Quirk, ...] = (
         "translation and access-flag faults come before domain faults (ARM B3.12)",
         "the hypervisor's walk follows the manual; the reference departs",
         "test_the_domain_is_looked_at_before_the_second_level",
+        searched="ARM short descriptor domain fault priority before translation fault DACR",
     ),
     Quirk(
         "code written through another mapping is kept",
@@ -49,6 +54,7 @@ ARM_QUIRKS: tuple[Quirk, ...] = (
         "instruction-cache maintenance makes the store visible (ARM A3.5.4)",
         "the hypervisor forgets code of frames that are written; the reference sees all stores (`see_all_stores`)",
         "test_code_written_through_another_mapping_is_kept_in_spite_of_maintenance",
+        (2041, 2367),
     ),
     Quirk(
         "data processing into PC returns from no exception",
@@ -56,6 +62,7 @@ ARM_QUIRKS: tuple[Quirk, ...] = (
         "CPSR is restored from SPSR (ARM B9.3.20)",
         "the hypervisor does them; the reference departs",
         "test_adds_into_pc_keeps_the_mode",
+        searched="ARM subs pc lr movs pc exception return SPSR CPSR not restored",
     ),
     Quirk(
         "the generic timer is the host's",
@@ -63,6 +70,7 @@ ARM_QUIRKS: tuple[Quirk, ...] = (
         "(not repeatable, so no two runs are equal)",
         "deprivileged it traps; the reference has it withheld (`arm_timer.py`)",
         "test_the_counter_moves_while_no_instruction_runs",
+        searched="ARM generic timer CNTVCT CNTV_CTL interrupt timer registers",
     ),
 )
 """Every departure that this project knows of and a test can show."""

@@ -22,7 +22,9 @@ class Quirk:
     test: str
     """The test that shows it."""
     upstream: tuple[int, ...] = ()
-    """Issues and pull requests of unicorn-engine/unicorn that are about it."""
+    """Issues and pull requests of unicorn-engine/unicorn that are about it; `upstream.NAMES` has their names."""
+    searched: str = ""
+    """Where none was found: what was searched for (`upstream.SEARCHED` says where)."""
 
 
 QUIRKS: tuple[Quirk, ...] = (
@@ -49,6 +51,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "CR2 changes by a page fault or a MOV",
         "`engine.py` gives a 32-bit guest an empty list of ends (`UC_CTL_UC_USE_EXITS`)",
         "test_the_end_of_a_run_outside_long_mode_overwrites_the_page_fault_address",
+        (2376,),
     ),
     Quirk(
         "ports are open to everyone",
@@ -56,6 +59,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#GP(0) above IOPL unless the bitmap of the TSS allows the port (SDM 1, 19.5)",
         "the exit asks the handler, who may refuse; `engine.py` then raises #GP",
         "test_a_port_is_read_at_user_level_without_a_fault",
+        searched="IN OUT instruction hook IOPL I/O permission bitmap user mode no #GP",
     ),
     Quirk(
         "a hook cannot stop an instruction",
@@ -73,6 +77,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "(an engine's own affair)",
         "`engine.py`: `flush_code` waits for the next block",
         "test_code_forgotten_within_a_block_loses_rip",
+        (2279,),
     ),
     Quirk(
         "INS stores twice",
@@ -80,6 +85,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "a refused INS leaves its destination alone",
         "not mended: seen only by a program that may not use the port, on the memory that it wanted overwritten",
         "test_ins_stores_a_zero_before_the_port_is_read",
+        searched="target/i386 INS instruction writes destination before reading port",
     ),
     Quirk(
         "SYSCALL does nothing",
@@ -112,6 +118,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "RIP in the frame of a refused INT is that of its first prefix",
         "not mended: RIP is two bytes (INT3: one) before the next instruction; both addresses do the same when resumed",
         "test_prefixes_of_int_cannot_be_told",
+        searched="x86 syscall sysenter int instruction gate IDT; exception hook INT",
     ),
     Quirk(
         "INT1 is undefined",
@@ -119,6 +126,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#DB behind the instruction (SDM 2, INT1)",
         "`isa/x86/delivery.py`, `undefined_or`, by the byte at RIP",
         "test_int1_arrives_as_an_invalid_instruction",
+        (577,),
     ),
     Quirk(
         "RDPMC is undefined",
@@ -126,6 +134,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#GP(0) for a counter that is not there, or at user level with CR4.PCE clear (SDM 2, RDPMC)",
         "`isa/x86/delivery.py`, `undefined_or`",
         "test_rdpmc_arrives_as_an_invalid_instruction",
+        searched="RDPMC instruction unsupported UC_ERR_INSN_INVALID",
     ),
     Quirk(
         "no UMIP",
@@ -133,6 +142,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#GP(0) at user level (SDM 2, SGDT)",
         "CPUID does not show UMIP; kernels are rewritten, and user code is shown the guest's own tables",
         "test_umip_is_accepted_and_does_nothing",
+        searched="CR4 UMIP SGDT SIDT user mode",
     ),
     Quirk(
         "CR8 is always 0",
@@ -140,7 +150,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "CR8 is the task priority (SDM 3A, 10.8.6)",
         "the virtual CPU keeps its own; in a reference run nothing, since no kernel here uses CR8",
         "test_cr8_forgets_what_is_written",
-        (889, 1330),
+        (1330, 2014),
     ),
     Quirk(
         "any MSR is there",
@@ -148,6 +158,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#GP(0) (SDM 2, RDMSR)",
         "the virtual CPU raises it; in a reference run nothing: kernels ask CPUID before",
         "test_an_msr_that_is_not_there_reads_as_zero",
+        searched="RDMSR WRMSR nonexistent MSR no #GP",
     ),
     Quirk(
         "control registers take anything",
@@ -155,6 +166,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#GP(0) (SDM 3A, 2.5)",
         "the virtual CPU raises it; in a reference run nothing: no kernel tries",
         "test_cr0_accepts_what_64_bit_mode_forbids",
+        searched="reserved bits control register CR0 CR4 no #GP",
     ),
     Quirk(
         "a call gate without a task-state segment aborts",
@@ -162,6 +174,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#TS (SDM 3A, 6.14.4)",
         "user code is shown no gate and a kernel no table (`paravirt/descriptors.py`); in a reference run not mended",
         "test_a_call_gate_without_a_task_state_segment_aborts_the_process",
+        searched="call gate TSS abort qemu fatal invalid tss helper_lcall",
     ),
     Quirk(
         "stale code behind a mapping without execute right",
@@ -188,6 +201,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "the page is entered where its straight-line code arrives (`Hypervisor._entry_of`); the instructions before it "
         "are run when the page is there",
         "test_a_fetch_fault_on_the_second_page_of_a_block_is_raised_at_its_start",
+        (2196,),
     ),
     Quirk(
         "fetches outside memory end the emulation",
@@ -195,6 +209,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "the bus gives all ones, which is no instruction: #UD",
         "`engine.py` reports UNBACKED, whoever drives the CPU raises #UD",
         "test_a_fetch_outside_memory_ends_the_emulation",
+        (371,),
     ),
     Quirk(
         "loads outside memory end the emulation",
@@ -202,6 +217,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "the bus gives all ones",
         "`Machine` maps all that is not memory to its bus",
         "test_a_load_outside_memory_ends_the_emulation",
+        (371,),
     ),
     Quirk(
         "the level does not follow the segment",
@@ -226,6 +242,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "without PKU setting CR4.PKE is #GP, and the bits of page entries are ignored",
         "welcome: `guard_code` makes executed copies unreadable, if a probe at start-up finds that it works",
         "test_protection_keys_work_though_cpuid_has_none",
+        searched="protection keys PKU CR4.PKE CPUID",
     ),
     Quirk(
         "far transfers mark nothing",
@@ -233,6 +250,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "the bit is set in the table (SDM 3A, 3.4.5.1)",
         "a deprivileged kernel's far transfers are done by `isa/x86/transfer.py`, which sets them",
         "test_far_transfers_do_not_set_accessed_bits",
+        searched="far return iret descriptor accessed bit segment load",
     ),
     Quirk(
         "no alignment checks",
@@ -240,6 +258,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#AC(0) at user level, #GP(0) for MOVAPS (SDM 3A, 6.15)",
         "not mended: reference and deprivileged guest see the same",
         "test_misaligned_accesses_do_not_fault",
+        (1783,),
     ),
     Quirk(
         "no data breakpoints",
@@ -247,6 +266,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "#DB behind the store (SDM 3B, 18.2)",
         "`data_breakpoints.py`, for Xen guests; elsewhere reference and deprivileged guest see the same",
         "test_a_data_watchpoint_never_fires",
+        searched="hardware breakpoint watchpoint DR0 DR7 debug registers",
     ),
 )
 """Every departure that this project knows of and a test can show."""
