@@ -146,7 +146,7 @@ class Elf:
     sections: tuple[Section, ...]
     """All sections, SHN_UNDEF included; empty where the file has none."""
     notes: tuple[memoryview, ...]
-    """Contents of the PT_NOTE segments."""
+    """Contents of the PT_NOTE segments; of the sections of notes, where an executable has no such segment."""
     size: int
     """Bytes of the file that belong to the ELF; a table may be appended behind them."""
 
@@ -191,6 +191,8 @@ def parse(data: memoryview, path: str) -> Elf:
         end = max(end, header.section_offset + header.section_count * header.section_size)
     end = max([end, *(s.file_offset + s.size for s in sections if s.type not in (SHT_NULL, SHT_NOBITS))])
     relocatable_ = header.kind == ET_REL
+    if not notes and not relocatable_:
+        notes = [section.data for section in sections if section.type == SHT_NOTE]
     return Elf(header.isa, form, relocatable_, header.entry, tuple(segments), sections, tuple(notes), end)
 
 

@@ -1,5 +1,8 @@
 """ELF notes: what a kernel says of itself."""
 
+import struct
+from pathlib import Path
+
 import pytest
 
 from bt.image import from_bytes
@@ -31,3 +34,14 @@ def test_a_cut_note_is_refused_when_it_is_asked_for() -> None:
     image = from_bytes(make_elf(notes=make_note(b"GNU", 3, bytes(20))[:-4]), "kernel")
     with pytest.raises(BadImage, match="damaged"):
         _ = image.build_id
+
+
+def test_notes_are_found_by_their_section_where_no_segment_has_them() -> None:
+    contents = bytearray((Path(__file__).parents[3] / "samples" / "xen" / "hostile.elf").read_bytes())
+    expected = from_bytes(bytes(contents), "kernel").notes
+    start, size, count = struct.unpack_from("<Q14xHH", contents, 32)
+    for at in range(start, start + size * count, size):
+        if struct.unpack_from("<I", contents, at) == (4,):  # PT_NOTE
+            struct.pack_into("<I", contents, at, 0)
+    assert expected
+    assert from_bytes(bytes(contents), "kernel").notes == expected
