@@ -147,6 +147,17 @@ class Pl011:
             self._dma = value & 7
         self._update()
 
+    def transmit(self, data: bytes) -> None:
+        """As many writes of a byte to DR, one after the other."""
+        if self._control & (CR_ENABLE | CR_TRANSMIT | CR_LOOP) == CR_ENABLE | CR_TRANSMIT and data:
+            self._polls = 0
+            self._latched |= INT_TRANSMIT
+            self._output(data)
+            self._update()
+        else:
+            for value in data:
+                self.write(DR, 4, value)
+
     @property
     def _depth(self) -> int:
         return FIFO_SIZE if self._line_control & LCRH_FIFO else 1

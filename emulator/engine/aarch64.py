@@ -204,8 +204,11 @@ class AArch64Engine(Engine, Protocol):
         """How many accesses have passed by since this was asked last."""
         ...
 
-    def hand_up_stores(self, late: Callable[[int, int], None]) -> None:
-        """Quiet stores are handed up as `late(tag, byte)`, in order, before the exit that comes behind them."""
+    def hand_up_stores(self, late: Callable[[int, bytes], None]) -> None:
+        """Quiet stores are handed up as `late(tag, bytes)`, in order, before the exit that comes behind them.
+
+        Those of one tag that came one after the other come together.
+        """
         ...
 
     def see_all_stores(self) -> None:

@@ -65,7 +65,7 @@ class UnicornAArch64Engine(UnicornCpu):
         assert self.handle is not None
         self.registers = UnicornAArch64Registers(self.library, self.handle, find_state(self.library, self.handle))
         self.capabilities = CAPABILITIES
-        self._late: Callable[[int, int], None] = _nobody
+        self._late: Callable[[int, bytes], None] = _nobody
         callback = lib.FaultCallback(self._make_fault_callback())
         self._quiet = QuietAccesses(callback, self.registers.address, state.GENERAL)
         self._control = self._quiet.control
@@ -167,7 +167,7 @@ class UnicornAArch64Engine(UnicornCpu):
         """Accesses done since this was asked last."""
         return self._passages.take()
 
-    def hand_up_stores(self, late: Callable[[int, int], None]) -> None:
+    def hand_up_stores(self, late: Callable[[int, bytes], None]) -> None:
         """Who gets the stores that were kept."""
         self._late = late
 
@@ -176,8 +176,8 @@ class UnicornAArch64Engine(UnicornCpu):
             self._hand_up()
 
     def _hand_up(self) -> None:
-        for tag, value in self._quiet.take():
-            self._late(tag, value)
+        for tag, data in self._quiet.take():
+            self._late(tag, data)
 
     def _make_fault_callback(self) -> Callable[[int, int, int], None]:
         """The hot path: a closure over everything it touches."""
@@ -206,5 +206,5 @@ class UnicornAArch64Engine(UnicornCpu):
         return on_fault
 
 
-def _nobody(_tag: int, _value: int) -> None:
+def _nobody(_tag: int, _data: bytes) -> None:
     raise RuntimeError("nobody takes the stores that were kept")

@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import struct
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Final
 
 from emulator.engine.aarch64 import QuietAccess
@@ -77,11 +78,14 @@ class QuietAccesses:
             _ROW.pack_into(self._rows, number * _ROW.size, row.pc, row.address, tag, place, max(row.answer, 0))
         self.control[_COUNT] = len(rows)
 
-    def take(self) -> list[tuple[int, int]]:
-        """Tags and bytes of the stores kept, in order; none is kept afterwards."""
+    def take(self) -> list[tuple[int, bytes]]:
+        """Tags and bytes of the stores kept, in order, of one tag together; none is kept afterwards."""
         count = self.control[_PENDING]
         self.control[_PENDING] = 0
-        return [(word >> 8, word & 0xFF) for word in self._kept[:count]]
+        return [
+            (tag, bytes(word & 0xFF for word in words))
+            for tag, words in groupby(self._kept[:count], lambda word: word >> 8)
+        ]
 
     @property
     def pending(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from emulator.board.arm_boot import ArmEntry
-from emulator.board.virt import UART, Virt
+from emulator.board.virt import Virt
 from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, Passage, PassingAccess, QuietAccess
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import exceptions as x
@@ -295,10 +295,10 @@ class AArch64Hypervisor(AArch64Saving):
         self._serial_status, self._serial_posts = status, posts
         self._forget_quiet()
 
-    def _store_late(self, physical: int, value: int) -> None:
-        """A store to a device that the engine kept, before what came behind it is told."""
-        self._late_writes[0] += 1
-        self.board.mmio.write(UART + physical, 4, value)
+    def _store_late(self, _offset: int, data: bytes) -> None:
+        """Stores to the serial port's DR that the engine kept, before what came behind them is told."""
+        self._late_writes[0] += len(data)
+        self.board.uart.transmit(data)
 
     def _forget_accesses(self) -> None:
         """What stands where in the code may have changed."""

@@ -1,5 +1,7 @@
 """The PL011 by what Linux's driver does with it: identity, output, input, interrupts, state."""
 
+import pytest
+
 from emulator.devices import pl011 as p
 from emulator.devices.pl011 import Pl011
 
@@ -34,6 +36,18 @@ def test_bytes_are_sent_at_once_while_it_is_on() -> None:
     port.chip.write(p.DR, 1, 0x100 | ord("b"))
     assert port.sent == b"ab"
     assert port.chip.read(p.FR, 4) == p.FR_TRANSMITTER_EMPTY | p.FR_RECEIVER_EMPTY
+
+
+@pytest.mark.parametrize("control", [p.CR_ENABLE | p.CR_TRANSMIT, p.CR_ENABLE | p.CR_TRANSMIT | p.CR_LOOP, 0])
+@pytest.mark.parametrize("mask", [0, p.INT_TRANSMIT])
+def test_bytes_sent_together_are_as_many_sent_one_by_one(control: int, mask: int) -> None:
+    one, many = Port(), Port()
+    for port in (one, many):
+        port.on(mask=mask).write(p.CR, 4, control | p.CR_RECEIVE)
+    many.chip.transmit(b"several")
+    for value in b"several":
+        one.chip.write(p.DR, 4, value)
+    assert (many.sent, many.line, many.chip.state) == (one.sent, one.line, one.chip.state)
 
 
 def test_received_bytes_wait_and_are_read_in_order() -> None:

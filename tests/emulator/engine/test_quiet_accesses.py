@@ -39,7 +39,7 @@ def seen(engine: UnicornAArch64Engine, words: list[int], rows: list[QuietAccess]
     events: list[Event] = []
     guest = Guest(engine, [*words, END])
     engine.registers.gpr[1] = UNMAPPED
-    engine.hand_up_stores(lambda tag, value: events.append(("late", tag, value)))
+    engine.hand_up_stores(lambda tag, data: events.extend(("late", tag, value) for value in data))
     engine.be_quiet(rows)
 
     def handler(exit_: Exit) -> bool:
@@ -103,7 +103,7 @@ def test_what_is_taken_back_exits(engine: UnicornAArch64Engine) -> None:
     events: list[int] = []
     guest = Guest(engine, [STORE, e.SVC, STORE, END])
     engine.registers.gpr[1] = UNMAPPED
-    engine.hand_up_stores(lambda _tag, value: events.append(-1 - value))
+    engine.hand_up_stores(lambda _tag, data: events.extend(-1 - value for value in data))
     engine.be_quiet([store(0), store(8)])
 
     def handler(exit_: Exit) -> bool:
