@@ -113,6 +113,12 @@ class Apt:
 
 def extract(package: Package, pattern: str) -> tuple[str, bytes]:
     """The one regular file of a package whose path matches `pattern` whole: its path, without `./`, and contents."""
+    return extract_all(package, [pattern])[0]
+
+
+def extract_all(package: Package, patterns: Sequence[str]) -> list[tuple[str, bytes]]:
+    """The first regular file for each of some patterns, as `extract` has it, in their order, of one reading."""
+    found: dict[str, tuple[str, bytes]] = {}
     # A kernel package unpacks to some 400 MB: read it as a stream, and only as far as the file.
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(package.file)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -122,15 +128,22 @@ def extract(package: Package, pattern: str) -> tuple[str, bytes]:
             with tarfile.open(fileobj=unpacker.stdout, mode="r|") as members:
                 for member in members:
                     path = member.name.removeprefix("./")
-                    if member.isfile() and re.fullmatch(pattern, path):
-                        contents = members.extractfile(member)
-                        assert contents is not None
-                        return path, contents.read()
+                    if not member.isfile():
+                        continue
+                    for pattern in patterns:
+                        if pattern not in found and re.fullmatch(pattern, path):
+                            contents = members.extractfile(member)
+                            assert contents is not None
+                            found[pattern] = path, contents.read()
+                            break
+                    if len(found) == len(set(patterns)):
+                        return [found[pattern] for pattern in patterns]
         except (tarfile.TarError, EOFError) as error:
             raise Unavailable(f"dpkg-deb cannot read {package.file.name}: {error}") from None
         finally:
             unpacker.kill()
-    raise Unavailable(f"Debian's {package.name} {package.version} has no file named like {pattern}")
+    missing = next(pattern for pattern in patterns if pattern not in found)
+    raise Unavailable(f"Debian's {package.name} {package.version} has no file named like {missing}")
 
 
 def _run(command: Sequence[str], directory: Path | None = None) -> str:

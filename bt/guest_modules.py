@@ -1,7 +1,7 @@
 """Modules of a fetched guest's kernel, for its initial file system: drivers that Debian does not build in.
 
-Room: guests to try things on. They come from the same package as the kernel and are kept in `modules` beside it; `get`
-is the only function that downloads anything.
+Room: guests to try things on. They come from the same package as the kernel and are kept in `modules` beside it:
+`retrap guests get` writes them with it, and `get` here adds them to a guest that was fetched without.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bt.debian import Apt, extract
-from bt.guests import Guest, recipe
+from bt.debian import Apt, Package, extract_all
+from bt.guests import PLACE, Guest, recipe
 from bt.initramfs import Entry
 from emulator.errors import Unavailable
 
@@ -26,7 +26,6 @@ BLOCK_SERVER = ("xen-blkback",)
 """Xen's block back end, for a driver domain; then its network back end, and what connects that to other interfaces."""
 NETWORK_SERVER = ("llc", "stp", "bridge", "xen-netback")
 ALL = (*BLOCK, *NETWORK, *BLOCK_SERVER, *NETWORK_SERVER)
-PLACE = "modules"
 
 
 def find(guest: Guest, names: Iterable[str]) -> dict[str, bytes]:
@@ -38,7 +37,7 @@ def find(guest: Guest, names: Iterable[str]) -> dict[str, bytes]:
         except OSError:
             raise Unavailable(
                 f"module {name} of guest {guest.name} is not in the cache; "
-                f"`python -m bt.guest_modules {guest.name}` fetches it"
+                f"`retrap guests get {guest.name}` fetches the guest anew, with it"
             ) from None
     return found
 
@@ -54,8 +53,14 @@ def get(guest: Guest, names: Iterable[str]) -> None:
             )
         place = guest.directory / PLACE
         place.mkdir(exist_ok=True)
-        for name in names:
-            (place / f"{name}.ko").write_bytes(extract(package, rf"(usr/)?lib/modules/.*/{re.escape(name)}\.ko")[1])
+        write(package, place, list(names))
+
+
+def write(package: Package, place: Path, names: Sequence[str]) -> None:
+    """Write modules of a kernel's package into a directory. Raises Unavailable."""
+    patterns = [rf"(usr/)?lib/modules/.*/{re.escape(name)}\.ko" for name in names]
+    for name, (_path, contents) in zip(names, extract_all(package, patterns), strict=True):
+        (place / f"{name}.ko").write_bytes(contents)
 
 
 def entries(modules: dict[str, bytes]) -> list[Entry]:

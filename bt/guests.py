@@ -48,6 +48,12 @@ class Recipe:
     kernel_pattern: str
     """What that dependency is named like."""
     command_line: str
+    modules: bool = False
+    """Drivers of the kernel's that it has as modules come with it (`bt.guest_modules`)."""
+
+
+PLACE = "modules"
+"""The directory of modules in a guest's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ RECIPES: dict[str, Recipe] = {
             "linux-image-amd64",
             _KERNEL + r"-amd64(-unsigned)?",
             COMMAND_LINE,
+            modules=True,
         ),
         Recipe(
             "debian-amd64-cloud",
@@ -221,6 +228,11 @@ def _build(wanted: Recipe, built: Path, scratch: Path, lines: Sequence[str], say
     }
     for file, contents in files.items():
         (built / file).write_bytes(contents)
+    if wanted.modules:
+        from bt import guest_modules
+
+        (built / PLACE).mkdir()
+        guest_modules.write(kernel, built / PLACE, guest_modules.ALL)
     record = {
         "format": FORMAT,
         "recipe": asdict(wanted),

@@ -49,6 +49,8 @@ def save_session(session: Session, path: Path, console: bytes = b"", parent: Sna
     Raises `UsageError` for one that cannot be saved, `Unwritable` where the file cannot be written.
     """
     options = session.options
+    if session.driver.not_saved:
+        raise UsageError(session.driver.not_saved)
     if options.mode not in _SAVED_MODES:
         raise UsageError(f"a guest that runs with --virt {options.mode} cannot be saved; take another way to run it")
     if isinstance(session, ResumedSession):

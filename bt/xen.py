@@ -105,6 +105,13 @@ def check(options: Options) -> None:
     options.devices.check()
 
 
+def not_saved() -> str:
+    """Why such guests can be neither saved nor recorded."""
+    from paravirt.xen.hypervisor import XenHypervisor
+
+    return XenHypervisor.not_saved
+
+
 def platform() -> Platform:
     """The platform of such guests."""
     from paravirt.xen.board import XEN_PV

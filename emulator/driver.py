@@ -20,6 +20,9 @@ address that a memory fault is about (0 for others)."""
 class Driver:
     """One run of one machine. `_handle` is given every exit."""
 
+    not_saved = ""
+    """Why its guest can be neither saved nor recorded, in a sentence; nothing where that is for others to say."""
+
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.engine: Engine = machine.engine

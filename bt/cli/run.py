@@ -163,7 +163,7 @@ def command(
     The guest's console is on stdout, its input is stdin. On a terminal Ctrl-A x ends the run and Ctrl-C is the
     guest's. A fetched guest brings its initial file system and command line.
     """
-    from bt import para, progress
+    from bt import para, progress, xen
     from bt.cli import values
     from bt.devices import Devices, DiskFile
     from bt.image import load
@@ -184,6 +184,8 @@ def command(
         raise UsageError("--run is for the initial file system of a fetched guest; name one, and leave --initrd out")
     services = _services(snapshot_at, to, parent, record, initrd, inputs)
     request = Request(until, exits, trace, result, inputs, services, trace_filter)
+    if virt == xen.MODE and (warm or services.wanted):
+        raise UsageError(xen.not_saved())
     if warm:
         given = {"virt": virt, "engine": engine, "technique": technique, "append": command_line, "memory": size}
         again = services.find_warm(file, {**given, "kaslr": kaslr, "physical": physical})

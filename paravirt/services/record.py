@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from emulator.driver import Driver
 from emulator.errors import UsageError, VerifyFailed
 from emulator.machine import Outcome
 from paravirt.hypervisor import Hypervisor
@@ -18,6 +19,8 @@ from paravirt.services.recording import End, Mark, Recording, Writer
 
 def cannot_repeat(driver: object) -> str:
     """Why runs of a machine do not repeat, in a sentence; nothing where they do."""
+    if isinstance(driver, Driver) and driver.not_saved:
+        return driver.not_saved
     if not isinstance(driver, Hypervisor):
         return "only deprivileged guests are recorded; leave --virt native out"
     capabilities = driver.engine.capabilities

@@ -55,6 +55,10 @@ class XenHypervisor(Driver):
     """Runs one Xen guest on one machine."""
 
     board: XenBoard
+    not_saved = (
+        "a Xen guest can be neither saved nor recorded: what it shares by grants, event channels and the store is in no "
+        "snapshot; leave that out, or run the same image with --virt inline"
+    )
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class Together:
         self.outcomes: dict[int, Outcome] = {}
         """How each ended, by its domain number."""
         self.turns = 0
+        self._turning: XenHypervisor | None = None
         self.servants: set[int] = set()
         """Numbers of domains that run for others: when only they are left, the run is over."""
         self.before_end: Callable[[XenHypervisor, Outcome], None] = _nothing
@@ -69,10 +70,11 @@ class Together:
         self.guests.append(guest)
 
     def kill(self, guest: XenHypervisor, why: str) -> None:
-        """End a guest where it is, whatever it was doing."""
+        """End a guest where it is, whatever it was doing; in its own turn, when the exit under way is done."""
         if guest in self.guests:
             guest.crash(why)
-            self._ended(guest, Outcome(EndKind.CRASHED, detail=why))
+            if guest is not self._turning:
+                self._ended(guest, Outcome(EndKind.CRASHED, detail=why))
 
     def _turn(self, guest: XenHypervisor) -> None:
         self.turns += 1
@@ -93,7 +95,9 @@ class Together:
         guest.time_skipped()
         if guest.has_event:
             machine.engine.set_deadline(machine.engine.progress + 1)
+        self._turning = guest
         outcome = guest.resume()
+        self._turning = None
         machine.stop_when = asked
         over_by.cancel()
         if guest in self.guests and (outcome.kind is not EndKind.STOPPED or ended):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bt import guests
+from bt import guest_modules, guests
 from bt.debian import Apt, Package
 from emulator.errors import Unavailable, UsageError
 
@@ -31,6 +31,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(guests, "Apt", FakeApt)
     monkeypatch.setattr(guests, "extract", lambda package, pattern: (pattern, package.name.encode()))
+    monkeypatch.setattr(guest_modules, "Apt", FakeApt)
+    monkeypatch.setattr(
+        guest_modules, "extract_all", lambda package, patterns: [(name, name.encode()) for name in patterns]
+    )
     return tmp_path / "retrap" / "guests"
 
 
