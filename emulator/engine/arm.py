@@ -63,6 +63,10 @@ class ArmRegisters(Protocol):
 
     fpexc: int
     """FPEXC: whether floating point runs."""
+    floating: tuple[int, ...]
+    """FPSCR, and D0 to D31."""
+    monitor: tuple[int, int]
+    """The exclusive monitor: its address, all ones when it is open, and the doubleword that was there."""
 
     def clear_exclusive(self) -> None:
         """CLREX: the next STREX fails."""

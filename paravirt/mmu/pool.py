@@ -137,12 +137,14 @@ class TablePool:
         """Let `find` know a table that mirrors none of the guest's."""
         self._tables[key] = table
 
+    def units_of(self, level: int) -> int:
+        """Units that a table of a level takes."""
+        return 1 << max(0, self.form.levels[level - 1].bits - self.shift)
+
     def take(self, level: int) -> int:
         """A new table that mirrors nothing. Raises `ShadowPoolExhausted`."""
-        form = self.form
-        bits = max(0, form.levels[level - 1].bits - self.shift)
-        first = -(-self.used >> bits) << bits  # aligned to its size
-        count = 1 << bits
+        count = self.units_of(level)
+        first = -(-self.used // count) * count  # aligned to its size
         if first + count > self.units:
             raise ShadowPoolExhausted
         new = first + count - self.used

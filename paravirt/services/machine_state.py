@@ -64,7 +64,7 @@ def refusal(driver: object) -> str:
         return "at full privilege a machine's state is the engine's own; run the guest deprivileged to save it"
     if not hasattr(driver, "processor_state"):
         isa = driver.machine.platform.isa
-        return f"the state of {isa} guests cannot be saved; those of x86-64, i386, AArch64 and MIPS32 can be"
+        return f"the state of {isa} guests cannot be saved so; run another, or with another --virt"
     return ""
 
 

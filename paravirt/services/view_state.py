@@ -109,23 +109,28 @@ def check_views(shadow: ShadowPaging, state: ViewState) -> None:
     used, size = len(state.source), pool._guest_size
     spans = {level.mirrored for level in pool.levels}
     tables = range(-1, used)
+    roots = range(used + 1 - pool.units_of(shadow._top))
     words = range(used << pool.shift)
     ok = (
         used <= pool.units
         and len(state.span) == len(state.misses) == len(state.below) == len(state.levels) == used
         and all(
-            source == -1 or (0 <= source <= size - span and span in spans)
+            source == -1 or (0 < span <= size - source and source >= 0 and (span in spans or source + span == size))
             for source, span in zip(state.source, state.span, strict=True)
         )
-        and all(1 <= level <= shadow._top for level in state.levels)
+        and max(state.levels, default=0) <= shadow._top
         and len(state.kinds) == frames.count
         and max(state.kinds, default=0) <= 3
         and state.view in (0, 1)
         and len(state.current) == len(shadow.guest.roots)
         and len(state.probe) == len(shadow._probe)
         and all(table in tables for table in (*state.current, state.window, *state.probe, *state.roots.values()))
-        and min((*state.current, *state.probe, *state.roots.values()), default=0) >= 0
-        and all(0 <= table < used for table in state.tables.values())
+        and min(state.probe, default=0) >= 0
+        and all(root in roots for root in (*state.current, *state.roots.values()))
+        and all(
+            1 <= level <= shadow._top and 0 <= table <= used - pool.units_of(level)
+            for (_, level, _, _), table in state.tables.items()
+        )
         and all(0 <= table < used for below in state.below for table in below)
         and all(0 <= table < used for split in state.split.values() for table in split)
         and all(at in words for places in (*state.executors.values(), *state.writers.values()) for at in places)

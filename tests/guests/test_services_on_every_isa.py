@@ -18,7 +18,7 @@ from paravirt.services.timeline import PAUSED, ConsoleOnce, Timeline
 from tests.paravirt.services.ticking_guest import fingerprint
 
 SAMPLES = Path(__file__).parents[2] / "samples"
-GUESTS = {name: SAMPLES / name / "portable.elf" for name in ("aarch64", "mips32", "mips32/big")}
+GUESTS = {name: SAMPLES / name / "portable.elf" for name in ("aarch64", "armv7", "mips32", "mips32/big")}
 CHECKS = "only=processes."
 """System calls, page tables, processes that take turns by a timer."""
 HERE = Outcome(EndKind.STOPPED, detail="paused")

@@ -43,6 +43,10 @@ PC: Final = 15
 _PATTERN = 0x5E77_0000
 _BANKS: Final = {0x10: 0, 0x1F: 0, 0x13: 1, 0x17: 2, 0x1B: 3, 0x12: 4, 0x11: 5, 0x1A: 6, 0x16: 7}
 """QEMU's numbers of the banks, by mode."""
+_FLOATING: Final = (
+    arm_const.UC_ARM_REG_FPSCR,
+    *(getattr(arm_const, f"UC_ARM_REG_D{number}") for number in range(32)),
+)
 _GENERAL: Final = tuple(getattr(arm_const, f"UC_ARM_REG_R{number}") for number in range(15))
 
 
@@ -221,6 +225,33 @@ class UnicornArmRegisters:
     def exclusive_address(self) -> int:
         """The address of the exclusive monitor, all ones when it is open."""
         return self.words[_EXCLUSIVE] | self.words[_EXCLUSIVE + 1] << 32
+
+    @property
+    def monitor(self) -> tuple[int, int]:
+        """The exclusive monitor: its address, all ones when it is open, and what was there."""
+        words = self.words[_EXCLUSIVE : _EXCLUSIVE + 4]
+        return words[0] | words[1] << 32, words[2] | words[3] << 32
+
+    @monitor.setter
+    def monitor(self, value: tuple[int, int]) -> None:
+        for place, number in enumerate(value):
+            self.words[_EXCLUSIVE + 2 * place] = number & 0xFFFF_FFFF
+            self.words[_EXCLUSIVE + 2 * place + 1] = number >> 32
+
+    @property
+    def floating(self) -> tuple[int, ...]:
+        """FPSCR, and D0 to D31."""
+        return tuple(map(self._read, _FLOATING))
+
+    @floating.setter
+    def floating(self, values: tuple[int, ...]) -> None:
+        for register, value in zip(_FLOATING, values, strict=True):
+            self._library.uc_reg_write(self._handle, register, ctypes.byref(ctypes.c_uint64(value)))
+
+    def _read(self, register: int) -> int:
+        value = ctypes.c_uint64(0)
+        self._library.uc_reg_read(self._handle, register, ctypes.byref(value))
+        return value.value
 
     def clear_exclusive(self) -> None:
         """CLREX."""

@@ -21,9 +21,10 @@ from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
 from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
-from paravirt.hypervisor import Handlers, Hypervisor, Prepared
+from paravirt.hypervisor import Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.arm import debug
+from paravirt.modes.arm.saved import ArmSaving
 from paravirt.modes.arm.shadow import WORLD, ArmShadow
 from paravirt.modes.arm.vcpu import USER, ArmVirtualCpu
 from paravirt.operations.arm import Instruction, action_for
@@ -37,7 +38,7 @@ _WIDEST = 7
 _REAL_SCTLR = 0x00C5_0079
 
 
-class ArmHypervisor(Hypervisor):
+class ArmHypervisor(ArmSaving):
     """Runs one ARMv7 guest. `Context` of the operations, and handler of the engine's exits."""
 
     WINDOW = abi.ARMV7

@@ -30,6 +30,7 @@ class X86Requests(Hypervisor):
     """Translated code is made execute-only by a protection key."""
     _shown_time: ShownTime | None
     """Virtual time as it is shown without an exit, where it is."""
+    _first_step: int
     _in_shadow: bool
     """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
 

@@ -44,6 +44,8 @@ class X86Saved:
     interrupt_shadow: bool
     alone: bool
     """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
+    first_step: int
+    """Where single steps of the guest's begin, behind a fixup, or -1."""
 
 
 class X86Saving(X86Requests):
@@ -74,6 +76,7 @@ class X86Saving(X86Requests):
             vectors=self.engine.vectors(),
             interrupt_shadow=real.interrupt_shadow,
             alone=self._in_shadow,
+            first_step=self._first_step,
         )
 
     def _format_restored(self) -> None:
@@ -86,7 +89,7 @@ class X86Saving(X86Requests):
     def set_processor_state(self, saved: X86Saved) -> None:
         """Give the virtual processor a state; `real_state_lost` must follow once memory is in place."""
         vcpu, real = self.vcpu, self._registers
-        self._in_shadow = saved.alone
+        self._in_shadow, self._first_step = saved.alone, saved.first_step
         vcpu.forget_translations()
         for index, value in enumerate(saved.general):
             vcpu.gpr[index] = value
