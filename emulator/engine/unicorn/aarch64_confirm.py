@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from unicorn import arm64_const
 
 from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.unicorn import aarch64_state as state
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.aarch64_state import IN_PLACE
 from emulator.errors import EngineMissing, GuestFault
@@ -86,6 +87,17 @@ def _confirm_public(engine: UnicornAArch64Engine) -> None:
         registers.set_public(register, before)
         if found != expected or expected == before:
             raise _refuse(name, expected, found)
+    for name, register, place in (
+        ("SCR_EL3", state.SCR_EL3, state._SCR),
+        ("HCR_EL2", state.HCR_EL2, state._HCR),
+        ("MDSCR_EL1", BY_NAME["MDSCR_EL1"].encoding, state._MDSCR),
+    ):
+        before = registers.public(register)
+        registers.set_public(register, before ^ 0x1000)
+        wanted, found = registers.public(register), registers.words[place // 8]
+        registers.set_public(register, before)
+        if found != wanted or wanted == before:
+            raise _refuse(name, hex(wanted), hex(found))
     numbers = (arm64_const.UC_ARM64_REG_PC, arm64_const.UC_ARM64_REG_SP, arm64_const.UC_ARM64_REG_X30)
     for number, constant in enumerate(numbers):
         library.uc_reg_write(handle, constant, ctypes.byref(ctypes.c_uint64(0x1234_5670 + 16 * number)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from emulator.engine.arm import DATA_ABORT, DEBUG_EVENT, FULL, IRQ, OTHER, PREFETCH_ABORT, SVC, UNDEFINED, USR, WRITE
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn.observation import FOREVER
 from emulator.errors import EngineMissing, GuestFault
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _READ_FPEXC = (0xEEF80A10, 0xEF000000)
 _SECTION_USER, _SECTION_KERNEL = 0xC02, 0x402
 _REFUSED = 0xF010_0000
 _MMU_ON = 0x00C5_0079
+_MOST_BLOCKS = 64
+"""Basic blocks that the events need, and more."""
 _WORDS = (
     0xE5910000,  # ldr r0, [r1]        -> data abort, permission, section
     0xE5810000,  # str r0, [r1]        -> the same, a write
@@ -96,6 +99,8 @@ def _confirm_banks(engine: UnicornArmEngine) -> None:
     registers = engine.registers
     for mode in (SVC, IRQ):
         registers.cpsr = 0xC0 | mode
+        if registers.mode != mode:
+            raise _refuse("the mode", mode, registers.mode)
         registers.gpr[13], registers.gpr[14], registers.spsr = mode << 8 | 1, mode << 8 | 2, mode << 8 | 3
     registers.cpsr = 0xF000_0020 | USR
     for mode in (SVC, IRQ):
@@ -131,7 +136,10 @@ def _confirm_events(engine: UnicornArmEngine, world: int) -> None:
 
     def handler(exit_: Exit) -> None:
         at = registers.pc - _CODE
-        if exit_.kind is ExitKind.SYSTEM_CALL:
+        if exit_.kind is ExitKind.BUDGET:  # an event is not seen, and happens for ever
+            seen.append(("no event", at))
+            engine.stop()
+        elif exit_.kind is ExitKind.SYSTEM_CALL:
             seen.append(("call", at))
         else:
             status = exit_.error if exit_.vector != UNDEFINED else 0
@@ -143,7 +151,9 @@ def _confirm_events(engine: UnicornArmEngine, world: int) -> None:
     registers.gpr[1], registers.gpr[2], registers.gpr[6] = _REFUSED + 0x123 * 4, _CODE, 0x1234_5678
     engine.set_threads(world, 0x1111_2222 + world, 0x3333_4444 + world)
     registers.pc = _CODE
+    engine.set_deadline(engine.progress + _MOST_BLOCKS)
     engine.run(handler)
+    engine.set_deadline(FOREVER)
     refused = _REFUSED + 0x123 * 4
     expected = [
         (DATA_ABORT, 0x00D, refused, 0),

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.mips import EXECUTE, READ, REFILL, SUPERVISOR, USER, WRITE
+from emulator.engine.unicorn.mips_confirm_state import confirm_coprocessor, confirm_values
 from emulator.errors import EngineMissing, GuestFault
 
 if TYPE_CHECKING:
     from emulator.engine.unicorn.mips import UnicornMipsEngine
 
-_PHYSICAL = 0x7FFF_0000
+_PHYSICAL, _LOW = 0x7FFF_0000, 0x1000
 _AT, _DATA = 0x0040_0000, 0x0050_0000
 _CODE = (
     0x3C04_1234,  # 00 lui   a0, 0x1234
@@ -58,6 +59,16 @@ def confirm(engine: UnicornMipsEngine) -> None:
                 "install unicorn==2.1.4"
             )
         memory[4096:] = bytes(4096)
+    for view in (SUPERVISOR, USER):
+        engine.clear_view(view)
+    confirm_values(engine, memory, _PHYSICAL)
+    engine.use_views(False)
+    engine.map_memory(_LOW, memory[:4096])
+    engine.flush_code()
+    try:
+        confirm_coprocessor(engine, memory)
+    finally:
+        engine.unmap_memory(_LOW, memory[:4096])
     _reset(engine, memory)
 
 
