@@ -283,7 +283,13 @@ class XenHypervisor(Driver):
         """The hottest path: a closure over everything it touches."""
         vcpu, gpr, calls, exits = self.vcpu, self._gpr, self._calls, self.exits
         registers, cells, count, refusals = self._registers, self._cells, len(self._calls), self.domain.owned.refused
-        advance, user_call = registers.advance, self._user_system_call
+        advance, user_call, selector, flatten = (
+            registers.advance,
+            self._user_system_call,
+            registers.selector,
+            self._flatten,
+        )
+        flat = public.FLAT_CODE64
         no_call, invalid = -public.Errno.ENOSYS & _MASK, -public.Errno.EINVAL & _MASK
 
         def system_call(exit_: Exit) -> None:
@@ -291,6 +297,8 @@ class XenHypervisor(Driver):
                 user_call(exit_)
                 return
             advance(2)
+            if selector(CS) != flat:
+                flatten()
             number = gpr[0]
             if number >= count:
                 exits.count("no such call", "hypercall")
@@ -309,6 +317,11 @@ class XenHypervisor(Driver):
                 gpr[0] = invalid
 
         return system_call
+
+    def _flatten(self) -> None:
+        """SYSCALL has loaded code and stack segments, which a hypercall leaves there."""
+        for index, segment in ((CS, public.FLAT_CODE64), (SS, public.FLAT_DATA)):
+            self._registers.set_segment(index, segment, *FLAT[segment])
 
     def _user_system_call(self, exit_: Exit) -> None:
         vcpu = self.vcpu

@@ -12,7 +12,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from paravirt.xen.calls import events, grants, memory, scheduling, segments, system
+from paravirt.xen.calls import events, exchange, grants, memory, scheduling, segments, system
 from paravirt.xen.public import Errno, XenError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ MEMORY_OPERATIONS: tuple[Operation, ...] = (
     _refused(7, "add_to_physmap", _HARDWARE),
     Operation(9, "memory_map", OFFERED, "", memory.memory_map),
     _refused(10, "machine_memory_map", _PRIVILEGED, Errno.EPERM),
-    _refused(11, "exchange", "no device needs memory that is contiguous in the machine"),
+    Operation(11, "exchange", PARTLY, "no frames that lie together", exchange.exchange),
     Operation(12, "machphys_mapping", OFFERED, "", memory.machphys_mapping),
     _refused(15, "remove_from_physmap", _HARDWARE),
 )

@@ -52,6 +52,13 @@ void check_descriptors(void)
     check("segment.absent", fault_vector, 13);
     TRY("xorl %%eax, %%eax\n\tmovl %%eax, %%fs", "i"(0));
     check("segment.null", fault_vector, NO_FAULT);
+    /* a call leaves the flat segments behind, as SYSCALL does */
+    u64 before, after;
+    asm volatile("pushq $0x0b\n\tleaq 1f(%%rip), %%rax\n\tpushq %%rax\n\tlretq\n1:\tmovl %%cs, %%ebx\n\t"
+                 "movl $17, %%eax\n\txorl %%edi, %%edi\n\txorl %%esi, %%esi\n\tsyscall\n\tmovl %%cs, %%ecx"
+                 : "=b"(before), "=c"(after) : : "rax", "rdx", "rsi", "rdi", "r11", "memory");
+    check("segment.own-code", before, 0x0b);
+    check("segment.flat-behind-a-call", after, 0xe033);
     check("ldt.unaligned", extended(13, (u64)table + 8, 8), -EINVAL);
     check("ldt.too-large", extended(13, (u64)table, 8193), -EINVAL);
     check("ldt.none", extended(13, 0, 0), 0);

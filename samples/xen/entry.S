@@ -65,6 +65,7 @@ STUB 0, 0
 STUB 1, 0
 STUB 3, 0
 STUB 6, 0
+STUB 12, 1
 STUB 13, 1
 STUB 14, 1
 STUB 100, 0
@@ -72,7 +73,7 @@ STUB 32, 0                      /* an event */
 STUB 33, 0                      /* a system call of user code */
 .globl stub_table
 stub_table:
-    .quad 0, stub_0, 1, stub_1, 3, stub_3, 6, stub_6, 13, stub_13, 14, stub_14, 100, stub_100, -1
+    .quad 0, stub_0, 1, stub_1, 3, stub_3, 6, stub_6, 12, stub_12, 13, stub_13, 14, stub_14, 100, stub_100, -1
 
 common:
     pushq %rcx
@@ -136,6 +137,25 @@ multicall_with_return:
     addq $72, %rsp              /* it did not return by the frame */
 1:  ret
 
+/* return_by(cs, ss): back by a frame of these selectors, by which a return may fail. */
+.globl return_by
+return_by:
+    movq $1f, fixup(%rip)
+    movq %rsp, %rax
+    pushq %rsi
+    pushq %rax
+    pushq $0x2
+    pushq %rdi
+    pushq $1f
+    pushq $0
+    pushq $0
+    pushq $0
+    pushq $0
+    movl $23, %eax
+    syscall
+1:  movq $0, fixup(%rip)
+    ret
+
 /* run_user(rip, rsp, kernel_stack): to user code; it comes back by a system call with RAX 99. */
 .globl run_user
 run_user:
@@ -176,12 +196,17 @@ user_code:
     syscall
     movl $2, %eax
     movq $0xffffffff80100000, %rdi
+    movl $3, %r8d               /* the length of the next instruction, for the kernel that skips it */
     movb (%rdi), %dil           /* the kernel's memory is not mapped here */
     movl $3, %eax
     syscall
     movl $4, %eax
     movq $0xffff800000000000, %rdi
+    movl $1, %r8d
     cli                         /* a fault, skipped by the kernel */
+    movl $2, %r8d
+    cpuid                       /* a fault where the kernel wants that */
+    xorl %r8d, %r8d
     movl $99, %eax
     syscall
     ud2

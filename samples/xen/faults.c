@@ -114,6 +114,12 @@ void check_events(void)
     struct { u16 domain; u32 remote, local; } other = { 55, 1, 0 };
     check("event.no-such-domain", call(EVENT_CHANNEL_OP, 0, (u64)&other, 0, 0), -ESRCH);
 
+    struct { u32 *ports; u32 count; u64 timeout; } poll = { &port, 1, 1 };
+    port = 77;
+    check("poll.unused-port", call(SCHED_OP, 3, (u64)&poll, 0, 0), 0);
+    port = 4096;
+    check("poll.no-such-port", call(SCHED_OP, 3, (u64)&poll, 0, 0), -EINVAL);
+
     port = ipi.port;
     check("event.send", call(EVENT_CHANNEL_OP, 4, (u64)&port, 0, 0), 0);
     check("event.masked-is-pending", ((volatile u64 *)(shared + 2048))[port >> 6] >> (port & 63) & 1, 1);
@@ -175,6 +181,11 @@ void check_user(void)
     user_value = 0;
     run_user((u64)code, (u64)stack + 4096, 0);
     check("user.with-io-level", user_value, 1234);
+    asm volatile("wrmsr" : : "a"(1), "d"(0), "c"(0x140) : "memory");
+    user_value = 0;
+    run_user((u64)code, (u64)stack + 4096, 0);
+    check("user.cpuid-faults", user_value, 1234 + (13UL << 16));
+    asm volatile("wrmsr" : : "a"(0), "d"(0), "c"(0x140) : "memory");
     level = 0;
     call(PHYSDEV_OP, 6, (u64)&level, 0, 0);
     set_entry(code, READ_ONLY);

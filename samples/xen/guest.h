@@ -25,10 +25,11 @@ typedef unsigned long u64;
 #define NX (1UL << 63)
 
 enum { EPERM = 1, ENOENT = 2, ESRCH = 3, EFAULT = 14, EBUSY = 16, EEXIST = 17, EINVAL = 22, ENOSYS = 38 };
+#define ENOMEM 12
 
 enum {
-    SET_TRAP_TABLE = 0, MMU_UPDATE = 1, SET_GDT = 2, STACK_SWITCH = 3, SET_CALLBACKS = 4, SET_DEBUGREG = 8,
-    UPDATE_DESCRIPTOR = 10, MEMORY_OP = 12, MULTICALL = 13, UPDATE_VA_MAPPING = 14, XEN_VERSION = 17, CONSOLE_IO = 18,
+    SET_TRAP_TABLE = 0, MMU_UPDATE = 1, SET_GDT = 2, STACK_SWITCH = 3, SET_CALLBACKS = 4, SET_DEBUGREG = 8, GET_DEBUGREG = 9,
+    UPDATE_DESCRIPTOR = 10, MEMORY_OP = 12, MULTICALL = 13, UPDATE_VA_MAPPING = 14, XEN_VERSION = 17, CONSOLE_IO = 18, GRANT_TABLE_OP = 20,
     VM_ASSIST = 21, IRET = 23, VCPU_OP = 24, SET_SEGMENT_BASE = 25, MMUEXT_OP = 26, SCHED_OP = 29, CALLBACK_OP = 30,
     EVENT_CHANNEL_OP = 32, PHYSDEV_OP = 33,
 };
@@ -96,6 +97,9 @@ void check_descriptors(void);
 void check_pointers(void);
 void check_calls(void);
 void check_instructions(void);
+void check_processor(void);
+void check_grants(void);
+void check_exchange(void);
 void check_events(void);
 void check_user(void);
 void set_traps(void);

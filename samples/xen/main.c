@@ -159,7 +159,7 @@ void trapped(struct frame *frame)
     fault_address = *(volatile u64 *)(shared + 16);
     if ((frame->cs & 3) == 3) {
         user_value += frame->vector << 16;
-        frame->rip += frame->vector == 14 ? 3 : 1; /* behind the instruction of user_code */
+        frame->rip += frame->r8 ? frame->r8 : 1; /* behind the instruction of user_code */
         return;
     }
     if (frame->vector == 100)
@@ -174,6 +174,8 @@ void trapped(struct frame *frame)
         die(": unexpected");
     }
     frame->rip = fixup;
+    frame->cs = 0xe030; /* it may have come from a return that fails */
+    frame->ss = 0xe02b;
 }
 
 void set_traps(void)
@@ -206,6 +208,9 @@ void main(void)
     check_pointers();
     check_calls();
     check_instructions();
+    check_processor();
+    check_grants();
+    check_exchange();
     check_events();
     check_user();
     print("retrap xen: ");

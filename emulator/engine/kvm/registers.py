@@ -128,6 +128,10 @@ class KvmRegisters:
             self._segments[index] = (selector, base, limit, attributes)
             if index == _CS:
                 self.code = segment_words(selector | 3, base, limit, attributes | _DPL3)
+    def selector(self, index: int) -> int:
+        """The visible part of a segment register."""
+        return self.segment(index)[0]
+
                 self.code_selector = selector | 3
             elif index == _SS:
                 self.stack = segment_words(selector | 3, base, limit, attributes | _DPL3)
