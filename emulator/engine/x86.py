@@ -55,11 +55,11 @@ class X86Registers(Protocol):
         """
         ...
 
-    def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
     def selector(self, index: int) -> int:
         """The selector alone, which is cheaper to tell."""
         ...
 
+    def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
         """Load a segment register, hidden part included. Loading CS or SS does not change the privilege level."""
         ...
 
