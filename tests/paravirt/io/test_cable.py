@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,3 +141,34 @@ def test_a_socket_that_a_killed_process_left_is_taken_over(tmp_path: Path) -> No
         dead.bind(path)
     cable = Cable.listen(Switch(), path)
     cable.close()
+
+
+@pytest.mark.qemu
+def test_qemu_at_the_other_end_answers_for_its_own_network(tmp_path: Path) -> None:
+    program = shutil.which("qemu-system-x86_64")
+    if program is None:
+        pytest.skip("no qemu-system-x86_64 on this host (scripts/system-packages)")
+    end, path = End(), str(tmp_path / "cable")
+    end.cable = Cable.listen(end.switch, path)
+    command = [program, "-machine", "none", "-nodefaults", "-display", "none", "-monitor", "none"]
+    command += ["-netdev", f"stream,id=cable,server=off,addr.type=unix,addr.path={path}"]
+    command += ["-netdev", "user,id=user"]
+    for name in ("cable", "user"):
+        command += ["-netdev", f"hubport,id=port-{name},hubid=0,netdev={name}"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as qemu:
+        try:
+            gateway = bytes((10, 0, 2, 2))
+            ask = bytes.fromhex("0001080006040001") + ONE + bytes((10, 0, 2, 15)) + bytes(6) + gateway
+            for _ in range(50):  # until it has connected
+                end.poll()
+                end.switch.send(end, b"\xff" * 6 + ONE + b"\x08\x06" + ask)
+                if end.frames or qemu.poll() is not None:
+                    break
+            if qemu.poll() is not None and qemu.stderr is not None and b"stream" in qemu.stderr.read():
+                pytest.skip("this QEMU has no stream network (7.2 and later have)")
+            answer = end.wait(1)[0]
+            assert answer[:6] == ONE
+            assert answer[28:32] == gateway
+        finally:
+            qemu.kill()
+            end.cable.close()

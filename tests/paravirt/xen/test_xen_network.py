@@ -8,7 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 from emulator.machine import Machine
-from paravirt.io.switch import Responder, Switch, checksum
+from paravirt.io.packets import (
+    TCP,
+    Segment,
+    checksum,
+    completed,
+    cut,
+    frame_of,
+    half_checksum,
+    segment_bytes,
+)
+from paravirt.io.switch import Responder, Switch
 from paravirt.xen.audit import violations
 from paravirt.xen.backend import State
 from paravirt.xen.board import XEN_PV
@@ -208,6 +218,81 @@ def test_a_host_answers_who_it_is_and_echoes(net: Net) -> None:
     assert not checksum(echoed[:20])
     assert not checksum(echoed[20:])
     assert responder.answered == 2
-    for cut in range(1, 42):
-        net.switch.send(net.one.back, (station + mine + b"\x08\0" + head + message)[:cut])
+    for size in range(1, 42):
+        net.switch.send(net.one.back, (station + mine + b"\x08\0" + head + message)[:size])
     assert responder.answered == 2
+
+
+HERE, THERE = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
+
+
+def long_frame(net: Net, size: int) -> bytes:
+    """A TCP frame from the first guest to the second, its checksum not filled in."""
+    segment = segment_bytes(Segment(80, 90, 1, 2, 16, 500, b"", bytes(number % 251 for number in range(size))))
+    body = half_checksum(HERE, THERE, TCP, segment)
+    return frame_of(net.two.station, net.one.station, HERE, THERE, TCP, body)
+
+
+def send_long(net: Net, frame: bytes, segment: int) -> list[int]:
+    net.one.guest.access.write(DATA, frame)
+    extra = (1 | segment << 16, 1, 0, 0)
+    return net.one.slots((10, 0, MORE | EXTRA | 1, len(frame)), extra, (11, 0, 0, len(frame) - 4096))
+
+
+def offers(front: Front, **values: str) -> None:
+    """Connect anew, with more in the store."""
+    front.say("state", "6")
+    front.say("state", "1")
+    for name, value in values.items():
+        front.say(name.replace("_", "-"), value)
+    front.connect()
+
+
+def test_a_frame_that_is_still_to_be_cut_stays_whole_between_guests_that_take_it(net: Net) -> None:
+    offers(net.two, feature_gso_tcpv4="1", feature_sg="1")
+    net.two.room(0, 3, 1, 2)
+    frame = long_frame(net, 5000)
+    assert send_long(net, frame, 1000) == [0, 1, 0]
+    first, extra, second = (struct.unpack_from("<HHHh", net.two.rx, 64 + at * 8) for at in range(3))
+    assert first[2] & (EXTRA | MORE | 3) == EXTRA | MORE | 3  # and its checksum is still blank
+    assert struct.unpack_from("<BBHB", net.two.rx, 72) == (1, 0, 1000, 1)
+    assert (first[3], second[3]) == (4096, len(frame) - 4096)
+    assert extra != second
+    data = net.two.guest.access.read(ROOM, 4096) + net.two.guest.access.read(ROOM + 4096, len(frame) - 4096)
+    assert data == frame
+    assert net.one.back.long == net.two.back.long == 1
+
+
+def test_it_is_cut_and_has_its_checksums_for_a_guest_that_does_not(net: Net) -> None:
+    offers(net.two, feature_no_csum_offload="1")
+    net.two.room(0, 1, 2)
+    frame = long_frame(net, 4500)
+    assert send_long(net, frame, 1500) == [0, 1, 0]
+    pieces = []
+    for at in range(3):
+        page, _offset, flags, size = struct.unpack_from("<HHHh", net.two.rx, 64 + at * 8)
+        assert not flags
+        pieces.append(net.two.guest.access.read(ROOM + page * 4096, size))
+    assert pieces == list(cut(frame, 1500))
+    short = long_frame(net, 10)
+    net.two.room(3)
+    net.one.send(short, 1)
+    page, _offset, flags, size = struct.unpack_from("<HHHh", net.two.rx, 64 + 3 * 8)
+    assert not flags
+    assert net.two.guest.access.read(ROOM + page * 4096, size) == completed(short) != short
+
+
+@pytest.mark.parametrize(
+    "extra", [(2 | 1000 << 16, 1), (1 | 1000 << 16, 2), (1 | 0x101 << 8, 1), (1, 1), (1 | 63 << 16, 1)]
+)
+def test_extra_information_that_was_not_offered_ends_the_connection(net: Net, extra: tuple[int, int]) -> None:
+    net.one.guest.access.write(DATA, long_frame(net, 100))
+    net.one.slots((10, 0, EXTRA, 154), (*extra, 0, 0))
+    assert net.one.state() is State.CLOSED
+    assert "extra information" in net.one.back.broken
+
+
+def test_more_queues_than_are_offered_are_refused(net: Net) -> None:
+    offers(net.one, multi_queue_num_queues="2")
+    assert net.one.state() is State.CLOSED
+    assert net.one.back.broken == "it asks for 2 queues, and one is offered"
