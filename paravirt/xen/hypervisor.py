@@ -56,8 +56,8 @@ class XenHypervisor(Driver):
 
     board: XenBoard
     not_saved = (
-        "a Xen guest can be neither saved nor recorded: what it shares by grants, event channels and the store is in no "
-        "snapshot; leave that out, or run the same image with --virt inline"
+        "a Xen guest can be neither saved nor recorded: what it shares by grants, event channels and the store is in "
+        "no snapshot; leave that out, or run the same image with --virt inline"
     )
 
     def __init__(

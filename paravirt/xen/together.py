@@ -102,6 +102,8 @@ class Together:
         over_by.cancel()
         if guest in self.guests and (outcome.kind is not EndKind.STOPPED or ended):
             self._ended(guest, outcome)
+        else:
+            guest.outcome = None  # of the turn, and not of the guest
 
     def _ended(self, guest: XenHypervisor, outcome: Outcome) -> None:
         if guest not in self.guests:
@@ -145,7 +147,7 @@ class Together:
         for guest in waiting:
             outcome = guest.machine.over()
             if outcome is not None:
-                self._ended(guest, outcome)
+                self._ended(guest, guest.outcome or outcome)
             else:
                 guest.machine.take_input(0.0)
 

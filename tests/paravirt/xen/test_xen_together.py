@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.machine import EndKind, Limits, Machine
+from emulator.machine import EndKind, Limits, Machine, Outcome
 from paravirt.xen.board import XEN_PV
 from paravirt.xen.builder import Piece, XenKernel
 from paravirt.xen.host import Host
@@ -76,3 +76,18 @@ def test_who_waits_for_what_cannot_come_has_halted_and_others_go_on() -> None:
 
 def test_a_guest_that_never_waits_leaves_others_their_turns() -> None:
     assert Pair(FOREVER, END).run() == [EndKind.GUEST_TIMEOUT, EndKind.POWER_OFF]
+
+
+def test_who_is_asked_to_end_while_it_waits_ends_so() -> None:
+    pair = Pair(BLOCK + END, FOREVER)
+    waits = pair.guests[0]
+    asked = iter(range(1 << 30))
+
+    def stop() -> bool:
+        """As a command's: by the driver's outcome, which somebody else may have set."""
+        if next(asked) == 5:
+            waits.end(Outcome(EndKind.INTERRUPTED))
+        return waits.outcome is not None
+
+    waits.machine.stop_when = stop
+    assert pair.run() == [EndKind.INTERRUPTED, EndKind.GUEST_TIMEOUT]
