@@ -13,8 +13,8 @@ Key = tuple[str, str]
 """Operation and route."""
 
 
-_WITH_ANOTHER = frozenset({"late", "chained", "early", "ahead", "quiet"})
-"""Routes that are no exits of their own."""
+_WITH_ANOTHER = frozenset({"late", "chained", "early", "ahead", "quiet", "inside"})
+"""Routes that are no exits of their own: done with another, or (`inside`) by the engine's own code in the machine."""
 
 
 class ExitTable:

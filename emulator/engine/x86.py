@@ -3,9 +3,10 @@
 Room: `emulator/engine`. Names and encodings are those of Intel's manual.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from emulator.engine.crossing import Crossing
 from emulator.engine.protocol import Engine
 
 
@@ -146,6 +147,23 @@ class X86Engine(Engine, Protocol):
     def counter(self) -> tuple[int, float]:
         """What RDTSC in user mode would show now, and by how much it grows in a nanosecond. Only for an engine whose
         capabilities say `steady_counter`."""
+        ...
+
+
+class CrossingEngine(X86Engine, Protocol):
+    """An engine whose capabilities say `crosses`: SYSCALL and SYSRET of a deprivileged guest need no exit."""
+
+    def lead_crossing(self, crossing: Crossing, crossed: Callable[[bool], None]) -> None:
+        """How the guest's kernel is entered and left without an exit, once that is opened; `crossed` is called with
+        whether it runs user code now, at an exit behind that, before the handler is."""
+        ...
+
+    def open_crossing(self, kernel: int, user: int) -> None:
+        """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""
+        ...
+
+    def close_crossing(self) -> None:
+        """All exits."""
         ...
 
 

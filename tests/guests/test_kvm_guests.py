@@ -119,6 +119,8 @@ def test_a_stock_kernel_boots_to_user_space_in_few_exits(debian: guests.Guest) -
         )  # it counts the host's signals, too: the figure is `retrap bench engine`'s
         assert isinstance(session.driver, Hypervisor)
         assert session.driver.code.intact()
+        inside = session.driver.exits.counts.get(("SYSTEM_CALL", "inside"), 0)
+        assert inside > 100 if session.machine.engine.capabilities.crosses else inside == 0
     finally:
         session.close()
 

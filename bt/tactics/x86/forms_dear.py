@@ -1,7 +1,7 @@
 """What fixups of 64-bit code do in the guest besides `forms64`, for engines whose exits are dear.
 
-Room: `bt/tactics/x86`. SWAPGS, RDTSC, WRMSR of the FS base, IN of a port that is known to be quiet, and reads of
-selectors from copies in the shared page. Which of them an engine allows is its caller's to say; all else is as
+Room: `bt/tactics/x86`. SWAPGS, SYSRET, RDTSC, WRMSR of the FS base, IN of a port that is known to be quiet, and reads
+of selectors from copies in the shared page. Which of them an engine allows is its caller's to say; all else is as
 elsewhere.
 """
 
@@ -18,7 +18,11 @@ from bt.tactics.x86.forms64 import SELECTOR_READS, SELECTOR_SIZES, Forms64
 from bt.tactics.x86.template import Call, Template, joined, scratch
 from bt.tactics.x86.window import Ground
 from emulator.isa.operation import Operation
+from emulator.isa.x86 import registers as r
 from paravirt.abi import (
+    CROSSING_LEAVE,
+    CROSSING_THREAD,
+    INTERRUPT_PENDING,
     KERNEL_GS_BASE,
     QUIET_PORT,
     QUIET_VALUE,
@@ -32,6 +36,7 @@ from paravirt.abi import (
 
 _RDX: Final = 2
 _FS_BASE: Final = 0xC000_0100
+_SYSRETQ: Final = bytes.fromhex("480f07")
 _NUMBERS: Final = {Register.ES: 0, Register.CS: 1, Register.SS: 2, Register.DS: 3, Register.FS: 4, Register.GS: 5}
 
 CODES: Final = {
@@ -40,6 +45,7 @@ CODES: Final = {
     Operation.READ_PORT: frozenset({int(Code.IN_AL_DX)}),
     Operation.WRITE_MODEL_SPECIFIC_REGISTER: frozenset({int(Code.WRMSR)}),
     Operation.READ_SEGMENT_SELECTOR: frozenset(SELECTOR_SIZES),
+    Operation.RETURN_FROM_SYSTEM_CALL: frozenset({int(Code.SYSRETQ)}),
 }
 """The encodings of each operation that there are templates for."""
 
@@ -70,7 +76,10 @@ class DearForms(Forms64):
             return super().piece(ground, instruction, before, trials)
         raw = (ground.code + ground.after)[end - length : end]
         if kind == Code.SWAPGS:
-            return swap_gs(), length
+            behind = _leaves(ground, end) if int(Code.SYSRETQ) in self.INSTEAD_OF_TRAP else 0
+            return (return_by_swap(), length + behind) if behind else (swap_gs(), length)
+        if kind == Code.SYSRETQ:
+            return return_from_system_call(raw), length
         if kind == Code.RDTSC:
             return read_time_stamp(), length
         if kind == Code.IN_AL_DX:
@@ -116,6 +125,55 @@ def swap_gs() -> Template:
         )
     )
     return Template("swap GS base", code, scratch=frozenset({0}), changes_view=True)
+
+
+def _leaves(ground: Ground, at: int) -> int:
+    """Bytes of a short jump at offset `at` that leads to SYSRET in the same page and that nothing leads to; 0 for none.
+
+    Linux jumps so over a VERW that its processor does not need, between SWAPGS and SYSRET. It patches that jump when it
+    begins, if at all, and never looks at it; whatever it writes there is translated anew.
+    """
+    jump = ground.code[at : at + asm.SHORT_BRANCH_LENGTH]
+    if len(jump) < asm.SHORT_BRANCH_LENGTH or jump[0] != 0xEB or jump[1] > 0x7F or not ground.known:
+        return 0
+    target = at + asm.SHORT_BRANCH_LENGTH + jump[1]
+    if ground.targets >> at & 1 or not ground.boundaries >> at & 1 or at == ground.entry:
+        return 0
+    return asm.SHORT_BRANCH_LENGTH if ground.code[target : target + len(_SYSRETQ)] == _SYSRETQ else 0
+
+
+def return_by_swap() -> Template:
+    """SWAPGS, a jump, and the SYSRET that it leads to."""
+    swap, back = swap_gs(), return_from_system_call(_SYSRETQ)
+    (call,) = back.calls
+    moved = Call(len(swap.code) + call.offset, call.operation, instruction=call.instruction)
+    return Template(
+        back.name, swap.code + back.code, (moved,), scratch=swap.scratch | back.scratch, changes_view=True, ends=True
+    )
+
+
+def return_from_system_call(code: bytes) -> Template:
+    """SYSRET: by the engine, where the thread is the one that was left, nothing waits, and neither RIP nor RFLAGS is
+    out of the ordinary; the hypervisor does all others. `code` is the instruction. It replaces the flags."""
+    rax = asm.RAX
+    back = asm.load(rax, scratch(0))
+    fast = back + bytes.fromhex("ff2425") + asm.displacement(_word(CROSSING_LEAVE))  # jmp [leave]
+    checks = (
+        asm.READ_FS_BASE_RAX
+        + bytes.fromhex("483b0425")
+        + asm.displacement(_word(CROSSING_THREAD)),  # cmp rax, [thread]
+        bytes.fromhex("833c25") + asm.displacement(_word(INTERRUPT_PENDING)) + b"\0",  # cmp dword [pending], 0
+        bytes.fromhex("4889c8 48c1e82f"),  # mov rax, rcx; shr rax, 47
+        bytes.fromhex("41f7c3") + (r.FLAG_IOPL | r.FLAG_VIF | r.FLAG_VIP).to_bytes(4, "little"),  # test r11d, ...
+    )
+    behind = fast
+    for check in reversed(checks):
+        behind = check + asm.jump_if_not_zero(len(behind)) + behind
+    body = asm.store(scratch(0), rax) + behind + back
+    call = Call(len(body), Operation.RETURN_FROM_SYSTEM_CALL, instruction=code)
+    return Template(
+        "return to user code", body + asm.HLT, (call,), scratch=frozenset({0}), changes_view=True, ends=True
+    )
 
 
 def read_time_stamp() -> Template:

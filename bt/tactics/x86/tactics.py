@@ -26,7 +26,7 @@ from bt.tactics.x86.template import scratch_words
 from bt.tactics.x86.window import Forms, Ground
 from emulator.isa.sensitive import SensitiveInstruction
 from emulator.isa.x86.table import ROW_OF_CODE
-from paravirt.abi import FIXUP_BASE, FIXUP_SIZE
+from paravirt.abi import CROSSING_CODE, FIXUP_BASE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +45,7 @@ AROUND: Final = 160
 """Bytes before and behind a site on which its tactic may depend: a short jump's reach and a jump behind it."""
 REMEMBERED: Final = 1 << 16
 """Choices that a ladder keeps at most."""
-REGION_64: Final = Region(FIXUP_BASE, FIXUP_BASE + FIXUP_SIZE)
+REGION_64: Final = Region(FIXUP_BASE, CROSSING_CODE)
 """Where fixups of 64-bit guests lie."""
 
 

@@ -48,7 +48,7 @@ class KvmEngine(Accesses, Translations):
         enter, cpu, request = fcntl.ioctl, self._vm.cpu, api.RUN
         halves, words, alarm, exit_ = self._halves, self._words, self._alarm, self._exit
         reason, dirty, registers, read = api.H_EXIT_REASON, api.W_DIRTY, self.registers, self._traps.read
-        ring = self._ring
+        ring, root = self._ring, api.W_CR3
         try:
             while True:
                 if (self._due or alarm.look or self._stopped) and not self._midway and self._ends_here(handler):
@@ -89,6 +89,8 @@ class KvmEngine(Accesses, Translations):
                 if halves[reason] == _HALTED:  # a trap
                     self._dirty = True
                     read()
+                    if registers.reloaded or words[root] != registers.root:
+                        self._crossed()
                     handler(exit_)
                 else:
                     self._other(halves[reason], handler)

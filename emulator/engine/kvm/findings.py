@@ -52,6 +52,8 @@ class Findings:
     """A store of the processor itself to an entry forgets its translation."""
     code_is_coherent: bool = True
     """Stores to code are seen, by the guest through any mapping and by the host."""
+    crosses: bool = False
+    """Code of the engine's at level 0 leads from user code to the kernel and back, for less than an exit."""
     exit_cost: float = 2.0
     """Microseconds of a trap from user mode to the engine and back."""
     native_speed: bool = True
@@ -82,5 +84,6 @@ class Findings:
             names_changes=not self.flush_by_control,
             open_bases=self.bases_open,
             steady_counter=self.counter_is_hosts,
+            crosses=self.crosses,
             progress_per_second=1_000_000_000,
         )

@@ -6,18 +6,21 @@ kept right (`translations`) are built on this. It runs nothing.
 
 import fcntl
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from emulator.engine.crossing import NOWHERE, Crossing
 from emulator.engine.kvm import api, counter, floating, room, vectors
 from emulator.engine.kvm.alarm import Alarm
 from emulator.engine.kvm.device import Read, Vm, Write
 from emulator.engine.kvm.findings import Findings
+from emulator.engine.kvm.gates import Gates
 from emulator.engine.kvm.registers import KvmRegisters, segment_words
 from emulator.engine.kvm.room import Room
 from emulator.engine.kvm.stub import Stub
 from emulator.engine.kvm.traps import Traps
 from emulator.engine.protocol import Capabilities
+from emulator.errors import EngineMissing
 from emulator.isa.x86 import registers as r
 
 QUANTUM: Final = 100_000
@@ -30,6 +33,7 @@ _NOT_RF_IOPL: Final = _MASK ^ r.FLAG_RF ^ r.FLAG_IOPL
 HANDLERS, HANDLERS_END = room.HANDLERS, room.HANDLERS_END
 _CS, _SS = api.SEGMENT_WORDS[r.CS], api.SEGMENT_WORDS[r.SS]
 _MOST_PASSED: Final = 3
+_FRAME_MASK: Final = 0x000F_FFFF_FFFF_F000
 
 _unpack8, _pack8 = struct.Struct("<8Q").unpack_from, struct.Struct("<8Q").pack_into
 
@@ -69,6 +73,9 @@ class KvmProcessor:
         self.entered = 0
         """How often the guest was entered, which is how often it exited: what an exit table does not see included."""
         self._stub = Stub(vm, self._room, self._signalled)
+        self._gates = Gates(vm, self._room)
+        self._crossing = NOWHERE
+        self._on_crossed: Callable[[bool], None] = lambda _user: None
         self._umip = r.CR4_UMIP if vm.leaf(7)[2] & 4 else 0
         vm.set_msrs(
             {
@@ -133,14 +140,18 @@ class KvmProcessor:
         events[api.IMMEDIATE_EXIT] = 0
         self._midway = (
             bool(events[api.EVENT_INJECTED] or events[api.EVENT_PENDING])
-            # The trap's handler is reached and its HLT not executed: let it.
+            # The trap's handler is reached and its HLT not executed: let it. And so for a gate, and what is behind it.
             or HANDLERS <= rip < HANDLERS_END
-            or room.SYSTEM_CALL <= rip < room.STUB
+            or room.SYSTEM_CALL <= rip < room.SYSTEM_CALLS_END
+            or room.GATES <= rip < room.GATES_END
+            or self._crossing.enter <= rip < self._crossing.enter_end
             or self._may_break(rip)
         )
         if not self._midway:
             self._incomplete = False
             self._get()
+        elif self._gates.pair[0] >= 0 and not self._passed:
+            self._alarm.set(QUANTUM)  # what is under way may end without an exit
 
     def _may_break(self, rip: int) -> bool:
         """Whether a #BP may be under way, of which KVM does not tell ("the API does not provide the instruction length"
@@ -192,6 +203,17 @@ class KvmProcessor:
         if stack != registers.stack_selector:
             registers.loaded(r.SS, stack)
         self._dirty = True
+        if registers.reloaded or words[api.W_CR3] != registers.root:
+            self._crossed()
+
+    def _crossed(self) -> None:
+        """The guest may have gone through gates since its last exit, and stand on this side or the other: another root
+        is loaded, or CS is what SYSRET loads."""
+        registers, root, pair = self.registers, self._words[api.W_CR3], self._gates.pair
+        registers.reloaded = False
+        if root in pair:
+            registers.root = root
+            self._on_crossed(root == pair[1])
 
     @property
     def raw_vector(self) -> int:
@@ -227,6 +249,35 @@ class KvmProcessor:
         if self._ring is not None:
             self._posted = list(ports)
             self._vm.coalesce(self._posted)
+
+    def lead_crossing(self, crossing: Crossing, crossed: Callable[[bool], None]) -> None:
+        """How the guest's kernel is entered and left without an exit, once that is opened; `crossed` is called with
+        whether it runs user code now, at an exit behind that, before the handler is."""
+        self._crossing, self._on_crossed = crossing, crossed
+        self._gates.lead(crossing)
+
+    def open_crossing(self, kernel: int, user: int) -> None:
+        """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""
+        for root in (kernel, user):
+            self._own_root(root)
+        self._gates.open(kernel, user)
+
+    def close_crossing(self) -> None:
+        """All exits."""
+        self._gates.close()
+
+    def _own_root(self, physical: int) -> None:
+        """Put the engine's own entry into a root."""
+        place = self._root_places.get(physical) or self._place_of_root(physical)
+        place[0][place[1]] = self._root_entry
+
+    def _place_of_root(self, physical: int) -> tuple[memoryview, int]:
+        """Where the engine's own entry of a root is: the words of its memory, and which."""
+        found = self._vm.find(physical & _FRAME_MASK)
+        if found is None:
+            raise EngineMissing(f"no memory backs a page table at {physical:#x}; map it first")
+        place = self._root_places[physical] = found[2], ((physical & _FRAME_MASK) - found[0] >> 3) + room.SLOT
+        return place
 
     def floating(self) -> bytes:
         """x87 and SSE state, as FXSAVE stores it."""

@@ -47,8 +47,8 @@ class KvmRegisters:
 
     __slots__ = (
         *("_control", "_cpu", "_msrs", "_segments", "_tables", "_words"),
-        *("code", "code_selector", "cr2", "gpr", "interrupt_shadow", "privilege", "rflags", "rip", "select"),
-        *("stack", "stack_selector"),
+        *("code", "code_selector", "cr2", "gpr", "interrupt_shadow", "privilege", "reloaded", "rflags", "rip"),
+        *("root", "select", "stack", "stack_selector"),
     )
 
     def __init__(self, cpu: int, run: memoryview) -> None:
@@ -60,7 +60,11 @@ class KvmRegisters:
         self.cr2 = 0
         self.privilege = 0
         self.interrupt_shadow = False
-        self._control = {0: 0, 3: 0, 4: 0}
+        self.root = 0
+        """CR3."""
+        self.reloaded = False
+        """CS was found to be another than it was entered with."""
+        self._control = {0: 0, 4: 0}
         self._msrs = dict.fromkeys(
             (api.MSR_EFER, api.MSR_STAR, api.MSR_LSTAR, api.MSR_CSTAR, api.MSR_FMASK, api.MSR_KERNEL_GS_BASE), 0
         )
@@ -85,10 +89,12 @@ class KvmRegisters:
 
     def control(self, number: int) -> int:
         """CR0, CR2, CR3 or CR4 as they were set."""
-        return self.cr2 if number == 2 else self._control[number]
+        if number in (2, 3):
+            return self.cr2 if number == 2 else self.root
+        return self._control[number]
 
     def set_control(self, number: int, value: int) -> None:
-        """Remember CR0, CR3 or CR4."""
+        """Remember CR0 or CR4."""
         self._control[number] = value
 
     def debug(self, number: int) -> int:
@@ -122,16 +128,16 @@ class KvmRegisters:
         words = self._words
         return segment_of((words[at], words[at + 1], words[at + 2]))
 
+    def selector(self, index: int) -> int:
+        """The visible part of a segment register."""
+        return self.segment(index)[0]
+
     def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
         """Load a segment register with its hidden part; CPL stays as it is."""
         if index in self._segments:
             self._segments[index] = (selector, base, limit, attributes)
             if index == _CS:
                 self.code = segment_words(selector | 3, base, limit, attributes | _DPL3)
-    def selector(self, index: int) -> int:
-        """The visible part of a segment register."""
-        return self.segment(index)[0]
-
                 self.code_selector = selector | 3
             elif index == _SS:
                 self.stack = segment_words(selector | 3, base, limit, attributes | _DPL3)
@@ -160,4 +166,5 @@ class KvmRegisters:
 
     def loaded(self, index: int, selector: int) -> None:
         """Guest code itself loaded CS or SS."""
+        self.reloaded |= index == _CS
         self.set_segment(index, *self.select(index, selector))

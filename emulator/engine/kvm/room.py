@@ -2,7 +2,7 @@
 
 Room: `emulator/engine/kvm`. One entry of the top-level page table is the engine's. Under it, for supervisor mode alone,
 lie 256 handlers of one HLT each, an IDT that leads to them, a TSS with the stack, descriptor tables, the targets of
-SYSCALL, a stub that stores for the engine, and a window on physical memory. No code runs there but HLT and the stub.
+SYSCALL, a stub that stores for the engine, the code of its gates, and a window on physical memory.
 """
 
 import mmap
@@ -22,7 +22,18 @@ _LARGE: Final = 1 << 7
 _NO_EXECUTE: Final = 1 << 63
 
 # Pages of the window at BASE, by number.
-_HANDLERS, _IDT, _TSS, _STACK, _CALLS, _STUB, _GDT_NONE, _GDT_USER = 0, 1, 2, 5, 6, 7, 16, 32
+_HANDLERS, _IDT, _TSS, _STACK, _STUB, _GATES, _GATE_WORDS, _GDT_NONE, _GDT_USER, _CALLS = (
+    0,
+    1,
+    2,
+    5,
+    7,
+    8,
+    9,
+    16,
+    32,
+    48,
+)
 HANDLERS: Final = BASE
 SPACING: Final = 16
 """Bytes from one handler to the next."""
@@ -31,10 +42,16 @@ IDT: Final = BASE + _IDT * _PAGE
 TSS: Final = BASE + _TSS * _PAGE
 STACK_TOP: Final = BASE + (_STACK + 1) * _PAGE
 SYSTEM_CALL: Final = BASE + _CALLS * _PAGE
-"""Where SYSCALL of 64-bit code leads."""
+"""Where SYSCALL of 64-bit code leads: alone in its 64 KiB, so that bits 16 to 47 of RIP tell it (`gates.py`)."""
 SYSTEM_CALL_32: Final = SYSTEM_CALL + 64
+SYSTEM_CALLS_END: Final = SYSTEM_CALL + 128
 STUB: Final = BASE + _STUB * _PAGE
 STUB_END: Final = STUB + _PAGE
+GATES: Final = BASE + _GATES * _PAGE
+"""Code that some traps lead to before their handlers (`gates.py`)."""
+GATES_END: Final = GATES + _PAGE
+GATE_WORDS: Final = BASE + _GATE_WORDS * _PAGE
+"""What that code reads and counts."""
 GDT_NONE: Final = BASE + _GDT_NONE * _PAGE
 """A descriptor table in which user code finds nothing."""
 GDT_USER: Final = BASE + _GDT_USER * _PAGE
@@ -49,7 +66,9 @@ _SHOWN: Final = 0xFFE0
 """Bytes of a descriptor table that can be shown; the engine's own descriptors follow."""
 _CODE: Final = 0x00AF_9B00_0000_FFFF
 _DATA: Final = 0x00CF_9300_0000_FFFF
-_OPEN, _CLOSED = 104, 0xFFFF
+_OPEN, PORTS_CLOSED = 104, 0xFFFF
+PORTS_WORD: Final = TSS + 102
+"""Where the TSS says that its permission bitmap lies: 16 bits."""
 
 WINDOW: Final = BASE + (1 << 38)
 """From here on physical memory, up to 256 GiB, for the stub's stores: a GiB at a time as it is asked for."""
@@ -141,9 +160,19 @@ class Room:
             offset += len(store)
         return (*reversed(entries),)
 
+    def page(self, address: int) -> memoryview:
+        """The 4096 bytes of one of the engine's pages."""
+        at = self._at(address - BASE >> 12)
+        return memoryview(self.memory)[at : at + _PAGE]
+
+    def lead(self, vector: int, target: int | None) -> None:
+        """Have a vector's gate lead to code in the first 64 KiB of the window, or to its handler again."""
+        target = HANDLERS + vector * SPACING if target is None else target
+        struct.pack_into("<H", self.memory, self._at(_IDT) + 16 * vector, target & 0xFFFF)
+
     def open_ports(self, enabled: bool) -> None:
         """Whether user code may use ports: where the TSS says that its permission bitmap lies."""
-        struct.pack_into("<H", self.memory, self._at(_TSS) + 102, _OPEN if enabled else _CLOSED)
+        struct.pack_into("<H", self.memory, self._at(_TSS) + 102, _OPEN if enabled else PORTS_CLOSED)
 
     def show(self, table: bytes) -> None:
         """Let `GDT_USER` hold these descriptors, which must be of user segments."""

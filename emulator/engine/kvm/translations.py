@@ -9,12 +9,10 @@ from typing import Final
 
 from emulator.engine.kvm import api, room
 from emulator.engine.kvm.processor import KvmProcessor
-from emulator.errors import EngineMissing
 from emulator.isa.x86 import registers as r
 
 _BY_PAGE: Final = 2
 """Up to so many changed entries it is cheaper to take their pages away than to have them stored again."""
-_FRAME_MASK: Final = 0x000F_FFFF_FFFF_F000
 
 
 class Translations(KvmProcessor):
@@ -22,19 +20,12 @@ class Translations(KvmProcessor):
 
     def set_root(self, physical: int) -> None:
         """Switch to the page table at `physical`, and put the engine's own entry into it."""
-        self.registers.set_control(3, physical)
-        place = self._root_places.get(physical) or self._place_of_root(physical)
-        place[0][place[1]] = self._root_entry
+        self.registers.root = physical
+        if physical not in self._gates.pair:
+            self._gates.close()
+        self._own_root(physical)
         self._words[api.W_CR3] = physical
         self._dirty = True
-
-    def _place_of_root(self, physical: int) -> tuple[memoryview, int]:
-        """Where the engine's own entry of a root is: the words of its memory, and which."""
-        found = self._vm.find(physical & _FRAME_MASK)
-        if found is None:
-            raise EngineMissing(f"no memory backs a page table at {physical:#x}; map it first")
-        place = self._root_places[physical] = found[2], ((physical & _FRAME_MASK) - found[0] >> 3) + room.SLOT
-        return place
 
     def set_control(self, cr0: int, cr4: int, efer: int) -> None:
         """Load the real control registers. What user mode needs to be contained is added."""
@@ -49,6 +40,8 @@ class Translations(KvmProcessor):
 
     def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None:
         """Entries of page tables in use were changed: these, by physical address, with the page that each mapped."""
+        if changes is None:
+            self._gates.close()  # the tables that it leads to may be no more
         if self.findings.flush_by_control:
             self.flip_control()
         elif changes is None:

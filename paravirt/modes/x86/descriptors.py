@@ -19,6 +19,8 @@ _SEGMENT = 1 << 44
 _RING3 = 3 << 45
 _CONFORMING_CODE = 3 << 42
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+_BASE = (2, 3, 4, 7)
+"""Bytes of a descriptor that make its segment's base."""
 
 
 class DescriptorCopy:
@@ -39,6 +41,10 @@ class DescriptorCopy:
         self._shadow = shadow
         self._source = b""
         self._place = (-1, -1)
+        self.keeps = False
+        """The kernel view has the table of user code: nothing in it loads a selector without the hypervisor."""
+        self.flat = False
+        """User code is shown no segment with a base of its own, such as a kernel changes with each thread."""
 
     def reload(self, view_level: int) -> None:
         """A descriptor-table register changed: show the new values to user code."""
@@ -57,7 +63,7 @@ class DescriptorCopy:
     def enter_kernel(self) -> None:
         """The kernel view: no descriptor can be loaded without the hypervisor."""
         self._vcpu.registers.set_table(0, 0, 0)
-        if self._show is not None:
+        if self._show is not None and not self.keeps:
             self._show(b"")
 
     def enter_user(self) -> None:
@@ -69,6 +75,7 @@ class DescriptorCopy:
         if self._show is not None:
             if source != self._source:
                 self._source, self._shown = source, self._clean(source)
+                self.flat = not any(any(self._shown[byte::8]) for byte in _BASE)
             self._show(self._shown)
             return
         if (base, limit) != self._place:

@@ -13,7 +13,7 @@ from emulator.board.pc import COM1, POST
 from emulator.devices.ns16550 import LSR
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.protocol import Capabilities
-from emulator.engine.x86 import AnsweringEngine
+from emulator.engine.x86 import AnsweringEngine, CrossingEngine
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
@@ -22,12 +22,14 @@ from emulator.isa.x86.delivery import interrupt, raise_exception, software_inter
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.segments import port_permitted
 from emulator.isa.x86.transfer import syscall
+from emulator.machine import Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Action, Handlers, Prepared
-from paravirt.mmu.views import USER_VIEW
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes import DEAR, without_exit
 from paravirt.modes.x86.chain import Chain
 from paravirt.modes.x86.copies import QuietPort, ShownTime
+from paravirt.modes.x86.crossing import Crossings
 from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.saved import X86Saving
 from paravirt.modes.x86.shadow import X86Shadow
@@ -86,6 +88,14 @@ class X86Hypervisor(X86Saving):
         """Where a fixup whose POPF began the guest's steps leads back to: no step ends there; -1: nowhere."""
         self._faulted: tuple[int, int, int, bool, bool] | None = None
         """The guest's own page fault that it handles, where exits are dear: RIP, level, address, write and fetch."""
+        self._crossings: Crossings | None = None
+        """How user code calls the kernel without an exit, where the engine can do that."""
+        self._came_inside = False
+        """The kernel was entered without an exit, and no general-protection fault came since the first exit then."""
+        self._inside = {
+            (operation.name, "inside"): self.exits.cell(operation.name, "inside")
+            for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
+        }
         self._filled_ahead = self.exits.cell("page", "ahead")
         self._show_copies(able)
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
@@ -151,6 +161,7 @@ class X86Hypervisor(X86Saving):
         vcpu.rflags = state.rflags
         vcpu.rip = state.rip
         self._view_level = vcpu.level
+        self._crossings = self._make_crossings()
         self._open_ports()
         self.shadow.use(0)
         self.real_controls_changed()
@@ -175,7 +186,68 @@ class X86Hypervisor(X86Saving):
         engine.post_port(POST, True)
         self.board.com1.watch_quiet(quiet)
 
+    # -- system calls without an exit -----------------------------------------------------------
+
+    def _make_crossings(self) -> Crossings | None:
+        """Made when the guest is entered: what serves it is in place then."""
+        able = self.engine.capabilities
+        if self._chain is None or Operation.RETURN_FROM_SYSTEM_CALL not in without_exit(able):
+            return None
+        window, calls = self.code.window_bytes(), self.code.hypercalls
+        engine = cast(CrossingEngine, self.engine)
+        return Crossings(engine, self.vcpu, self.shadow, window, calls, self._crossed)
+
+    def _open_crossings(self, crossings: Crossings) -> None:
+        """User code is about to run: let it call the kernel, if nobody and nothing needs the hypervisor to see that."""
+        vcpu = self.vcpu
+        watched = self.observe is not None or self.trace is not None or self.around is not None
+        early = self._early and vcpu.cr0 & r.CR0_TS
+        if watched or early or not self.descriptors.flat or self.shadow.technique.name != "snapshot":
+            crossings.close()
+        else:
+            crossings.open(self._registers.segment_base(r.FS))
+
+    def _crossed(self, user: bool) -> None:
+        """The guest has perhaps gone from user code to its kernel or back, without an exit."""
+        crossings = self._crossings
+        if crossings is None or (user and self._view_level == 3):
+            return
+        crossings.segments(user)
+        self._came_inside = not user
+        if self._view_level != self.vcpu.level:
+            self._view_level = self.vcpu.level
+            self._show_view(USER_VIEW if user else KERNEL_VIEW)
+        elif not user:
+            self.engine.open_ports()  # leaving closed them
+        self._count_crossings()
+
+    def _count_crossings(self) -> None:
+        """Have what was done without an exit in the exit table."""
+        if self._crossings is not None:
+            into, back = self._crossings.counts
+            for (operation, _), cell in self._inside.items():
+                cell[0] = back if operation == Operation.RETURN_FROM_SYSTEM_CALL.name else into
+
+    def _hold_crossings(self) -> None:
+        """Something makes a difference to how user code is entered: do that here, next time."""
+        if self._crossings is not None:
+            self._crossings.hold()
+
+    def _forget_crossings(self) -> None:
+        if self._crossings is None:
+            self._crossings = self._make_crossings()
+        if self._crossings is not None:
+            self._crossings.forget()
+            self._crossings.begin(self._view_level == 3)
+            self.descriptors.keeps = False
+
+    def end(self, outcome: Outcome) -> None:
+        """End the run after this exit."""
+        self._count_crossings()
+        super().end(outcome)
+
     def _budget(self, exit_: Exit) -> None:
+        self._count_crossings()
         super()._budget(exit_)
         if self._shown_time is not None:
             self._shown_time.look()
@@ -192,8 +264,9 @@ class X86Hypervisor(X86Saving):
         return self._stepping is None and not self._in_shadow and self.vcpu.interrupts_enabled
 
     def _cannot_deliver(self) -> None:
-        if self.vcpu.level == 3:
-            # User code with IOPL 3 may open its flag without an exit: look again at the next block.
+        if self.vcpu.level == 3 or (self._crossings is not None and self._in_fixup(self.vcpu.rip)):
+            # User code with IOPL 3 may open its flag without an exit, and a fixup may be about to go back to user code
+            # without one: look again at the next block.
             self.engine.set_deadline(self.engine.progress + 2)
 
     def _take_interrupt(self) -> None:
@@ -214,14 +287,24 @@ class X86Hypervisor(X86Saving):
     def _switch(self, view: int) -> None:
         if self._guarded:  # user code finds no protection keys, and what it might do to them is undone
             self.engine.guard_code(view != USER_VIEW)
+        crossings, user = self._crossings, view == USER_VIEW
+        if user and self._vectors is not None:
+            self._vectors.enter((self.vcpu.cr3, self._registers.segment_base(r.FS)))
+        self._show_view(view)
+        if user:
+            self._returned()
+        if crossings is not None:
+            crossings.switched(user)
+            if user:
+                self._open_crossings(crossings)
+
+    def _show_view(self, view: int) -> None:
+        """Ports, descriptors and memory as they are in a view."""
         self.engine.open_ports(view != USER_VIEW)
         if view == USER_VIEW:
-            if self._vectors is not None:
-                self._vectors.enter((self.vcpu.cr3, self._registers.segment_base(r.FS)))
             self.descriptors.enter_user()
             self.shadow.use(view)
             self.descriptors.withhold()
-            self._returned()
         else:
             self.descriptors.enter_kernel()
             self.shadow.use(view)
@@ -348,6 +431,9 @@ class X86Hypervisor(X86Saving):
                 if self._chain is not None and known[1] is self._swap_cell:
                     self._follow(self._chain)
                 return
+            if self._came_inside:  # ports are still closed then: what a fixup did is done again
+                self._came_inside = False
+                return
         elif self._perform_for_user(rip):
             return
         self._refuse(Fault(_GP, exit_.error))
@@ -398,6 +484,7 @@ class X86Hypervisor(X86Saving):
     # -- one instruction at a time --------------------------------------------------------------
 
     def _debug(self, _exit: Exit) -> None:
+        self._hold_crossings()
         if self._stepping is not None:
             self._end_own_store()
             return
@@ -424,6 +511,7 @@ class X86Hypervisor(X86Saving):
         raise_exception(self.vcpu, Fault(_DB))
 
     def _begin_step(self) -> int:
+        self._hold_crossings()
         guest = 0 if self._in_shadow else self._registers.rflags & _TF  # behind STI the flag is not the guest's
         self._registers.rflags |= _TF
         return guest
@@ -458,7 +546,13 @@ class X86Hypervisor(X86Saving):
             self._raise(fault)
             return
         if self._chain is not None:
+            if self._crossings is not None:
+                self._learn_crossings(self._crossings, self._chain)
             self._follow(self._chain)
+
+    def _learn_crossings(self, crossings: Crossings, chain: Chain) -> None:
+        crossings.learn(chain.after(self.vcpu.lstar))
+        self.descriptors.keeps = crossings.leads
 
     def _follow(self, chain: Chain) -> None:
         """Do the sensitive instructions that come next, as long as there are some and nothing else is to be done."""
@@ -480,6 +574,8 @@ class X86Hypervisor(X86Saving):
         super()._code_changed(page)
         if self._chain is not None:
             self._chain.forget()
+        if self._crossings is not None and self._crossings.code_changed(page):
+            self.descriptors.keeps = False
 
     def _port_read(self, exit_: Exit) -> None:
         if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):

@@ -37,6 +37,7 @@ class X86Requests(Hypervisor):
     def shadow_begins(self) -> None:
         """STI: one more instruction runs before an interrupt that waits is delivered."""
         if self.board.intr and not self._registers.trap_flag:
+            self._hold_crossings()
             self._in_shadow = True
             self._registers.rflags |= r.FLAG_TF
 
@@ -49,17 +50,23 @@ class X86Requests(Hypervisor):
         if self._shown_time is not None:
             self._shown_time.look()
 
+    def _hold_crossings(self) -> None:
+        """User code is entered next by the hypervisor."""
+
     def root_loaded(self) -> None:
         """CR3 was written."""
+        self._hold_crossings()
         self.shadow.load_root()
 
     def translations_changed(self) -> None:
         """Every translation goes."""
+        self._hold_crossings()
         self.vcpu.forget_translations()
         self.shadow.flush_all()
 
     def real_controls_changed(self) -> None:
         """Carry the guest's floating-point bits into the real control registers."""
+        self._hold_crossings()
         vcpu = self.vcpu
         kept = r.CR0_MP | r.CR0_EM | r.CR0_TS | r.CR0_NE
         cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (vcpu.cr0 & kept)

@@ -114,8 +114,12 @@ class X86Saving(X86Requests):
             for index in range(6):
                 vcpu.shared[(abi.SELECTORS >> 3) + index] = vcpu.segment(index)[0]
 
+    def _forget_crossings(self) -> None:
+        """All is another: what was done without an exit is looked at anew."""
+
     def real_state_lost(self) -> None:
         """Memory, tables and the virtual processor are in place: make the real processor's state by them."""
+        self._forget_crossings()
         self._open_ports()
         self.descriptors.forget()
         self.descriptors.reload(self._view_level)

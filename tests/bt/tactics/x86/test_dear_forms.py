@@ -21,6 +21,7 @@ from paravirt.abi import FIXUP_BASE
 
 SITE_PAGE = 0xFFFF_FFFF_8100_0000
 SWAPGS, RDTSC, WRMSR, IN, MOV_AX_FS = b"\x0f\x01\xf8", b"\x0f\x31", b"\x0f\x30", b"\xec", b"\x66\x8c\xe0"
+SYSRET, IRETQ = b"\x48\x0f\x07", b"\x48\xcf"
 NOP = b"\x90"
 ALL = DearForms(frozenset(CODES))
 TEMPLATES = (
@@ -109,3 +110,26 @@ def test_wrmsr_stays_findable_for_the_kernels_own_table_of_faults() -> None:
     fixup, _ = choice.draft.place(FIXUP_BASE, SITE_PAGE)
     (call,) = fixup.hypercalls.values()
     assert (call.site, call.instruction) == (SITE_PAGE + 4, WRMSR)
+
+
+def test_swapgs_and_the_sysret_that_a_jump_leads_to_are_one_fixup() -> None:
+    code = SWAPGS + b"\xeb\x07" + bytes(7) + SYSRET
+    choice = climb(code, "inline", ALL)
+    assert names(choice) == ["return to user code"]
+    assert (choice.start, choice.end) == (0, 5)
+
+
+@pytest.mark.parametrize("code", [SWAPGS + b"\xeb\x07" + bytes(7) + IRETQ, SWAPGS + b"\xeb\xf9" + bytes(10)])
+def test_a_jump_to_anything_else_is_no_part_of_such_a_fixup(code: bytes) -> None:
+    assert "return to user code" not in names(climb(code, "inline", ALL))
+
+
+def test_what_returns_to_user_code_does_so_by_whole_instructions_with_the_hypervisor_last() -> None:
+    template = forms_dear.return_from_system_call(SYSRET)
+    assert template.ends
+    instructions = list(Decoder(64, template.code))
+    assert sum(len(one) for one in instructions) == len(template.code) == template.calls[0].offset + 1
+    last = {len(template.code) - 9}
+    branches = [one for one in instructions if one.flow_control is FlowControl.CONDITIONAL_BRANCH]
+    assert {one.near_branch_target for one in branches} == last, "each leads to RAX's return before the call"
+    assert len(branches) == 4

@@ -1,0 +1,28 @@
+"""Where a deprivileged guest's kernel is entered and left without an exit, on an engine that can do so.
+
+Room: `emulator/engine`, as data. The instructions are x86-64's SYSCALL and SYSRET. All addresses are guest-virtual, in
+the kernel's tables, in the first or last 2 GiB.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What the engine's own code needs to know. Roots, and when, are `X86Engine.open_crossing`'s."""
+
+    enter: int = 0
+    """Code at which the kernel is entered, at level 3, with the user's RSP. It does what is left to do of SYSCALL."""
+    enter_end: int = 0
+    """Behind that code: a guest within it is between two instructions of its own."""
+    saved: int = 0
+    """Two words: RCX and R11 as SYSCALL leaves them, for that code."""
+    leave: int = 0
+    """A HLT of the hypervisor's in the kernel's tables, that does SYSRET to 64-bit code. What must be looked at before
+    has been, by the code that leads there; a kernel that goes there by itself harms itself."""
+    user_code: int = 0
+    """Selector of CS that SYSRET loads."""
+
+
+NOWHERE: Final = Crossing()

@@ -1,0 +1,193 @@
+"""System calls without an exit: when the engine may lead user code to the kernel and back, and what is left to do then.
+
+Room: `paravirt/modes/x86`, for engines that say `crosses`. The hypervisor opens the way whenever it enters user code in
+an ordinary state, and closes it with whatever makes a difference. The guest itself does the harmless part: code in the
+last page of the fixups, at which the kernel is entered, and the fixup of SYSRET. At the next exit the virtual CPU is
+made to be where the guest is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from emulator.engine.crossing import Crossing
+from emulator.isa.operation import Operation
+from emulator.isa.x86 import registers as r
+from emulator.isa.x86.descriptors import FLAT_DATA, FLAT_LIMIT, KERNEL_CODE, USER_CODE, USER_DATA
+from paravirt import abi
+from paravirt.translator import Hypercall
+
+if TYPE_CHECKING:
+    from emulator.engine.x86 import CrossingEngine
+    from paravirt.modes.x86.chain import Step
+    from paravirt.modes.x86.shadow import X86Shadow
+    from paravirt.modes.x86.vcpu import X86VirtualCpu
+
+_SWAPGS: Final = bytes.fromhex("0f01f8")
+_SYSRETQ: Final = bytes.fromhex("480f07")
+_HLT: Final = b"\xf4"
+_LEAVE: Final = 1024
+"""Offset of the HLT in the page of code."""
+_MASKED: Final = r.FLAGS_STATUS | r.FLAG_TF | r.FLAG_IF | r.FLAG_DF | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
+"""Flags that SYSCALL must clear: the kernel begins with none of them."""
+_SAVED, _TARGET, _TO, _THREAD, _COUNT = (
+    offset >> 3
+    for offset in (
+        *(abi.CROSSING_SAVED, abi.CROSSING_TARGET, abi.CROSSING_LEAVE),
+        *(abi.CROSSING_THREAD, abi.CROSSINGS),
+    )
+)
+_SCRATCH: Final = abi.SCRATCH + 8 * (abi.SCRATCH_WORDS - 1)
+
+
+class Crossings:
+    """The way between the user code of one guest and its kernel."""
+
+    def __init__(
+        self,
+        engine: CrossingEngine,
+        vcpu: X86VirtualCpu,
+        shadow: X86Shadow,
+        window: memoryview,
+        hypercalls: dict[int, Hypercall],
+        crossed: Callable[[bool], None],
+    ) -> None:
+        """`window` is the memory of the fixups; `crossed` is `CrossingEngine.lead_crossing`'s."""
+        self._engine, self._vcpu, self._shadow, self._crossed = engine, vcpu, shadow, crossed
+        self._shared = vcpu.shared
+        first = abi.CROSSING_CODE - abi.FIXUP_BASE
+        self._code = window[first : first + 4096]
+        self._hypercalls, self._looked = hypercalls, 0
+        self._leave = leave = abi.CROSSING_CODE + _LEAVE
+        hypercalls[leave] = Hypercall(leave, Operation.RETURN_FROM_SYSTEM_CALL, leave, _SYSRETQ)
+        self._known: tuple[int, int] | None = None
+        """LSTAR and STAR of the way that the engine was told."""
+        self._balance = 0
+        self.close()
+
+    def learn(self, step: Step | None) -> None:
+        """The guest has made a system call, and stands where its kernel is entered; `step` is `Chain.after` there. The
+        way is not used before, and not where SYSRET has no fixup."""
+        vcpu = self._vcpu
+        key = (vcpu.lstar, vcpu.star)
+        if key == self._known or len(self._hypercalls) == self._looked:
+            return
+        if not any(
+            call.operation is Operation.RETURN_FROM_SYSTEM_CALL and address != self._leave
+            for address, call in self._hypercalls.items()
+        ):
+            self._looked = len(self._hypercalls)
+            return
+        self._known = key
+        self._lead(step)
+
+    def open(self, thread: int) -> None:
+        """User code was entered with this FS base."""
+        vcpu = self._vcpu
+        masked = vcpu.fmask & _MASKED == _MASKED and not vcpu.iopl and vcpu.efer & r.EFER_SCE
+        roots = self._shadow.both_roots() if masked and self._known == (vcpu.lstar, vcpu.star) else None
+        if roots is None:
+            self.close()
+            return
+        self._shared[_THREAD] = thread
+        self._engine.open_crossing(*roots)
+
+    def hold(self) -> None:
+        """User code is entered next by the hypervisor."""
+        self._shared[_THREAD] = abi.NO_THREAD
+
+    def close(self) -> None:
+        """It is entered and left by the hypervisor."""
+        self._shared[_THREAD] = abi.NO_THREAD
+        self._engine.close_crossing()
+
+    def code_changed(self, page: int) -> bool:
+        """Code changed at this page; whether the way has to be learnt anew."""
+        if self._known is None or page >> 12 not in (self._known[0] >> 12, self._shared[_TARGET] >> 12):
+            return False
+        self.forget()
+        return True
+
+    def forget(self) -> None:
+        """All is another: look where the kernel is entered when that is next asked for."""
+        if self._known is not None:
+            self._known, self._looked = None, 0
+            self.close()
+
+    @property
+    def leads(self) -> bool:
+        """Whether the engine was told the way, which is so in code alone whose every sensitive instruction is rewritten
+        or traps."""
+        return self._known is not None
+
+    def switched(self, user: bool) -> None:
+        """The hypervisor entered user code, or it left user code by an exit."""
+        self._balance += -1 if user else 1
+
+    def begin(self, user: bool) -> None:
+        """Count from here on."""
+        self._balance = -1 if user else 0
+        self._shared[_COUNT] = 0
+
+    def segments(self, user: bool) -> None:
+        """Have the virtual CPU loaded CS and SS as SYSCALL or SYSRET does."""
+        vcpu = self._vcpu
+        if user:
+            selector = vcpu.star >> 48 & 0xFFFF
+            vcpu.level = 3
+            vcpu.set_segment(r.CS, selector + 16 & 0xFFFF | 3, 0, FLAT_LIMIT, USER_CODE)
+            vcpu.set_segment(r.SS, selector + 8 & 0xFFFF | 3, 0, FLAT_LIMIT, USER_DATA)
+        else:
+            selector = vcpu.star >> 32 & 0xFFFC
+            vcpu.level = 0
+            vcpu.set_segment(r.CS, selector, 0, FLAT_LIMIT, KERNEL_CODE)
+            vcpu.set_segment(r.SS, selector + 8 & 0xFFFF, 0, FLAT_LIMIT, FLAT_DATA)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How often the kernel was entered, and left, without an exit: leaves follow from the side the guest is on."""
+        into = int(self._shared[_COUNT])
+        return into, max(0, into + self._balance + (self._vcpu.level == 3))
+
+    def _lead(self, step: Step | None) -> None:
+        """Write the code at which the kernel is entered, and tell the engine."""
+        vcpu, shared = self._vcpu, self._shared
+        swaps = step is not None and vcpu.fetch(step[0], len(_SWAPGS)) == _SWAPGS
+        shared[_TARGET] = step[0] + len(_SWAPGS) if step is not None and swaps else vcpu.lstar
+        shared[_TO] = self._leave
+        code = self._entry(swaps)
+        self._code[: len(code)] = code
+        self._code[_LEAVE : _LEAVE + 1] = _HLT
+        begin, saved = abi.CROSSING_CODE, abi.SHARED_PAGE + abi.CROSSING_SAVED
+        user_code = (vcpu.star >> 48 & 0xFFFF) + 16 & 0xFFFF | 3
+        self._engine.lead_crossing(Crossing(begin, begin + len(code), saved, self._leave, user_code), self._crossed)
+
+    def _entry(self, swaps: bool) -> bytes:
+        """What is left to do of SYSCALL, and the SWAPGS behind it."""
+        vcpu = self._vcpu
+        selector = vcpu.star >> 32 & 0xFFFC
+        parts = [_text("48890425", _SCRATCH)]  # mov [scratch], rax
+        if vcpu.copies_selectors:
+            parts += _store(abi.SELECTORS + 8 * r.CS, selector), _store(abi.SELECTORS + 8 * r.SS, selector + 8 & 0xFFFF)
+        parts += _store(abi.INTERRUPT_DELTA, abi.INTERRUPTS_DISABLED), _text("48ff0425", abi.CROSSINGS)  # inc [...]
+        if swaps:
+            parts += (
+                bytes.fromhex("f3480faec8"),  # rdgsbase rax
+                _text("48870425", abi.KERNEL_GS_BASE),  # xchg [...], rax
+                bytes.fromhex("f3480faed8"),  # wrgsbase rax
+            )
+        parts += _text("488b0c25", abi.CROSSING_SAVED), _text("4c8b1c25", abi.CROSSING_SAVED + 8)  # mov rcx; mov r11
+        parts += _text("488b0425", _SCRATCH), _text("ff2425", abi.CROSSING_TARGET)  # mov rax, [...]; jmp [...]
+        return b"".join(parts)
+
+
+def _text(code: str, offset: int, *behind: bytes) -> bytes:
+    """An instruction with a word of the shared page as its operand."""
+    return bytes.fromhex(code) + struct.pack("<I", abi.SHARED_PAGE + offset & 0xFFFF_FFFF) + b"".join(behind)
+
+
+def _store(offset: int, value: int) -> bytes:
+    """Store a sign-extended constant."""
+    return _text("48c70425", offset, struct.pack("<i", value))
