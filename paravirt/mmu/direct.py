@@ -84,7 +84,7 @@ class Direct(Snapshot):
                 tables,
                 walker,
                 (hypervisor.WINDOW, hypervisor.LAYOUT),
-                (hypervisor.vcpu.forget_translations, hypervisor.engine.flush_code),
+                hypervisor.vcpu.forget_translations,
                 hypervisor.engine.capabilities.reserved_root_slots,
             )
         views = self.calls.views

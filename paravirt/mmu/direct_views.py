@@ -7,7 +7,7 @@ filled: every page fault is the guest's. Code runs from the guest's frames: a po
 
 from __future__ import annotations
 
-import zlib
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from emulator.isa.exceptions import ProcessorShutdown
@@ -32,6 +32,9 @@ _POINTS: Final = w.PRESENT | w.WRITABLE | w.USER | w.ACCESSED
 _OWN_PAGE: Final = w.PRESENT | w.USER | w.ACCESSED | w.DIRTY
 _PAGE_FAULT: Final = 14
 _UPPER_HALF: Final = 0xFFFF_0000_0000_0000
+_HOLE: Final = 0x8000_0000_0000
+_MOST_PAGES: Final = 16
+"""Of which it is looked at one by one whether code there was changed."""
 
 
 class DirectViews:
@@ -44,17 +47,17 @@ class DirectViews:
         tables: DirectTables,
         walker: DirectWalker,
         window: tuple[Window, Layout],
-        forget: tuple[Callable[[], None], Callable[[], None]],
+        forget_translations: Callable[[], None],
         reserved: Collection[int] = (),
     ) -> None:
-        """`forget` are how software translations, and what the engine made of code, are forgotten; `reserved` are the
-        engine's own entries of a root."""
+        """`forget_translations` is how those of software are forgotten; `reserved` are the engine's own entries of a
+        root."""
         self._engine = engine
         self._host = host
         self._frames = host.frames
         self.tables = tables
         self._walker = walker
-        self._forget_translations, self._forget_code = forget
+        self._forget_translations = forget_translations
         self.view = KERNEL_VIEW
         self.fills = self.prefilled = 0
         self.technique: Any = None
@@ -67,8 +70,9 @@ class DirectViews:
         self._lent = (-1, -1)
         """The same of the root that the hypervisor's window was last seen to be in."""
         self._last: tuple[int, int] = (-1, -1)
-        self._executed: dict[int, int] = {}
-        """By machine frame, a checksum of its contents when it was last mapped executable."""
+        self._executed: dict[int, bytes] = {}
+        """By machine frame, its contents when it was last mapped executable."""
+        self._probe, self._probed = self._make_probe()
         self._directory, self._upper = self._make_window(*window)
         self._place = window[0]
         slot = next(slot for slot in tables.form.reserved if slot not in reserved)
@@ -91,6 +95,13 @@ class DirectViews:
         self._host.words(directory)[_LAST] = pages << 12 | _POINTS
         self._host.words(upper)[_LAST] = directory << 12 | _POINTS
         return directory << 12 | _POINTS, upper << 12 | _POINTS
+
+    def _make_probe(self) -> tuple[int, int]:
+        """Tables that map one frame at address 0, for `_forget_code`; returns the frames of the first and the last."""
+        frames = [self._host.take() for _ in range(4)]
+        for upper, lower in pairwise(frames):
+            self._host.words(upper)[0] = lower << 12 | _POINTS
+        return frames[0], frames[-1]
 
     def _make_numbers(self) -> int:
         """Map the guest's frame numbers by machine frame, read-only; returns the root's entry that leads there."""
@@ -139,7 +150,7 @@ class DirectViews:
     @property
     def bytes_used(self) -> int:
         """Memory of the hypervisor's: its tables, and what is kept of each of the guest's frames."""
-        return self._host.bytes_used
+        return self._host.bytes_used + (len(self._executed) << 12)
 
     # -- roots and translations -----------------------------------------------------------------
 
@@ -175,20 +186,36 @@ class DirectViews:
             self._look_at_code(fresh)
             fresh.clear()
 
-    def _look_at_code(self, fresh: set[int]) -> None:
-        """The engine forgets code if a frame that becomes executable has held other code before."""
-        domain, executed, changed = self.tables.domain, self._executed, False
+    def _look_at_code(self, fresh: Collection[int]) -> None:
+        """The engine forgets the code of a frame that becomes executable, or is so, and has held other code before."""
+        domain, executed = self.tables.domain, self._executed
         for frame in fresh:
             at = (frame - domain.first) << 12
-            now = zlib.crc32(domain.memory[at : at + 4096])
-            changed |= executed.get(frame, now) != now
+            now = bytes(domain.memory[at : at + 4096])
+            if executed.get(frame, now) != now:
+                self._forget_code(frame)
             executed[frame] = now
-        if changed:
-            self._forget_code()
 
-    def code_written(self) -> None:
-        """The guest says that it wrote code."""
-        self._forget_code()
+    def _forget_code(self, frame: int) -> None:
+        """Let the engine forget what it made of a frame's code: it asks for an address that maps the frame."""
+        self._host.words(self._probed)[0] = frame << 12 | _OWN_PAGE
+        self._engine.set_root(self._probe << 12)
+        self._engine.code_changed(0, 4096)
+        self.use(self.view)
+
+    def code_written(self, address: int = 0, size: int = 0) -> None:
+        """The guest says that it wrote code there; or, where no size is said, that it may have done so anywhere."""
+        pages = range(address >> 12, (address + size - 1 >> 12) + 1)
+        found = set(map(self._machine_frame, [page << 12 for page in pages])) if len(pages) <= _MOST_PAGES else {-1}
+        if not found or -1 in found:
+            self._look_at_code(list(self._executed))
+            return
+        self._look_at_code(found & self._executed.keys())
+
+    def _machine_frame(self, address: int) -> int:
+        """The frame that the kernel reaches at an address, or -1."""
+        number = -1 if (address + _HOLE) >> 48 & 0xFFFF else self.frame_of(address)
+        return -1 if number < 0 else self.tables.domain.machine[number]
 
     def use(self, view: int) -> None:
         """Make `view` of the current root the one that the engine runs in."""

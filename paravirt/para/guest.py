@@ -479,7 +479,7 @@ class ParaGuest(Hypervisor):
             raise Refused(Status.INVALID)
         note = getattr(self.shadow, "code_written", None)
         if note is not None:
-            note()
+            note(address, size)
         return 0
 
     def _new_base(self, root: int, part: int) -> int | None:

@@ -164,6 +164,13 @@ class _X86Para(ParaGuest, X86Hypervisor):
             self._guarded = False
             self.engine.guard_code(False)
 
+    def _identify(self, exit_: Exit) -> None:
+        """CPUID serialises: where code runs from the guest's own frames, what the engine made of it is forgotten."""
+        written = getattr(self.shadow, "code_written", None)
+        if written is not None:
+            written()
+        super()._identify(exit_)
+
     # -- exceptions -----------------------------------------------------------------------------
 
     def _explain(self, fault: ArchitecturalException) -> tuple[Trap, int, int]:

@@ -56,13 +56,27 @@ GROUPS = ("sensitive.", "exceptions.", "paging.", "interrupts.", "user.", "proce
 """All checks but those of self-modifying code, whose ten thousand rounds take the most time by far."""
 
 
-@pytest.mark.parametrize("isa", sorted(set(PORTS) - {"x86-64"}))
-def test_each_group_of_checks_passes_in_the_other_ports(isa: str) -> None:
+@pytest.mark.parametrize(
+    ("isa", "technique", "more"),
+    [
+        *((isa, "", ()) for isa in sorted(set(PORTS) - {"x86-64"})),
+        ("x86-64", "lazy", ()),
+        ("x86-64", "eager", ()),
+        ("x86-64", "two-stage", ()),
+        ("x86-64", "direct", ("self-modifying.reads",)),
+        ("x86-64", "batched", ("self-modifying.reads",)),
+    ],
+)
+def test_each_group_of_checks_passes_in_the_other_ports_and_whatever_virtualises_memory(
+    isa: str, technique: str, more: tuple[str, ...]
+) -> None:
     image = load(PORTABLE / PORTS[isa]["file"])
     wanted = [line for line in EXPECTED.splitlines() if line.startswith(b"ok ")]
-    for group in GROUPS:
+    for group in (*GROUPS, *more):
         printed = bytearray()
-        options = Options(mode="para", memory=MANIFEST["memory"] << 20, command_line=f"only={group}")
+        options = Options(
+            mode="para", memory=MANIFEST["memory"] << 20, command_line=f"only={group}", technique=technique
+        )
         session = Session(image, options, printed.extend)
         try:
             assert session.run().status == 0

@@ -3,7 +3,10 @@
 #include "layout.h"
 #include "retrap_asm.h"
 
-#define PHYS(symbol) ((symbol) - KERNEL_BASE)
+/* Accessed and dirty are set from the start, so that they never change. */
+#define DIRECTORY (PTE_P | PTE_W | PTE_A)
+#define LEAF (PTE_P | PTE_W | PTE_A | PTE_D)
+#define PAGES (0x4000000 / 0x1000)
 
 	.section .head.text, "ax"
 	.globl startup_64
@@ -11,13 +14,65 @@
 startup_64: /* identity-mapped, interrupts off, RSI = physical address of boot_params */
 	leaq boot_stack_top(%rip), %rsp
 	movq %rsi, %rbx
-	movl $RETRAP_CALL_NEW_BASE, %eax
+	/* Pages of the direct map, and of the image, whose rights are set in arch_start: only its text is executable. */
+	leaq direct_pt(%rip), %rdi
+	movq $LEAF, %rax
+	btsq $63, %rax
+	movl $PAGES, %ecx
+	call fill
+	leaq image_pt(%rip), %rdi
+	movl $LEAF + 0x1000000, %eax
+	leaq __text_end(%rip), %rcx
+	subl %eax, %ecx /* less the image's address, and the bits of an entry */
+	addl $LEAF, %ecx
+	shrl $12, %ecx
+	movl $512, %edx
+	subl %ecx, %edx
+	call fill
+	btsq $63, %rax
+	movl %edx, %ecx
+	call fill
+	leaq direct_pd(%rip), %rdi
+	leaq direct_pt(%rip), %rax
+	addq $DIRECTORY, %rax
+	movl $PAGES / 512, %ecx
+	call fill
+	.macro point entry, table
+	leaq \table + DIRECTORY(%rip), %rax
+	movq %rax, \entry(%rip)
+	.endm
+	point kernel_pml4+8*273, direct_pdpt /* DIRECT_MAP */
+	point kernel_pml4+8*511, image_pdpt
+	point direct_pdpt, direct_pd
+	point image_pdpt+8*510, image_pd
+	point image_pd+8*8, image_pt
+	/* The tables themselves are not mapped writable. */
+	leaq page_tables(%rip), %rdx
+	leaq direct_pt(%rip), %rdi
+	leaq image_pt(%rip), %r8
+1:	movl %edx, %eax
+	shrl $12, %eax
+	andq $~PTE_W, (%rdi, %rax, 8)
+	andl $511, %eax
+	andq $~PTE_W, (%r8, %rax, 8)
+	addq $0x1000, %rdx
+	leaq page_tables_end(%rip), %rax
+	cmpq %rax, %rdx
+	jb 1b
 	leaq kernel_pml4(%rip), %rdi
 	xorl %esi, %esi
-	movq $RETRAP_CALL, %r11
-	call *%r11
-	movq $high, %rax
-	jmp *%rax
+	movl $RETRAP_CALL_NEW_BASE, %eax
+	movq $RETRAP_CALL, %rcx
+	movq $high, %rdx
+	pushq %rdx /* where the call returns to: this address is not mapped any more */
+	jmp *%rcx
+fill: /* ECX entries from RDI on, from RAX on, page by page */
+1:	movq %rax, (%rdi)
+	addq $0x1000, %rax
+	addq $8, %rdi
+	decl %ecx
+	jnz 1b
+	ret
 high:
 	movq $boot_stack_top, %rsp
 	xorl %ebp, %ebp
@@ -33,51 +88,26 @@ high:
 	.balign 4
 	.long RETRAP_VERSION
 
-	/* Accessed and dirty are set from the start, so that they never change. */
-#define DIRECTORY (PTE_P | PTE_W | PTE_A)
-#define LEAF (PTE_P | PTE_W | PTE_A | PTE_D)
-	.section .data.page_tables, "aw"
+	.section .bss.page_tables, "aw", @nobits
 	.balign 4096
-	.globl kernel_pml4, identity_pdpt, identity_pd, image_pt
+	.globl page_tables, page_tables_end, kernel_pml4, direct_pt
+page_tables:
 kernel_pml4:
-	.quad PHYS(identity_pdpt) + DIRECTORY
-	.fill 272, 8, 0
-	.quad PHYS(direct_pdpt) + DIRECTORY /* 273: DIRECT_MAP */
-	.fill 237, 8, 0
-	.quad PHYS(image_pdpt) + DIRECTORY /* 511 */
-identity_pdpt: /* the loader's view, dropped by arch_start */
-	.quad PHYS(identity_pd) + DIRECTORY
-	.fill 511, 8, 0
-identity_pd:
-	.set i, 0
-	.rept 512
-	.quad i + LEAF + PTE_LARGE
-	.set i, i + 0x200000
-	.endr
+	.skip 4096
 direct_pdpt:
-	.quad PHYS(direct_pd) + DIRECTORY
-	.fill 511, 8, 0
-direct_pd: /* 64 MiB of physical memory, not executable */
-	.set i, 0
-	.rept 32
-	.quad i + LEAF + PTE_LARGE + PTE_NX
-	.set i, i + 0x200000
-	.endr
-	.fill 480, 8, 0
+	.skip 4096
 image_pdpt:
-	.fill 510, 8, 0
-	.quad PHYS(image_pd) + DIRECTORY
-	.quad 0
+	.skip 4096
 image_pd:
-	.fill 8, 8, 0
-	.quad PHYS(image_pt) + DIRECTORY
-	.fill 503, 8, 0
-image_pt: /* rights by section are set in arch_start */
-	.set i, 0x1000000
-	.rept 512
-	.quad i + LEAF
-	.set i, i + 0x1000
-	.endr
+	.skip 4096
+direct_pd:
+	.skip 4096
+image_pt:
+	.skip 4096
+	.globl image_pt
+direct_pt: /* 64 MiB of physical memory */
+	.skip PAGES * 8
+page_tables_end:
 
 	.section .volatile, "aw", @nobits
 	.balign 4096
