@@ -8,7 +8,7 @@ map them directly and a large guest costs only what it uses.
 
 import hashlib
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 PAGE_SIZE = 4096
 """Bytes in a page of guest-physical memory."""
@@ -100,35 +100,44 @@ class GuestMemory:
         self.view[last:end] = bytes(end - last)
 
     def digest(self, excluding: Iterable[tuple[int, int]] = ()) -> str:
-        """SHA-256, in hexadecimal, of memory's size, and of the number and contents of each page that is not zero.
+        """SHA-256, in hexadecimal, of memory's size, and of each run of pages that are not zero: number of the first,
+        how many, contents.
 
         `excluding` names (physical, size) ranges that count as zero; what lies outside memory is ignored.
         """
-        holes = self._holes_by_page(excluding)
+        patched = {page: self._without(page, holes) for page, holes in self._holes_by_page(excluding).items()}
         sha = hashlib.sha256(self.size.to_bytes(8, "little"))
-        for page in self._pages_in_use():
-            start = page * PAGE_SIZE
-            contents: bytes | bytearray | memoryview = self.view[start : start + PAGE_SIZE]
-            if page in holes:
-                patched = bytearray(contents)
-                for low, high in holes[page]:
-                    patched[low:high] = bytes(high - low)
-                if patched == _ZERO_PAGE:
-                    continue
-                contents = patched
-            sha.update(page.to_bytes(8, "little"))
-            sha.update(contents)
+        pages = [page for page in self._pages_in_use() if patched.get(page) != _ZERO_PAGE]
+        for first, behind in _runs(pages):
+            sha.update(first.to_bytes(8, "little") + (behind - first).to_bytes(8, "little"))
+            start = first
+            for page in sorted(page for page in patched if first <= page < behind) if patched else ():
+                sha.update(self.view[start * PAGE_SIZE : page * PAGE_SIZE])
+                sha.update(patched[page])
+                start = page + 1
+            sha.update(self.view[start * PAGE_SIZE : behind * PAGE_SIZE])
         return sha.hexdigest()
+
+    def _without(self, page: int, holes: list[tuple[int, int]]) -> bytes:
+        """A page's contents with some bytes zero."""
+        contents = bytearray(self.view[page * PAGE_SIZE : (page + 1) * PAGE_SIZE])
+        for low, high in holes:
+            contents[low:high] = bytes(high - low)
+        return bytes(contents)
 
     def _pages_in_use(self) -> list[int]:
         """Numbers of the pages that are not zero throughout, ascending."""
         import numpy
 
+        from emulator.written import populated_pages
+
         words = numpy.frombuffer(self.view, dtype=numpy.uint64).reshape(-1, PAGE_SIZE // 8)
+        known = populated_pages(self.view)
         pages: list[int] = []
-        for first in range(0, len(words), _SCAN_PAGES):
-            used = words[first : first + _SCAN_PAGES].any(axis=1)
-            pages.extend((numpy.flatnonzero(used) + first).tolist())
+        for first in range(0, len(words) if known is None else len(known), _SCAN_PAGES):
+            some = numpy.s_[first : first + _SCAN_PAGES] if known is None else known[first : first + _SCAN_PAGES]
+            used = numpy.flatnonzero(words[some].any(axis=1))
+            pages.extend((used + first if known is None else known[first + used]).tolist())
         return pages
 
     def _holes_by_page(self, ranges: Iterable[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
@@ -142,3 +151,16 @@ class GuestMemory:
                 holes.setdefault(page, []).append((low, high))
                 start = page * PAGE_SIZE + high
         return holes
+
+
+def _runs(pages: list[int]) -> Iterator[tuple[int, int]]:
+    """Stretches of ascending numbers without a gap: the first, and the one behind the last."""
+    first = behind = -1
+    for page in pages:
+        if page != behind:
+            if first >= 0:
+                yield first, behind
+            first = page
+        behind = page + 1
+    if first >= 0:
+        yield first, behind

@@ -32,7 +32,63 @@ _MODE_WRITE_PROTECT: Final = 2
 _SCAN: Final = 0xC060_6610
 _PROTECT_AND_CHECK: Final = 3
 _WRITTEN: Final = 2
+_PRESENT, _SWAPPED = 1 << 3, 1 << 4
 _RANGES: Final = 4096
+
+
+def populated_pages(memory: memoryview) -> NDArray[np.int64] | None:
+    """The pages of some memory that the host has: all others are zero, and looking at them would make the host have
+    them. None where the host does not tell, as of memory that is shared. What is watched counts as had."""
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        return None
+    try:
+        scan = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if not _private(start, start + memory.nbytes):
+        os.close(scan)
+        return None
+    ranges = (ctypes.c_uint64 * (3 * _RANGES))()
+    found = np.frombuffer(memoryview(ranges).cast("B"), dtype=np.uint64).reshape(-1, 3)
+    parts: list[NDArray[np.int64]] = []
+    at, end = start, start + memory.nbytes
+    try:
+        while at < end:
+            argument = bytearray(
+                struct.pack(
+                    "<12Q",
+                    *(96, 0, at, end, 0, ctypes.addressof(ranges), _RANGES),
+                    *(0, 0, 0, _PRESENT | _SWAPPED, _PRESENT | _SWAPPED),
+                )
+            )
+            count = fcntl.ioctl(scan, _SCAN, argument)
+            for first, behind, _ in found[:count].tolist():
+                parts.append(np.arange((first - start) // PAGE, (behind - start) // PAGE))
+            at = struct.unpack_from("<Q", argument, 32)[0]
+    except OSError:
+        return None
+    finally:
+        os.close(scan)
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _private(start: int, end: int) -> bool:
+    """Whether some of this process's addresses are of private anonymous mappings throughout."""
+    try:
+        with open("/proc/self/maps", encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                span, rights, _, _, inode = line.split(maxsplit=5)[:5]
+                first, behind = (int(part, 16) for part in span.split("-"))
+                if first <= start < behind:
+                    if rights[3] != "p" or inode != "0":
+                        return False
+                    if end <= behind:
+                        return True
+                    start = behind
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 class WrittenPages(Protocol):

@@ -1,7 +1,7 @@
 """Figures of the services around a guest: snapshots, warm starts, checkpoints, recordings, going backwards.
 
 Room: measurements. A stock kernel is booted with a shell. Costs of what goes along with a run are ratios of processor
-time, taken in turns; everything else is wall-clock seconds, the least of some runs.
+time, medians of runs taken in turns; everything else is wall-clock seconds, the least of some runs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -175,7 +176,8 @@ def _nothing(_session: Session) -> Callable[[], None]:
 
 
 def _cost(guest: Guest, initrd: bytes, runs: int, attach: Callable[[Session], Callable[[], None]]) -> float:
-    """Processor time of a boot with something attached, as a share of the same boot without."""
+    """Processor time of a boot with something attached, as a share of the same boot without: medians of runs in
+    turns."""
     plain: list[float] = []
     attached: list[float] = []
     for _ in range(runs):
@@ -190,7 +192,7 @@ def _cost(guest: Guest, initrd: bytes, runs: int, attach: Callable[[Session], Ca
             times.append(time.process_time() - began)
             session.close()
             gc.collect()
-    return min(attached) / min(plain) - 1
+    return median(attached) / median(plain) - 1
 
 
 def _checkpoints(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:

@@ -22,7 +22,7 @@ _EDGE = 15
 class _Copy:
     """One translated copy."""
 
-    __slots__ = ("entered", "entries", "physical", "source")
+    __slots__ = ("entered", "entries", "known", "physical", "source")
 
     def __init__(self, source: bytes, physical: int) -> None:
         self.source = source
@@ -31,7 +31,9 @@ class _Copy:
         self.entries: list[Any] = []
         """What maps the copy now, as the views name it."""
         self.entered: set[int] = set()
-        """Addresses at which the translator agreed that this copy may be entered."""
+        """Addresses at which the translator agreed that this copy may be entered; there come only more."""
+        self.known: Any = None
+        """What was last told of it as a value (`paravirt.services.code_state`)."""
 
 
 class CodePages:

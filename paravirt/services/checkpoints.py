@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from emulator.written import PAGE, written_pages
+from emulator.written import PAGE, populated_pages, written_pages
 from paravirt.services.machine_state import MachineState
 from paravirt.services.positions import Position
 
@@ -113,20 +113,23 @@ class Checkpoints:
         self._bases = np.cumsum([0, *(len(rows) for rows in self._rows)])
         self._budget = budget
         self._store = _Store()
+        known = [populated_pages(memory) for memory in memories]  # before they are watched
         self._written = written_pages(memories)
         self.kept: list[Checkpoint] = []
         self._loose: WeakSet[Checkpoint] = WeakSet()
         """Those that somebody holds besides."""
         self.current: Ids = np.full(int(self._bases[-1]), ZERO, dtype=np.int32)
         """What the store has of memory as it was when last looked at."""
-        self._add(self._in_use())
+        self._add(self._in_use(known))
 
-    def _in_use(self) -> Pages:
+    def _in_use(self, known: Sequence[Pages | None]) -> Pages:
+        """The pages that are not zero, of those that may be others."""
         parts = []
-        for base, rows in zip(self._bases.tolist(), self._rows, strict=False):
-            for first in range(0, len(rows), _CHUNK):
-                used = rows[first : first + _CHUNK].any(axis=1)
-                parts.append(np.flatnonzero(used) + first + base)
+        for base, rows, pages in zip(self._bases.tolist(), self._rows, known, strict=False):
+            wanted = np.arange(len(rows)) if pages is None else pages
+            for first in range(0, len(wanted), _CHUNK):
+                some = wanted[first : first + _CHUNK]
+                parts.append(some[rows[some].any(axis=1)] + base)
         return np.concatenate(parts)
 
     def _add(self, pages: Pages) -> None:

@@ -53,11 +53,21 @@ class CodeState:
 def capture_code(code: CodePages, *, whole: bool) -> CodeState:
     """Take the state of translated code."""
     pages = tuple(
-        CopyState(address, frame, copy.source, copy.physical, tuple(copy.entries), frozenset(copy.entered))
-        for (address, frame), copy in code._copies.items()
+        known
+        if (known := copy.known) is not None
+        and len(known.entered) == len(copy.entered)
+        and known.entries == tuple(copy.entries)
+        else _told(place, copy)
+        for place, copy in code._copies.items()
     )
     counts = code.translations, code.sites, code.reused
     return CodeState(code._used, counts, pages, _whole(code) if whole else None)
+
+
+def _told(place: tuple[int, int], copy: _Copy) -> CopyState:
+    """A copy as a value; kept, since most copies are the same at the next checkpoint."""
+    copy.known = CopyState(*place, copy.source, copy.physical, tuple(copy.entries), frozenset(copy.entered))
+    return copy.known  # type: ignore[no-any-return]
 
 
 def _whole(code: CodePages) -> WholeCode:
@@ -86,6 +96,7 @@ def reinstate_code(code: CodePages, state: CodeState) -> None:
         if not first <= page.physical < end or page.physical & 0xFFF or len(page.source) != 4096:
             raise ValueError(f"a translated page at {page.address:#x} is none of this machine's")
         copy = _Copy(page.source, page.physical)
+        copy.known = page
         copy.entries[:] = page.entries
         copy.entered |= page.entered
         code._copies[page.address, page.frame] = copy

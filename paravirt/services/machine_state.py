@@ -196,7 +196,7 @@ def memory_regions(driver: Hypervisor, *, used: bool = False) -> Mapping[str, me
     if not isinstance(shadow, ShadowPaging):
         return {**guest, **getattr(shadow, "memories", {})}
     pool = shadow.pool
-    end = -(-(pool.used << pool.form.unit) // PAGE_SIZE) * PAGE_SIZE if used else pool.size
+    end = -(-((pool.used if used else pool.units) << pool.form.unit) // PAGE_SIZE) * PAGE_SIZE
     return {**guest, "tables": memoryview(pool.memory)[:end], "seen": memoryview(pool._snapshots)[:end]}
 
 

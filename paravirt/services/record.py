@@ -7,7 +7,7 @@ is told by the first tick at which something differs, and by what differs.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Final
 
 from emulator.driver import Driver
 from emulator.errors import UsageError, VerifyFailed
@@ -15,6 +15,9 @@ from emulator.machine import Outcome
 from paravirt.hypervisor import Hypervisor
 from paravirt.services.inputs import InputLog
 from paravirt.services.recording import End, Mark, Recording, Writer
+
+MARKS: Final = 100
+"""Marks in a second of guest time, at most; they come at ticks."""
 
 
 def cannot_repeat(driver: object) -> str:
@@ -74,8 +77,9 @@ def end_of(driver: Hypervisor, outcome: Outcome, console: Console) -> End:
 class Recorder:
     """Writes down a run. To be connected when the machine polls for input already."""
 
-    def __init__(self, driver: Hypervisor, writer: Writer, console: Console) -> None:
-        """Raises `UsageError` for a machine whose runs do not repeat."""
+    def __init__(self, driver: Hypervisor, writer: Writer, console: Console, *, marks: int = MARKS) -> None:
+        """`marks`: so many in a second of guest time, at most. Raises `UsageError` for a machine whose runs do not
+        repeat."""
         why = cannot_repeat(driver)
         if why:
             raise UsageError(why)
@@ -83,7 +87,15 @@ class Recorder:
         log = InputLog(driver.machine, driver.machine.poll_input)
         log.on_input = writer.input
         log.connect()
-        driver.on_tick = lambda: writer.mark(mark_of(driver))
+        self._interval = driver.machine.clock.units_per_second // marks
+        self._next = 0
+        driver.on_tick = self._tick
+
+    def _tick(self) -> None:
+        progress = self._driver.engine.progress
+        if progress >= self._next:
+            self._next = progress + self._interval
+            self._writer.mark(mark_of(self._driver))
 
     def end(self, outcome: Outcome) -> None:
         """The run ended."""
@@ -120,7 +132,10 @@ class Replayer:
         marks = self.recording.marks
         if self.passed == len(marks):
             return
-        now, then = mark_of(self.driver), marks[self.passed]
+        then = marks[self.passed]
+        if self.driver.engine.progress < then.progress:
+            return
+        now = mark_of(self.driver)
         if now != then:
             raise VerifyFailed(self._differs(now, then))
         self.passed += 1

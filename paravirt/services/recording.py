@@ -18,11 +18,13 @@ from emulator.errors import BadSnapshot, Unwritable, UsageError, brief
 from paravirt.services.columns import typed
 from paravirt.services.inputs import Input, Moment
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised at every change of a line's meaning; a recording of another format is refused by name."""
 KIND: Final = "retrap recording"
 _MOST_LINES: Final = 50_000_000
 _LONGEST: Final = 1 << 20
+_TOGETHER: Final = 16
+"""Marks that are written together: of a process that is killed, the last are lost."""
 INPUT, MARK, END = "input", "mark", "end"
 
 
@@ -65,6 +67,8 @@ class Writer:
         """`run` says what is run. Raises `UsageError` where the file cannot be written."""
         self._path = path
         self._checksum = 0
+        self._waiting: list[bytes] = []
+        """Marks that are written together."""
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except (OSError, ValueError) as error:
@@ -78,20 +82,34 @@ class Writer:
 
     def mark(self, mark: Mark) -> None:
         """The guest is here."""
-        self._line([MARK, *mark])
+        self._add(b'["mark",%d,%d,%d,"%b"]' % (*mark[:3], mark.processor.encode()))
+        if len(self._waiting) == _TOGETHER:
+            self._flush()
 
     def end(self, end: End) -> None:
         """The run ended."""
         self._line([END, end.kind, end.status, end.by_guest, list(end.mark), *end[4:8], [list(c) for c in end.counts]])
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file. Idempotent."""
+        if self._descriptor >= 0:
+            try:
+                self._flush()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def _line(self, value: list[Any]) -> None:
-        text = json.dumps(value, separators=(",", ":")).encode()
+        self._add(json.dumps(value, separators=(",", ":")).encode())
+        self._flush()
+
+    def _add(self, text: bytes) -> None:
         self._checksum = zlib.crc32(text, self._checksum)
-        data = b"%b %08x\n" % (text, self._checksum)
+        self._waiting.append(b"%b %08x\n" % (text, self._checksum))
+
+    def _flush(self) -> None:
+        data = b"".join(self._waiting)
+        self._waiting.clear()
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]

@@ -79,7 +79,7 @@ def test_the_digest_is_that_of_size_and_non_zero_pages() -> None:
     memory = GuestMemory(SIZE)
     memory.write(3 * PAGE_SIZE + 5, 1, 7)
     page = bytes(5) + b"\x07" + bytes(PAGE_SIZE - 6)
-    expected = hashlib.sha256(SIZE.to_bytes(8, "little") + (3).to_bytes(8, "little") + page).hexdigest()
+    expected = hashlib.sha256(SIZE.to_bytes(8, "little") + bytes([3, *bytes(7), 1, *bytes(7)]) + page).hexdigest()
     assert memory.digest() == expected
 
 

@@ -37,7 +37,7 @@ def record(path: Path, typed: dict[int, bytes | None]) -> tuple[Outcome, tuple[o
     guest.listen(console)
     guest.machine.poll_input = Typist(typed)
     writer = Writer(path, {"what": "ticking"})
-    recorder = Recorder(guest.driver, writer, console)
+    recorder = Recorder(guest.driver, writer, console, marks=1_000_000)
     outcome = guest.driver.run()
     recorder.end(outcome)
     writer.close()
@@ -98,7 +98,7 @@ def test_the_first_place_that_differs_is_named(made: Made, field: str) -> None:
     found.marks[7] = Mark(**{**mark._asdict(), field: wrong})
     with pytest.raises(VerifyFailed, match=f"between progress {found.marks[6].progress} and ") as told:
         replay(found)
-    assert str(getattr(mark, field)) in str(told.value)
+    assert str(wrong if field == "progress" else getattr(mark, field)) in str(told.value)
 
 
 def test_a_recording_that_broke_off_is_replayed_to_where_it_did(made: Made, tmp_path: Path) -> None:
