@@ -54,6 +54,10 @@ class GuestAccess:
             known = self._roots[root] = {}, {}
         self.readable, self.writable = known
 
+    def known(self) -> list[tuple[int, tuple[dict[int, int], dict[int, int]]]]:
+        """What is kept, by root: machine addresses of pages that can be read, and written."""
+        return list(self._roots.items())
+
     def forget(self) -> None:
         """Tables were changed."""
         if self.leaves:
