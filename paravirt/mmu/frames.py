@@ -7,7 +7,7 @@ copy; one that user code is in executes as it is, and every other way to write i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -70,6 +70,8 @@ class Frames:
         """What may be code is never mapped writable ahead, since it costs to take that away."""
         self.coherent = False
         """The engine sees stores to code whatever mapping they come by: user code needs no guard."""
+        self.on_user_store: Callable[[int], None] = lambda _number: None
+        """Called with a frame of user code that is about to be written."""
         self.guard: TableGuard | None = None
         """Keeps some frames from being written; nothing does where guest tables are not write-protected."""
         self._mappings = mappings
@@ -143,6 +145,7 @@ class Frames:
             self.code.deactivate(number)
         elif kind == USER_CODE:
             self._retire_user_code(number)
+            self.on_user_store(number)
 
     def _retire_user_code(self, number: int) -> None:
         """A frame with user code is about to be written, or to run as kernel code."""

@@ -23,9 +23,10 @@ from emulator.machine import EndKind, Machine, Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
-from paravirt.modes.arm import debug
+from paravirt.modes.arm import debug, single
 from paravirt.modes.arm.saved import ArmSaving
 from paravirt.modes.arm.shadow import WORLD, ArmShadow
+from paravirt.modes.arm.single import SingleInstruction
 from paravirt.modes.arm.vcpu import USER, ArmVirtualCpu
 from paravirt.operations.arm import Instruction, action_for
 from paravirt.operations.arm.registers import read_thread
@@ -43,6 +44,7 @@ class ArmHypervisor(ArmSaving):
 
     WINDOW = abi.ARMV7
     LAYOUT = layout.ARMV7
+    FOLLOWS_STORES = True
     USER_LEVEL = USER
     LONGEST = 4
 
@@ -68,13 +70,11 @@ class ArmHypervisor(ArmSaving):
         self.vcpu.system |= {**IDENTITY, "CPACR": 0, "FPSID": 0x4102_3075, "MVFR0": 0x1011_0222, "MVFR1": 0x1111_1111}
         self.shared[_CACHE_TYPE] = self.vcpu.system["CTR"]
         self._debug = debug.DebugEvents(self.engine, self.vcpu)
-        self._behind = -1
-        self._planted: tuple[int, bytes] | None = None
-        """While one instruction runs from the guest's own frame: offset in memory of the trap behind it, and what was
-        there."""
+        self._single = SingleInstruction(self.engine, self.shadow, self._executed)
+        self.shadow.frames.on_user_store = self._user_code_stored
 
     def _own_memory(self) -> Mapping[int, memoryview]:
-        return {layout.ARMV7.tables: memoryview(self.shadow.pool.memory)}
+        return {layout.ARMV7.tables: memoryview(self.shadow.pool.memory), single.PHYSICAL: self._single.memory}
 
     def _handlers(self) -> Handlers:
         return {
@@ -169,11 +169,13 @@ class ArmHypervisor(ArmSaving):
             self._undefined()
         elif vector == x.DATA_ABORT:
             self._data_abort(exit_.address, exit_.error)
-        elif exit_.error & 0x40F == x.DEBUG_EVENT:
+        elif exit_.error & 0x40F != x.DEBUG_EVENT:
+            self._prefetch_abort(exit_.address)
+        elif self.vcpu.pc == self._single.behind:
+            self._end_own_store()
+        else:
             self._debug.note(debug.INSTRUCTION)
             self._refuse(ArmException(x.PREFETCH_ABORT, x.DEBUG_EVENT, exit_.address), "exception to the guest")
-        else:
-            self._prefetch_abort(self.vcpu.pc)
 
     def _breakpoint(self, exit_: Exit) -> None:
         self._debug.note(debug.BREAKPOINT)
@@ -181,9 +183,6 @@ class ArmHypervisor(ArmSaving):
 
     def _undefined(self) -> None:
         pc = self.vcpu.pc
-        if self._planted is not None and pc == self._behind:
-            self._end_own_store()
-            return
         if self.vcpu.level != USER and self._perform(pc):
             return
         self._refuse(x.undefined())
@@ -226,6 +225,10 @@ class ArmHypervisor(ArmSaving):
             self._raise(fault)
 
     def _prefetch_abort(self, address: int) -> None:
+        if self._stepping is not None:
+            if self._single.enter(address):
+                return
+            self._abandon_step()
         if self._view_level != USER and (self.shadow.execute_again(address) or self._fill_window(address)):
             return
         self._fill(address, False, True)
@@ -251,26 +254,56 @@ class ArmHypervisor(ArmSaving):
     # -- one instruction at a time --------------------------------------------------------------
 
     def _begin_step(self) -> int:
-        """There is no trap flag: a trap is planted behind the instruction, in the guest's own frame."""
-        pc = self.vcpu.pc
-        size = 2 if self._registers.thumb and instruction(self._halfword(pc), 0)[1] == 2 else 4
-        self._behind = pc + size & 0xFFFF_FFFF
-        at = self.vcpu.offset_of(self._behind)
-        trap = b"\x00\xde" if self._registers.thumb else b"\xf0\x00\xf0\xe7"
-        self._planted = at, bytes(self.machine.memory.view[at : at + len(trap)])
-        self.machine.memory.view[at : at + len(trap)] = trap
+        self._single.begin(self.vcpu.pc, self._registers.thumb)
         return 0
 
-    def _halfword(self, pc: int) -> int:
-        return int.from_bytes(self.vcpu.fetch(pc, 2), "little")
+    def _executed(self, page: int) -> memoryview | None:
+        """The bytes that execute in a page of the view in use."""
+        physical = self.shadow.executed(page)
+        if physical < 0:
+            return None
+        own = self.LAYOUT
+        if physical >= own.window:
+            return self.code.window_bytes()[physical - own.window :][:4096]
+        if physical >= own.code:
+            return self.code.copy_at(physical)
+        at = physical - self.machine.memory.base
+        return self.machine.memory.view[at : at + 4096]
 
     def _end_step(self) -> None:
-        assert self._planted is not None
-        (at, old), self._planted = self._planted, None
-        trap = b"\x00\xde" if len(old) == 2 else b"\xf0\x00\xf0\xe7"
-        if self.machine.memory.view[at : at + len(old)] == trap:  # else the instruction stored there
-            self.machine.memory.view[at : at + len(old)] = old
-        self.engine.frame_changed(self.machine.memory.base + (at & ~0xFFF), 4096)
+        self._single.end()
+        self.shadow.exposed = -1, -1
+
+    def _abandon_step(self) -> None:
+        """What ran alone has raised an exception, or cannot be fetched: it comes again."""
+        if self._stepping is None:
+            return
+        at = self._stepping[0]
+        if at is None:
+            self._abandon_table_store()
+            return
+        self._stepping = None
+        self.shadow.drop(at)
+        self.shadow.flush_tlb()
+        self._end_step()
+
+    def _raise(self, fault: ArchitecturalException) -> None:
+        self._abandon_step()
+        super()._raise(fault)
+
+    def _user_code_stored(self, frame: int) -> None:
+        """User code stores into a frame that user code runs from: it may be its own."""
+        pc, vcpu = self.vcpu.pc, self.vcpu
+        if vcpu.level != USER:
+            return
+        for page in (pc & ~0xFFF, pc + 3 & 0xFFFF_F000):
+            try:
+                at = vcpu.offset_of(page)
+            except ArchitecturalException:
+                return
+            if at >> 12 == frame:
+                self._own_store, self._own_page = frame, page
+                return
 
     def _unbacked(self, exit_: Exit) -> None:
         self._refuse(ArmException(x.PREFETCH_ABORT, x.EXTERNAL, exit_.address))

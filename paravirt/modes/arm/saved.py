@@ -16,6 +16,7 @@ from paravirt.hypervisor import Hypervisor
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.arm.debug import DebugEvents
 from paravirt.modes.arm.shadow import ArmShadow
+from paravirt.modes.arm.single import SingleInstruction, State
 from paravirt.modes.arm.vcpu import KERNEL, USER, ArmVirtualCpu
 from paravirt.saved import fits, one_of
 
@@ -63,8 +64,8 @@ class ArmSaved:
     system: tuple[tuple[str, int], ...]
     threads: tuple[tuple[int, int], tuple[int, int]]
     """TPIDRURW and TPIDRURO of both worlds."""
-    step: tuple[int, int, bytes] | None
-    """One instruction runs alone: where the trap behind it is, its place in memory, and what was there."""
+    step: State | None
+    """One instruction runs alone."""
     known: ArmKnown
 
 
@@ -79,8 +80,7 @@ class ArmSaving(Hypervisor):
     shadow: ArmShadow
     _registers: ArmRegisters
     _debug: DebugEvents
-    _behind: int
-    _planted: tuple[int, bytes] | None
+    _single: SingleInstruction
 
     def _make_ready(self) -> None:
         """Make the real processor one for deprivileged guests."""
@@ -93,7 +93,7 @@ class ArmSaving(Hypervisor):
     @property
     def processor_state(self) -> ArmSaved:
         """The virtual processor between two instructions."""
-        vcpu, real, context, planted = self.vcpu, self._registers, self.vcpu.context, self._planted
+        vcpu, real, context = self.vcpu, self._registers, self.vcpu.context
         return ArmSaved(
             general=tuple(vcpu.gpr),
             status=real.cpsr,
@@ -108,7 +108,7 @@ class ArmSaving(Hypervisor):
             vbar=vcpu.vbar,
             system=tuple(sorted(vcpu.system.items())),
             threads=(self.engine.threads(FULL), self.engine.threads(OTHER)),
-            step=None if planted is None else (self._behind, *planted),
+            step=self._single.state,
             known=self._known(),
         )
 
@@ -138,7 +138,9 @@ class ArmSaving(Hypervisor):
         vcpu.system = dict(saved.system)
         for world, registers in zip((FULL, OTHER), saved.threads, strict=True):
             self.engine.set_threads(world, *registers)
-        self._behind, self._planted = (-1, None) if saved.step is None else (saved.step[0], saved.step[1:])
+        self._single.end()
+        if saved.step is not None:
+            self._single.restore(saved.step)
         vcpu.forget_writes()
         self._debug.changed()
         self.floating_point_changed()
@@ -162,10 +164,12 @@ class ArmSaving(Hypervisor):
             raise ValueError("its processor has other registers")
         if not dict(saved.system).keys() >= _NEEDED:
             raise ValueError("its processor lacks system registers")
-        if saved.step is not None and not (
-            len(saved.step[2]) in (2, 4) and 0 <= saved.step[1] <= len(self.machine.memory.view) - 4
-        ):
-            raise ValueError("the instruction that runs alone is outside its memory")
+        if saved.step is not None:
+            behind, view, pages = saved.step
+            fits(32, (behind, *(page for page, _ in pages)), "an address")
+            one_of((KERNEL_VIEW, USER_VIEW), view, "the view")
+            if not 1 <= len(pages) <= 2 or any(len(contents) != PAGE_SIZE for _, contents in pages):
+                raise ValueError("the instruction that runs alone is not in one page or two")
         words, copies = len(self.shadow.pool.words), self.LAYOUT.code_count << 12
         for at, address, copy in saved.known.executing:
             fits(32, (address,), "an address")

@@ -70,6 +70,8 @@ class ArmShadow(ShadowPaging):
         """Tables of pages in the kernel's view that have one which user code may not touch in the same way."""
         self._limits: dict[int, int] = {}
         """By root table of the kernel's view: below, there is no such table, to the MiB."""
+        self.exposed = -1, -1
+        """Page and frame of code that is read and written in its own frame, while one instruction runs alone."""
         self._guarded = False
         """The shared page is read-only, so that a fixup that stores into it exits."""
         self.on_limit: Callable[[int], None] = lambda _address: None
@@ -329,6 +331,24 @@ class ArmShadow(ShadowPaging):
                     enter(OTHER, other, copy)
         enter(OTHER, address & PAGE_MASK, known[1])
         return True
+
+    def expose(self, address: int, frame: int, writable: bool) -> int:
+        """As the base, for data alone: what executes there is in the TLB (`single`)."""
+        at = super().expose(address, frame, writable)
+        self.replace(at, 1, self.frames.base + (frame << 12) | self.form.pages[READ | (WRITE if writable else 0)])
+        self.flush_tlb()
+        self.exposed = address & PAGE_MASK, frame
+        return at
+
+    def executed(self, page: int) -> int:
+        """Engine-physical address of what executes in a page of the view in use, or -1."""
+        if self.exposed[0] == page:
+            return self.frames.base + (self.exposed[1] << 12)
+        at = self._leaf_of(page)
+        entry = self._words[at] if at >= 0 else 0
+        if entry & 3 == 3:
+            return self._executing[at][1] if entry & APART and at in self._executing else -1
+        return entry & PAGE_MASK if entry else -1
 
     def drop(self, at: int) -> None:
         """Remove one mapping; `flush_tlb` must follow."""
