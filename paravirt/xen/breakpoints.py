@@ -17,7 +17,22 @@ from paravirt.xen.access import GuestAccess, NotMapped
 _ENABLED: Final = 0xFF
 _SIZES: Final = (1, 2, 8, 4)
 """By the two bits of a length in DR7."""
-_WRITES, _READS = 1, 3
+_CODE, _WRITES, _PORTS, _READS = range(4)
+_GENERAL_DETECT: Final = 1 << 13
+_CR4_DE: Final = 8
+
+
+def control_allowed(control: int, cr4: int) -> bool:
+    """Whether DR7 may become this: no trap for accesses to debug registers, breakpoints of ports only where CR4.DE gives
+    them a meaning, and those of code one byte long."""
+    if control & _GENERAL_DETECT:
+        return False
+    if control & _ENABLED:
+        for number in range(4):
+            kind, size = control >> 16 + 4 * number & 3, control >> 18 + 4 * number & 3
+            if (kind == _PORTS and not cr4 & _CR4_DE) or (kind == _CODE and size):
+                return False
+    return True
 
 
 class Breakpoints:

@@ -32,6 +32,7 @@ _CONSTANT: Final = {
     msr.IA32_MISC_ENABLE: 1,
     msr.IA32_BIOS_SIGN_ID: 0,
     msr.IA32_MCG_CAP: 0,
+    msr.IA32_DEBUGCTL: 0,
 }
 """Registers that read as this, and take only this."""
 _FEATURES_ENABLES, _IDENTIFY_FAULTS = 0x140, 1

@@ -77,6 +77,8 @@ static void check_identify(void)
 
 static void check_breakpoints(void)
 {
+    TRY("movl $0x1d9, %%ecx\n\trdmsr\n\tmovq %%rax, user_value(%%rip)", "i"(0));
+    check("break.branches-are-not-recorded", fault_vector << 8 | user_value, NO_FAULT << 8);
     check("break.address", call(SET_DEBUGREG, 0, (u64)watched, 0, 0), 0);
     check("break.second-address", call(SET_DEBUGREG, 1, (u64)&watched[1], 0, 0), 0);
     check("break.control", call(SET_DEBUGREG, 7, 2UL << 0 | 2UL << 2 | 0xdUL << 16 | 0xfUL << 20, 0, 0), 0); /* 4 bytes, writes; reads and writes */
@@ -96,6 +98,13 @@ static void check_breakpoints(void)
     check("break.held-back-by-ss", fault_vector << 8 | user_value, 1 << 8 | 1);
     TRY("movw (%0), %%ss\n\tint $100", "r"(&flat_stack));
     check("break.dropped-by-an-entry", fault_vector, 100);
+    check("break.of-a-port-without-cr4", call(SET_DEBUGREG, 7, 2 | 0xeUL << 16, 0, 0), -EPERM);
+    check("break.of-long-code", call(SET_DEBUGREG, 7, 2 | 0xcUL << 16, 0, 0), -EPERM);
+    check("break.general-detect", call(SET_DEBUGREG, 7, 1UL << 13, 0, 0), -EPERM);
+    check("break.refused-is-not-kept", call(GET_DEBUGREG, 7, 0, 0, 0), 2UL << 0 | 2UL << 2 | 0xdUL << 16 | 0xfUL << 20 | 0x400);
+    TRY("movq %%cr4, %%rax\n\torq $8, %%rax\n\tmovq %%rax, %%cr4", "i"(0));
+    check("break.of-a-port", call(SET_DEBUGREG, 7, 2 | 0xeUL << 16, 0, 0), 0);
+    TRY("movq %%cr4, %%rax\n\tandq $~8, %%rax\n\tmovq %%rax, %%cr4", "i"(0));
     check("break.off", call(SET_DEBUGREG, 7, 0, 0, 0), 0);
     TRY("movb $5, (%0)", "r"(watched));
     check("break.not-any-more", fault_vector, NO_FAULT);

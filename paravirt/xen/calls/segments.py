@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from paravirt.xen import descriptors
+from paravirt.xen.breakpoints import control_allowed
 from paravirt.xen.emulate import canonical
 from paravirt.xen.public import (
     CALLBACK,
@@ -166,7 +167,7 @@ def set_debug(vcpu: Vcpu, number: int, value: int) -> bool:
     elif number in (4, 6):
         vcpu.debug[6] = value & 0xE00F | 0xFFFF_0FF0
     else:
-        if value >> 32:
+        if value >> 32 or not control_allowed(value, vcpu.cr4):
             return False
         vcpu.debug[7] = value & 0xFFFF_2BFF | 0x400
     if number not in (4, 6):
