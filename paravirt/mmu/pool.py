@@ -227,12 +227,16 @@ class TablePool:
         first = marks.find(1)
         if first < 0:
             return False
-        if self.on_removed is not None:
-            self._tell_removed(table, differ)
         if plain >= 0 and first == marks.rfind(1):
-            self.words[(table << self.shift) + first] = 0
+            at = (table << self.shift) + first
+            if self.words[at]:
+                if self.on_removed is not None:
+                    self.on_removed([at])
+                self.words[at] = 0
             self.seen[(table << self.seen_shift) + first] = self._guest_view[plain + first]
         else:
+            if self.on_removed is not None:
+                self._tell_removed(table, differ)
             own[differ] = 0
             seen[:] = guest
         self.misses[table] = 0
@@ -262,7 +266,10 @@ class TablePool:
         ratio = self.levels[int(self.level_of[table])].ratio
         if ratio:
             differ = np.repeat(differ, 1 << ratio)
-        self.on_removed((np.flatnonzero(differ) + (table << self.shift)).tolist())
+        places = np.flatnonzero(differ) + (table << self.shift)
+        there = places[self._flat[places] != 0]
+        if len(there):
+            self.on_removed(there.tolist())
 
     def forget_arrays(self) -> None:
         """Tables are others than they were."""
