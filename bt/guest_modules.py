@@ -80,13 +80,17 @@ def until(condition: str) -> str:
 
 
 def main() -> None:
-    """Fetch the modules of the guests that are named."""
+    """Fetch the modules of the guests that are named, where one is missing."""
     import sys
 
     from bt import guests
 
     for name in sys.argv[1:]:
-        get(guests.find(name), ALL)
+        guest = guests.find(name)
+        try:
+            find(guest, ALL)
+        except Unavailable:
+            get(guest, ALL)
 
 
 if __name__ == "__main__":
