@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _FEW: Final = 8
 """Entries of a table up to which they are looked at one by one."""
+_MOST_CHANGES: Final = 256
+"""Changes that an engine is told of one by one."""
 
 
 class DirectTables(MachineEntries):
@@ -51,6 +53,9 @@ class DirectTables(MachineEntries):
         """Tables that were looked at as a whole."""
         self.stores = 0
         """Entries of tables in use that were changed one by one."""
+        self._changes: list[tuple[int, int]] | None = None
+        """Of these, those for `take_changes`, from the first time on that it is asked."""
+        self._whole = True
 
     # -- what entries lead to -------------------------------------------------------------------
 
@@ -211,6 +216,7 @@ class DirectTables(MachineEntries):
     def _validate(self, at: int, level: int) -> None:
         """Look at every entry of a table, take what they lead to, and write them as they must be. Raises `Refused`."""
         self.validated += 1
+        self._whole = True
         words = self._entries(at)[: self._levels[level].entries]
         used = self._present(at, words, level)
         if level == 1 and len(used) > _FEW:
@@ -275,6 +281,7 @@ class DirectTables(MachineEntries):
         """Give back what the entries of a table lead to, and leave in it what the guest would read."""
         form = self._levels[level]
         words = self._entries(at)[: form.entries]
+        self._whole = True
         self._holders.pop(at, None)
         for index in self._lent.pop(at, ()):
             words[index] = 0
@@ -378,13 +385,31 @@ class DirectTables(MachineEntries):
                 entry |= old & form.marks
             if (entry ^ old) & ~form.marks == 0:
                 self.words[place] = entry
+                self._note_change(frame, index)
                 return
             self._get(level, entry, at)
             if level > 1:
                 self._note_holder(level, entry, at, index)
         self.words[place] = entry
         if old & form.present:
+            self._note_change(frame, index)
             self._put(level, old, at)
+
+    def take_changes(self) -> list[tuple[int, int]] | None:
+        """Since this was asked last, entries of tables in use that mapped something and were changed, as an engine is
+        told of them (`flush_tlb`); None where whole tables came or went, or too many."""
+        changes, whole = self._changes, self._whole
+        self._changes, self._whole = [], False
+        return None if whole or changes is None else changes
+
+    def _note_change(self, frame: int, index: int) -> None:
+        changes = self._changes
+        if changes is None:
+            return
+        if len(changes) < _MOST_CHANGES:
+            changes.append(((frame << 12) + index * self.form.entry_size, -1))
+        else:
+            self._whole = True
 
     def lend(self, frame: int, index: int, entry: int) -> None:
         """Put an entry of the hypervisor's into a table in use, where the guest has none, for as long as it is one.

@@ -142,8 +142,10 @@ class DirectViews:
                 entry if entry & w.PRESENT and entry >> kept & w.USER else 0
                 for entry in self.tables.words[first : first + _HALF]
             ]
-            self._host.words(self._user)[:_HALF] = words
-            self._engine.flush_tlb()
+            own, at = self._host.words(self._user)[:_HALF], self._user << 12
+            changed = [index for index, old in enumerate(own.tolist()) if old not in (0, words[index])]
+            own[:] = words
+            self._engine.flush_tlb([(at + 8 * index, -1) for index in changed])
             self._user_of = version
         return self._user << 12
 
@@ -225,14 +227,14 @@ class DirectViews:
     def flush_all(self) -> None:
         """Every translation goes, the hypervisor's own of guest addresses too."""
         self._forget_translations()
-        self._engine.flush_tlb()  # to load a root is not enough where an engine shadows what it walks
+        self._engine.flush_tlb(self.tables.take_changes())  # a root is not enough where an engine shadows what it walks
         self.use(self.view)
         self._frames.flushed()
 
     def invalidate(self, _address: int) -> None:
         """One translation goes, of the engine's and of the hypervisor's."""
         self._forget_translations()
-        self._engine.flush_tlb()
+        self._engine.flush_tlb(self.tables.take_changes())
 
     def flush_tlb(self) -> None:
         """Let the engine forget translations."""

@@ -14,6 +14,8 @@ import pytest
 
 from bt.image import load
 from bt.session import Options, Session
+from emulator.errors import EngineMissing
+from emulator.machine import Limits
 from emulator.native import NATIVES
 
 PORTABLE = Path(__file__).parents[2] / "samples" / "portable"
@@ -84,6 +86,32 @@ def test_each_group_of_checks_passes_in_the_other_ports_and_whatever_virtualises
             session.close()
         passed = [line for line in printed.splitlines() if line.startswith(b"ok ")]
         assert passed == [line for line in wanted if line.startswith(b"ok " + group.encode())]
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("technique", ["snapshot", "direct", "batched"])
+def test_the_port_runs_on_the_second_engine_whatever_virtualises_memory(technique: str) -> None:
+    image = load(PORTABLE / PORTS["x86-64"]["file"])
+    for group in ("exceptions.", "paging.", "user.", "processes.", "memory."):
+        printed = bytearray()
+        options = Options(
+            mode="para",
+            memory=MANIFEST["memory"] << 20,
+            command_line=f"only={group}",
+            technique=technique,
+            engine="kvm",
+            limits=Limits(host_seconds=PATIENCE / 5),
+        )
+        try:
+            session = Session(image, options, printed.extend)
+        except EngineMissing as error:
+            pytest.skip(str(error))
+        try:
+            assert session.run().status == 0
+        finally:
+            session.close()
+        assert b"FAIL" not in printed
+        assert printed.count(b"\nok ") == EXPECTED.count(b"\nok " + group.encode())
 
 
 @pytest.mark.parametrize("isa", ARCHITECTURES)

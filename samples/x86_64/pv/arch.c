@@ -75,6 +75,14 @@ static void table_drop(word page)
 	page_drop(page);
 }
 
+/* A root stays a table while others are in use, so that it is not looked through each time. */
+static void root_is_one(word root)
+{
+	pv_drain();
+	if (WAY != SHADOWED)
+		retrap_pin(root, 4);
+}
+
 void arch_start(word boot)
 {
 	boot_parameters = boot;
@@ -85,6 +93,7 @@ void arch_start(word boot)
 	set_rights(__volatile_end, __text_start + 0x200000, 0);
 	/* The scratch area's top entry exists from the start, so that every root has it. */
 	pv_set_entry_now(PHYSICAL(kernel_pml4 + (SCRATCH_AREA >> 39 & 511)), table_new(0));
+	root_is_one(PHYSICAL(kernel_pml4));
 	arch_flush_all();
 }
 
@@ -135,6 +144,7 @@ word arch_root_new(void)
 		if (!HYPERVISOR_SLOT(i))
 			((word *)DIRECT(root))[i] = get_entry(PHYSICAL(kernel_pml4 + i));
 	may_write(root, false);
+	root_is_one(root);
 	return root;
 }
 
@@ -157,6 +167,8 @@ void arch_root_drop(word root)
 {
 	pv_drain();
 	drop_tables(root, 2, 256);
+	if (WAY != SHADOWED)
+		retrap_unpin(root);
 	table_drop(root);
 }
 
