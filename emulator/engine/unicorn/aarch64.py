@@ -18,7 +18,7 @@ from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import aarch64_state as state
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.aarch64_confirm import confirm
-from emulator.engine.unicorn.aarch64_state import STATE_AT, UnicornAArch64Registers, find_state
+from emulator.engine.unicorn.aarch64_state import UnicornAArch64Registers, find_state, processor_of
 from emulator.engine.unicorn.arm_registers import AARCH64, AARCH64_TABLE, show
 from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
@@ -78,7 +78,7 @@ class UnicornAArch64Engine(UnicornCpu):
         self.registers.set_public(_CPACR, _FP_ENABLED)
         self.registers.learn_modes()
         self._roots = [(0, 0), (0, 0)]
-        self._processor = self.registers.address - STATE_AT
+        self._processor = processor_of(self.registers.address)
         self._flush_page = lib.page_flush(self.library, "aarch64")
         self._trusted = False
         confirm(self)
@@ -88,7 +88,7 @@ class UnicornAArch64Engine(UnicornCpu):
 
     def withhold_timer(self) -> None:
         """Make accesses to the generic timer undefined; raises `EngineMissing` where that does not work."""
-        self._timer = WithheldTimer(self.registers.address - STATE_AT, AARCH64_TABLE)
+        self._timer = WithheldTimer(self._processor, AARCH64_TABLE)
 
     def show_identity(self, values: Mapping[int, int]) -> None:
         """Have registers read as `values` says, by their 16-bit names."""
@@ -96,7 +96,7 @@ class UnicornAArch64Engine(UnicornCpu):
         for name, value in values.items():
             op0, op1, crn, crm, op2 = fields(name)
             places[AARCH64, crn, crm, op0, op1, op2] = value
-        show(self.registers.address - STATE_AT, AARCH64_TABLE, places)
+        show(self._processor, AARCH64_TABLE, places)
         wrong = [name for name, value in values.items() if self.registers.public(name) != value]
         if wrong:
             raise EngineMissing(f"the unicorn engine shows register {wrong[0]:#x} as ever: install unicorn==2.1.4")

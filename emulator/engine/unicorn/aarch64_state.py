@@ -36,6 +36,8 @@ _SIZE = 0x2F18
 
 STATE_AT: Final = 0xA350
 """Offset of the state in QEMU's CPU object."""
+_STATE_POINTER = 0x128
+"""Offset in that object of a pointer to the state."""
 SCR_EL3: Final = register(3, 6, 1, 1, 0)
 HCR_EL2: Final = register(3, 4, 1, 1, 0)
 _SECURE, _NON_SECURE = 0x430, 0x431
@@ -121,6 +123,19 @@ def find_state(library: Any, handle: int) -> int:
     finally:
         os.close(descriptor)
     raise EngineMissing("the unicorn engine keeps its CPU state where retrap does not find it: install unicorn==2.1.4")
+
+
+def processor_of(state: int) -> int:
+    """Host address of QEMU's CPU object, of which the state at an address is a part."""
+    processor = state - STATE_AT
+    descriptor = os.open("/proc/self/mem", os.O_RDONLY)
+    try:
+        found = _read_memory(descriptor, processor + _STATE_POINTER, 8)
+    finally:
+        os.close(descriptor)
+    if found != struct.pack("<Q", state):
+        raise EngineMissing("the unicorn engine's CPU is not where retrap looks for it: install unicorn==2.1.4")
+    return processor
 
 
 def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
