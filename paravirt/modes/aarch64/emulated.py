@@ -50,6 +50,7 @@ class EmulatedAccesses(Hypervisor):
     _debug: debug.DebugEvents
     _accesses: dict[int, Access | None]
     _access_at: dict[int, Access]
+    _access_pages: set[int]
     _quiet: dict[tuple[int, int], QuietAccess]
     _serial_status: int
     _serial_posts: bool
@@ -215,6 +216,7 @@ class EmulatedAccesses(Hypervisor):
         access = self._accesses[word]
         if access is not None and self.vcpu.level:
             self._access_at[pc] = access
+            self._access_pages.add(pc >> 12)
         return access
 
     def _learn_quiet(self, physical: int, address: int, pc: int, access: Access) -> None:

@@ -75,6 +75,8 @@ class AArch64Hypervisor(AArch64Saving):
         """Words, taken apart."""
         self._access_at: dict[int, Access] = {}
         """What stands at addresses of the kernel's code that is executed now."""
+        self._access_pages: set[int] = set()
+        """The pages that these are in."""
         self._quiet: dict[tuple[int, int], QuietAccess] = {}
         """Accesses to the serial port that the engine does without an exit, by place and address."""
         self._serial_status, self._serial_posts = -1, False
@@ -303,6 +305,7 @@ class AArch64Hypervisor(AArch64Saving):
     def _forget_accesses(self) -> None:
         """What stands where in the code may have changed."""
         self._access_at.clear()
+        self._access_pages.clear()
         self._forget_quiet()
         if self._passers:
             self._passers.clear()
@@ -322,7 +325,8 @@ class AArch64Hypervisor(AArch64Saving):
         self._forget_quiet()
 
     def _code_changed(self, page: int) -> None:
-        self._forget_accesses()
+        if page >> 12 in self._access_pages:
+            self._forget_accesses()
         super()._code_changed(page)
 
     def _code_stored(self, frame: int) -> None:

@@ -192,6 +192,7 @@ class AArch64Saving(EmulatedAccesses):
         self._accesses.update((word, accesses[pc]) for pc, word in habits.accesses)
         self._access_at.clear()
         self._access_at.update((pc, self._accesses[word]) for pc, word in habits.accesses)  # type: ignore[misc]
+        self._access_pages = {pc >> 12 for pc in self._access_at}
         self._quiet.clear()
         self._quiet.update(((row.pc, row.address), row) for row in habits.quiet)
         self.engine.be_quiet(tuple(self._quiet.values()))
