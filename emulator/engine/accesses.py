@@ -1,9 +1,9 @@
-"""What an engine can do whose capabilities say `data_breakpoints`: tell of accesses to chosen places in memory.
+"""What an engine can do whose capabilities say `data_breakpoints`: tell of accesses to memory, and of instructions.
 
 Room: `emulator/engine`. For the debug registers of a deprivileged guest, which are not the processor's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from emulator.engine.x86 import X86Engine
@@ -20,4 +20,9 @@ class AccessEngine(X86Engine, Protocol):
 
     def forget_accesses(self) -> None:
         """The access under way is told of no more: its instruction has faulted, or the next one left for a handler."""
+        ...
+
+    def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool], everywhere: bool = False) -> None:
+        """From now on call `asked` before an instruction at one of these guest-virtual addresses, or before every one;
+        True ends in a BREAKPOINT exit."""
         ...

@@ -107,6 +107,7 @@ class XenHypervisor(Driver):
             ExitKind.IDENTIFY: self._identify,
             ExitKind.TIME_STAMP: self._time_stamp,
             ExitKind.BUDGET: self._budget,
+            ExitKind.BREAKPOINT: self._breakpoint,
         }
         self._dispatch = [known.get(kind, self._unexpected) for kind in ExitKind]
         self._within = [kind in _WITHIN for kind in ExitKind]
@@ -355,6 +356,8 @@ class XenHypervisor(Driver):
 
     def _fault(self, exit_: Exit) -> None:
         vector = exit_.vector
+        if self.vcpu.breakpoints.passed_at >= 0:
+            self.vcpu.breakpoints.interrupted(self._registers.rip)
         if vector == _PF:
             self._page_fault(exit_.address, exit_.error)
         elif vector == _DB and self.stores.stepping:
@@ -370,6 +373,12 @@ class XenHypervisor(Driver):
             if vector == _GP:
                 vector = self._emulate.fault_of(exit_.error)
             self._reflect(vector, exit_.error if vector in _WITH_ERROR else None)
+
+    def _breakpoint(self, exit_: Exit) -> None:
+        """A breakpoint of code: the guest is before the instruction."""
+        vcpu = self.vcpu
+        vcpu.debug[6] |= vcpu.breakpoints.met(vcpu.debug, exit_.address)
+        self._reflect(_DB, None)
 
     def _reflect(self, vector: int, error: int | None, address: int = 0) -> None:
         self.exits.count("exception to the guest", "fault")

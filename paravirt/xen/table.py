@@ -252,7 +252,7 @@ HYPERCALLS: tuple[Hypercall, ...] = (
     Hypercall(5, "fpu_taskswitch", OFFERED, "", segments.fpu_taskswitch),
     Hypercall(6, "sched_op_compat", REFUSED, "replaced by sched_op", in_xen=InXen.OLD),
     Hypercall(7, "platform_op", REFUSED, _PRIVILEGED, errno=Errno.EPERM, in_xen=InXen.ADMINISTRATOR),
-    Hypercall(8, "set_debugreg", PARTLY, "only breakpoints of data are armed", segments.set_debugreg),
+    Hypercall(8, "set_debugreg", PARTLY, "breakpoints of ports are not armed", segments.set_debugreg),
     Hypercall(9, "get_debugreg", OFFERED, "", segments.get_debugreg),
     Hypercall(10, "update_descriptor", PARTLY, "segments only: gates are refused", segments.update_descriptor),
     Hypercall(12, "memory_op", PARTLY, "", _choose(MEMORY_OPERATIONS), operations=MEMORY_OPERATIONS),

@@ -297,6 +297,8 @@ class Vcpu:
             self.io_level = flags >> 12 & 3
         registers.rip = rip
         registers.rflags = flags & 0x24_4FD5 & ~_IOPL | _IF | 2
+        if flags & _RF:
+            self.breakpoints.let_pass(rip)
         self.view[self.info_at + VcpuInfo.UPCALL_MASK] = 0 if flags & _IF else 1
         selectors = cs & 0xFFFF | 3, ss & 0xFFFF | 3
         for index, selector in zip((CS, SS), selectors, strict=True):

@@ -3,6 +3,7 @@
 
 struct start_info *start;
 volatile u64 fixup, fault_vector, fault_error, fault_address;
+volatile u64 resume, resumed;
 volatile u64 events_taken, user_calls, user_value;
 static u64 next_page, checks, bad;
 extern u64 stub_table[];
@@ -164,6 +165,11 @@ void trapped(struct frame *frame)
     }
     if (frame->vector == 100)
         return;
+    if (frame->vector == 1 && resume) { /* a breakpoint that is passed */
+        resumed++;
+        frame->rflags |= 0x10000;
+        return;
+    }
     if (!fixup) {
         print("vector ");
         print_number(frame->vector);

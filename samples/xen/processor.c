@@ -5,6 +5,7 @@
 long return_by(u64 cs, u64 ss);
 
 static volatile u64 watched[2];
+extern volatile u64 resume, resumed;
 static u32 flat_stack = 0xe02b;
 
 static void check_returns(void)
@@ -98,6 +99,24 @@ static void check_breakpoints(void)
     check("break.held-back-by-ss", fault_vector << 8 | user_value, 1 << 8 | 1);
     TRY("movw (%0), %%ss\n\tint $100", "r"(&flat_stack));
     check("break.dropped-by-an-entry", fault_vector, 100);
+    u64 code;
+    asm volatile("leaq 1f(%%rip), %0\n\tjmp 2f\n1:\tincl user_value(%%rip)\n\tret\n2:" : "=r"(code));
+    check("break.code-address", call(SET_DEBUGREG, 2, code, 0, 0), 0);
+    check("break.of-code", call(SET_DEBUGREG, 7, 2UL << 4, 0, 0), 0);
+    call(SET_DEBUGREG, 6, 0, 0, 0);
+    user_value = 0;
+    resumed = 0;
+    TRY("callq *%0", "r"(code));
+    check("break.before-the-instruction", fault_vector << 8 | user_value, 1 << 8);
+    check("break.of-code-is-told", call(GET_DEBUGREG, 6, 0, 0, 0) & 0xf, 4);
+    asm volatile("addq $8, %%rsp" : : : "memory"); /* the call's return address: it was never used */
+    resume = 1;
+    asm volatile("callq *%0" : : "r"(code) : "memory");
+    check("break.passed-by-rf", resumed << 8 | user_value, 1 << 8 | 1);
+    asm volatile("movl $2, %%ebx\n3:\tcallq *%0\n\tdecl %%ebx\n\tjnz 3b" : : "r"(code) : "rbx", "memory");
+    check("break.each-time", resumed << 8 | user_value, 3 << 8 | 3);
+    resume = 0;
+    call(SET_DEBUGREG, 7, 0xdUL << 16 | 0xfUL << 20 | 2UL << 0 | 2UL << 2, 0, 0);
     check("break.of-a-port-without-cr4", call(SET_DEBUGREG, 7, 2 | 0xeUL << 16, 0, 0), -EPERM);
     check("break.of-long-code", call(SET_DEBUGREG, 7, 2 | 0xcUL << 16, 0, 0), -EPERM);
     check("break.general-detect", call(SET_DEBUGREG, 7, 1UL << 13, 0, 0), -EPERM);

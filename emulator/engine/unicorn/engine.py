@@ -16,6 +16,7 @@ from emulator.engine.exit import SYSCALL, SYSENTER, Exit, ExitKind, describe
 from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import floating, state
 from emulator.engine.unicorn import library as lib
+from emulator.engine.unicorn.breakpoints import Breakpoints
 from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
@@ -96,6 +97,7 @@ class UnicornEngine(Observed):
         self._limit[0] = _FOREVER
         self._data = DataBreakpoints(self.library, handle.value, self._stop_before, self._fail)
         self._data_watch: int | None = None
+        self._breakpoints = Breakpoints(self.library, handle.value, self._fail)
         self._ports_enabled = False
         self._inside = False
         """The handler is called from within a basic block, which goes on afterwards."""
@@ -175,6 +177,10 @@ class UnicornEngine(Observed):
             elif self._data.hit:
                 exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _DB, self._data.hit
                 self._data.hit = 0
+                self.count_again()
+            elif self._breakpoints.hit >= 0:
+                exit_.kind, exit_.address = ExitKind.BREAKPOINT, self._breakpoints.hit
+                self._breakpoints.hit = -1
                 self.count_again()
             elif self._remaining[0] <= 0:
                 if self._deadline == self._pause:
@@ -296,6 +302,10 @@ class UnicornEngine(Observed):
         self._data.choose(places)
         if places:
             self._data_watch = self.observe_change(self._data.word[:8], self._look, exactly=True)
+
+    def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool], everywhere: bool = False) -> None:
+        """From now on call `asked` before an instruction at one of `addresses`; True ends in a BREAKPOINT exit."""
+        self._breakpoints.choose(addresses, asked, everywhere)
 
     def _look(self) -> None:
         self._data.look(self.registers.interrupt_shadow)
