@@ -37,6 +37,8 @@ class ArmKnown:
     alone: tuple[int, ...]
     limits: tuple[tuple[int, int], ...]
     guarded: bool
+    passing: tuple[int, ...]
+    """Watched pages that are mapped for the instruction that runs alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class ArmSaving(Hypervisor):
         """Make the real processor one for deprivileged guests."""
         raise NotImplementedError
 
+    def _watch(self) -> None:
+        """Other pages are watched than before."""
+        raise NotImplementedError
+
     def floating_point_changed(self) -> None:
         """CPACR: the real one follows."""
         raise NotImplementedError
@@ -119,6 +125,7 @@ class ArmSaving(Hypervisor):
             alone=tuple(sorted(shadow._alone)),
             limits=tuple(shadow._limits.items()),
             guarded=shadow.guarded,
+            passing=tuple(sorted(shadow.passing)),
         )
 
     def set_processor_state(self, saved: ArmSaved) -> None:
@@ -143,11 +150,13 @@ class ArmSaving(Hypervisor):
             self._single.restore(saved.step)
         vcpu.forget_writes()
         self._debug.changed()
+        self._watch()
         self.floating_point_changed()
         shadow, known = self.shadow, saved.known
         shadow._shape = shadow._shape_now()
         shadow._executing = {at: (address, copy) for at, address, copy in known.executing}
         shadow._alone, shadow._limits, shadow._guarded = set(known.alone), dict(known.limits), known.guarded
+        shadow.passing = set(known.passing)
 
     def _check(self, saved: ArmSaved) -> None:
         """Raise `ValueError` for what no processor can be."""
@@ -176,6 +185,7 @@ class ArmSaving(Hypervisor):
             if not (0 <= at < words and 0 <= copy - self.LAYOUT.code < copies):
                 raise ValueError(f"a page of code at {address:#x} executes from {copy:#x}")
         fits(32, (limit for _, limit in saved.known.limits), "an address")
+        fits(20, saved.known.passing, "a page")
 
     def real_state_lost(self) -> None:
         """Memory, tables and the virtual processor are in place: make the real processor's state by them."""

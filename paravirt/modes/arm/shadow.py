@@ -70,6 +70,10 @@ class ArmShadow(ShadowPaging):
         """Tables of pages in the kernel's view that have one which user code may not touch in the same way."""
         self._limits: dict[int, int] = {}
         """By root table of the kernel's view: below, there is no such table, to the MiB."""
+        self.watched: frozenset[int] = frozenset()
+        """Pages (address >> 12) that are mapped for one access alone (`ArmHypervisor.debug_changed`)."""
+        self.passing: set[int] = set()
+        """Those of them that are mapped now."""
         self.exposed = -1, -1
         """Page and frame of code that is read and written in its own frame, while one instruction runs alone."""
         self._guarded = False
@@ -240,6 +244,30 @@ class ArmShadow(ShadowPaging):
     def _install(self, walk: PageWalk, write: bool, fetch: bool) -> None:
         self._above = self.guest.above(walk.entries[2]) if walk.level == 1 else 0
         super()._install(walk, write, fetch)
+        if self.watched:
+            self._unmap_watched(walk.address >> _MIB)
+
+    def _unmap_watched(self, mib: int) -> None:
+        """No watched page of a MiB stays mapped for data but those that are passed, whatever mapped them. A table entry
+        that executes can be read as well."""
+        for page in self.watched - self.passing:
+            at = self._leaf_of(page << 12) if page >> _MIB - 12 == mib else -1
+            entry = self._words[at] if at >= 0 else 0
+            if entry & 3 == 3:
+                self.replace(at, 1, entry & PAGE_MASK | self.form.pages[0] | APART if entry & APART else 0)
+
+    def drop_page(self, address: int) -> None:
+        """Unmap a page in both views."""
+        for root in self.roots_of(address):
+            at = self._leaf_in(root, address)
+            if at >= 0:
+                self.drop(at)
+        self.flush_tlb()
+
+    def fill_ahead(self, table: int) -> None:
+        """As the base, while no page is watched."""
+        if not self.watched:
+            super().fill_ahead(table)
 
     def _table(self, guest: int, level: int, role: int, address: int) -> int:
         if level > 1:
@@ -295,18 +323,18 @@ class ArmShadow(ShadowPaging):
     def code_entry(self, walk: PageWalk, at: int, entry: int) -> int:
         """The guest's own frame, to be read, unless a copy must be readable where it executes."""
         copy, number = entry & PAGE_MASK, walk.frame - self.frames.base >> 12
-        if self._reads_itself(number, copy):
+        if self._reads_itself(number, copy, walk.address >> 12 in self.watched):
             self._executing.pop(at, None)
             return entry
         self._executing[at] = walk.address & PAGE_MASK, copy
         return walk.frame | self.form.pages[READ] | APART
 
-    def _reads_itself(self, number: int, copy: int) -> bool:
-        """Whether nothing was rewritten, or by a load of an address that stands beside it, by which a far fixup is
-        reached."""
+    def _reads_itself(self, number: int, copy: int, watched: bool) -> bool:
+        """Whether nothing was rewritten (and nobody watches), or by a load of an address that stands beside it: so is a
+        far fixup reached."""
         words = np.frombuffer(self.frames.code.copy_at(copy), np.uint32)
         changed = words[words != self._guest_words[number << 10 : number + 1 << 10]]
-        return not len(changed) or bool(np.isin(changed, _LOADS_OF_PC).any())
+        return not (len(changed) or watched) or bool(np.isin(changed, _LOADS_OF_PC).any())
 
     def execute_again(self, address: int) -> bool:
         """Enter a page of kernel code that has a copy into the TLB, to be executed and not read; whether it is one.

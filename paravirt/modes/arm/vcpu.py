@@ -39,6 +39,8 @@ class ArmVirtualCpu:
         self.walker = Walker(memory.cast("I"), base, self.context)
         self.before_write: Callable[[int], None] = lambda _frame: None
         self._told: set[int] = set()
+        self.watch: Callable[[int, int, bool, bool], None] | None = None
+        """Called before an access in the guest's place while pages are watched: address, size, write, as user code."""
         self.mode = x.SVC
         self.level = KERNEL
         self._masks = x.MASK_A | x.MASK_F
@@ -231,11 +233,15 @@ class ArmVirtualCpu:
     def read(self, address: int, size: int, user: bool) -> int:
         """Read an aligned 1, 2 or 4 bytes as the guest would. Raises its abort."""
         at = self._place(address, False, user)
+        if self.watch is not None:
+            self.watch(address, size, False, user)
         return int.from_bytes(self.memory[at : at + size], "little")
 
     def write(self, address: int, size: int, value: int, user: bool) -> None:
         """Write an aligned 1, 2 or 4 bytes as the guest would. Raises its abort."""
         at = self._place(address, True, user)
+        if self.watch is not None:
+            self.watch(address, size, True, user)
         frame = at >> 12
         if frame not in self._told:
             self.before_write(frame)
