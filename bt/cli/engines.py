@@ -40,6 +40,8 @@ def _lines(report: Report) -> Iterator[str]:
             yield f"  full privilege    {'yes' if engine.capabilities['full_privilege'] else 'no: deprivileged only'}"
             yield f"  deterministic     {'yes' if engine.capabilities['deterministic'] else 'no: it counts host time'}"
             yield f"  an exit           about {engine.capabilities['exit_cost']:g} microseconds"
+            if engine.capabilities["crosses"]:
+                yield "  system calls      of 64-bit user code need no exit"
         if engine.speed is not None:
             yield f"  compute loop      {engine.speed:.3f} x the speed of the host's own processor"
     device = report.device

@@ -462,6 +462,8 @@ class X86Hypervisor(X86Saving):
         rip, level = self._registers.rip, self.vcpu.level
         if self._fill(address, write, fetch):
             if self._view_level == 3:
+                if self._chain is not None:
+                    self.shadow.fill_around(address)
                 self.descriptors.withhold()
         elif self._chain is not None:
             self._faulted = rip, level, address, write, fetch
@@ -479,6 +481,7 @@ class X86Hypervisor(X86Saving):
         self._filled_ahead[0] += 1
         self._own_stores()
         if vcpu.level == 3:
+            self.shadow.fill_around(faulted[2])
             self.descriptors.withhold()
 
     # -- one instruction at a time --------------------------------------------------------------

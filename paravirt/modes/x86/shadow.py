@@ -8,17 +8,20 @@ from collections.abc import Collection
 
 import numpy as np
 
-from emulator.isa.paging import GuestTables
+from emulator.isa.paging import READ, WRITE, GuestTables
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.paging import LONG_MODE, LongModeTables
 from emulator.isa.x86.processor import Fault
 from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.shadow import MappingEngine, ShadowPaging
-from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.mmu.views import KERNEL_VIEW, PLAIN, USER_VIEW
 
 _ROOT_SHIFT = 39
 _PAGE_FAULT = 14
+_AROUND = 16
+_USED = w.PRESENT | w.ACCESSED | w.USER
+_WRITTEN = w.DIRTY | w.WRITABLE
 _FOR_ITSELF = w.PRESENT | w.WRITABLE | w.ACCESSED
 
 
@@ -80,6 +83,28 @@ class X86Shadow(ShadowPaging):
             if table < 0:
                 return True
         return True
+
+    def fill_around(self, address: int) -> None:
+        """User view, where exits are dear: map what the guest has accessed of the sixteen pages around one that was
+        just mapped, since its fault handler maps files by as many. `fill_ahead` looks at whole tables, now and then."""
+        at = self._leaf_of(address)
+        table = at >> self._unit
+        if at < 0 or self.pool.source[table] < 0 or not self.technique.ahead:
+            return
+        index = at - (table << self._unit) & -_AROUND
+        first, mirrored = (table << self._unit) + index, (self.pool.source[table] >> 3) + index
+        words, frames, pages = self._words, self.frames, self.form.pages
+        for place, guest in enumerate(self.pool.guest_words[mirrored : mirrored + _AROUND].tolist(), first):
+            frame = guest & w.FRAME_MASK
+            if words[place] or guest & _USED != _USED or not frames.base <= frame < frames.end:
+                continue
+            plain = guest & _WRITTEN == _WRITTEN and frames.kind[frame - frames.base >> 12] == PLAIN
+            entry = frame | pages[READ | WRITE if plain else READ]
+            if frames.coherent:
+                entry = entry & ~w.NO_EXECUTE | guest & w.NO_EXECUTE
+            words[place] = entry
+            self.pool.seen[place] = guest
+            self.prefilled += 1
 
     def both_roots(self) -> tuple[int, int] | None:
         """Engine-physical addresses of the roots of the current address space, the kernel's and user code's; None where
