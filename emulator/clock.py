@@ -57,6 +57,12 @@ class Clock:
         self._heap: list[tuple[int, int, int, Timer]] = []
         self._scheduled = 0
         self._sweep_at = _SWEEP
+        self.on_jump: Callable[[], None] | None = None
+        """Called when `line` is another than it was."""
+
+    def _jumped(self) -> None:
+        if self.on_jump is not None:
+            self.on_jump()
 
     def now(self) -> int:
         """Virtual time in nanoseconds since the clock was made, rounded down."""
@@ -118,11 +124,13 @@ class Clock:
         ahead = when * self.units_per_second - scaled
         if ahead > 0:
             self._offset += ahead
+            self._jumped()
 
     def attach(self, progress: Callable[[], int]) -> None:
         """Count another engine's progress from here on; time goes on without a jump."""
         self._offset += (self._progress() - progress()) * NANOSECONDS
         self._progress = progress
+        self._jumped()
 
     @property
     def line(self) -> tuple[int, int] | None:
@@ -146,3 +154,4 @@ class Clock:
             )
         self._offset = state.scaled - self._progress() * NANOSECONDS
         self._heap.clear()
+        self._jumped()

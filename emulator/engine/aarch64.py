@@ -186,6 +186,17 @@ class AArch64Engine(Engine, Protocol):
         """
         ...
 
+    def answer_counter(self, scale: int, offset: int, shift: int) -> None:
+        """From now on CNTVCT_EL0 reads progress * `scale` + `offset`, shifted right by `shift`, without an exit.
+
+        Only while EL0 may access the performance monitors (`allow_user`); with a scale of 0 every read exits again.
+        """
+        ...
+
+    def take_answered(self) -> int:
+        """How many reads of the counter were answered since this was asked last."""
+        ...
+
     def prepare_passages(self, base: int, memory: memoryview, kinds: memoryview, word: memoryview) -> None:
         """Passages lead to `memory`, which is at engine-physical `base`.
 

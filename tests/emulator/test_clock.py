@@ -172,3 +172,18 @@ def test_the_line_of_a_clock_is_its_time_until_time_is_skipped() -> None:
 
 def test_a_clock_whose_unit_is_no_whole_number_of_nanoseconds_has_no_line() -> None:
     assert Clock(lambda: 0, 3).line is None
+
+
+def test_whoever_answers_by_the_line_is_told_when_it_is_another() -> None:
+    progress = [0]
+    clock = Clock(lambda: progress[0], 100_000_000)
+    lines: list[tuple[int, int] | None] = []
+    clock.on_jump = lambda: lines.append(clock.line)
+    clock.skip_to(0)
+    assert lines == []
+    clock.skip_to(500)
+    state = clock.state
+    progress[0] = 10
+    clock.restore(state)
+    clock.attach(lambda: 0)
+    assert lines == [(10, 500), (10, 400), (10, 500)]

@@ -19,7 +19,7 @@ from paravirt.hypervisor import Hypervisor
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(600)]
 
 QEMU = "qemu-system-aarch64"
-MOST_EXITS = {"inline": 25_000, "trap": 2_400_000}
+MOST_EXITS = {"inline": 18_000, "trap": 2_400_000}
 FLAGS = ("DISABLE_INTERRUPTS", "ENABLE_INTERRUPTS", "READ_FLAGS", "WRITE_FLAGS")
 
 

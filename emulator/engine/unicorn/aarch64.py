@@ -22,6 +22,7 @@ from emulator.engine.unicorn.aarch64_state import UnicornAArch64Registers, find_
 from emulator.engine.unicorn.arm_registers import AARCH64, AARCH64_TABLE, show
 from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
+from emulator.engine.unicorn.counter_reads import CounterReads
 from emulator.engine.unicorn.passages import Passages
 from emulator.engine.unicorn.quiet import QuietAccesses
 from emulator.errors import EngineMissing
@@ -73,7 +74,10 @@ class UnicornAArch64Engine(UnicornCpu):
         self._trusts = False
         following = self._quiet.on_exception, self._quiet.argument
         self._passages = Passages(self.registers.address, state.GENERAL, *following)
-        self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._passages.on_exception), user=self._passages.argument)
+        following = self._passages.on_exception, self._passages.argument
+        self._limit[0] = self._deadline
+        self._reads = CounterReads(self.registers.address, self._remaining, self._limit, *following)
+        self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._reads.on_exception), user=self._reads.argument)
         self._count_blocks()
         self.registers.set_public(_CPACR, _FP_ENABLED)
         self.registers.learn_modes()
@@ -145,6 +149,14 @@ class UnicornAArch64Engine(UnicornCpu):
     def be_quiet(self, accesses: Sequence[QuietAccess]) -> None:
         """These accesses are done by native code."""
         self._quiet.set(accesses)
+
+    def answer_counter(self, scale: int, offset: int, shift: int) -> None:
+        """Reads of the counter need no exit, or do again."""
+        self._reads.answer(scale, offset, shift)
+
+    def take_answered(self) -> int:
+        """Reads of the counter that were answered since this was asked last."""
+        return self._reads.take()
 
     def prepare_passages(self, base: int, memory: memoryview, kinds: memoryview, word: memoryview) -> None:
         """Where accesses that pass by lead, and what opens a page."""

@@ -12,6 +12,8 @@ from typing import Final
 
 from emulator.board.arm_boot import ArmEntry
 from emulator.board.virt import Virt
+from emulator.clock import NANOSECONDS
+from emulator.devices.arch_timer import FREQUENCY
 from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, Passage, PassingAccess, QuietAccess
 from emulator.engine.exit import Exit, ExitKind
 from emulator.isa.aarch64 import exceptions as x
@@ -82,7 +84,7 @@ class AArch64Hypervisor(AArch64Saving):
         self._serial_status, self._serial_posts = -1, False
         self._late_writes = self.exits.cell("device write", "late")
         self._masks_native = False
-        """The kernel's accesses to DAIF need no exit while no interrupt waits for them."""
+        """The kernel's accesses to DAIF need no exit while no interrupt waits for them, nor do reads of the counter."""
         self._may = -1
         self._guest_words = memory.view.cast("Q")
         self._memory_base, self._memory_end = memory.base, memory.base + memory.view.nbytes
@@ -92,6 +94,7 @@ class AArch64Hypervisor(AArch64Saving):
         self._open_passage: Passage | None = None
         """The page of passage that the engine knows; and the accesses that it knows, by their places."""
         self._passers: dict[int, PassingAccess] = {}
+        self.exits.add_from("READ_TIME_STAMP", "quiet", self.engine.take_answered)
         self.exits.add_from("access to a page of passage", "quiet", self.engine.take_passed)
         self.shadow.on_mapped = self._mapped
         self._mapped()
@@ -131,6 +134,14 @@ class AArch64Hypervisor(AArch64Saving):
         word = self.shared[UNMAPPED : UNMAPPED + 1]
         self.engine.prepare_passages(self._memory_base, self.machine.memory.view, kinds, word)
         self.board.uart.watch_quiet(self._serial_quiet)
+        self.machine.clock.on_jump = self._time_jumped
+        self._time_jumped()
+
+    def _time_jumped(self) -> None:
+        """The counter is another function of progress: the engine answers reads of it, where they need no exit."""
+        line, per_tick = self.machine.clock.line, NANOSECONDS // FREQUENCY
+        if self._masks_native and line is not None and per_tick & per_tick - 1 == 0:
+            self.engine.answer_counter(*line, per_tick.bit_length() - 1)
 
     def _mapped(self) -> None:
         """A page was mapped: nothing is known to be unmapped any more."""
