@@ -4,10 +4,10 @@
 #define ARCH_H
 
 #define PHYSICAL_BASE 0x40000000
-#define KERNEL_BASE 0x80000000
-#define IMAGE_BASE 0x80100000
-#define SCRATCH_AREA 0x90000000
-#define DEVICES 0xa0000000 /* GIC; the next megabyte is the serial port's */
+#define KERNEL_BASE 0xc0000000
+#define IMAGE_BASE 0xc0100000
+#define SCRATCH_AREA 0xd0000000
+#define DEVICES 0xe0000000 /* GIC; the next megabyte is the serial port's */
 #define POOL_START 0x40800000
 
 #define MODE_USR 0x10

@@ -57,19 +57,19 @@ kernel_table:
 	.fill 0x401, 4, 0
 	.long 0x40100000 | SECTION_RW /* the start, where it is loaded: dropped by arch_start */
 	.long 0x40200000 | SECTION_RW
-	.fill 0x3fd, 4, 0
-	.set i, 0 /* 0x80000000: 64 MiB */
+	.fill 0x7fd, 4, 0
+	.set i, 0 /* 0xc0000000: 64 MiB */
 	.rept 64
 	.if i == 1 || i == 2
-	.long image_tables - 0x40000000 + (i - 1) * 1024 + TABLE
+	.long image_tables - 0x80000000 + (i - 1) * 1024 + TABLE
 	.else
 	.long 0x40000000 + (i << 20) | SECTION_RW | SECTION_XN
 	.endif
 	.set i, i + 1
 	.endr
 	.fill 0x1c0, 4, 0
-	.fill 16, 4, 0 /* 0xa00: devices, from 0xa0000000 */
-	.fill 0x5f0, 4, 0
+	.fill 16, 4, 0 /* 0xe00: devices, from 0xe0000000 */
+	.fill 0x1f0, 4, 0
 image_tables: /* rights by section are set in arch_start */
 	.set i, 0x40100000
 	.rept 512

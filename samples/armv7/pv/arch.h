@@ -4,9 +4,9 @@
 #define ARCH_H
 
 #define PHYSICAL_BASE 0x40000000
-#define KERNEL_BASE 0x80000000
-#define IMAGE_BASE 0x80100000
-#define SCRATCH_AREA 0x90000000
+#define KERNEL_BASE 0xc0000000
+#define IMAGE_BASE 0xc0100000
+#define SCRATCH_AREA 0xd0000000
 #define POOL_START 0x40800000
 
 #define SYS_SYNC 0x100 /* address, bytes: cache maintenance is the kernel's */
