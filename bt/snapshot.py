@@ -7,10 +7,12 @@ makes its translator, when the first page comes that was not translated before: 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from bt.session import MANIFEST, Options, Session
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from bt.loadtime import LoadTimeTranslator
     from paravirt.hypervisor import Hypervisor
 
+_IMPOSSIBLE: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, struct.error)
+"""What handlers raise of a saved machine whose parts do not fit together."""
 CONSOLE_KEPT: Final = 1 << 16
 """Bytes of what a guest has printed that its snapshot keeps, the last ones."""
 _KEPT_OPTIONS: Final = ("mode", "engine", "memory", "command_line", "delta", "physical_delta", "technique")
@@ -270,10 +274,18 @@ class ResumedSession(Session):
         ended = self.beforehand()
         if ended is not None:
             return ended
-        if not self.exact:
-            return self.driver.run()
-        self.machine.begin()
-        return self.driver.resume()
+        try:
+            if not self.exact:
+                return self.driver.run()
+            self.machine.begin()
+            return self.driver.resume()
+        except _IMPOSSIBLE as error:
+            where = extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {brief(str(error))}"
+            raise BadSnapshot(
+                f"{self.snapshot.path}: its machine came to a state that none can have ({what}); it was changed, or "
+                "this is an error of retrap's: make it anew, and report it if that comes again"
+            ) from error
 
 
 __all__ = ["ResumedSession", "Snapshot", "options_of", "save_session"]

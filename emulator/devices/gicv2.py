@@ -308,7 +308,14 @@ class Gicv2:
         )
 
     def restore(self, state: GicState) -> None:
-        """Take up an earlier state, and drive the request line accordingly."""
+        """Take up an earlier state, and drive the request line accordingly. Raises `ValueError` for one of another
+        controller."""
+        masks = state.enabled, state.latched, state.levels, state.active, state.edges
+        taken = all(0 <= number < LINES and 0 <= priority <= 0xFF for number, priority in state.running)
+        if len(state.priorities) != LINES or not taken or not all(0 <= mask <= _EVERY for mask in masks):
+            raise ValueError(f"an interrupt controller of other lines than {LINES}")
+        if not (0 <= state.binary_point <= 7 and 0 <= state.priority_mask <= 0xFF):
+            raise ValueError("an interrupt controller's priorities are none")
         self._set(state)
         self._line = not self._line
         self._update()

@@ -125,6 +125,12 @@ def reinstate_fixups(code: CodePages, whole: WholeCode) -> None:
         if not 0 <= offset <= abi.fixup_size - len(contents):
             raise ValueError(f"a fixup at {address:#x} lies outside the fixup region")
         code._window[offset : offset + len(contents)] = contents
+    addresses = range(abi.last_address + 1)
+    for call in whole.hypercalls.values():
+        if call.site not in addresses or call.resume not in addresses:
+            raise ValueError(f"a fixup calls for {call.site:#x}, which is no address")
+    if not all(site in addresses for site in whole.sites.values()):
+        raise ValueError("a fixup stands for what is no address")
     code._fixups = dict(whole.fixups)
     code.fixup_sites.clear()
     code.fixup_sites.update(whole.sites)

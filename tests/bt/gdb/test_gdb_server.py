@@ -299,3 +299,32 @@ def test_gdb_multiarch_takes_the_description(folder: str, tmp_path: Path) -> Non
         serving.join(60)
         assert "Breakpoint 1, " in shown, shown
         assert "<catch_fault+" in shown, shown
+
+
+@pytest.mark.skipif(shutil.which("gdb-multiarch") is None, reason="needs gdb-multiarch")
+@pytest.mark.parametrize("folder", ["aarch64", "armv7", "mips32"])
+def test_gdb_multiarch_goes_backwards(folder: str, tmp_path: Path) -> None:
+    with opened(reverse=True, image=SAMPLE.parents[1] / folder / "portable.elf") as one:
+        symbols = tmp_path / "guest.sym"
+        write_symbol_file(one.session.image, symbols)
+        serving = threading.Thread(target=one.server.serve)
+        serving.start()
+        lines = (
+            *(f"target remote 127.0.0.1:{one.port}", "break catch_fault", "continue", "continue 5", "delete"),
+            *("watch *(int *)&checks_done", "reverse-continue", "output (long) $pc", 'printf " is the store\\n"'),
+            *("stepi", "reverse-stepi", "output (long) $pc", 'printf " is back at it\\n"', "kill"),
+        )
+        shown = subprocess.run(
+            ("gdb-multiarch", "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line)), symbols),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        ).stdout
+        serving.join(60)
+        values = [int(line.split(" = ")[1]) for line in shown.splitlines() if line.startswith(("Old value", "New"))]
+        assert len(values) >= 2, shown
+        assert values[0] == values[1] + 1, "the store is undone: one check fewer is done before it"
+        places = [line.split()[0] for line in shown.splitlines() if line.endswith((" is the store", " is back at it"))]
+        assert len(places) == 2, shown
+        assert places[0] == places[1]

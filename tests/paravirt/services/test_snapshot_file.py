@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emulator.errors import BadSnapshot, RetrapError, Unwritable
+from paravirt.services.recording import read as read_recording
 from paravirt.services.snapshot import Snapshot, Written, save
 from paravirt.services.snapshot_form import DIGEST, FORMAT, HEAD, MAGIC
 from tests.paravirt.services.test_machine_state import END, LENGTH, begin, run_to
@@ -237,6 +238,51 @@ def test_a_full_disk_leaves_the_old_file_whole(saved: Saved, tmp_path: Path, mon
     assert os.listdir(tmp_path) == ["kept"], "nothing is left beside"
     with pytest.raises(Unwritable):
         save(tmp_path / "no" / "such", saved.guest.driver, {})
+
+
+FULL = """
+import resource
+import sys
+from pathlib import Path
+from emulator.errors import Unwritable
+from paravirt.services.recording import Mark, Writer
+from paravirt.services.snapshot import save
+from tests.paravirt.services.ticking_guest import TickingGuest
+guest = TickingGuest()
+guest.machine.memory.view[0x10_0000:0x30_0000] = bytes((n * n >> 7) & 0xFF for n in range(0x20_0000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save(Path(sys.argv[1]), guest.driver, {})
+except Unwritable as error:
+    print(error)
+writer = Writer(Path(sys.argv[2]), {})
+try:
+    for number in range(1000):
+        writer.mark(Mark(number, number, number, "00"))
+except Unwritable as error:
+    print(error)
+"""
+
+
+def test_a_real_limit_of_the_host_is_a_sentence_and_leaves_what_was_there(saved: Saved, tmp_path: Path) -> None:
+    path, log = tmp_path / "kept", tmp_path / "run.rec"
+    path.write_bytes(saved.data)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path), str(log)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        check=True,
+    )
+    told = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in told] == [str(path), str(log)], done.stderr
+    assert all("File too large" in line for line in told)
+    assert path.read_bytes() == saved.data
+    assert sorted(os.listdir(tmp_path)) == ["kept", "run.rec"], "nothing is left beside"
+    broken = read_recording(log)
+    assert broken.end is None
+    assert [mark.progress for mark in broken.marks] == list(range(len(broken.marks)))
+    assert broken.marks
 
 
 WRITER = """
