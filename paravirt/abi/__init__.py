@@ -53,6 +53,11 @@ CONTROL_REGISTERS = 0x80
 """Offset: 64-bit copies of the virtual CR0, CR2, CR3, CR4 at +0x00, +0x10, +0x18, +0x20,
 written by the hypervisor, so that reads of them can be inline."""
 
+TASK_SWITCHED = 0x1A0
+"""Offset of three 64-bit words by which x86-64 writes CR0.TS without an exit: CR0 with TS clear; the negative of that;
+and the negative of what CR0 may be written with besides: TS set while the real one is, and otherwise the second
+word again. Written by the hypervisor. Of CR0's copy the guest may change TS."""
+
 KERNEL_GS_BASE = 0x100
 """Offset: the virtual KERNEL_GS_BASE, which a SWAPGS without an exit exchanges with the real GS base."""
 

@@ -35,7 +35,7 @@ class Forms64:
     CALL = int(Code.CALL_REL32_64)
     NEAR_BRANCH = int(OpKind.NEAR_BRANCH64)
     INLINE_CODES: frozenset[int] = SELECTOR_READS | frozenset(
-        int(code) for code in (Code.CLI, Code.STI, Code.PUSHFQ, Code.POPFQ, Code.MOV_R64_CR)
+        int(code) for code in (Code.CLI, Code.STI, Code.PUSHFQ, Code.POPFQ, Code.MOV_R64_CR, Code.CLTS, Code.MOV_CR_R64)
     )
     INSTEAD_OF_TRAP: frozenset[int] = frozenset()
     NEVER_FAULTS: frozenset[int] = frozenset()
@@ -65,6 +65,11 @@ class Forms64:
             if number is None:
                 raise Refused("this control register has no copy in the shared page")
             return control_registers.read_control_register(instruction.op0_register - Register.RAX, number), length
+        if code == Code.CLTS:
+            return control_registers.clear_task_switched(), length
+        if code == Code.MOV_CR_R64 and instruction.op0_register == Register.CR0:
+            raw = (ground.code + ground.after)[end - length : end]
+            return control_registers.write_cr0(instruction.op1_register - Register.RAX, raw), length
         if code in SELECTOR_SIZES and instruction.op0_kind == OpKind.REGISTER:
             return _read_selector(ground, instruction, not before)
         raise Refused("another sensitive instruction without a fixup stands in the room for a jump")

@@ -106,7 +106,7 @@ PRIVILEGED: Final[tuple[Family, ...]] = (
         TRAPS,
         CONTROL,
         Operation.WRITE_CONTROL_REGISTER,
-        CALL,
+        INLINE,
         "mov cr3, rax",
         "SDM MOV Control Registers",
     ),
@@ -120,7 +120,7 @@ PRIVILEGED: Final[tuple[Family, ...]] = (
         "lmsw ax",
         "SDM LMSW",
     ),
-    row("CLTS", (Code.CLTS,), TRAPS, CONTROL, Operation.CLEAR_TASK_SWITCHED, CALL, "clts", "SDM CLTS"),
+    row("CLTS", (Code.CLTS,), TRAPS, CONTROL, Operation.CLEAR_TASK_SWITCHED, INLINE, "clts", "SDM CLTS"),
     row(
         "MOV r, DR",
         (Code.MOV_R32_DR, Code.MOV_R64_DR),

@@ -129,10 +129,10 @@ class I386Hypervisor(X86Hypervisor):
             self.real_controls_changed()
         super()._switch(view)
 
-    def real_controls_changed(self) -> None:
+    def real_controls_changed(self, *, switched: bool = False) -> None:
         """Carry the guest's floating-point bits into the real control registers, in the mode that user code is in."""
         if not self.shadow.three_levels:
-            super().real_controls_changed()
+            super().real_controls_changed(switched=switched)
             return
         kept = r.CR0_MP | r.CR0_EM | r.CR0_TS | r.CR0_NE
         cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (self.vcpu.cr0 & kept)

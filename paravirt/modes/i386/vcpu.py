@@ -30,6 +30,7 @@ class I386VirtualCpu(X86VirtualCpu):
 
     IDENTIFY = staticmethod(identify_32)
     MODE_BITS = 32
+    WRITES_SWITCHED = False
 
     def __init__(self, registers: X86Registers, memory: memoryview, shared: memoryview) -> None:
         super().__init__(registers, memory, shared)

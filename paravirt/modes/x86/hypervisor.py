@@ -398,6 +398,10 @@ class X86Hypervisor(X86Saving):
             return
         if exit_.vector == _UD and self._emulate_undefined():
             return
+        if exit_.vector == _NM and self.vcpu.real_switched and not self.vcpu.cr0 & (r.CR0_TS | r.CR0_EM):
+            self.exits.count("floating point enabled", "late")  # by a fixup: the processor follows, now that it matters
+            self.real_controls_changed()
+            return
         self.exits.count("exception to the guest", "fault")
         error = exit_.error if exit_.vector in (8, 10, 11, 12, 17) else None
         if exit_.vector in (10, 11, 12) and self._perform_for_user(self.vcpu.rip):

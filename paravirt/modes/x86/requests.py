@@ -26,6 +26,8 @@ class X86Requests(Hypervisor):
     shadow: X86Shadow
     descriptors: DescriptorCopy
     _registers: X86Registers
+    _early: bool
+    """The engine cannot have floating point fault: user code is told before it runs."""
     _guarded: bool
     """Translated code is made execute-only by a protection key."""
     _shown_time: ShownTime | None
@@ -64,12 +66,13 @@ class X86Requests(Hypervisor):
         self.vcpu.forget_translations()
         self.shadow.flush_all()
 
-    def real_controls_changed(self) -> None:
-        """Carry the guest's floating-point bits into the real control registers."""
+    def real_controls_changed(self, *, switched: bool = False) -> None:
+        """Carry the guest's floating-point bits into the real control registers. `switched`: TS is set in any case."""
         self._hold_crossings()
         vcpu = self.vcpu
         kept = r.CR0_MP | r.CR0_EM | r.CR0_TS | r.CR0_NE
-        cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (vcpu.cr0 & kept)
+        cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (vcpu.cr0 & kept) | (r.CR0_TS if switched else 0)
+        vcpu.real_switched = not self._early and cr0 & r.CR0_TS != 0
         cr4 = r.CR4_PAE | r.CR4_TSD | (vcpu.cr4 & (r.CR4_OSFXSR | r.CR4_OSXMMEXCPT))
         self.engine.set_control(cr0, cr4, r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE)
         if self._guarded:

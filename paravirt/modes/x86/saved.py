@@ -46,6 +46,8 @@ class X86Saved:
     """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
     first_step: int
     """Where single steps of the guest's begin, behind a fixup, or -1."""
+    switched: bool
+    """TS of the real CR0: the guest may have cleared its own without an exit."""
 
 
 class X86Saving(X86Requests):
@@ -77,6 +79,7 @@ class X86Saving(X86Requests):
             interrupt_shadow=real.interrupt_shadow,
             alone=self._in_shadow,
             first_step=self._first_step,
+            switched=vcpu.real_switched,
         )
 
     def _format_restored(self) -> None:
@@ -102,7 +105,7 @@ class X86Saving(X86Requests):
         vcpu.msrs = dict(saved.msrs)
         vcpu.virtual_segments = dict(saved.virtual_segments)
         self._format_restored()
-        self.real_controls_changed()
+        self.real_controls_changed(switched=saved.switched)
         for index, segment in enumerate(saved.segments):
             real.set_segment(index, *segment)
         real.rflags, real.rip = saved.rflags, saved.rip

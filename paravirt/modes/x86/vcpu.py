@@ -23,6 +23,7 @@ _DISABLED = abi.INTERRUPTS_DISABLED & _MASK
 _DELTA = abi.INTERRUPT_DELTA >> 3
 _PRIVILEGE = abi.IO_PRIVILEGE >> 3
 _CONTROL = abi.CONTROL_REGISTERS >> 3
+_SWITCHED = abi.TASK_SWITCHED >> 3
 _KERNEL_GS = abi.KERNEL_GS_BASE >> 3
 _SELECTORS = abi.SELECTORS >> 3
 _DPL3 = 3 << 13
@@ -37,6 +38,8 @@ class X86VirtualCpu(LinearMemory):
     """What CPUID shows."""
     MODE_BITS = 64
     """Width of an address of the guest's kernel."""
+    WRITES_SWITCHED = True
+    """Fixups write CR0.TS into the shared page."""
 
     def __init__(self, registers: X86Registers, memory: memoryview, shared: memoryview) -> None:
         self.registers = registers
@@ -53,6 +56,7 @@ class X86VirtualCpu(LinearMemory):
         """Segments whose guest-visible selector or attributes differ from the real ones, with the
         real selector under which that holds."""
         self._cr0 = r.CR0_PE | r.CR0_PG | r.CR0_ET
+        self._real_switched = False
         self._cr2 = 0
         self._cr3 = 0
         self._cr4 = r.CR4_PAE
@@ -189,12 +193,16 @@ class X86VirtualCpu(LinearMemory):
 
     @property
     def cr0(self) -> int:
-        """CR0 as the guest wrote it."""
+        """CR0 as the guest wrote it: TS perhaps by a fixup, into the shared page."""
+        if self.WRITES_SWITCHED and (self.shared[_CONTROL] ^ self._cr0) & r.CR0_TS:
+            self._cr0 ^= r.CR0_TS
         return self._cr0
 
     @cr0.setter
     def cr0(self, value: int) -> None:
         self._cr0 = value
+        if self.WRITES_SWITCHED:
+            self.shared[_CONTROL] = value
         self.context.write_protect = value & r.CR0_WP != 0
         self.publish()
 
@@ -241,10 +249,26 @@ class X86VirtualCpu(LinearMemory):
         self.context.no_execute = value & r.EFER_NXE != 0
         self.forget_translations()
 
+    @property
+    def real_switched(self) -> bool:
+        """Whether the real processor's CR0.TS is set, so that floating point faults: then the guest may set its own
+        without an exit, and clear it; that the real one follows when the guest uses floating point."""
+        return self._real_switched
+
+    @real_switched.setter
+    def real_switched(self, value: bool) -> None:
+        if self._real_switched != value:
+            self._real_switched = value
+            self.publish()
+
     def publish(self) -> None:
         """Copy the control registers into the shared page."""
-        shared = self.shared
-        shared[_CONTROL] = self._cr0
+        shared, cr0 = self.shared, self.cr0
+        clear = cr0 & ~r.CR0_TS
+        shared[_SWITCHED] = clear
+        shared[_SWITCHED + 1] = -clear & _MASK
+        shared[_SWITCHED + 2] = -(clear | r.CR0_TS if self._real_switched else clear) & _MASK
+        shared[_CONTROL] = cr0
         shared[_CONTROL + 2] = self._cr2
         shared[_CONTROL + 3] = self._cr3
         shared[_CONTROL + 4] = self._cr4
@@ -263,7 +287,7 @@ class X86VirtualCpu(LinearMemory):
             self.rip,
             self.rflags,
             self.level,
-            (self._cr0, self._cr2, self._cr3, self._cr4, self.cr8, self._efer),
+            (self.cr0, self._cr2, self._cr3, self._cr4, self.cr8, self._efer),
             (self.star, self.lstar, self.cstar, self.fmask, self.kernel_gs_base),
             (self.gdt_base, self.gdt_limit, self.idt_base, self.idt_limit),
             tuple(self.segment(index) for index in range(8)),

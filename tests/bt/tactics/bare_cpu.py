@@ -13,7 +13,7 @@ from typing import Any
 from unicorn import UC_ARCH_X86, UC_HOOK_INTR, UC_MODE_64, Uc, UcError
 from unicorn import x86_const as x86
 
-from paravirt.abi import HYPERVISOR_BASE, INTERRUPT_DELTA, INTERRUPT_PENDING, IO_PRIVILEGE, SHARED_PAGE
+from paravirt.abi import HYPERVISOR_BASE, INTERRUPT_DELTA, INTERRUPT_PENDING, IO_PRIVILEGE, SHARED_PAGE, TASK_SWITCHED
 
 NAMES = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
 REGISTERS = [getattr(x86, f"UC_X86_REG_{name}") for name in NAMES]
@@ -51,6 +51,8 @@ class State:
     """The eight bytes at NEAR."""
     privilege: int = 0
     """The virtual IOPL at its place in RFLAGS."""
+    switched: list[int] = field(default_factory=lambda: [0] * 3)
+    """The words at TASK_SWITCHED."""
 
 
 class BareCpu:
@@ -107,6 +109,7 @@ class BareCpu:
         uc.mem_write(physical(NEAR), struct.pack("<Q", state.near))
         for index, word in enumerate(state.words):
             uc.mem_write(physical(SHARED_PAGE) + 0x80 + 8 * index, struct.pack("<Q", word))
+        uc.mem_write(physical(SHARED_PAGE) + TASK_SWITCHED, struct.pack("<3Q", *state.switched))
         for register, value in zip(REGISTERS, state.registers, strict=True):
             uc.reg_write(register, value)
         uc.reg_write(x86.UC_X86_REG_RFLAGS, state.flags | 0x202)
@@ -127,7 +130,10 @@ class BareCpu:
             pending,
             bytes(uc.mem_read(STACK, STACK_SIZE)),
             uc.reg_read(x86.UC_X86_REG_RIP),
-            state.words,
+            list(
+                struct.unpack(f"<{len(state.words)}Q", uc.mem_read(physical(SHARED_PAGE) + 0x80, 8 * len(state.words)))
+            ),
             int.from_bytes(uc.mem_read(physical(NEAR), 8), "little"),
             state.privilege,
+            list(struct.unpack("<3Q", uc.mem_read(physical(SHARED_PAGE) + TASK_SWITCHED, 24))),
         )

@@ -75,6 +75,7 @@ def states(seed: str) -> list[State]:
                         chance.randbytes(STACK_SIZE),
                         words=[chance.getrandbits(64) for _ in range(5)],
                         privilege=chance.choice((0, 0, 0x1000, 0x3000)),
+                        switched=[chance.getrandbits(64) for _ in range(3)],
                     )
                 )
     return result
@@ -236,6 +237,21 @@ def look(state: State) -> Operation | None:
     return Operation.ENABLE_INTERRUPTS if state.pending else None
 
 
+def clts(state: State) -> Operation | None:
+    state.words[0] = state.switched[0]
+    return None
+
+
+def write_cr0(register: int) -> Callable[[State], Operation | None]:
+    def operate(state: State) -> Operation | None:
+        if all((state.registers[register] + word) & MASK for word in state.switched[1:]):
+            return Operation.WRITE_CONTROL_REGISTER
+        state.words[0] = state.registers[register]
+        return None
+
+    return operate
+
+
 STACK_REACH = NEAR - SITE_PAGE - 8
 """Displacement to NEAR in an instruction that ends at offset 8 of the site's page."""
 
@@ -294,6 +310,9 @@ CASES: dict[str, tuple[bytes, tuple[Callable[[State], Operation | None], ...]]] 
     "mov r15, cr3": (b"\x41\x0f\x20\xdf\x90", (read_copy(15, 3),)),
     "mov rsi, cr0": (b"\x0f\x20\xc6\x66\x90", (read_copy(6, 0),)),
     "mov rcx, cr4": (b"\x0f\x20\xe1\x66\x90", (read_copy(1, 4),)),
+    "clts; sub rcx, 1": (b"\x0f\x06\x48\x83\xe9\x01", (clts, subtract(1, 1))),
+    "mov cr0, rax": (b"\x0f\x22\xc0\x66\x90", (write_cr0(0),)),
+    "mov cr0, r13": (b"\x41\x0f\x22\xc5\x90", (write_cr0(13),)),
     "return to self by rax": (self_return(0), (return_to_self(0, 20),)),
     "return to self by rcx": (self_return(1), (return_to_self(1, 20),)),
     "return to self by r9": (self_return(9), (return_to_self(9, 24),)),
@@ -319,11 +338,28 @@ def test_fixup_leaves_the_state_that_the_instructions_leave(cpu: BareCpu, name: 
             if call.operation is Operation.WRITE_FLAGS:
                 assert (asked, call.resume) == ([Operation.WRITE_FLAGS], result.rip + 1)
                 result.flags = expected.flags  # the hypervisor is about to write them all
+            elif call.operation is Operation.WRITE_CONTROL_REGISTER:
+                assert asked == [Operation.WRITE_CONTROL_REGISTER]
+                assert call.resume == result.rip + 17, "behind the two instructions that would have done it"
             else:
                 assert (call.operation, call.resume) == (asked[-1], behind)
         else:
             assert cpu.faults == []
             assert result.rip == behind
+        assert replace(result, rip=0) == replace(expected, rip=0)
+
+
+@pytest.mark.parametrize("register", [0, 13])
+@pytest.mark.parametrize("word", [1, 2])
+def test_cr0_is_written_by_a_store_where_it_is_one_of_two_words(cpu: BareCpu, register: int, word: int) -> None:
+    name = {0: "mov cr0, rax", 13: "mov cr0, r13"}[register]
+    fixup, window, behind = build(CASES[name][0])
+    for state in states(f"{name} {word}")[:40]:
+        state.switched[word] = -state.registers[register] & MASK
+        expected = copy.deepcopy(state)
+        assert write_cr0(register)(expected) is None
+        result = cpu.run(state, {SITE_PAGE: window + b"\xf4" * 8, fixup.address: fixup.code}, SITE_PAGE, behind)
+        assert cpu.faults == []
         assert replace(result, rip=0) == replace(expected, rip=0)
 
 
