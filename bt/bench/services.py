@@ -224,7 +224,7 @@ def _recordings(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:
 def _debugged(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:
     from bt.bench.debugging import debugged
 
-    return debugged(guest, initrd, runs, _cost, _session)
+    return debugged(guest, initrd, runs, _session, BOOTED)
 
 
 def _backwards(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:

@@ -153,6 +153,7 @@ class UnicornEngine(Observed):
         self._stopped = False
         exit_ = self._exit
         start, handle, registers, slot = self._guarded.start, self.handle, self.registers, self._guarded.slot
+        registers.forget_exception()  # what is observed no more was looked up, and a fault of that is left behind
         while not self._stopped:
             registers.join_flags()
             left, begin = self._remaining[0], registers.rip

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from emulator.engine.exit import ExitKind
 from emulator.engine.pausing import Progress
 from emulator.engine.unicorn.engine import UnicornEngine
+from emulator.isa.x86.room import CODE
 from emulator.machine import EndKind, Outcome
+from tests.emulator.engine.bare_engine import BareGuest
 from tests.emulator.guest_image import DATA, HALT, KERNEL, USER_TABLE
 from tests.paravirt.tiny_guest import TinyGuest
 
@@ -106,6 +109,24 @@ def test_an_instruction_is_seen_before_it_is_done_and_can_be_kept_from_it(guest:
     assert guest.hypervisor.resume().kind is EndKind.HALTED
     assert len(values) == 10
     assert bytes(guest.memory[DATA : DATA + 16]) == END[1]
+
+
+def test_taking_an_observer_away_leaves_no_fault_behind() -> None:
+    engine = UnicornEngine()
+    far, absent = 0xB000, 0xC000
+    code = "e9fb2f0000" + "488b042500c00000"  # jmp far ; mov rax, [absent]
+    bare = BareGuest(engine, code)
+    bare.memory[far : far + 2] = b"\x0f\x0b"
+    bare.page(absent >> 12, 0)
+    number = engine.observe_code(0, (1 << 64) - 1, lambda _: None)
+    assert bare.run()[0].vector == 6
+    bare.page(far >> 12, 0)  # what was observed there is looked up in vain
+    engine.flush_tlb()
+    engine.unobserve(number)
+    engine.registers.rip = CODE + 5
+    (seen,) = bare.run()
+    assert (seen.kind, seen.vector, seen.address) == (ExitKind.FAULT, 14, absent), "no double fault"
+    bare.close()
 
 
 def test_an_observer_that_raises_ends_the_run_with_that(guest: TinyGuest) -> None:
