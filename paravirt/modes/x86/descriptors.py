@@ -43,6 +43,8 @@ class DescriptorCopy:
         self._place = (-1, -1)
         self.keeps = False
         """The kernel view has the table of user code: nothing in it loads a selector without the hypervisor."""
+        self.shown = False
+        """The engine has the table of user code, in whichever view."""
         self.flat = False
         """User code is shown no segment with a base of its own, such as a kernel changes with each thread."""
 
@@ -65,6 +67,7 @@ class DescriptorCopy:
         self._vcpu.registers.set_table(0, 0, 0)
         if self._show is not None and not self.keeps:
             self._show(b"")
+            self.shown = False
 
     def enter_user(self) -> None:
         """The user view: refresh the copy if the guest changed its table."""
@@ -77,6 +80,7 @@ class DescriptorCopy:
                 self._source, self._shown = source, self._clean(source)
                 self.flat = not any(any(self._shown[byte::8]) for byte in _BASE)
             self._show(self._shown)
+            self.shown = True
             return
         if (base, limit) != self._place:
             self._place = (base, limit)

@@ -34,7 +34,7 @@ from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.saved import X86Saving
 from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
-from paravirt.modes.x86.vectors import Vectors
+from paravirt.modes.x86.vectors import MOST, Vectors
 from paravirt.operations.x86 import PREPARE, perform_identify, pop_flags
 from paravirt.translator import Hypercall
 
@@ -90,6 +90,8 @@ class X86Hypervisor(X86Saving):
         """The guest's own page fault that it handles, where exits are dear: RIP, level, address, write and fetch."""
         self._crossings: Crossings | None = None
         """How user code calls the kernel without an exit, where the engine can do that."""
+        self._threads: dict[int, int] = {}
+        """By CR3, the FS base with which user code was entered last."""
         self._came_inside = False
         """The kernel was entered without an exit, and no general-protection fault came since the first exit then."""
         self._inside = {
@@ -199,13 +201,32 @@ class X86Hypervisor(X86Saving):
 
     def _open_crossings(self, crossings: Crossings) -> None:
         """User code is about to run: let it call the kernel, if nobody and nothing needs the hypervisor to see that."""
-        vcpu = self.vcpu
-        watched = self.observe is not None or self.trace is not None or self.around is not None
-        early = self._early and vcpu.cr0 & r.CR0_TS
-        if watched or early or not self.descriptors.flat or self.shadow.technique.name != "snapshot":
-            crossings.close()
+        thread = self._registers.segment_base(r.FS)
+        if self._ordinary():
+            if len(self._threads) > MOST:
+                self._threads.clear()
+            self._threads[self.vcpu.cr3] = thread
+            crossings.open(thread)
         else:
-            crossings.open(self._registers.segment_base(r.FS))
+            crossings.close()
+
+    def _ordinary(self) -> bool:
+        """Whether nobody and nothing needs the hypervisor to see how user code is left and entered."""
+        watched = self.observe is not None or self.trace is not None or self.around is not None
+        early = self._early and self.vcpu.cr0 & r.CR0_TS
+        shown = self.descriptors.shown and self.descriptors.flat
+        return shown and not (watched or early) and self.shadow.technique.name == "snapshot"
+
+    def root_loaded(self) -> None:
+        """CR3 was written: the kernel is likely to go on with the thread that ran last in that address space."""
+        super().root_loaded()
+        crossings, thread = self._crossings, self._threads.get(self.vcpu.cr3)
+        if crossings is None or thread is None or not crossings.leads or not self._ordinary():
+            return
+        if self._vectors is not None:
+            self._vectors.enter((self.vcpu.cr3, thread))
+        self.shadow.freshen_user()
+        crossings.open(thread)
 
     def _crossed(self, user: bool) -> None:
         """The guest has perhaps gone from user code to its kernel or back, without an exit."""

@@ -106,6 +106,14 @@ class X86Shadow(ShadowPaging):
             self.pool.seen[place] = guest
             self.prefilled += 1
 
+    def freshen_user(self) -> None:
+        """Have user code's tables of the current address space follow the guest's, as if they were entered."""
+        root = self._roots.get((0, self.guest.roots[0], USER_VIEW))
+        if root is not None:
+            self.technique.entered(USER_VIEW, (root,))
+            if self._changes:
+                self.flush_tlb()
+
     def both_roots(self) -> tuple[int, int] | None:
         """Engine-physical addresses of the roots of the current address space, the kernel's and user code's; None where
         there are not both, or the hypervisor's window is not mapped in the kernel's."""
