@@ -54,7 +54,7 @@ CONTROL_REGISTERS = 0x80
 written by the hypervisor, so that reads of them can be inline."""
 
 TASK_SWITCHED = 0x1A0
-"""Offset of three 64-bit words by which x86-64 writes CR0.TS without an exit: CR0 with TS clear; the negative of that;
+"""Offset of three words by which an x86 kernel writes CR0.TS without an exit: CR0 with TS clear; the negative of that;
 and the negative of what CR0 may be written with besides: TS set while the real one is, and otherwise the second
 word again. Written by the hypervisor. Of CR0's copy the guest may change TS."""
 

@@ -15,7 +15,13 @@ from emulator.isa.x86 import registers as r
 from emulator.machine import EndKind, Limits, Outcome
 from tests.paravirt.para.para_tiny import assemble, file_of
 
-HIGH = "mov eax, 0x1004000; mov cr3, rax; lea rax, [rip + 9]; mov rdx, 0xffffffff80000000; add rax, rdx; jmp rax; nop;"
+HIGH = {
+    "x86-64": "mov eax, 0x1004000; mov cr3, rax; lea rax, [rip + 9]; mov rdx, 0xffffffff80000000; add rax, rdx;"
+    "jmp rax;",
+    "i386": "mov eax, 0x1004000; mov cr3, eax; mov eax, cr4; or eax, 0x10; mov cr4, eax; mov eax, cr0;"
+    "or eax, 0x80000000; mov cr0, eax; mov eax, 0xc1000023; jmp eax;",
+}
+"""To where the kernel is linked, in reach of fixups."""
 SET_TS = "mov rax, cr0; or eax, 8; mov cr0, rax; mov edx, 0x11111111;"
 CLTS = "clts; mov edx, 0x22222222;"
 FNINIT = "fninit; mov edx, 0x33333333;"
@@ -23,12 +29,15 @@ READ = "mov rbx, cr0; mov edx, 0x44444444;"
 END = "mov al, 0; out 0xf4, al"
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., tuple[Outcome, Any]]:
+@pytest.fixture(params=HIGH)
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., tuple[Outcome, Any]]:
     """Runs a source in a mode: how it ended, and its hypervisor."""
 
     def run(source: str, mode: str = "inline") -> tuple[Outcome, Any]:
-        path = file_of("x86-64", assemble("x86-64", HIGH + source + END), tmp_path, note=b"")
+        isa = request.param
+        for register in ("rax", "rbx") if isa == "i386" else ():
+            source = source.replace(register, "e" + register[1:])
+        path = file_of(isa, assemble(isa, HIGH[isa] + "nop;" + source + END), tmp_path, note=b"")
         options = Options(mode=mode, memory=64 << 20, cache=False, limits=Limits(host_seconds=60))
         session = Session(load(path), options, lambda _data: None)
         try:
@@ -95,8 +104,9 @@ def test_what_else_is_written_to_cr0_asks_the_hypervisor(run: Any) -> None:
 def test_nonsense_in_the_words_changes_nothing_but_ts(run: Any) -> None:
     _, driver = run(SET_TS)
     before = driver.vcpu.cr0
-    for word in (0x80, 0x1A0, 0x1A8, 0x1B0):
-        driver.shared[word >> 3] = 0xFFFF_FFFF_FFFF_FFFF
+    vcpu = driver.vcpu
+    for word in (vcpu.CR0_WORD, *range(vcpu.SWITCHED_WORD, vcpu.SWITCHED_WORD + 3)):
+        driver.shared[word] = 0xFFFF_FFFF
     assert driver.vcpu.cr0 == before
-    driver.shared[0x80 >> 3] = 0
+    driver.shared[vcpu.CR0_WORD] = 0
     assert driver.vcpu.cr0 == before & ~r.CR0_TS

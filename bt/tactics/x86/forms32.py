@@ -41,7 +41,7 @@ class _Forms32:
     CALL = int(Code.CALL_REL32_32)
     NEAR_BRANCH = int(OpKind.NEAR_BRANCH32)
     INLINE_CODES = _SELECTOR_READS | frozenset(
-        int(code) for code in (Code.CLI, Code.STI, Code.PUSHFD, Code.POPFD, Code.MOV_R32_CR)
+        int(code) for code in (Code.CLI, Code.STI, Code.PUSHFD, Code.POPFD, Code.MOV_R32_CR, Code.CLTS, Code.MOV_CR_R32)
     )
     INSTEAD_OF_TRAP: frozenset[int] = frozenset()
     NEVER_FAULTS: frozenset[int] = frozenset()
@@ -72,6 +72,10 @@ class _Forms32:
             if number is None:
                 raise Refused("this control register has no copy in the shared page")
             return templates32.read_control_register(instruction.op0_register - Register.EAX, number), length
+        if code == Code.CLTS:
+            return templates32.clear_task_switched(), length
+        if code == Code.MOV_CR_R32 and instruction.op0_register == Register.CR0:
+            return templates32.write_cr0(instruction.op1_register - Register.EAX, raw), length
         if code in _PUSHES and length == 1:
             return templates32.push_selector(raw), length
         size, first = _SELECTOR_SIZES.get(code, (0, Register.NONE))

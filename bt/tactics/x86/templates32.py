@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from bt.tactics.tactics import Refused
 from bt.tactics.x86 import assemble32 as asm
 from bt.tactics.x86.interrupt_flag import INTERRUPT_FLAG, ODD_FLAGS
 from bt.tactics.x86.template import Call, Template, joined
@@ -184,6 +185,39 @@ def read_control_register(register: int, number: int) -> Template:
         raise ValueError(f"CR{number} has no copy in the shared page")
     code = asm.load(register, control_register(number))
     return Template(f"read CR{number}", code, changes=frozenset({register}), repeatable=number != 2)
+
+
+def clear_task_switched() -> Template:
+    """CLTS: the word that is CR0 without TS becomes CR0's copy. No flag changes."""
+    code = joined(
+        (
+            asm.store(scratch(0), asm.RAX),
+            asm.load(asm.RAX, _PAGE + abi.TASK_SWITCHED),
+            asm.store(control_register(0), asm.RAX),
+            asm.load(asm.RAX, scratch(0)),
+        )
+    )
+    return Template("clear CR0.TS", code, scratch=_SAVED)
+
+
+def write_cr0(register: int, code: bytes) -> Template:
+    """MOV CR0, r32: a store of its copy where it is one of two words; the hypervisor does all others. `code` is the
+    instruction. Raises `Refused` for ECX, which compares, and ESP."""
+    if register in (asm.RCX, asm.RSP):
+        raise Refused("the register that it writes is in the way of comparing it")
+    restore = asm.load(asm.RCX, scratch(0))
+    write = restore + asm.store(control_register(0), register)
+    other = restore + asm.HLT  # behind which it goes on at the end
+    second = _differs(_WORD, register) + asm.jump_if_rcx_zero(len(other))
+    first = _differs(0, register) + asm.jump_if_rcx_zero(len(second) + len(other))
+    head = asm.store(scratch(0), asm.RCX) + first + second
+    call = Call(len(head) + len(restore), Operation.WRITE_CONTROL_REGISTER, inside=True, instruction=code)
+    return Template("write CR0.TS", head + other + write, (call,), _SAVED, changes_view=True)
+
+
+def _differs(word: int, register: int) -> bytes:
+    """ECX = `register` and one of the negative words."""
+    return asm.load(asm.RCX, _PAGE + abi.TASK_SWITCHED + _WORD + word) + asm.add(asm.RCX, register)
 
 
 def read_selector(code: bytes, register: int, size: int) -> Template:

@@ -135,7 +135,8 @@ class I386Hypervisor(X86Hypervisor):
             super().real_controls_changed(switched=switched)
             return
         kept = r.CR0_MP | r.CR0_EM | r.CR0_TS | r.CR0_NE
-        cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (self.vcpu.cr0 & kept)
+        cr0 = r.CR0_PE | r.CR0_PG | r.CR0_WP | r.CR0_ET | (self.vcpu.cr0 & kept) | (r.CR0_TS if switched else 0)
+        self.vcpu.real_switched = not self._early and cr0 & r.CR0_TS != 0
         cr4 = r.CR4_PAE | r.CR4_TSD | (self.vcpu.cr4 & (r.CR4_OSFXSR | r.CR4_OSXMMEXCPT))
         self.engine.set_control(cr0, cr4, r.EFER_NXE)
 

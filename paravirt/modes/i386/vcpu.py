@@ -30,7 +30,7 @@ class I386VirtualCpu(X86VirtualCpu):
 
     IDENTIFY = staticmethod(identify_32)
     MODE_BITS = 32
-    WRITES_SWITCHED = False
+    CR0_WORD, SWITCHED_WORD = abi.I386.registers // 4, abi.TASK_SWITCHED // 4
 
     def __init__(self, registers: X86Registers, memory: memoryview, shared: memoryview) -> None:
         super().__init__(registers, memory, shared)
@@ -182,7 +182,9 @@ class I386VirtualCpu(X86VirtualCpu):
     def publish(self) -> None:
         """Copy the control registers into the shared page."""
         shared = self.shared
-        for number, value in ((0, self._cr0), (2, self._cr2), (3, self._cr3), (4, self._cr4)):
+        cr0 = self.cr0
+        self._publish_switched(cr0 & ~r.CR0_TS, MASK)
+        for number, value in ((0, cr0), (2, self._cr2), (3, self._cr3), (4, self._cr4)):
             shared[_CONTROL + number] = value & MASK
 
     def fetch(self, address: int, size: int = 15) -> bytes:

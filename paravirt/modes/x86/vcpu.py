@@ -38,8 +38,8 @@ class X86VirtualCpu(LinearMemory):
     """What CPUID shows."""
     MODE_BITS = 64
     """Width of an address of the guest's kernel."""
-    WRITES_SWITCHED = True
-    """Fixups write CR0.TS into the shared page."""
+    CR0_WORD, SWITCHED_WORD = _CONTROL, _SWITCHED
+    """Words of the shared page: CR0's copy, and by which fixups write TS into it."""
 
     def __init__(self, registers: X86Registers, memory: memoryview, shared: memoryview) -> None:
         self.registers = registers
@@ -194,15 +194,14 @@ class X86VirtualCpu(LinearMemory):
     @property
     def cr0(self) -> int:
         """CR0 as the guest wrote it: TS perhaps by a fixup, into the shared page."""
-        if self.WRITES_SWITCHED and (self.shared[_CONTROL] ^ self._cr0) & r.CR0_TS:
+        if (self.shared[self.CR0_WORD] ^ self._cr0) & r.CR0_TS:
             self._cr0 ^= r.CR0_TS
         return self._cr0
 
     @cr0.setter
     def cr0(self, value: int) -> None:
         self._cr0 = value
-        if self.WRITES_SWITCHED:
-            self.shared[_CONTROL] = value
+        self.shared[self.CR0_WORD] = value
         self.context.write_protect = value & r.CR0_WP != 0
         self.publish()
 
@@ -264,14 +263,17 @@ class X86VirtualCpu(LinearMemory):
     def publish(self) -> None:
         """Copy the control registers into the shared page."""
         shared, cr0 = self.shared, self.cr0
-        clear = cr0 & ~r.CR0_TS
-        shared[_SWITCHED] = clear
-        shared[_SWITCHED + 1] = -clear & _MASK
-        shared[_SWITCHED + 2] = -(clear | r.CR0_TS if self._real_switched else clear) & _MASK
+        self._publish_switched(cr0 & ~r.CR0_TS, _MASK)
         shared[_CONTROL] = cr0
         shared[_CONTROL + 2] = self._cr2
         shared[_CONTROL + 3] = self._cr3
         shared[_CONTROL + 4] = self._cr4
+
+    def _publish_switched(self, clear: int, mask: int) -> None:
+        """CR0 without TS, in words of so many bits."""
+        at, other = self.SWITCHED_WORD, clear | r.CR0_TS if self._real_switched else clear
+        for index, value in enumerate((clear, -clear & mask, -other & mask)):
+            self.shared[at + index] = value
 
     def fetch(self, address: int, size: int = 15) -> bytes:
         """Up to `size` bytes of the guest's own code at `address`."""
