@@ -28,6 +28,8 @@ class Driver:
         self.engine: Engine = machine.engine
         self.board: Board = machine.board
         self.outcome: Outcome | None = None
+        self.ended_at = 0
+        """`pc` when the run ended: an engine may go on to the end of a basic block."""
         self.observe: Observe | None = None
         """Called with every event that the guest can see."""
         self.trace: Callable[[str], None] | None = None
@@ -77,6 +79,7 @@ class Driver:
         """End the run after this exit."""
         if self.outcome is None:
             self.outcome = outcome
+            self.ended_at = self.pc
         self.engine.stop()
 
     def _end_if_over(self) -> None:

@@ -273,6 +273,16 @@ class Hypervisor(CodeAccess, Driver):
         at = bisect_right(starts, pc) - 1
         return self.code.fixup_sites[starts[at]] if at >= 0 else pc
 
+    def own_address(self, pc: int) -> int:
+        """Where the guest's own code is while the real PC is `pc`: for a fixup, which the guest does not see, what it
+        stands for; for its call, or where it goes on behind one, the instruction that the call is for."""
+        calls = self.code.hypercalls
+        if pc in calls:
+            return calls[pc].site
+        if not self._in_fixup(pc):
+            return pc
+        return next((call.site for call in calls.values() if call.resume == pc), self._site_of(pc))
+
     def _unexpected(self, exit_: Exit) -> None:
         """What cannot happen to a guest that runs in user mode in tables of ours."""
         raise GuestFault(

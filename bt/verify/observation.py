@@ -19,6 +19,7 @@ from bt.session import Options, Session
 from bt.verify.views import PROCESSORS, Processor
 from emulator.errors import EngineMissing
 from emulator.native import NativeCpu
+from paravirt.hypervisor import Hypervisor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,6 +209,21 @@ def _view_of(session: Session, processor: Processor) -> View:
     return XenView(session)
 
 
+_OF_X86: Final = "RIP"
+
+
+def _processor_of(session: Session, view: View) -> dict[str, int]:
+    """The registers at the end, by name; the program counter as the guest, which sees no fixup, has it. That of x86 is
+    the one when the run ended: of an OUT, the engine does the rest of the block (`emulator.engine.unicorn.quirks`)."""
+    registers, driver = dict(view.final()), session.driver
+    name = PROCESSORS[session.image.isa.name].pc
+    if name == _OF_X86:
+        registers[name] = driver.ended_at
+    if isinstance(driver, Hypervisor):
+        registers[name] = driver.own_address(registers[name])
+    return registers
+
+
 def _memory_of(session: Session) -> Pages:
     """Memory as the guest numbers it."""
     memory = session.machine.memory
@@ -239,7 +255,7 @@ def observe(image: Image, options: Options) -> Observation:
             events=watch.events,
             writes=watch.writes,
             memory=_memory_of(session),
-            processor=dict(watch.view.final()),
+            processor=_processor_of(session, watch.view),
             loader_tables=tables,
             exits=dict(_exits(session)),
             blocks=machine.engine.progress,
