@@ -39,8 +39,8 @@ class Reader:
 
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """What these bytes complete."""
-        end = len(data) - 3
-        if self._packet is None and data[:1] == b"$" and data.find(b"#") == end <= LONGEST and data.count(b"$") == 1:
+        end, whole = len(data) - 3, self._packet is None and data[:1] == b"$"
+        if whole and 0 < end == data.find(b"#") <= LONGEST and data.count(b"$") == 1:
             self._sum = data[-2:]
             yield self._complete(data[1:-3])  # one packet and nothing else, as nearly always
             return
