@@ -27,6 +27,7 @@ from bt.tactics.tactics import (
     CodePage,
     Extensible,
     ImagePatch,
+    Interworking,
     OutOfReach,
     Patch,
     Tactic,
@@ -118,6 +119,10 @@ class LoadTimeTranslator:
         self._trapped = frozenset(trapped)
         self._cache = cache
         self._pristine: Pristine | None = None
+        self._image = image
+        self._states = self._tactics if isinstance(self._tactics, Interworking) else None
+        self._second_state = False
+        """The page that is translated is entered in the processor's other state (ARM's T32)."""
         self._inlined = frozenset(inlined)
         self._ladder = self._tactics.ladder(mode, image, delta, cache)
         if self._inlined and isinstance(self._ladder, Extensible):
@@ -159,6 +164,8 @@ class LoadTimeTranslator:
         began = time.perf_counter()
         try:
             whole = bytes(code) + bytes(after[: self._longest])
+            self._second_state = self._states is not None and bool(entry & 1)
+            entry -= self._second_state
             return self._translate(address, whole, bytes(before[-self._longest :]), entry - address)
         finally:
             self.seconds += time.perf_counter() - began
@@ -172,7 +179,7 @@ class LoadTimeTranslator:
 
     def _translate(self, address: int, whole: bytes, before: bytes, entry: int) -> Translation:
         """`whole` is the page with what follows it, `entry` an offset."""
-        content = hashlib.blake2b(whole, digest_size=KEY_SIZE).digest()
+        content = hashlib.blake2b(whole, digest_size=KEY_SIZE, key=b"2" if self._second_state else b"").digest()
         for key in ((address, content, -1), (address, content, entry)):
             known = self._known.get(key)
             if known is not None and known.enterable >> entry & 1:
@@ -191,7 +198,8 @@ class LoadTimeTranslator:
         history = b"" if settled or self._kept is None else self._history(address, before)
         self._looked = {}
         scan = first = self._scan(address, whole, before, entry, page, linked or 0)
-        self._last[address] = _Seen(whole, scan)
+        if not self._second_state:
+            self._last[address] = _Seen(whole, scan)
         natural = bool(scan.boundaries >> entry & 1)
         if not natural:
             scan = self._tactics.with_entry(scan, whole[:PAGE], whole[PAGE:], entry)
@@ -228,7 +236,8 @@ class LoadTimeTranslator:
                 if kept.makes:
                     self._arena.next = kept.after
                 self.cached += 1
-                self._last[address] = _Seen(whole, None, kept.scan)
+                if not self._second_state:
+                    self._last[address] = _Seen(whole, None, kept.scan)
                 memo = entry if kept.special else -1
                 return self._remember(address, content, memo, kept.enterable, kept.code, kept.fixups, kept.sites)
         return None
@@ -294,6 +303,9 @@ class LoadTimeTranslator:
                 return pristine
             if last is None and pristine is not None:
                 last = _Seen(contents, pristine)
+        own = self._scan_states(whole, before, entry, linked if page is not None else None)
+        if own is not None:
+            return own
         if page is None and last is not None:
             # No image speaks for the page, but it was entered before: what did not change keeps its boundaries.
             scan = self._tactics.rescan_page(last.whole, last.scan, whole)
@@ -307,6 +319,16 @@ class LoadTimeTranslator:
             if scan.boundaries >> entry & 1:
                 return scan
         return self._scan_from(self._start(address, whole, before, entry), whole, boundaries, last)
+
+    def _scan_states(self, whole: bytes, before: bytes, entry: int, linked: int | None) -> PageScan | None:
+        """The scan of a page with code of the processor's other state; None where it has none."""
+        if self._states is None:
+            return None
+        found = self._states.scan_states(
+            self._image, linked, self._second_state, whole[:PAGE], before, whole[PAGE:], entry
+        )
+        self.scanned += found is not None
+        return found
 
     def _scan_from(self, start: int, whole: bytes, boundaries: int, last: _Seen | None) -> PageScan:
         """The scan of a page from offset `start`; `last` is what is known of the page as it was."""

@@ -247,6 +247,25 @@ class Ladder(Protocol):
 
 
 @runtime_checkable
+class Interworking(Protocol):
+    """Tactics of an instruction set whose processor has two states, in which the same bytes are other instructions."""
+
+    def scan_states(
+        self,
+        image: Image | None,
+        linked: int | None,
+        second: bool,
+        code: bytes,
+        before: bytes,
+        after: bytes,
+        entry: int,
+    ) -> PageScan | None:
+        """The scan of a page some of which is of the second state; None where none is. `linked` is where the image has
+        the page, or None where it has none; then it is of the state that it is entered in at offset `entry`."""
+        ...
+
+
+@runtime_checkable
 class Extensible(Protocol):
     """A ladder that can do more operations in the guest than it does on every engine."""
 

@@ -1,7 +1,8 @@
 """`ArmTactics`: scanning and rewriting of ARMv7 code, and the ladder of an ARM guest.
 
-Room: `bt/tactics/arm`. Code is A32 unless its image says otherwise (`arm_states`); at run time a page is A32. What is
-replaced in place, done in a fixup, or left to a trap is decided here, site by site.
+Room: `bt/tactics/arm`. Code is A32 unless its image says otherwise (`arm_states`); a page of which no image speaks is
+of the state that it is entered in. What is replaced in place, done in a fixup, or left to a trap is decided here, site
+by site.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class ArmTactics(FixedWidth):
     """See `bt.tactics.tactics.Tactics`."""
 
     far_size = 8
-    revision = 3
+    revision = 4
 
     @cached_property
     def table(self) -> PatternTable:
@@ -96,11 +97,13 @@ class ArmTactics(FixedWidth):
         return packed(LOAD_PC, target)
 
     def trap(self, site: Found) -> bytes:
-        """UDF, which is unconditional: the condition is looked at when it has trapped. As wide as the instruction."""
+        """UDF, which is unconditional in A32: the condition is looked at when it has trapped. As wide as the instruction; one
+        that reaches into the next page traps by its first half, whatever an IT block says."""
         if site.code < FIRST_T32:
             return packed(UDF)
-        crosses = site.offset + site.length > PAGE  # half of it is in the next page: the first half is what traps
-        return thumb.packed(thumb.UDF if site.length == 2 or crosses else thumb.UDF_WIDE)
+        if site.offset + site.length > PAGE:
+            return thumb.packed(thumb.BKPT)
+        return thumb.packed(thumb.UDF if site.length == 2 else thumb.UDF_WIDE)
 
     @property
     def fill(self) -> bytes:
@@ -114,6 +117,20 @@ class ArmTactics(FixedWidth):
         code = words.words_of(page.code, self.byte_order)
         idle = (code == np.uint32(NOP)) | (code == np.uint32(_HINT_NOP))
         return words.runs_behind(does_not_go_on(code), idle)
+
+    def scan_states(
+        self,
+        image: Image | None,
+        linked: int | None,
+        second: bool,
+        code: bytes,
+        before: bytes,
+        after: bytes,
+        entry: int,
+    ) -> PageScan | None:
+        """Pages with T32 code."""
+        known = mixed.page_states(image, linked, second)
+        return mixed.scan_page(code, before, after, *known, entry) if known is not None else None
 
     def data_words(self, image: Image, address: int, code: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Literal pools."""

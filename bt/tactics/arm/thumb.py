@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 UDF: Final = 0xDEF0
 UDF_WIDE: Final = 0xF7F0_A0F0
+BKPT: Final = 0xBE00
+"""Executed whatever an IT block says."""
 NOP: Final = 0xBF00
 NOP_WIDE: Final = 0xF3AF_8000
 BX_PC: Final = 0x4778

@@ -6,6 +6,7 @@ a switch needs no flush. It is the `Context` of `paravirt.operations.arm`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 
 from emulator.board.arm_boot import ArmEntry, ArmVirt
@@ -37,6 +38,8 @@ _THREAD = abi.ARM_THREAD // 4
 _CACHE_TYPE = abi.ARM_CACHE_TYPE // 4
 _USER_LIMIT = abi.ARM_USER_LIMIT // 4
 _WIDEST = 7
+_ENTRY_T32 = b"\x78\x47\x00\xbf"
+"""BX PC and a NOP: how a fixup of a T32 site begins, behind what was moved there at most."""
 _REAL_SCTLR = 0x00C5_0079
 
 
@@ -141,6 +144,15 @@ class ArmHypervisor(ArmSaving):
 
     # -- operations at a site -------------------------------------------------------------------
 
+    def _entry_of(self, page: int) -> int:
+        """As the base; bit 0 says that it is entered in T32 state. A page may begin within an instruction."""
+        if not self._registers.thumb:
+            return super()._entry_of(page)
+        pc = self.vcpu.pc
+        if pc >> 12 != page >> 12:
+            pc = pc + 4 if pc + 4 >> 12 == page >> 12 else page
+        return pc | 1
+
     def _fetch(self, pc: int) -> bytes:
         return self.vcpu.fetch(pc, 2 if self._registers.thumb and pc & 0xFFF == 0xFFE else 4)
 
@@ -174,9 +186,25 @@ class ArmHypervisor(ArmSaving):
             self._prefetch_abort(exit_.address)
         elif self.vcpu.pc == self._single.behind:
             self._end_own_store()
-        else:
+        elif not self._trapped_across():
             self._debug.note(debug.INSTRUCTION)
             self._refuse(ArmException(x.PREFETCH_ABORT, x.DEBUG_EVENT, exit_.address), "exception to the guest")
+
+    def _trapped_across(self) -> bool:
+        """A planted BKPT stands for a T32 instruction that reaches into the next page: whether it was that, and not the
+        guest's own."""
+        registers, pc = self._registers, self.vcpu.pc
+        if self.vcpu.level == USER or not registers.thumb or pc & 0xFFF != 0xFFE:
+            return False
+        own = self._fetch(pc)
+        if own[1:2] == b"\xbe":
+            return False
+        state = registers.it_state
+        if state & 0xF and not self.vcpu.condition_holds(state >> 4):
+            self.exits.count("planted trap", "skipped")
+            self.vcpu.advance(4)
+            return True
+        return self._perform(pc)
 
     def _breakpoint(self, exit_: Exit) -> None:
         self._debug.note(debug.BREAKPOINT)
@@ -255,7 +283,11 @@ class ArmHypervisor(ArmSaving):
         """A fixup's first store exits, since an interrupt waits: all is as at its site, so the site is done whole."""
         site = self._site_of(pc)
         self.vcpu.pc = site
+        self._resume_state(pc)
         prepared = self._prepare_instruction(site, self._fetch(site))
+        if prepared is None and self._registers.thumb:  # the instruction before it was moved, and is done
+            self.vcpu.pc = site = site + 2
+            prepared = self._prepare_instruction(site, self._fetch(site))
         if prepared is None:
             raise ValueError(f"the fixup at {pc:#x} stands for no sensitive instruction at {site:#x}")
         self.exits.count(prepared.operation.name, "guarded fixup")
@@ -330,7 +362,20 @@ class ArmHypervisor(ArmSaving):
 
     def _raise(self, fault: ArchitecturalException) -> None:
         self._abandon_step()
+        if self._in_fixup(self.vcpu.pc):
+            self._resume_state(self.vcpu.pc)
         super()._raise(fault)
+
+    def _resume_state(self, pc: int) -> None:
+        """A fixup is left in its midst: go on in the state of its site. All of a fixup but its first bytes is A32."""
+        self._site_of(pc)
+        at = bisect_right(self._fixups, pc) - 1
+        if at < 0 or self._registers.thumb:
+            return
+        first = self._fixups[at]
+        words = (bytes(map(self.code.fixup_byte, range(start, start + 4))) for start in (first, first + 4))
+        if _ENTRY_T32 in words:
+            self._registers.thumb = True
 
     def _user_code_stored(self, frame: int) -> None:
         """User code stores into a frame that user code runs from: it may be its own."""

@@ -180,7 +180,7 @@ def across(instruction: int) -> PlannedSite:
 
 def test_an_instruction_across_two_pages_is_trapped_by_its_first_half() -> None:
     site = across(MRS_R1)
-    assert (site.tactic, site.new) == (Tactic.TRAP, thumb.packed(thumb.UDF) + thumb.packed(MRS_R1)[2:])
+    assert (site.tactic, site.new) == (Tactic.TRAP, thumb.packed(thumb.BKPT) + thumb.packed(MRS_R1)[2:])
 
 
 def test_an_instruction_across_two_pages_that_exits_by_itself_stays() -> None:
