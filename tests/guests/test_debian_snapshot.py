@@ -28,7 +28,9 @@ def run_to(session: Session, progress: int) -> Hypervisor:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize(("name", "saved", "end"), [("debian-amd64", 60, 66), ("debian-i386-pae", 30, 34)])
+@pytest.mark.parametrize(
+    ("name", "saved", "end"), [("debian-amd64", 60, 66), ("debian-i386-pae", 30, 34), ("debian-arm64", 40, 46)]
+)
 def test_a_resumed_kernel_goes_on_exit_for_exit(name: str, saved: int, end: int, tmp_path: Path) -> None:
     try:
         guest = guests.find(name)
