@@ -97,8 +97,8 @@ class ArmTactics(FixedWidth):
         return packed(LOAD_PC, target)
 
     def trap(self, site: Found) -> bytes:
-        """UDF, which is unconditional in A32: the condition is looked at when it has trapped. As wide as the instruction; one
-        that reaches into the next page traps by its first half, whatever an IT block says."""
+        """UDF, which is unconditional in A32: the condition is looked at when it has trapped. As wide as what it
+        stands for; what reaches into the next page traps by its first half, whatever an IT block says."""
         if site.code < FIRST_T32:
             return packed(UDF)
         if site.offset + site.length > PAGE:
