@@ -174,13 +174,13 @@ class Work:
         self.at_marker: int | None = None
         """Entries of the guest at its marker."""
 
-    def run_ours(self) -> dict[str, tuple[float, int]]:
-        """Seconds of the host and entries of the guest of every task, on KVM."""
+    def run_ours(self) -> dict[str, tuple[float, float, int]]:
+        """Seconds of the host, of its processor, and entries of the guest of every task, on KVM."""
         from bt.image import load
         from bt.session import Options, Session
         from emulator.machine import Limits
 
-        marks: dict[str, tuple[float, int]] = {}
+        marks: dict[str, tuple[float, float, int]] = {}
         seen = bytearray()
         sessions: list[Session] = []
 
@@ -190,7 +190,7 @@ class Work:
                 line, _, rest = bytes(seen).partition(b"\n")
                 seen[:] = rest
                 entered = sessions[0].machine.engine.entered
-                marks[line.decode(errors="replace").strip()] = (time.perf_counter(), entered)
+                marks[line.decode(errors="replace").strip()] = (time.perf_counter(), time.thread_time(), entered)
 
         options = Options(
             engine="kvm", initrd=self.initrd, command_line=self.guest.command_line, limits=Limits(None, _LIMIT)
@@ -200,23 +200,24 @@ class Work:
             sessions[0].run()
         finally:
             sessions[0].close()
-        self.at_marker = marks[self.guest.marker][1] if self.guest.marker in marks else None
+        self.at_marker = marks[self.guest.marker][2] if self.guest.marker in marks else None
         self.lines = list(marks)
-        return {
-            task.name: (marks[_end(n)][0] - marks[_begin(n)][0], marks[_end(n)][1] - marks[_begin(n)][1])
-            for n, task in enumerate(self.tasks)
-            if _begin(n) in marks and _end(n) in marks
-        }
+        spent = {}
+        for number, task in enumerate(self.tasks):
+            if _begin(number) in marks and _end(number) in marks:
+                begun, ended = marks[_begin(number)], marks[_end(number)]
+                spent[task.name] = ended[0] - begun[0], ended[1] - begun[1], ended[2] - begun[2]
+        return spent
 
-    def run_theirs(self, elf: Path) -> dict[str, float]:
-        """Seconds of the host of every task, on QEMU's TCG."""
+    def run_theirs(self, elf: Path) -> dict[str, tuple[float, float]]:
+        """Seconds of the host, and of its processors, of every task, on QEMU's TCG."""
         with tempfile.NamedTemporaryFile(prefix="retrap-bench.", suffix=".initrd") as file:
             file.write(self.initrd)
             file.flush()
             command = qemu.command(elf, Path(file.name), self.guest.command_line, qemu.NEAREST)
             marks = _line_times(command, qemu.HALTED)
         return {
-            task.name: marks[_end(n)] - marks[_begin(n)]
+            task.name: (marks[_end(n)][0] - marks[_begin(n)][0], marks[_end(n)][1] - marks[_begin(n)][1])
             for n, task in enumerate(self.tasks)
             if _begin(n) in marks and _end(n) in marks
         }
@@ -244,9 +245,10 @@ def with_lines(guest: Guest, lines: Sequence[str]) -> bytes:
     return initramfs(read_member(guest.initrd.read_bytes(), "bin/busybox"), lines)
 
 
-def _line_times(command: Sequence[str], last: str) -> dict[str, float]:
-    """When each line came on a process's output, until the last one; the process is ended then."""
-    found: dict[str, float] = {}
+def _line_times(command: Sequence[str], last: str) -> dict[str, tuple[float, float]]:
+    """When each line came on a process's output, by the host's clock and by the processor time that it had taken, until
+    the last one; the process is ended then."""
+    found: dict[str, tuple[float, float]] = {}
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
@@ -258,7 +260,7 @@ def _line_times(command: Sequence[str], last: str) -> dict[str, float]:
         begun = time.monotonic()
         for line in process.stdout:
             text = line.decode(errors="replace").strip()
-            found[text] = time.perf_counter()
+            found[text] = time.perf_counter(), _processor_time(process.pid)
             if last in text or time.monotonic() - begun > _LIMIT:
                 break
     finally:
@@ -268,30 +270,38 @@ def _line_times(command: Sequence[str], last: str) -> dict[str, float]:
     return found
 
 
+def _processor_time(process: int) -> float:
+    """Seconds that the threads of a process have run so far."""
+    threads = Path(f"/proc/{process}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
 def work(guest: Guest, runs: int, say: Say) -> Iterator[Figure]:
     """The tasks, on KVM and on QEMU's TCG in turns."""
     from bt.image import load
 
     doing = Work(guest, TASKS)
-    ours: dict[str, list[tuple[float, int]]] = {task.name: [] for task in TASKS}
-    theirs: dict[str, list[float]] = {task.name: [] for task in TASKS}
+    ours: dict[str, list[tuple[float, float, int]]] = {task.name: [] for task in TASKS}
+    theirs: dict[str, list[tuple[float, float]]] = {task.name: [] for task in TASKS}
     with tempfile.TemporaryDirectory(prefix="retrap-bench.") as scratch:
         elf = Path(scratch) / "vmlinux"
         elf.write_bytes(load(guest.kernel).elf)
         for turn in range(1, runs + 1):
-            for name, pair in doing.run_ours().items():
-                ours[name].append(pair)
-            for name, seconds in doing.run_theirs(elf).items():
-                theirs[name].append(seconds)
+            for name, taken in doing.run_ours().items():
+                ours[name].append(taken)
+            for name, pair in doing.run_theirs(elf).items():
+                theirs[name].append(pair)
             say(f"{turn}/{runs} tasks in the guest")
     for task in TASKS:
         mine, other = ours[task.name], theirs[task.name]
         if not mine or not other:
             yield Figure(task.name, None, task.goal, True, "x", "a run did not come to its end")
             continue
-        seconds, base = statistics.median(pair[0] for pair in mine), statistics.median(other)
-        exits = statistics.median(pair[1] for pair in mine)
-        detail = f"{seconds:.2f} s, {base:.3f} s; {exits:.0f} exits"
+        (seconds, spent), (base, theirs_spent) = (
+            [statistics.median(one[which] for one in runs_of) for which in (0, 1)] for runs_of in (mine, other)
+        )
+        exits = statistics.median(taken[2] for taken in mine)
+        detail = f"{seconds:.2f} s, {base:.3f} s; by processor time {spent / theirs_spent:.3g} x; {exits:.0f} exits"
         yield Figure(f"{task.name}, by QEMU TCG", seconds / base, task.goal, True, "x", detail)
         if task.calls:
             yield Figure("exits of a system call", exits / task.calls, 1.5, True, "exits")

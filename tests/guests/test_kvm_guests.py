@@ -5,6 +5,7 @@ Skipped, with the reason that the engine gives, where KVM cannot be had.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bt import guests
+from bt.bench.engine import with_lines
 from bt.image import load
 from bt.session import Options, Session, read_initrd
 from bt.verify import verify
@@ -123,6 +125,29 @@ def test_a_stock_kernel_boots_to_user_space_in_few_exits(debian: guests.Guest) -
         assert inside > 100 if session.machine.engine.capabilities.crosses else inside == 0
     finally:
         session.close()
+
+
+@pytest.mark.kernel
+def test_programs_compute_what_they_should_although_their_calls_make_no_exit(debian: guests.Guest) -> None:
+    lines = (
+        "busybox dd if=/dev/zero bs=4096 count=256 2>/dev/null | busybox sha256sum",
+        "i=0; while [ $i -lt 20 ]; do busybox true && i=$((i+1)); done; echo counted $i",
+    )
+    printed = bytearray()
+    options = Options(engine="kvm", initrd=with_lines(debian, lines), command_line=debian.command_line, limits=LIMITS)
+    session = Session(load(debian.kernel), options, printed.extend)
+    try:
+        assert session.run().kind is EndKind.HALTED
+        assert isinstance(session.driver, Hypervisor)
+        counts = session.driver.exits.counts
+        crosses = session.machine.engine.capabilities.crosses
+    finally:
+        session.close()
+    assert hashlib.sha256(bytes(1 << 20)).hexdigest().encode() in printed
+    assert b"counted 20" in printed
+    if crosses:
+        calls, returns = (counts.get((name, "inside"), 0) for name in ("SYSTEM_CALL", "RETURN_FROM_SYSTEM_CALL"))
+        assert calls > 512 < returns <= calls + 1
 
 
 @pytest.mark.kernel
