@@ -61,6 +61,8 @@ class CodePages:
         self._entry_of = entry_of
         self._shadow: MemoryViews
         self._copies: dict[tuple[int, int], _Copy] = {}
+        self._frame_at: dict[int, int] = {}
+        """By address, the frame that code was copied from there: -1 for several, which may take turns."""
         self._by_frame: dict[int, list[_Copy]] = {}
         self._known: dict[tuple[int, bytes], int] = {}
         self._used = 0
@@ -99,6 +101,8 @@ class CodePages:
             copy = self._make(address, frame, source, entry, copy)
         else:
             self.reused += 1
+            if self._frame_at[address] != frame:
+                self.on_change(address)
         self._shadow.revoke_writers(frame)
         self._shadow.set_kind(frame, ACTIVE_CODE)
         self.on_activate()
@@ -116,6 +120,7 @@ class CodePages:
         copy = _Copy(source, physical)
         copy.entered.add(entry)
         self._copies[address, frame] = copy
+        self._note_frame(address, frame)
         siblings = self._by_frame.setdefault(frame, [])
         if old is not None:
             for at in old.entries:
@@ -123,6 +128,16 @@ class CodePages:
             siblings.remove(old)
         siblings.append(copy)
         return copy
+
+    def _note_frame(self, address: int, frame: int) -> None:
+        if self._frame_at.setdefault(address, frame) != frame:
+            self._frame_at[address] = -1
+
+    def note_frames(self) -> None:
+        """Copies were put in place from outside."""
+        self._frame_at.clear()
+        for address, frame in self._copies:
+            self._note_frame(address, frame)
 
     def _translate(self, address: int, source: bytes, entry: int) -> int:
         before = self._peek((address - 1) & self._abi.last_address)[-_EDGE:]
@@ -157,6 +172,7 @@ class CodePages:
                 for at in copy.entries:
                     self._shadow.drop(at)
         self._copies.clear()
+        self._frame_at.clear()
         self._by_frame.clear()
         self._known.clear()
         self._used = 0

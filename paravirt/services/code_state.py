@@ -101,6 +101,7 @@ def reinstate_code(code: CodePages, state: CodeState) -> None:
         copy.entered |= page.entered
         code._copies[page.address, page.frame] = copy
         code._by_frame.setdefault(page.frame, []).append(copy)
+    code.note_frames()
     code.translations, code.sites, code.reused = state.counts
 
 

@@ -98,6 +98,22 @@ def test_a_frame_at_two_addresses_is_translated_for_each() -> None:
         assert found is None or not found.executable, "a store to the frame takes every copy out of use"
 
 
+@pytest.mark.parametrize("restored", [False, True])
+def test_frames_that_take_turns_at_an_address_change_its_code_each_time(restored: bool) -> None:
+    mmu = guest(Marking())
+    mmu.memory[FRAME], mmu.memory[FRAME + 4096] = 1, 2
+    changed: list[int] = []
+    mmu.code.on_change = changed.append
+    for turn in range(6):
+        mmu.tables.map(PAGE, FRAME + turn % 2 * 4096 | RIGHTS)
+        mmu.shadow.invalidate(PAGE)
+        assert shown(mmu, mmu.access(PAGE, fetch=True))[0] == 0xFE - turn % 2
+        if restored:
+            mmu.code.note_frames()
+    assert changed == [PAGE] * 6
+    assert (mmu.code.translations, mmu.code.reused) == (2, 4)
+
+
 def test_every_address_at_which_a_page_is_entered_is_asked_once() -> None:
     translator = Marking()
     mmu = guest(translator)
