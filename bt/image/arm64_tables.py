@@ -9,11 +9,12 @@ on it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 import numpy as np
 
 from bt.image.arm64_image import Arm64Header
+from bt.image.patch_tables import CommonTables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,11 +34,16 @@ _EXCEPTION_TYPES: Final = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Arm64Tables:
-    """All tables; addresses are guest-virtual, as linked."""
+class Arm64Tables(CommonTables):
+    """All tables."""
 
-    version: str
-    """Release as in `uname -r`; "" where the banner is not found."""
+    COUNTED: ClassVar = {
+        "alternatives": "alternative_sites",
+        "jump labels": "jump_sites",
+        "exceptions": "faulting",
+        "function tracing": "mcount",
+    }
+
     alternative_sites: Addresses
     alternative_lengths: NDArray[np.int64]
     """Bytes of the site, and of its replacement."""
@@ -45,31 +51,13 @@ class Arm64Tables:
     capabilities: NDArray[np.int64]
     """The processor feature that a replacement is for; bit 15 marks one that a function makes, which `replacements`
     names then."""
-    jump_sites: Addresses
-    jump_targets: Addresses
-    faulting: Addresses
-    """Instructions that may fault by intent."""
-    landings: Addresses
-    """Where execution goes on then."""
     mcount: Addresses
     """Calls of the function tracer."""
 
-    def counts(self) -> dict[str, int]:
-        """Entries of each table, by name."""
-        return {
-            "alternatives": len(self.alternative_sites),
-            "jump labels": len(self.jump_sites),
-            "exceptions": len(self.faulting),
-            "function tracing": len(self.mcount),
-        }
-
-    def leads(self) -> list[Addresses]:
-        """Places to which the kernel may go on by a table."""
-        return [self.jump_targets, self.landings]
-
     def places(self) -> list[Addresses]:
         """Places that the kernel looks at or patches itself: every word of an alternative and of a tracer's call."""
-        words = [self.jump_sites, self.faulting, self.mcount, self.mcount + np.uint64(4)]
+        # A class with slots is another than the one that `super` without arguments knows.
+        words = [*CommonTables.places(self), self.mcount, self.mcount + np.uint64(4)]
         words += [
             self.alternative_sites[self.alternative_lengths > offset] + np.uint64(offset)
             for offset in range(0, int(self.alternative_lengths.max(initial=0)), 4)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 import numpy as np
 
+from bt.image.patch_tables import CommonTables
 from bt.image.zimage import ArmHeader
 
 if TYPE_CHECKING:
@@ -43,40 +44,22 @@ _BANNER: Final = re.compile(rb"Linux version (\d[^ \0]{0,99}) ")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ArmTables:
-    """All tables; addresses are guest-virtual, as linked."""
+class ArmTables(CommonTables):
+    """All tables."""
 
-    version: str
-    """Release as in `uname -r`; "" where the banner is not found."""
-    faulting: Addresses
-    """Instructions that may fault by intent."""
-    landings: Addresses
-    """Where execution goes on then."""
-    jump_sites: Addresses
-    jump_targets: Addresses
+    COUNTED: ClassVar = {
+        **CommonTables.COUNTED,
+        "single processor": "single_sites",
+        "physical addresses": "physical_sites",
+    }
+    PATCHED: ClassVar = ("single_sites", "physical_sites")
+
     single_sites: Addresses
     """What the kernel changes when it finds a single processor."""
     single_code: NDArray[np.uint32]
     """What stands there then."""
     physical_sites: Addresses
     """Where the kernel puts in how far physical addresses are from virtual ones."""
-
-    def counts(self) -> dict[str, int]:
-        """Entries of each table, by name."""
-        return {
-            "exceptions": len(self.faulting),
-            "jump labels": len(self.jump_sites),
-            "single processor": len(self.single_sites),
-            "physical addresses": len(self.physical_sites),
-        }
-
-    def leads(self) -> list[Addresses]:
-        """Places to which the kernel may go on by a table."""
-        return [self.landings, self.jump_targets]
-
-    def places(self) -> list[Addresses]:
-        """Places that the kernel looks at or patches itself."""
-        return [self.faulting, self.jump_sites, self.single_sites, self.physical_sites]
 
 
 def read(image: Image) -> ArmTables | None:

@@ -9,11 +9,12 @@ sense. Nothing is trusted, and nothing but planning and moving depends on it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 import numpy as np
 
 from bt.image.mips_self_extractor import SelfExtractor
+from bt.image.patch_tables import CommonTables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,36 +37,14 @@ _FIRST_ACCESS: Final = 0x20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MipsTables:
-    """All tables; addresses are guest-virtual, as linked."""
+class MipsTables(CommonTables):
+    """All tables."""
 
-    version: str
-    """Release as in `uname -r`; "" where the banner is not found."""
-    faulting: Addresses
-    """Instructions that may fault by intent."""
-    landings: Addresses
-    """Where execution goes on then."""
-    jump_sites: Addresses
-    jump_targets: Addresses
+    COUNTED: ClassVar = {**CommonTables.COUNTED, "relocations": "relocation_places"}
+
     relocation_types: NDArray[np.uint8]
     relocation_places: Addresses
     """What a move of the kernel changes; both are empty where it cannot be moved."""
-
-    def counts(self) -> dict[str, int]:
-        """Entries of each table, by name."""
-        return {
-            "exceptions": len(self.faulting),
-            "jump labels": len(self.jump_sites),
-            "relocations": len(self.relocation_places),
-        }
-
-    def leads(self) -> list[Addresses]:
-        """Places to which the kernel may go on by a table."""
-        return [self.landings, self.jump_targets]
-
-    def places(self) -> list[Addresses]:
-        """Places that the kernel looks at or patches itself."""
-        return [self.faulting, self.jump_sites]
 
 
 def read(image: Image) -> MipsTables | None:

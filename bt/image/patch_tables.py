@@ -7,7 +7,8 @@ that it may go on somewhere by a table alone, is what all have in common.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,37 @@ class PatchTables(Protocol):
     def places(self) -> list[NDArray[np.uint64]]:
         """Guest-virtual places that the kernel looks at or patches itself."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CommonTables:
+    """The tables that every instruction set but x86 has in the same form; addresses are guest-virtual, as linked."""
+
+    COUNTED: ClassVar[dict[str, str]] = {"exceptions": "faulting", "jump labels": "jump_sites"}
+    """Name of a table -> the field whose length is told."""
+    PATCHED: ClassVar[tuple[str, ...]] = ()
+    """Fields of further places that the kernel patches itself."""
+
+    version: str
+    """Release as in `uname -r`; "" where the banner is not found."""
+    faulting: NDArray[np.uint64]
+    """Instructions that may fault by intent."""
+    landings: NDArray[np.uint64]
+    """Where execution goes on then."""
+    jump_sites: NDArray[np.uint64]
+    jump_targets: NDArray[np.uint64]
+
+    def counts(self) -> dict[str, int]:
+        """See `PatchTables`."""
+        return {name: len(getattr(self, field)) for name, field in self.COUNTED.items()}
+
+    def leads(self) -> list[NDArray[np.uint64]]:
+        """See `PatchTables`."""
+        return [self.landings, self.jump_targets]
+
+    def places(self) -> list[NDArray[np.uint64]]:
+        """See `PatchTables`."""
+        return [getattr(self, field) for field in ("faulting", "jump_sites", *self.PATCHED)]
 
 
 def read(image: Image) -> PatchTables | None:
