@@ -28,7 +28,7 @@ SHADOWED = [
     ("aarch64", "lazy"),
     ("aarch64", "eager"),
     ("aarch64", "two-stage"),
-    ("armv7", ""),
+    *(("armv7", name) for name in TECHNIQUES),
     ("mips32", ""),
 ]
 NEIGHBOUR = {"x86_64": MACHINE_BASE + 16 * MEBIBYTE, "i386": MACHINE_BASE, "aarch64": MACHINE_BASE + 16 * MEBIBYTE}
