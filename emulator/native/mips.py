@@ -12,12 +12,13 @@ from typing import Final
 from emulator.board.malta import LINE_TIMER, Malta
 from emulator.board.malta_boot import EntryState
 from emulator.engine.exit import Exit, ExitKind
-from emulator.engine.mips import DEBUG_BREAKPOINT, MipsEngine
+from emulator.engine.mips import DEBUG_BREAKPOINT, MipsEngine, MipsRegisters
 from emulator.errors import UsageError
 from emulator.isa.exceptions import ProcessorShutdown
 from emulator.isa.mips import identity as i
 from emulator.isa.mips import registers as r
 from emulator.isa.mips.exceptions import deliver, interrupts_enabled, is_kernel
+from emulator.isa.mips.place import Place
 from emulator.machine import EndKind, Machine, Outcome
 from emulator.native.cpu import Handlers, NativeCpu
 
@@ -40,11 +41,12 @@ def _register(name: str) -> property:
     return property(read, write)
 
 
-class MipsNativeCpu(NativeCpu):
+class MipsNativeCpu(Place, NativeCpu):
     """The real processor of a reference run and its driver; a `Processor` of `emulator.isa.mips.exceptions`."""
 
     engine: MipsEngine
     board: Malta
+    registers: MipsRegisters
 
     status = _register("Status")
     cause = _register("Cause")
@@ -85,27 +87,9 @@ class MipsNativeCpu(NativeCpu):
         return self.registers.pc
 
     @property
-    def restart_address(self) -> int:
-        """`pc`, or the branch before it."""
-        return self.registers.restart_address
-
-    @property
-    def in_delay_slot(self) -> bool:
-        """Whether `pc` is in a delay slot."""
-        return self.registers.in_delay_slot
-
-    @property
     def exception_base(self) -> int:
         """EBase without the CPU's number."""
         return self.registers.cp0("EBase") & ~0xFFF
-
-    def jump(self, address: int) -> None:
-        """Go on at `address`."""
-        self.registers.jump(address)
-
-    def break_link(self) -> None:
-        """LLbit := 0."""
-        self.registers.break_link()
 
     @property
     def level(self) -> int:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from emulator.board.malta import LINE_TIMER, Malta
-from emulator.engine.mips import MipsEngine
+from emulator.engine.mips import MipsEngine, MipsRegisters
 from emulator.isa.mips import identity as i
 from emulator.isa.mips import registers as r
 from emulator.isa.mips.exceptions import MipsException, is_kernel
+from emulator.isa.mips.place import Place
 from emulator.isa.mips.tlb import Tlb, entry_of
 from emulator.memory import GuestMemory
 from paravirt import abi
@@ -29,11 +30,13 @@ _STATUS = abi.MIPS_STATUS // 4
 _OPEN = r.STATUS_EXL | r.STATUS_ERL
 
 
-class MipsVirtualCpu:
+class MipsVirtualCpu(Place):
     """Coprocessor 0 of one guest."""
 
     PLAIN = frozenset({"DEPC", "TagLo", "DataLo", "TagHi", "DataHi", "DESAVE"})
     """Registers that keep what is written and do nothing else."""
+
+    registers: MipsRegisters
 
     def __init__(
         self, engine: MipsEngine, memory: GuestMemory, board: Malta, shared: memoryview, page: memoryview
@@ -83,24 +86,6 @@ class MipsVirtualCpu:
     @pc.setter
     def pc(self, value: int) -> None:
         self.registers.jump(value)
-
-    @property
-    def restart_address(self) -> int:
-        """`pc`, or the branch before it."""
-        return self.registers.restart_address
-
-    @property
-    def in_delay_slot(self) -> bool:
-        """Whether `pc` is in a delay slot."""
-        return self.registers.in_delay_slot
-
-    def jump(self, address: int) -> None:
-        """Go on at `address`."""
-        self.registers.jump(address)
-
-    def break_link(self) -> None:
-        """LLbit := 0."""
-        self.registers.break_link()
 
     @property
     def interrupts_enabled(self) -> bool:
