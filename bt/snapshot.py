@@ -15,12 +15,14 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from bt import para
 from bt.session import MANIFEST, Options, Session
 from emulator.engine.engines import open_engine
 from emulator.errors import BadSnapshot, UsageError, brief
 from emulator.machine import Limits, Machine, Outcome
 from emulator.platforms import platform_of
 from paravirt.modes import hypervisor_for, must_trap, without_exit
+from paravirt.para.modes import para_hypervisor_for
 from paravirt.services.columns import Columns
 from paravirt.services.snapshot import Snapshot, Written, save
 from paravirt.translator import Translation, Translator, Untouched
@@ -35,7 +37,7 @@ _IMPOSSIBLE: Final = (ArithmeticError, AssertionError, AttributeError, LookupErr
 CONSOLE_KEPT: Final = 1 << 16
 """Bytes of what a guest has printed that its snapshot keeps, the last ones."""
 _KEPT_OPTIONS: Final = ("mode", "engine", "memory", "command_line", "delta", "physical_delta", "technique")
-_SAVED_MODES: Final = ("none", "trap", "hypercall", "inline", "auto")
+_SAVED_MODES: Final = ("none", "trap", "hypercall", "inline", "auto", para.MODE)
 
 
 def digest_of(path: Path) -> str:
@@ -206,15 +208,19 @@ class ResumedSession(Session):
             self.later: LaterTranslator | None = None
             translator: Translator = Untouched()
             if options.mode != "none":
-                translator = self.later = LaterTranslator(snapshot.columns(), options.mode, self._make_translator_now)
-            self.driver: Hypervisor = hypervisor_for(
-                self.machine, translator, timed=options.timed, technique=options.technique
-            )
+                translator = self.later = LaterTranslator(snapshot.columns(), self._strategy, self._make_translator_now)
+            make = para_hypervisor_for if options.mode == para.MODE else hypervisor_for
+            self.driver: Hypervisor = make(self.machine, translator, timed=options.timed, technique=options.technique)
             self.exact = snapshot.restore(self.driver)
             """Whether it goes on exit for exit as the one that was saved."""
         except BaseException:
             self.machine.close()
             raise
+
+    @property
+    def _strategy(self) -> str:
+        """How what is sensitive is rewritten."""
+        return para.STRATEGY if self.options.mode == para.MODE else self.options.mode
 
     @cached_property
     def image(self) -> Image:  # type: ignore[override]
@@ -246,7 +252,7 @@ class ResumedSession(Session):
         image, options = self.image, self.options
         isa = self.machine.platform.isa
         translator = LoadTimeTranslator(
-            options.mode,
+            self._strategy,
             image,
             options.delta,
             PageCache(isa=isa) if options.cache else None,

@@ -15,7 +15,7 @@ from emulator.clock import Clock, Timer
 from paravirt.abi.guests import MASK_OFFSET, PORTS, Port
 
 _ALL = (1 << PORTS) - 1
-_TYPED = 1 << 16
+MOST_TYPED = 1 << 16
 """Bytes of console input that wait at most; what comes beyond them is lost, as on a serial line."""
 
 
@@ -66,7 +66,7 @@ class Channels:
 
     def feed_console(self, data: bytes) -> None:
         """Something was typed."""
-        self._typed += data[: _TYPED - len(self._typed)]
+        self._typed += data[: MOST_TYPED - len(self._typed)]
         self.send(Port.CONSOLE)
 
     def digest(self) -> str:
@@ -92,6 +92,22 @@ class Channels:
         data = bytes(self._typed[:size])
         del self._typed[:size]
         return data
+
+    @property
+    def waiting(self) -> bytes:
+        """What was typed and not asked for yet."""
+        return bytes(self._typed)
+
+    @property
+    def period(self) -> int:
+        """Of the timer, in nanoseconds; 0 where it is due once."""
+        return self._period
+
+    def restore_events(self, timer: int | None, period: int, typed: bytes) -> None:
+        """Take up an earlier state, the clock's callbacks forgotten; what is pending is in the shared page."""
+        self._typed[:] = typed
+        self._period = period
+        self._timer = None if timer is None else self._clock.at(timer, self._due)
 
     def set_timer(self, nanoseconds: int, periodic: bool) -> None:
         """Set or stop the timer; a request of before is taken back."""

@@ -17,8 +17,9 @@ from paravirt.abi import calls as c
 from paravirt.abi import guests as g
 from paravirt.abi.calls import Call, Status
 from paravirt.abi.guests import Convention, Trap
-from paravirt.hypervisor import Action, Hypervisor
+from paravirt.hypervisor import Action
 from paravirt.para.events import Channels
+from paravirt.para.saved import ParaSaving
 from paravirt.para.tables import ShadowedTables, TableCalls
 from paravirt.translator import Translator
 
@@ -36,7 +37,7 @@ class Refused(Exception):
         self.status = status
 
 
-class ParaGuest(Hypervisor):
+class ParaGuest(ParaSaving):
     """What a para-virtual guest's hypervisor adds. Abstract: see `paravirt.para.modes`."""
 
     CONVENTION: ClassVar[Convention]

@@ -79,6 +79,7 @@ class MipsPara(ParaGuest, MipsHypervisor):
 
     CONVENTION: ClassVar[Convention] = CONVENTIONS["mips32"]
     KERNEL_LEVEL: ClassVar[int] = KERNEL_LEVEL
+    ROOTS: ClassVar[tuple[str, ...]] = ("root", "kernel_root")
     CPU = ParaMipsCpu
     entry_bytes = 4
     levels = 2

@@ -26,7 +26,8 @@ HERE = Outcome(EndKind.STOPPED, detail="paused")
 
 def start(isa: str, console: Any = lambda _: None, mode: str = "inline") -> Session:
     """A session that has not run yet."""
-    session = Session(load(GUESTS[isa]), Options(mode=mode, memory=64 << 20, command_line=CHECKS), console)
+    image = GUESTS[isa].with_name("pv.elf") if mode == "para" else GUESTS[isa]
+    session = Session(load(image), Options(mode=mode, memory=64 << 20, command_line=CHECKS), console)
     session.machine.begin()
     session.machine.arm()
     return session
@@ -71,7 +72,7 @@ def whole(request: pytest.FixtureRequest) -> Iterator[tuple[str, Whole]]:
     made.session.close()
 
 
-@pytest.mark.parametrize(("share", "mode"), [(0.2, "inline"), (0.7, "inline"), (0.4, "trap")])
+@pytest.mark.parametrize(("share", "mode"), [(0.2, "inline"), (0.7, "trap"), (0.4, "para")])
 def test_a_resumed_guest_goes_on_exit_for_exit(
     whole: tuple[str, Whole], share: float, mode: str, tmp_path: Path
 ) -> None:

@@ -37,7 +37,8 @@ def test_events_of_user_code_have_its_level_and_code() -> None:
     assert [event.registers[0] for event in asked] == [1, 3, 99] * 4
     assert {event.level for event in asked} == {3}
     assert {event.code[:2] for event in asked} == {b"\x0f\x05"}
-    assert [event.number for event in calls.events if event.kind == "exception" and event.level == 3] == [14, 13, 13, 13]
+    faults = [event.number for event in calls.events if event.kind == "exception" and event.level == 3]
+    assert faults == [14, 13, 13, 13]
 
 
 def test_lines_of_the_kernel_and_of_firmware_are_left_out() -> None:
