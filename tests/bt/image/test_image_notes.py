@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bt.image import from_bytes
+from bt.image import from_bytes, notes
 from emulator.errors import BadImage
 from tests.bt.image.image_files import make_elf, make_note
 
@@ -45,3 +45,11 @@ def test_notes_are_found_by_their_section_where_no_segment_has_them() -> None:
             struct.pack_into("<I", contents, at, 0)
     assert expected
     assert from_bytes(bytes(contents), "kernel").notes == expected
+
+
+def test_notes_of_a_big_endian_kernel_are_read_in_its_byte_order() -> None:
+    table = struct.pack(">III", 7, 4, 5) + b"retrap\0\0" + b"\0\1\0\0"
+    [note] = notes.parse([memoryview(table)], "kernel", "big")
+    assert (note.name, note.type, note.description) == ("retrap", 5, b"\0\1\0\0")
+    with pytest.raises(BadImage, match="it is damaged"):
+        notes.parse([memoryview(table)], "kernel")
