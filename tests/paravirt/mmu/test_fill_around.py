@@ -1,0 +1,82 @@
+"""User code's pages around one that was just mapped, and the two roots between which an engine may change by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from emulator.isa.x86 import walk as w
+from emulator.isa.x86.walk import GuestContext
+from emulator.memory import GuestMemory
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes.x86.shadow import X86Shadow
+from tests.paravirt.mmu.test_shadow_reuse import ADDRESS, LEVEL1, LEVEL2, LEVEL3, ROOT_A, NoCode, QuietEngine
+
+FIRST = 0x2_0000
+USED = w.PRESENT | w.USER | w.ACCESSED
+PAGES = {
+    0: USED,
+    1: USED | w.WRITABLE | w.DIRTY,
+    2: USED | w.WRITABLE,
+    3: USED & ~w.ACCESSED,
+    4: USED & ~w.USER,
+    5: USED | w.NO_EXECUTE,
+    15: USED,
+    16: USED,
+}
+"""Bits of each page's entry, by its number from ADDRESS on."""
+
+
+@pytest.fixture
+def shadow() -> X86Shadow:
+    memory, context = GuestMemory(1 << 20), GuestContext()
+    context.root, context.no_execute = ROOT_A, True
+    shadow = X86Shadow(QuietEngine(), memory, context)
+    shadow.attach(NoCode())
+    shadow.frames.coherent = True
+    for table, index, below in ((ROOT_A, 0, LEVEL3), (LEVEL3, 0, LEVEL2), (LEVEL2, 2, LEVEL1)):
+        memory.write(table + 8 * index, 8, below | USED | w.WRITABLE)
+    for page, bits in PAGES.items():
+        memory.write(LEVEL1 + 8 * page, 8, FIRST + page * 4096 | bits)
+    shadow.use(USER_VIEW)
+    shadow.fill(ADDRESS, False, False)
+    shadow.fill_around(ADDRESS)
+    return shadow
+
+
+def entry(shadow: X86Shadow, page: int) -> int:
+    return int(shadow._words[shadow._leaf_of(ADDRESS + page * 4096)])
+
+
+@pytest.mark.parametrize("page", [0, 1, 2, 5, 15])
+def test_what_the_guest_has_accessed_is_mapped_with_it(shadow: X86Shadow, page: int) -> None:
+    assert entry(shadow, page) & (w.FRAME_MASK | w.PRESENT) == FIRST + page * 4096 | w.PRESENT
+
+
+@pytest.mark.parametrize("page", [3, 4, 16])
+def test_what_it_has_not_what_is_the_kernels_and_what_is_further_away_is_not(shadow: X86Shadow, page: int) -> None:
+    assert entry(shadow, page) == 0
+
+
+def test_only_what_was_written_may_be_written_and_only_code_executed(shadow: X86Shadow) -> None:
+    assert [page for page in PAGES if entry(shadow, page) & w.WRITABLE] == [1]
+    assert [page for page in (1, 2, 5, 15) if entry(shadow, page) & w.NO_EXECUTE] == [5]
+
+
+def test_a_page_that_the_guest_takes_away_is_gone_at_the_next_load_of_a_root(shadow: X86Shadow) -> None:
+    shadow.pool.guest_words[(LEVEL1 >> 3) + 15] = 0
+    shadow.load_root()
+    assert entry(shadow, 15) == 0
+    assert entry(shadow, 1) != 0
+
+
+def test_both_roots_are_told_once_both_are_there_and_the_kernels_has_the_window(shadow: X86Shadow) -> None:
+    assert shadow.both_roots() is None
+    shadow.use(KERNEL_VIEW)
+    assert shadow.both_roots() is None
+    shadow.install_window()
+    roots = shadow.both_roots()
+    assert roots is not None
+    assert roots[0] == shadow.pool.address_of(shadow._current[0])
+    shadow.use(USER_VIEW)
+    assert roots[1] == shadow.pool.address_of(shadow._current[0])
+    assert shadow.both_roots() == roots
