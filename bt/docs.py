@@ -202,9 +202,8 @@ def four_ways() -> str:
         "The portable sample's checks (without those of self-modifying code, whose ten thousand rounds would hide the "
         "rest), by `retrap bench ways --json docs/figures/ways.json`. *operation*: a privileged operation by trap, "
         "fixup or device; *call*: a para-virtual call; *memory*: a page made accessible; *entry*: what enters the "
-        "guest's kernel; *clock*: the end of a slice of time. *blocks* are the guest's basic blocks. On "
-        "ARMv7 this kernel lies beyond a branch's reach of the fixups, which are where Linux is linked: inline traps "
-        "there. Polling of devices is in all ways but the last, which has none.\n\n"
+        "guest's kernel; *clock*: the end of a slice of time. *blocks* are the guest's basic blocks. "
+        "Polling of devices is in all ways but the last, which has none.\n\n"
         + _table(ways.SUMMARY_HEAD, ways.summary(figures))
         + "\n## Exits by kind of check\n\n"
         + _table(ways.WORKLOAD_HEAD, ways.by_workload(figures))
