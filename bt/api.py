@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from bt.gdb.targets import Target, target_of, translation
+from bt.gdb.targets import Target, target_for, translation
 from bt.session import Options, Session
 from emulator.engine.exit import Exit, ExitKind, describe
 from emulator.engine.protocol import Handler
@@ -54,7 +54,8 @@ class Registers(MutableMapping[str, int]):
     def __setitem__(self, name: str, value: int) -> None:
         guest = self._guest
         row = guest.target.by_name[name]
-        data = (value & (1 << row.bits) - 1).to_bytes(row.bits // 8, "little")
+        order: Literal["big", "little"] = "big" if guest.target.byte_order == "big" else "little"
+        data = (value & (1 << row.bits) - 1).to_bytes(row.bits // 8, order)
         guest.target.write(guest.session.driver, row, data)
         guest.debugger.changed()
 
@@ -87,7 +88,7 @@ class Guest:
     def __init__(self, session: Session, *, reverse: bool = False) -> None:
         """Use `open_guest` or `resume`."""
         self.session = session
-        self.target: Target = target_of(session.machine.platform.isa)
+        self.target: Target = target_for(session)
         self.debugger = Debugger(session.driver, translation(session), reverse=reverse)
         self.registers = Registers(self)
         self.console = bytearray()

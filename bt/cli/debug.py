@@ -86,12 +86,12 @@ def _serve(session: object, console: _Console, host: str, port: int, reverse: bo
     from bt.gdb.monitor import Monitor
     from bt.gdb.server import Server, listen
     from bt.gdb.symbol_file import write_symbol_file
-    from bt.gdb.targets import target_of, translation
+    from bt.gdb.targets import target_for, translation
     from bt.session import Session
     from paravirt.services.debug import Debugger
 
     assert isinstance(session, Session)
-    target = target_of(session.machine.platform.isa)
+    target = target_for(session)
     driver = session.driver
     debugger = Debugger(driver, translation(session), reverse=reverse)
     if debugger.timeline is not None:

@@ -11,7 +11,7 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from bt.gdb.packets import LONGEST, Kind, Reader, packet
 from bt.gdb.targets import Target
@@ -25,6 +25,9 @@ _PATIENCE: Final = 10.0
 _MOST_READ: Final = 0x1000
 _TRAP = 5
 _STACK: Final = frozenset({"rsp", "rbp", "esp", "ebp", "sp", "x29", "r29", "lr"})
+_WATCHES: Final = {"2": StopKind.WATCHPOINT, "3": StopKind.READ, "4": StopKind.ACCESS}
+"""Kinds of watchpoints as Z and z packets have them."""
+_REASONS: Final = {StopKind.WATCHPOINT: "watch", StopKind.READ: "rwatch", StopKind.ACCESS: "awatch"}
 _BUSY: Final = b"E.another gdb is attached to this guest; detach it first"
 
 
@@ -291,23 +294,23 @@ class Server:
 
     def _set_stop(self, rest: str) -> bytes:
         kind, address, size = _point(rest)
-        if kind in "01":
+        if kind in ("0", "1"):
             self.debugger.stops.set_breakpoint(address)
-        elif kind == "2":
+        elif kind in _WATCHES:
             place = self.debugger.place(address)
             if place is None or not 0 < size <= 4096 - address % 4096:
                 return b"E.the guest has no memory there that could be watched"
-            self.debugger.stops.watch(place, size, address)
+            self.debugger.stops.watch(place, size, address, _WATCHES[kind])
         else:
             return b""
         return b"OK"
 
     def _remove_stop(self, rest: str) -> bytes:
         kind, address, size = _point(rest)
-        if kind in "01":
+        if kind in ("0", "1"):
             self.debugger.stops.remove_breakpoint(address)
-        elif kind == "2":
-            self.debugger.stops.unwatch(size, address)
+        elif kind in _WATCHES:
+            self.debugger.stops.unwatch(size, address, _WATCHES[kind])
         else:
             return b""
         return b"OK"
@@ -333,8 +336,8 @@ class Server:
         reason = ""
         if stop.kind is StopKind.BREAKPOINT:
             reason = "hwbreak:;"
-        elif stop.kind is StopKind.WATCHPOINT:
-            reason = f"watch:{stop.address:x};"
+        elif stop.kind in _WATCHES.values():
+            reason = f"{_REASONS[stop.kind]}:{stop.address:x};"
         elif stop.kind is StopKind.BEGINNING:
             reason = "replaylog:begin;"
         number = 2 if stop.kind is StopKind.ASKED else _TRAP
@@ -356,7 +359,8 @@ class Server:
     def _jump(self, rest: str) -> None:
         if rest:
             row = self.target.by_name[self.target.pc]
-            self.target.write(self.driver, row, int(rest, 16).to_bytes(row.bits // 8, "little"))
+            order: Literal["big", "little"] = "big" if self.target.byte_order == "big" else "little"
+            self.target.write(self.driver, row, int(rest, 16).to_bytes(row.bits // 8, order))
             self.debugger.changed()
 
     def _resume(self, rest: str) -> bytes:

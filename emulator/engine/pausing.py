@@ -40,6 +40,14 @@ class WatchingEngine(Engine, Protocol):
         least seven more bytes must be behind them. Gives what `unobserve` takes."""
         ...
 
+    def observe_access(
+        self, address: int, size: int, seen: Callable[[], None], *, reads: bool, writes: bool
+    ) -> tuple[int, int]:
+        """Call `seen` before the instruction behind one of the guest's that reads (`reads`) or writes (`writes`) some
+        of `size` bytes at engine-physical `address`; `seen` may call `stop`. Fetches do not count. Slow. Gives two
+        numbers for `unobserve`."""
+        ...
+
     def unobserve(self, number: int) -> None:
         """Observe no more. All translated code goes, at either end."""
         ...

@@ -33,6 +33,10 @@ class StopKind(Enum):
 
     BREAKPOINT = "breakpoint"
     WATCHPOINT = "watchpoint"
+    READ = "read"
+    """Behind an instruction that has read what is watched for that."""
+    ACCESS = "access"
+    """Behind one that has read or written what is watched for both."""
     STEP = "step"
     ASKED = "asked"
     BEGINNING = "beginning"
@@ -69,6 +73,7 @@ class _Watched:
 
     physical: int
     size: int
+    kind: StopKind
     observers: tuple[int, ...] = ()
     wanted: bool = True
 
@@ -89,7 +94,7 @@ class Stops:
         self.hits = 0
         """Breakpoints reached."""
         self._places: dict[int, _Place] = {}
-        self._watched: dict[tuple[int, int], _Watched] = {}
+        self._watched: dict[tuple[int, int, StopKind], _Watched] = {}
         self._stop: Stop | None = None
         self._within = False
         """The stop is before an instruction in the midst of a block."""
@@ -117,8 +122,18 @@ class Stops:
 
     @property
     def watched(self) -> list[tuple[int, int, int]]:
-        """(name, guest-physical address, bytes) of all that is watched."""
-        return [(name, one.physical, one.size) for (name, _), one in self._watched.items() if one.wanted]
+        """(name, guest-physical address, bytes) of all that is watched for changes."""
+        changes = StopKind.WATCHPOINT
+        return [
+            (at, one.physical, one.size)
+            for (at, _, kind), one in self._watched.items()
+            if kind is changes and one.wanted
+        ]
+
+    @property
+    def watched_for_reads(self) -> bool:
+        """Whether something is watched for being read."""
+        return any(one.wanted and one.kind is not StopKind.WATCHPOINT for one in self._watched.values())
 
     def set_breakpoint(self, address: int, call: Called | None = None) -> None:
         """Stop before the instruction at a guest-virtual address, in every address space."""
@@ -136,18 +151,19 @@ class Stops:
         if place is not None:
             place.wanted = False
 
-    def watch(self, physical: int, size: int, name: int) -> None:
-        """Stop behind every instruction that changed some of `size` bytes of memory; `name` is what `Stop` says."""
+    def watch(self, physical: int, size: int, name: int, kind: StopKind = StopKind.WATCHPOINT) -> None:
+        """Stop behind every instruction that changed some of `size` bytes of memory, whoever did it; or (`READ`,
+        `ACCESS`) that has itself read, or read or written, some of them. `name` is what `Stop` says."""
         memory = self.driver.machine.memory
         if not 0 < size <= _WORD * MOST_WATCHED or not memory.base <= physical <= memory.end - size - _WORD:
             raise UsageError(f"{size} bytes at {physical:#x} cannot be watched: they are not in the guest's memory")
         if sum(-(-one.size // _WORD) for one in self._watched.values()) >= MOST_WATCHED:
             raise UsageError(f"{MOST_WATCHED} words are watched; take one away before another is watched")
-        self._watched[name, size] = _Watched(physical, size)
+        self._watched[name, size, kind] = _Watched(physical, size, kind)
 
-    def unwatch(self, size: int, name: int) -> None:
+    def unwatch(self, size: int, name: int, kind: StopKind = StopKind.WATCHPOINT) -> None:
         """Watch it no more."""
-        one = self._watched.get((name, size))
+        one = self._watched.get((name, size, kind))
         if one is not None:
             one.wanted = False
 
@@ -293,20 +309,25 @@ class Stops:
                 if place.observer >= 0:
                     self.engine.unobserve(place.observer)
                 del self._places[address]
-        memory = self.driver.machine.memory
         for key, one in list(self._watched.items()):
             if one.wanted and not one.observers:
-                first = one.physical - memory.base
-                one.observers = tuple(
-                    self.engine.observe_change(
-                        memory.view[at : min(at + _WORD, first + one.size)], self._changed(key[0]), exactly=True
-                    )
-                    for at in range(first, first + one.size, _WORD)
-                )
+                one.observers = self._observers(one, key[0])
             elif not one.wanted:
                 for observer in one.observers:
                     self.engine.unobserve(observer)
                 del self._watched[key]
 
-    def _changed(self, name: int) -> Callable[[], None]:
-        return lambda: self._halt(StopKind.WATCHPOINT, name)
+    def _observers(self, one: _Watched, name: int) -> tuple[int, ...]:
+        """Have the engine watch some memory."""
+        memory, halt = self.driver.machine.memory, self._changed(one.kind, name)
+        if one.kind is not StopKind.WATCHPOINT:
+            writes = one.kind is StopKind.ACCESS
+            return tuple(self.engine.observe_access(one.physical, one.size, halt, reads=True, writes=writes))
+        first = one.physical - memory.base
+        return tuple(
+            self.engine.observe_change(memory.view[at : min(at + _WORD, first + one.size)], halt, exactly=True)
+            for at in range(first, first + one.size, _WORD)
+        )
+
+    def _changed(self, kind: StopKind, name: int) -> Callable[[], None]:
+        return lambda: self._halt(kind, name)

@@ -179,7 +179,10 @@ class Debugger:
         return Stop(StopKind.STEP, self.driver.pc)
 
     def go_back(self) -> Stop:
-        """Go back to the last moment at which something that is set would have stopped the guest."""
+        """Go back to the last moment at which something that is set would have stopped the guest. Raises `UsageError`
+        where memory is watched for being read: what was read leaves no trace in the history."""
+        if self.stops.watched_for_reads:
+            raise UsageError("rwatch and awatch work forwards only; delete them before you go back")
         timeline = self._settled()
         here = timeline.position
         found: list[tuple[Position, Stop]] = []

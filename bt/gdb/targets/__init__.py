@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -180,6 +180,13 @@ def target_of(isa: str) -> Target:
     target = getattr(importlib.import_module(module), name)
     assert isinstance(target, Target)
     return target
+
+
+def target_for(session: Session) -> Target:
+    """The target of a session's guest, in its byte order."""
+    target = target_of(session.machine.platform.isa)
+    order = session.image.byte_order
+    return target if order == target.byte_order else replace(target, byte_order=order, by_number={}, by_name={})
 
 
 def translation(session: Session) -> Callable[[int], int | None]:

@@ -16,6 +16,8 @@ from emulator.engine.unicorn import library as lib
 
 FOREVER = 1 << 62
 """A progress that no guest reaches."""
+_WIDEST = 64
+"""Bytes of the widest access."""
 # Called as callback(engine, address, size, words); `words`: where to look, what was there, which bits, whom to call.
 #   mov rax, [rcx] ; mov rax, [rax] ; xor rax, [rcx+8] ; and rax, [rcx+16] ; jnz changed ; ret ; changed: jmp [rcx+24]
 _LOOK = bytes.fromhex("488b01 488b00 48334108 48234110 7501 c3 ff6118")
@@ -85,6 +87,23 @@ class Watched:
         watch = WordWatch(memory, seen, self._fail)
         kind = lib.HOOK_CODE if exactly else lib.HOOK_BLOCK
         return self._observe(kind, watch.callback, 1, 0, watch.argument, watch)
+
+    def observe_access(
+        self, address: int, size: int, seen: Callable[[], None], *, reads: bool, writes: bool
+    ) -> tuple[int, int]:
+        """Call `seen` before the instruction behind one that accesses engine-physical memory at `address`."""
+        word = memoryview(bytearray(16))
+        last = address + size - 1
+
+        def on_access(_engine: int, _kind: int, at: int, width: int, _value: int, _user: int) -> int:
+            if at <= last and address < at + width:
+                word[0] = word[0] + 1 & 0xFF
+            return 0
+
+        kind = (lib.HOOK_MEM_READ if reads else 0) | (lib.HOOK_MEM_WRITE if writes else 0)
+        first = max(0, address - _WIDEST + 1)
+        access = self._observe(kind, lib.MemoryCallback(on_access), first, last)
+        return access, self.observe_change(word[:8], seen, exactly=True)
 
     def unobserve(self, number: int) -> None:
         """Observe no more."""

@@ -18,7 +18,7 @@ from bt.gdb.monitor import Monitor
 from bt.gdb.packets import packet
 from bt.gdb.server import Killed, Server, listen
 from bt.gdb.symbol_file import write_symbol_file
-from bt.gdb.targets import target_of, translation
+from bt.gdb.targets import target_for, translation
 from bt.image import load
 from bt.session import Options, Session
 from emulator.errors import UsageError
@@ -26,6 +26,7 @@ from paravirt.services.breakpoints import StopKind
 from paravirt.services.debug import Debugger
 
 SAMPLE = Path(__file__).parents[3] / "samples/x86_64/sample.elf"
+FOLDERS = ("x86_64", "i386", "aarch64", "armv7", "mips32")
 
 
 class Opened:
@@ -35,7 +36,7 @@ class Opened:
         self.console = bytearray()
         options = Options(mode=mode, memory=64 << 20, cache=False)
         self.session = Session(load(image), options, self.console.extend)
-        self.target = target_of(self.session.machine.platform.isa)
+        self.target = target_for(self.session)
         self.debugger = Debugger(self.session.driver, translation(self.session), reverse=reverse)
         self.monitor = Monitor(self.session, self.debugger, self.target)
         self.listener = listen("127.0.0.1", 0)
@@ -278,6 +279,48 @@ def test_other_instruction_sets_stop_and_step_as_well(folder: str) -> None:
             )
         again = one.debugger.go()
         assert (again.kind, again.address) == (StopKind.BREAKPOINT, address)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_reads_and_accesses_are_watched_and_change_nothing(folder: str) -> None:
+    ends = []
+    for kinds in ((), (StopKind.READ, StopKind.ACCESS)):
+        with opened(image=SAMPLE.parents[1] / folder / "portable.elf") as one:
+            debugger = one.debugger
+            address, until = one.symbol("checks_done"), one.symbol("catch_fault")
+            debugger.stops.set_breakpoint(until)
+            debugger.go()
+            place = debugger.place(address)
+            assert place is not None
+            seen = []
+            for kind in kinds:
+                debugger.stops.watch(place, 4, address, kind)
+                before, stop = debugger.read(address, 4), debugger.go()
+                while stop.kind is StopKind.BREAKPOINT:
+                    before, stop = debugger.read(address, 4), debugger.go()
+                seen.append((stop.kind, stop.address))
+                if kind is StopKind.READ:
+                    # x86 counts up by one instruction, the others have only read so far.
+                    assert (debugger.read(address, 4) != before) == (folder in {"x86_64", "i386"})
+                debugger.stops.unwatch(4, address, kind)
+            assert seen == [(kind, address) for kind in kinds]
+            debugger.stops.clear()
+            debugger.stops.set_breakpoint(one.symbol("check_paging"))
+            assert debugger.go().kind is StopKind.BREAKPOINT
+            ends.append((one.session.driver.state, one.session.machine.engine.progress, bytes(one.console)))
+    assert ends[0] == ends[1]
+
+
+def test_what_was_read_cannot_be_gone_back_to() -> None:
+    with opened(reverse=True) as one:
+        debugger = one.debugger
+        debugger.stops.set_breakpoint(one.symbol("check_cli_pushf"))
+        debugger.go()
+        assert one.server.answer(b"Z3,%x,8" % one.symbol("caught")) == b"OK"
+        assert one.server.answer(b"bc") == b"E.rwatch and awatch work forwards only; delete them before you go back"
+        assert one.server.answer(b"z3,%x,8" % one.symbol("caught")) == b"OK"
+        assert one.server.answer(b"bs") is not None
+        assert one.server.answer(b"Z3,dead0000,8") == b"E.the guest has no memory there that could be watched"
 
 
 @pytest.mark.skipif(shutil.which("gdb-multiarch") is None, reason="needs gdb-multiarch")
