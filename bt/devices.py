@@ -38,11 +38,13 @@ class DiskFile:
 
     @classmethod
     def of(cls, text: str) -> DiskFile:
-        """From FILE or FILE,ro."""
+        """From FILE or FILE,ro. Raises `UsageError` where there is no name."""
         name, comma, how = text.rpartition(",")
-        if comma and how in ("ro", "rw"):
-            return cls(Path(name), how == "rw")
-        return cls(Path(text))
+        if not (comma and how in ("ro", "rw")):
+            name, how = text, "rw"
+        if not name:
+            raise UsageError("--disk needs a file; name one, as FILE or FILE,ro")
+        return cls(Path(name), how == "rw")
 
 
 @dataclass(frozen=True, slots=True)

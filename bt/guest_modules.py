@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bt.debian import Apt, Package, extract_all
-from bt.guests import PLACE, Guest, recipe
+from bt.guests import PLACE, RECIPES, Guest, recipe
 from bt.initramfs import Entry
 from emulator.errors import Unavailable
 
@@ -35,6 +35,9 @@ def find(guest: Guest, names: Iterable[str]) -> dict[str, bytes]:
         try:
             found[name] = (guest.directory / PLACE / f"{name}.ko").read_bytes()
         except OSError:
+            if not recipe(guest.name).modules:
+                having = ", ".join(known for known, wanted in RECIPES.items() if wanted.modules)
+                raise Unavailable(f"guest {guest.name} comes without drivers for Xen's devices; use {having}") from None
             raise Unavailable(
                 f"module {name} of guest {guest.name} is not in the cache; "
                 f"`retrap guests get {guest.name}` fetches the guest anew, with it"

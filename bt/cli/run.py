@@ -158,7 +158,7 @@ def command(
     warm: bool,
     record: Path | None,
 ) -> int:
-    """Run IMAGE, an ELF or bzImage for x86-64, or a guest fetched before (`retrap guests`) by its name.
+    """Run IMAGE, a kernel's file for any instruction set, or a guest fetched before (`retrap guests`) by its name.
 
     The guest's console is on stdout, its input is stdin. On a terminal Ctrl-A x ends the run and Ctrl-C is the
     guest's. A fetched guest brings its initial file system and command line.
@@ -196,7 +196,7 @@ def command(
     with progress.stage(f"reading {file if kernel is not None else image}"):
         loaded = load(file)
     archive = read_initrd(initrd) if initrd is not None else b""
-    if own_files and (lines or devices):
+    if own_files and initrd is not None and (lines or devices):
         from bt.guest_files import with_devices
 
         archive = with_devices(image, archive, devices, lines)

@@ -5,6 +5,7 @@ Room: the command line. A `Services` is told what the guest prints, when a run b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +48,9 @@ class Services:
         return bool(self.to or self.warm or self.record)
 
     def check(self) -> None:
-        """Refuse before the run what could not be done in it. Raises `UsageError`."""
+        """Refuse before the run what could not be done in it. Raises `UsageError`, of a file `Unwritable`."""
         from bt.tracefile import refuse_originals
-        from emulator.errors import UsageError
+        from emulator.errors import Unwritable, UsageError
 
         if (self.at is None) != (self.to is None):
             raise UsageError("--snapshot-at and --to belong together: give a moment and a file")
@@ -58,6 +59,8 @@ class Services:
         for path in (self.to, self.record):
             if path is not None:
                 refuse_originals(path, self.inputs if self.parent is None else (*self.inputs, self.parent))
+        if self.to is not None and (self.to.is_dir() or not os.access(self.to.parent, os.W_OK | os.X_OK)):
+            raise Unwritable(f"{self.to}: the snapshot cannot be written there; name a file in a directory that can")
 
     def find_warm(self, kernel: Path, given: Mapping[str, Any]) -> Snapshot | None:
         """The kept snapshot of a guest started so; where there is none it is made in this run."""

@@ -118,15 +118,15 @@ def open_engine(
         raise UsageError(f"there is no engine called {name!r}; take one of {', '.join(NAMES)}")
     if name not in openers:
         raise EngineMissing(f"the {name} engine runs no {isa} guests; take one of {', '.join(openers)}")
-    return _open(name, openers[name], lacks)
+    return _open(name, openers[name], lacks, "; --engine auto takes the fastest that can")
 
 
-def _open(name: str, opener: Callable[[], Engine], lacks: Callable[[Capabilities], str]) -> Engine:
+def _open(name: str, opener: Callable[[], Engine], lacks: Callable[[Capabilities], str], way_out: str = "") -> Engine:
     engine = opener()
     missing = lacks(engine.capabilities)
     if missing:
         engine.close()
-        raise EngineMissing(f"the {name} engine cannot run this guest so: {missing}")
+        raise EngineMissing(f"the {name} engine cannot run this guest so: {missing}{way_out}")
     return engine
 
 

@@ -172,7 +172,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "a call gate without a task-state segment aborts",
         "a far call to a lower level by a call gate, while TR holds no present segment, aborts the host's process",
         "#TS (SDM 3A, 6.14.4)",
-        "user code is shown no gate and a kernel no table (`paravirt/descriptors.py`); in a reference run not mended",
+        "user code is shown no gate, a kernel no table (`paravirt/modes/x86/descriptors.py`); a reference run as it is",
         "test_a_call_gate_without_a_task_state_segment_aborts_the_process",
         searched="call gate TSS abort qemu fatal invalid tss helper_lcall",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,11 @@ def test_modules_come_with_a_guest_and_may_be_added_to_one_without(guest: guests
     assert set(guest_modules.find(guest, guest_modules.ALL)) == set(guest_modules.ALL)
 
 
+def test_a_guest_that_never_has_drivers_for_xen_says_which_has(guest: guests.Guest) -> None:
+    with pytest.raises(Unavailable, match=r"guest debian-arm64 comes without drivers .*; use debian-amd64$"):
+        guest_modules.find(replace(guest, name="debian-arm64", directory=guest.directory / "none"), ["xen-netfront"])
+
+
 def test_modules_of_another_kernel_are_not_added(guest: guests.Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeApt, "version", "2.0")
     with pytest.raises(Unavailable, match=r"is 2\.0 now, and the guest's is 1\.0; fetch the guest anew"):
@@ -104,3 +110,6 @@ def test_a_disk_is_named_by_its_file_and_how_it_is_used() -> None:
     assert DiskFile.of("a,ro") == DiskFile(Path("a"), False)
     assert DiskFile.of("a,b") == DiskFile(Path("a,b"))
     assert DiskFile.of("a,rw") == DiskFile(Path("a"))
+    for nothing in ("", ",ro"):
+        with pytest.raises(UsageError, match="--disk needs a file"):
+            DiskFile.of(nothing)

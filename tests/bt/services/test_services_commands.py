@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from bt.cli.main import cli
 from bt.snapshot_moment import Moment, moment_of
-from emulator.errors import BadSnapshot, EngineMissing, RetrapError, UsageError, VerifyFailed
+from emulator.errors import BadSnapshot, EngineMissing, RetrapError, Unwritable, UsageError, VerifyFailed
 from paravirt.services.snapshot import Snapshot
 
 SAMPLE = str(Path(__file__).parents[3] / "samples" / "x86_64" / "sample.elf")
@@ -171,6 +171,14 @@ def test_a_moment_that_does_not_come_is_told(tmp_path: Path) -> None:
     result = retrap("run", *GUEST, "--snapshot-at", "console:no such text", "--to", tmp_path / "x")
     assert isinstance(result.exception, VerifyFailed)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_snapshot_that_could_not_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "no" / "such"):
+        result = retrap("run", *GUEST, "--snapshot-at", "0.001s", "--to", place)
+        assert isinstance(result.exception, Unwritable)
+        assert str(place) in str(result.exception)
+        assert not result.output
 
 
 def test_a_snapshot_at_a_time_is_of_that_time(tmp_path: Path) -> None:
