@@ -29,7 +29,10 @@ def test_every_para_virtual_port_in_the_tree_is_in_the_manifest() -> None:
     assert {path.parent.name for path in PORTABLE.parent.glob("*/pv.elf")} == set(PORTS)
 
 
-@pytest.mark.parametrize("row", [*ARCHITECTURES.values(), *PORTS.values()], ids=lambda row: row["file"])
+ROWS = [*ARCHITECTURES.values(), *PORTS.values(), *MANIFEST["big_endian"]]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["file"])
 def test_the_manifest_has_the_hash_of_each_portable_kernel(row: dict[str, Any]) -> None:
     data = (PORTABLE / row["file"]).read_bytes()
     assert hashlib.sha256(data).hexdigest() == row["sha256"]
