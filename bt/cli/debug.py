@@ -10,12 +10,19 @@ import contextlib
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bt.cli.run import ENGINE_HELP
 
-MODES = ("native", "none", "trap", "hypercall", "inline", "auto", "para")
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from bt.session import Session
+    from bt.terminal import Keyboard
+
+MODES = ("native", "none", "trap", "hypercall", "inline", "auto", "para", "xen")
 
 
 @click.command()
@@ -35,6 +42,7 @@ MODES = ("native", "none", "trap", "hypercall", "inline", "auto", "para")
     help="Where to listen. Whoever can connect there reads and changes the guest, and makes files by `monitor trace`.",
 )
 @click.option("--reverse", is_flag=True, help="Keep a history, for reverse-stepi and reverse-continue (x86-64).")
+@click.option("--console", "typed", is_flag=True, help="What is typed, or comes on stdin, goes to the guest's console.")
 @click.option("--symbols", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the symbol file.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
 def command(
@@ -48,12 +56,14 @@ def command(
     port: int,
     listen: str,
     reverse: bool,
+    typed: bool,
     symbols: Path | None,
     cached: bool,
 ) -> int:
     """Run IMAGE for gdb, which connects to a port of this host; the guest waits before its first instruction.
 
-    The command prints how gdb is called. The guest's console is on stdout; it gets no input.
+    The command prints how gdb is called. The guest's console is on stdout; its input is stdin with --console, on a
+    terminal as of `retrap run` (Ctrl-A x ends the guest). Guests of Xen's interface cannot be debugged.
     """
     from bt import para
     from bt.cli import values
@@ -61,7 +71,12 @@ def command(
     from bt.image import load
     from bt.manifest import mode_of
     from bt.session import Options, Session, read_initrd
+    from emulator.errors import UsageError
 
+    if virt == "xen":
+        raise UsageError(
+            "gdb cannot be served for a guest of Xen's interface; leave --virt out, and the same kernel runs rewritten"
+        )
     kernel, initrd, command_line = _guest(image, initrd, append, virt, None)
     loaded = load(kernel)
     options = Options(
@@ -77,20 +92,39 @@ def command(
         console = _Console()
         session = Session(loaded, options, console)
         stack.callback(session.close)
+        keyboard = _connect_keyboard(session) if typed else contextlib.nullcontext()
         if symbols is None:
             symbols = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retrap-"))) / f"{kernel.stem}.sym"
-        return _serve(session, console, listen, port, reverse, symbols)
+        return _serve(session, console, listen, port, reverse, symbols, keyboard)
 
 
-def _serve(session: object, console: _Console, host: str, port: int, reverse: bool, symbols: Path) -> int:
+def _connect_keyboard(session: Session) -> Keyboard:
+    """Have stdin be the guest's input, as in `retrap run`. Before the history begins, which keeps what was typed."""
+    from bt.terminal import Keyboard, Typed, descriptor_of
+    from emulator.machine import EndKind, Outcome
+
+    machine, driver = session.machine, session.driver
+    keyboard = Keyboard(descriptor_of(sys.stdin), lambda: driver.end(Outcome(EndKind.INTERRUPTED)))
+    board = machine.board
+    machine.poll_input = Typed(keyboard, board.com1, lambda: board.next_wake() is not None).poll
+    return keyboard
+
+
+def _serve(
+    session: Session,
+    console: _Console,
+    host: str,
+    port: int,
+    reverse: bool,
+    symbols: Path,
+    keyboard: AbstractContextManager[object],
+) -> int:
     from bt.gdb.monitor import Monitor
     from bt.gdb.server import Server, listen
     from bt.gdb.symbol_file import write_symbol_file
     from bt.gdb.targets import target_for, translation
-    from bt.session import Session
     from paravirt.services.debug import Debugger
 
-    assert isinstance(session, Session)
     target = target_for(session)
     driver = session.driver
     debugger = Debugger(driver, translation(session), reverse=reverse)
@@ -104,7 +138,7 @@ def _serve(session: object, console: _Console, host: str, port: int, reverse: bo
     monitor = Monitor(session, debugger, target, f"{count} symbols in {symbols}; in gdb: symbol-file {symbols}")
     _say(f"{count} symbols; the guest waits for: {called}")
     try:
-        outcome = Server(debugger, target, listener, monitor, _say).serve()
+        outcome = Server(debugger, target, listener, monitor, _say, keyboard).serve()
     finally:
         monitor.close()
     if outcome is not None:

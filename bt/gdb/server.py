@@ -71,14 +71,17 @@ class Server:
         listener: socket.socket,
         monitor: Callable[[str], str],
         say: Callable[[str], None] = lambda _: None,
+        running: contextlib.AbstractContextManager[object] | None = None,
     ) -> None:
-        """`monitor` does a command of gdb's `monitor` and gives its answer; `say` tells people what happens."""
+        """`monitor` does a command of gdb's `monitor` and gives its answer; `say` tells people what happens; `running`
+        is entered whenever the guest runs: a terminal is the guest's only then."""
         self.debugger = debugger
         self.driver = debugger.driver
         self.target = target
         self.listener = listener
         self.monitor = monitor
         self.say = say
+        self._running = running if running is not None else contextlib.nullcontext()
         self._peer: socket.socket | None = None
         self._reader = Reader()
         self._waiting: list[tuple[Kind, bytes]] = []
@@ -317,7 +320,8 @@ class Server:
 
     def _run(self, act: Callable[[], Stop]) -> bytes:
         try:
-            stop = act()
+            with self._running:
+                stop = act()
         except VerifyFailed as error:
             self.say(str(error))
             stop = Stop(StopKind.ASKED, self.driver.pc)

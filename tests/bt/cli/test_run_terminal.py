@@ -30,11 +30,13 @@ PATIENCE = 30.0
 class OnTerminal:
     """The command with a terminal of its own, and what appeared on it."""
 
+    command: tuple[str, ...] = tuple(RETRAP)
+
     def __init__(self, *arguments: str | Path) -> None:
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         self.shown = b""
-        command = [*RETRAP, *map(str, arguments)]
+        command = [*self.command, *map(str, arguments)]
         self.process = subprocess.Popen(
             command, stdin=self.slave, stdout=self.slave, stderr=self.slave, preexec_fn=self._take_terminal
         )
