@@ -196,6 +196,8 @@ class ResumedSession(Session):
         if not isinstance(named, str) or not isinstance(digest, str):
             raise BadSnapshot(f"{snapshot.path}: does not say of which image its guest is; make it anew")
         self.image_path, self.image_digest = image or Path(named), digest
+        if image is not None:
+            self._check_image()  # the one where it was is looked at when it is needed, which may be never
         platform, order = platform_of(snapshot.machine["isa"]), snapshot.machine["byte_order"]
         self.machine = Machine(
             options.memory,
@@ -217,6 +219,12 @@ class ResumedSession(Session):
             self.machine.close()
             raise
 
+    def _check_image(self) -> None:
+        if digest_of(self.image_path) != self.image_digest:
+            raise BadSnapshot(
+                f"{self.image_path}: is not the image that {self.snapshot.path} is of; name that one with --image"
+            )
+
     @property
     def _strategy(self) -> str:
         """How what is sensitive is rewritten."""
@@ -227,10 +235,7 @@ class ResumedSession(Session):
         """The guest's image, read when it is asked for. Raises `BadSnapshot` where it is another than was saved."""
         from bt.image import load
 
-        if digest_of(self.image_path) != self.image_digest:
-            raise BadSnapshot(
-                f"{self.image_path}: is not the image that {self.snapshot.path} is of; name that one with --image"
-            )
+        self._check_image()
         image = load(self.image_path)
         if image.section(MANIFEST) is not None:
             from bt.rewrite import original

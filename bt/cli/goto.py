@@ -66,7 +66,7 @@ def command(
             place = position_of(str(last.progress))
         if place is None:
             raise UsageError(f"{recording}: is of no run that got anywhere; give a position")
-        outcome = timeline.run(place)
+        outcome = timeline.goto(place)
         if outcome is not PAUSED:
             click.echo(f"retrap: the guest ended ({outcome.kind.value}) at {timeline.position}", err=True)
         for _ in range(back):

@@ -102,6 +102,7 @@ def test_a_snapshot_of_another_image_is_not_resumed_with_this_one(made: Made, tm
     result = retrap("resume", made.snapshot, "--image", other, "--json", tmp_path / "x.json")
     assert isinstance(result.exception, BadSnapshot)
     assert "is not the image that" in str(result.exception)
+    assert not result.stdout, "told before the guest goes on"
 
 
 def test_a_replay_is_as_it_was_recorded(made: Made) -> None:
@@ -114,6 +115,8 @@ def test_a_replay_of_a_resumed_run_begins_with_its_snapshot(made: Made, tmp_path
     result = done(retrap("replay", tmp_path / "b.rec", "--quiet"))
     assert result.stdout == ""
     assert "as recorded" in result.stderr
+    with pytest.raises(UsageError, match="the history of this guest begins at"):
+        done(retrap("goto", tmp_path / "b.rec", "0"))
 
 
 def test_goto_shows_the_same_place_the_same_way(made: Made) -> None:
