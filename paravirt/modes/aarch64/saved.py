@@ -17,6 +17,7 @@ from emulator.memory import PAGE_SIZE
 from paravirt.abi import AARCH64_SCRATCH
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.aarch64.emulated import EmulatedAccesses
+from paravirt.saved import fits, one_of
 
 _SCRATCH: Final = BY_NAME[AARCH64_SCRATCH].encoding
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -148,6 +149,7 @@ class AArch64Saving(EmulatedAccesses):
     def set_processor_state(self, saved: AArch64Saved) -> None:
         """Give the virtual processor a state; `real_state_lost` must follow once memory is in place."""
         vcpu, real, context = self.vcpu, self._registers, self.vcpu.context
+        _check(saved)
         _set_general(real, saved)
         vcpu.level, vcpu.own_stack, vcpu.other_sp = saved.level, saved.own_stack, saved.other_sp
         _, _, vcpu.user_thread, vcpu.user_thread_read_only, vcpu.kernel_thread = saved.threads
@@ -215,6 +217,23 @@ class AArch64Saving(EmulatedAccesses):
         self.engine.flush_tlb()
         self._allow()
         real.stepping = steps
+
+
+def _check(saved: AArch64Saved) -> None:
+    """Raise `ValueError` for what no processor can be."""
+    fits(64, (*saved.general, saved.pc, saved.other_sp, saved.scratch, *saved.monitor), "a register")
+    fits(64, (*saved.threads, *saved.exception, *saved.translation), "a system register")
+    fits(64, (number for row in saved.system for number in row), "a system register")
+    fits(32, (saved.flags, saved.masks, *saved.floating), "a part of PSTATE, or of floating point's")
+    fits(128, saved.vectors, "a vector register")
+    one_of((0, 1), saved.level, "the exception level")
+    if (len(saved.general), len(saved.vectors)) != (32, 32):
+        raise ValueError("its processor has other registers")
+    habits = saved.habits
+    fits(64, (number for row in habits.devices for number in row), "an address")
+    fits(64, (generation for _, generation, _, _ in habits.passages), "a count")
+    fits(64, (count for row in habits.invalidations for count in row), "a count")
+    fits(64, (*habits.passed, habits.generation, habits.clean_page + 1, saved.watched_page + 1), "a count")
 
 
 def _set_general(real: AArch64Registers, saved: AArch64Saved) -> None:
