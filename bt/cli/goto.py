@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from bt.session import Session
+    from emulator.machine import Outcome
     from paravirt.services.timeline import Timeline
 
 
@@ -67,12 +68,15 @@ def command(
         if place is None:
             raise UsageError(f"{recording}: is of no run that got anywhere; give a position")
         outcome = timeline.goto(place)
-        if outcome is not PAUSED:
-            click.echo(f"retrap: the guest ended ({outcome.kind.value}) at {timeline.position}", err=True)
+        _tell_end(timeline, outcome)
         for _ in range(back):
-            timeline.step_back()
-        for _ in range(forward):
-            timeline.step()
+            outcome = timeline.step_back()
+        if outcome is PAUSED:
+            for _ in range(forward):
+                outcome = timeline.step()
+                if outcome is not PAUSED:
+                    _tell_end(timeline, outcome)
+                    break
         missing = _search(timeline, session, write, code)
         shown = _shown(timeline, session)
     finally:
@@ -90,6 +94,13 @@ def command(
             else:
                 click.echo(f"{name:<9} {value}")
     return 1 if missing else 0
+
+
+def _tell_end(timeline: Timeline, outcome: Outcome) -> None:
+    from paravirt.services.timeline import PAUSED
+
+    if outcome is not PAUSED:
+        click.echo(f"retrap: the guest ended ({outcome.kind.value}) at {timeline.position}", err=True)
 
 
 def _search(timeline: Timeline, session: Session, write: str | None, code: str | None) -> str:

@@ -264,12 +264,11 @@ class Travel:
         return self.run(Position(here.progress + 1))
 
     def block_length(self, block: Checkpoint) -> int:
-        """How many instructions are begun from a checkpoint to the next unit of progress; goes back to it."""
+        """How many instructions are begun from a checkpoint to the next unit of progress, or to the guest's end; goes
+        back to it."""
         outcome = self._forward(block.position.progress + 1)
-        behind = self.driver.state
+        behind = self.driver.state if outcome is PAUSED else None
         self.put_back(block)
-        if outcome is not PAUSED:
-            return _EVERYWHERE
         count = ahead = 0
         while True:
             ahead += 1

@@ -130,6 +130,20 @@ def test_goto_shows_the_same_place_the_same_way(made: Made) -> None:
     assert int(first["exits"]) > 1000
 
 
+def test_goto_goes_back_from_the_end_of_the_guest_and_not_beyond_it(made: Made) -> None:
+    end, *ways = (
+        json.loads(done(retrap("goto", made.recording, "end", "--json", *steps)).stdout)
+        for steps in ((), ("--forward", "4"), ("--back", "3"), ("--back", "4", "--forward", "1"), ("--back", "2"))
+    )
+    beyond, three, same, two = ways
+    assert beyond == end
+    assert three == same
+    assert len({one["processor"] for one in (end, two, three)}) == 3
+    again = retrap("goto", made.recording, "end", "--back", "1", "--forward", "9")
+    assert again.stderr.count("the guest ended") == 2
+    assert end["position"] in again.stdout
+
+
 def test_goto_goes_back_to_what_changed_memory(made: Made) -> None:
     end = json.loads(done(retrap("goto", made.recording, "end", "--json")).stdout)
     stack = hex(int(end["registers"]["RSP"], 16) & ~7)
