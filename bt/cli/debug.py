@@ -138,7 +138,9 @@ def _serve(
     monitor = Monitor(session, debugger, target, f"{count} symbols in {symbols}; in gdb: symbol-file {symbols}")
     _say(f"{count} symbols; the guest waits for: {called}")
     try:
-        outcome = Server(debugger, target, listener, monitor, _say, keyboard).serve()
+        server = Server(debugger, target, listener, monitor, _say, keyboard)
+        server.symbol_file = str(symbols.resolve())
+        outcome = server.serve()
     finally:
         monitor.close()
     if outcome is not None:

@@ -82,6 +82,8 @@ class Server:
         self.monitor = monitor
         self.say = say
         self._running = running if running is not None else contextlib.nullcontext()
+        self.symbol_file = ""
+        """Path, on this host, of a file with the guest's symbols, which gdb loads by itself; none by default."""
         self._peer: socket.socket | None = None
         self._reader = Reader()
         self._waiting: list[tuple[Kind, bytes]] = []
@@ -385,6 +387,8 @@ class Server:
 
     def _supported(self, _rest: str) -> bytes:
         able = f"PacketSize={LONGEST:x};QStartNoAckMode+;qXfer:features:read+;hwbreak+;vContSupported+"
+        if self.symbol_file:
+            able += ";qXfer:exec-file:read+"
         if self.debugger.timeline is not None:
             able += ";ReverseStep+;ReverseContinue+"
         return able.encode()
@@ -398,10 +402,10 @@ class Server:
         name, _, span = rest.partition(":")
         if name != "target.xml":
             return b"E00"
-        offset, _, size = span.partition(",")
-        start, count = int(offset, 16), min(int(size, 16), LONGEST - 16)
-        piece = self._description[start : start + count]
-        return (b"m" if start + count < len(self._description) else b"l") + piece
+        return _piece(self._description, span)
+
+    def _executable(self, rest: str) -> bytes:
+        return _piece(self.symbol_file.encode(), rest.rpartition(":")[2]) if self.symbol_file else b""
 
     def _command(self, rest: str) -> bytes | None:
         text = bytes.fromhex(rest).decode("utf-8", "replace")
@@ -428,6 +432,13 @@ class Server:
         raise Killed
 
 
+def _piece(whole: bytes, span: str) -> bytes:
+    """A piece of what is transferred, OFFSET,SIZE, and whether it is the last."""
+    offset, _, size = span.partition(",")
+    start, count = int(offset, 16), min(int(size, 16), LONGEST - 16)
+    return (b"m" if start + count < len(whole) else b"l") + whole[start : start + count]
+
+
 def _span(text: str) -> tuple[int, int]:
     """ADDRESS,SIZE."""
     address, _, size = text.partition(",")
@@ -451,6 +462,7 @@ _PACKETS: Final[tuple[tuple[str, Callable[[Any, str], bytes | None]], ...]] = (
     ("qSupported", Server._supported),
     ("QStartNoAckMode", Server._no_acknowledgement),
     ("qXfer:features:read:", Server._features),
+    ("qXfer:exec-file:read:", Server._executable),
     ("qRcmd,", Server._command),
     ("qThreadExtraInfo,", Server._extra),
     ("qfThreadInfo", _fixed(b"m1")),

@@ -1,6 +1,6 @@
 """AArch64 and ARMv7 as gdb sees them, with the registers of EL1 or of the privileged modes.
 
-Room: `bt/gdb/targets`. Translation is the hypervisor's own walk of the guest's tables, which marks nothing on Arm.
+Room: `bt/gdb/targets`. Translation is by the guest's tables (`bt.gdb.targets.tables`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from bt.gdb.targets import Register, Target, by_frame, general, of_either
+from bt.gdb.targets import Register, Target, general, of_either
+from bt.gdb.targets.tables import mappings_32, mappings_64, walk_32, walk_64
 
 _A64, _A32, _OWN = "org.gnu.gdb.aarch64.core", "org.gnu.gdb.arm.core", "retrap.system"
 
@@ -53,5 +54,5 @@ def _rows_32() -> Iterator[Register]:
     yield Register("mode", 32, _OWN, _plain("mode"))
 
 
-AARCH64: Final = Target("aarch64", tuple(_rows_64()), by_frame, "pc")
-ARMV7: Final = Target("arm", tuple(_rows_32()), by_frame, "pc", word=4)
+AARCH64: Final = Target("aarch64", tuple(_rows_64()), walk_64, "pc", mappings_64)
+ARMV7: Final = Target("arm", tuple(_rows_32()), walk_32, "pc", mappings_32, word=4)

@@ -1,6 +1,7 @@
 """MIPS32 as gdb sees it, with coprocessor 0.
 
-Room: `bt/gdb/targets`. There are no tables of the hardware's: translation is by the virtual TLB.
+Room: `bt/gdb/targets`. There are no tables of the hardware's: translation is by the virtual TLB, and
+that is what is listed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from bt.gdb.targets import Register, Target, by_frame, general, of_either
+from bt.gdb.targets.tables import mappings_tlb
 
 _CPU, _CP0, _FPU, _OWN = (
     "org.gnu.gdb.mips.cpu",
@@ -48,4 +50,4 @@ def _rows() -> Iterator[Register]:
         yield Register(f"cp0_{name}", 32, _OWN, _plain(name), None, "", 72 if name == "epc" else -1)
 
 
-MIPS32: Final = Target("mips:isa32r2", tuple(_rows()), by_frame, "pc", word=4)
+MIPS32: Final = Target("mips:isa32r2", tuple(_rows()), by_frame, "pc", mappings_tlb, word=4)

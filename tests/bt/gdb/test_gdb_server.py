@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bt.gdb.monitor import Monitor
 from bt.gdb.packets import packet
-from bt.gdb.server import Killed, Server, listen
+from bt.gdb.server import Gone, Killed, Server, listen
 from bt.gdb.symbol_file import write_symbol_file
 from bt.gdb.targets import target_for, translation
 from bt.image import load
@@ -198,6 +198,60 @@ def test_a_port_in_use_is_one_sentence() -> None:
         listen("127.0.0.1", taken.getsockname()[1])
 
 
+def test_who_never_reads_is_dropped_and_the_next_one_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bt.gdb.server._PATIENCE", 0.2)
+    with opened() as one:
+        said: list[str] = []
+        one.server.say = said.append
+        before = one.session.driver.state
+        serving = threading.Thread(target=one.server.serve)
+        serving.start()
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.settimeout(60)
+            deaf.connect(("127.0.0.1", one.port))
+            with contextlib.suppress(OSError):  # a reset, or a broken pipe: how the endless loop ends
+                while True:
+                    deaf.sendall(packet(b"m%x,1000" % one.session.image.entry) * 64)
+        assert ask(one.port, b"?") == [b"T05thread:1;"]
+        assert said[0] == "gdb is gone; the guest waits where it is for another"
+        assert one.session.driver.state == before
+        with socket.create_connection(("127.0.0.1", one.port), timeout=60) as last:
+            last.sendall(packet(b"k"))
+        serving.join(60)
+        assert not serving.is_alive()
+
+
+def test_garbage_before_a_packet_and_a_running_guest_that_loses_its_gdb() -> None:
+    with opened(image=SAMPLE.parent / "hostile/spin.elf") as one:
+        serving = threading.Thread(target=one.server.serve)
+        serving.start()
+        with socket.create_connection(("127.0.0.1", one.port), timeout=60) as peer:
+            peer.sendall(bytes(range(4, 36)) + b"#zz$%\xff#00" + bytes(200) + packet(b"?"))
+            data = b""
+            while b"thread:1;#" not in data:
+                data += peer.recv(4096)
+            assert b"-" in data, "the damaged packet is asked for again"
+            peer.sendall(packet(b"vCont;c"))
+            with socket.create_connection(("127.0.0.1", one.port), timeout=60) as second:
+                assert b"another gdb" in second.recv(200), "while the guest runs, too"
+        # The guest runs, its gdb is gone: it stops, and the next one finds it standing.
+        (where,) = ask(one.port, b"?")
+        assert where.startswith(b"T02")
+        with socket.create_connection(("127.0.0.1", one.port), timeout=60) as last:
+            last.sendall(packet(b"k"))
+        serving.join(60)
+        assert not serving.is_alive()
+
+
+def test_whoever_listens_does_so_on_loopback_unless_told_otherwise() -> None:
+    from bt.cli.debug import command
+
+    assert next(one.default for one in command.params if one.name == "listen") == "127.0.0.1"
+    with pytest.raises(UsageError, match="give another --listen"):
+        listen("nowhere.invalid", 0)
+
+
 _SERVED = Opened()
 
 
@@ -211,6 +265,23 @@ def test_any_packet_has_an_answer_and_the_guest_stays_where_it_is(payload: bytes
         answer = _SERVED.server.answer(payload)
         assert answer is not None
     assert _SERVED.session.driver.state == before
+
+
+_CHANGED = Opened()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from((b"G", b"P", b"M", b"X", b"Z", b"z", b"vCont;x", b"qXfer:features:read:", b"qRcmd,", b"v", b"Q")),
+    st.one_of(st.binary(max_size=30), st.text("0123456789abcdef,:;=", max_size=40).map(str.encode)),
+)
+def test_what_may_change_the_guest_is_answered_whatever_it_says(start: bytes, rest: bytes) -> None:
+    if (start + rest).startswith((b"vCont;c", b"vCont;s", b"vKill", b"QStartNoAckMode")):
+        return
+    with contextlib.suppress(Gone):  # of what is printed for `monitor`, which nobody is there to read
+        answer = _CHANGED.server.answer(start + rest)
+        assert answer is not None
+        assert answer in (b"", b"OK") or answer[:1] in b"EmlOv", answer
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="needs gdb")
@@ -323,25 +394,80 @@ def test_what_was_read_cannot_be_gone_back_to() -> None:
         assert one.server.answer(b"Z3,dead0000,8") == b"E.the guest has no memory there that could be watched"
 
 
-@pytest.mark.skipif(shutil.which("gdb-multiarch") is None, reason="needs gdb-multiarch")
-@pytest.mark.parametrize("folder", ["aarch64", "armv7", "mips32"])
-def test_gdb_multiarch_takes_the_description(folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_the_tables_map_is_what_walks_find(folder: str) -> None:
     with opened(image=SAMPLE.parents[1] / folder / "portable.elf") as one:
-        symbols = tmp_path / "guest.sym"
+        assert one.monitor("tables" if folder == "mips32" else "position"), "before the guest has any tables"
+        one.debugger.stops.set_breakpoint(one.symbol("catch_fault"))
+        one.debugger.go()
+        driver, target = one.session.driver, one.target
+        before = driver.state
+        assert target.mappings is not None
+        listed = list(target.mappings(driver))
+        assert listed == sorted(listed)
+        executed = [piece for piece in listed if piece.address <= driver.pc < piece.address + piece.size]
+        assert len(executed) == 1
+        assert "x" in executed[0].rights
+        for piece in listed[:: len(listed) // 64 + 1]:
+            for at in (0, piece.size - 1):
+                found = target.walk(driver, piece.address + at).physical
+                # MIPS maps what is no memory as well, which has no place.
+                assert found == piece.physical + at or (folder == "mips32" and found is None)
+        assert driver.state == before
+
+
+@pytest.mark.skipif(shutil.which("gdb-multiarch") is None, reason="needs gdb-multiarch")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_gdb_has_symbols_by_itself_and_all_that_monitor_shows(folder: str, tmp_path: Path) -> None:
+    with opened(image=SAMPLE.parents[1] / folder / "portable.elf") as one:
+        symbols, trace = tmp_path / "guest.sym", tmp_path / "exits.txt"
         write_symbol_file(one.session.image, symbols)
+        one.server.symbol_file = str(symbols)
         serving = threading.Thread(target=one.server.serve)
         serving.start()
-        commands = (f"target remote 127.0.0.1:{one.port}", "break catch_fault", "continue", "stepi", "x/i $pc", "kill")
+        address = one.symbol("catch_fault")
+        place = one.session.physical(address)
+        lines = (
+            *(f"target remote 127.0.0.1:{one.port}", "break *catch_fault", "continue", "stepi", "x/i $pc"),
+            *(
+                "monitor walk catch_fault",
+                "monitor tables",
+                "monitor cpu",
+                "monitor exits",
+                "monitor sites catch_fault",
+            ),
+            *(f"monitor trace on {trace}", "delete", "rwatch *(int *)&checks_done", "continue"),
+            *("delete", "tbreak check_paging", "continue", "monitor trace off"),
+            *("monitor physical on", f"x/4xb {place:#x}", "monitor physical off", "x/4xb &catch_fault"),
+            *("monitor text rewritten", "monitor text original", "monitor nothing", "kill"),
+        )
         shown = subprocess.run(
-            ("gdb-multiarch", "-nx", "-q", "-batch", *(word for line in commands for word in ("-ex", line)), symbols),
-            capture_output=True,
+            ("gdb-multiarch", "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line))),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=100,
             check=False,
         ).stdout
         serving.join(60)
-        assert "Breakpoint 1, " in shown, shown
-        assert "<catch_fault+" in shown, shown
+    assert "Breakpoint 1, " in shown, shown
+    assert "<catch_fault+" in shown, shown
+    assert f"{address:#x} is guest-physical {place:#x}" in shown
+    assert "Hardware read watchpoint" in shown
+    assert "Value = " in shown
+    assert trace.read_text()
+    memory = [line.partition(":\t")[2] for line in shown.splitlines() if ":\t0x" in line and line.count("\t") == 4]
+    assert len(memory) == 2, shown
+    assert memory[0] == memory[1], "one place by both kinds of addresses"
+    for text in (
+        "-> ",
+        "original  at ",
+        "in all",
+        "as it executes",
+        "no trace is written",
+        "there is no monitor command",
+    ):
+        assert text in shown, (text, shown)
 
 
 @pytest.mark.skipif(shutil.which("gdb-multiarch") is None, reason="needs gdb-multiarch")
