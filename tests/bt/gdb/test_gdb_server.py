@@ -417,7 +417,7 @@ def test_what_the_tables_map_is_what_walks_find(folder: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("gdb-multiarch") is None, reason="needs gdb-multiarch")
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [*FOLDERS, "mips32/big"])
 def test_gdb_has_symbols_by_itself_and_all_that_monitor_shows(folder: str, tmp_path: Path) -> None:
     with opened(image=SAMPLE.parents[1] / folder / "portable.elf") as one:
         symbols, trace = tmp_path / "guest.sym", tmp_path / "exits.txt"
