@@ -74,9 +74,13 @@ class ExitTable:
         return sum(count for (_, route), count in self.counts.items() if route not in _WITH_ANOTHER)
 
     def rows(self) -> list[tuple[str, str, int, float, float]]:
-        """(operation, route, count, share of all exits, seconds), most frequent first."""
+        """(operation, route, count, share of all exits, seconds), most frequent first; what is none has no share."""
         total = self.total or 1
         return sorted(
-            ((*key, cell[0], cell[0] / total, cell[1] / 1e9) for key, cell in self.cells.items() if cell[0]),
+            (
+                (*key, cell[0], 0.0 if key[1] in _WITH_ANOTHER else cell[0] / total, cell[1] / 1e9)
+                for key, cell in self.cells.items()
+                if cell[0]
+            ),
             key=lambda row: (-row[2], row[0], row[1]),
         )

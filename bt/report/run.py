@@ -27,7 +27,7 @@ class ExitRow:
     route: str
     count: int
     share: float
-    """Of all exits."""
+    """Of all exits; 0 for what came with another, and is none."""
     seconds: float
     """Host time of all of them; 0 where it was not taken."""
 
@@ -86,14 +86,14 @@ def print_exits(session: Session, seconds: float, *, timed: bool) -> None:
     from rich.table import Table
 
     rows = exit_rows(session)
-    total = sum(row.count for row in rows)
+    total = sum(row.count for row in rows if row.share)
     table = Table(title=f"exits of {session.image.path} ({session.options.mode})", title_justify="left")
-    table.add_column("operation", no_wrap=True)
+    table.add_column("operation", overflow="fold")  # on a narrow terminal this gives way: a cut number is none
     table.add_column("route", no_wrap=True)
     for name in ("exits", "share", *(("time s", "µs each") if timed else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for row in [*rows, ExitRow("in all", "", total, 1.0, sum(row.seconds for row in rows))]:
-        cells = [row.operation, row.route, str(row.count), f"{row.share:.1%}"]
+        cells = [row.operation, row.route, str(row.count), f"{row.share:.1%}" if row.share else ""]
         if timed:
             cells += [f"{row.seconds:.3f}", f"{row.seconds / (row.count or 1) * 1e6:.2f}"]
         if row.operation == "in all":

@@ -28,6 +28,14 @@ def test_rows_are_in_an_order_that_does_not_depend_on_when_they_came(exits: list
     assert [row[:3] for row in table.rows()] == [("c", "y", 5), ("a", "x", 3), ("b", "x", 3)]
 
 
+def test_what_is_done_with_another_exit_has_no_share() -> None:
+    table = ExitTable()
+    for route in ("exit", "exit", "late", "inside"):
+        table.count("a", route)
+    assert table.total == 2
+    assert {row[1]: row[3] for row in table.rows()} == {"exit": 1.0, "late": 0.0, "inside": 0.0}
+
+
 def test_times_are_seconds_and_zero_unless_taken() -> None:
     table = ExitTable(timed=True)
     table.count("b", "x")
