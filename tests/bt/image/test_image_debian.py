@@ -53,12 +53,12 @@ def test_the_headers_are_those_pyelftools_reads(debian: Image, tmp_path: Path) -
 
 
 def test_a_cached_load_takes_a_fraction_of_a_second(debian: Image, debian_kernel: Path) -> None:
-    # Three tries, because other work on the machine is no fault of the loader's.
+    # Time of this process, and three tries, because other work on the machine is no fault of the loader's.
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         assert load(debian_kernel).sha256 == debian.sha256
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.5
 
 
@@ -103,9 +103,9 @@ def test_kallsyms_of_an_elf_without_sections_are_the_same(debian: Image) -> None
 
 def test_kallsyms_are_read_in_half_a_second(debian_kernel: Path) -> None:
     image = load(debian_kernel)
-    start = time.perf_counter()
+    start = time.process_time()
     assert image.symbols.address_of("_text")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def _all_bytes(image: Image, addresses: np.ndarray, allowed: bytes) -> bool:
@@ -190,9 +190,9 @@ def test_every_table_of_the_kernel_is_found(debian: Image) -> None:
 
 
 def test_the_kernel_moves_as_a_whole(debian: Image) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     boot = to_boot(debian, delta=DELTA, physical_delta=0x400_0000)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     assert boot.entry == debian.entry_physical + 0x400_0000
     moved = {segment.physical - 0x400_0000: segment.data for segment in boot.segments}
 
