@@ -41,7 +41,7 @@ MODES = ("native", "none", "trap", "hypercall", "inline", "auto", "para", "xen")
     metavar="ADDRESS",
     help="Where to listen. Whoever can connect there reads and changes the guest, and makes files by `monitor trace`.",
 )
-@click.option("--reverse", is_flag=True, help="Keep a history, for reverse-stepi and reverse-continue (x86-64).")
+@click.option("--reverse", is_flag=True, help="Keep a history, for reverse-stepi and reverse-continue.")
 @click.option("--console", "typed", is_flag=True, help="What is typed, or comes on stdin, goes to the guest's console.")
 @click.option("--symbols", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the symbol file.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
