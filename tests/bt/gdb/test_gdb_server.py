@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 import shutil
 import socket
 import subprocess
@@ -24,6 +26,7 @@ from bt.session import Options, Session
 from emulator.errors import UsageError
 from paravirt.services.breakpoints import StopKind
 from paravirt.services.debug import Debugger
+from paravirt.services.positions import position_of
 
 SAMPLE = Path(__file__).parents[3] / "samples/x86_64/sample.elf"
 FOLDERS = ("x86_64", "i386", "aarch64", "armv7", "mips32")
@@ -471,7 +474,7 @@ def test_gdb_has_symbols_by_itself_and_all_that_monitor_shows(folder: str, tmp_p
 
 
 @pytest.mark.skipif(shutil.which("gdb-multiarch") is None, reason="needs gdb-multiarch")
-@pytest.mark.parametrize("folder", ["aarch64", "armv7", "mips32"])
+@pytest.mark.parametrize("folder", FOLDERS[1:])
 def test_gdb_multiarch_goes_backwards(folder: str, tmp_path: Path) -> None:
     with opened(reverse=True, image=SAMPLE.parents[1] / folder / "portable.elf") as one:
         symbols = tmp_path / "guest.sym"
@@ -497,3 +500,59 @@ def test_gdb_multiarch_goes_backwards(folder: str, tmp_path: Path) -> None:
         places = [line.split()[0] for line in shown.splitlines() if line.endswith((" is the store", " is back at it"))]
         assert len(places) == 2, shown
         assert places[0] == places[1]
+
+
+def corrupted(one: Opened) -> int:
+    """Give the guest a bug, before it begins: one of its checks stores into what is not its own. Where it does so."""
+    address, victim = one.symbol("check_numbers"), one.symbol("checks_failed")
+    code = b"\xc7\x04\x25" + (victim & 0xFFFF_FFFF).to_bytes(4, "little") + (0xBAD).to_bytes(4, "little") + b"\xc3"
+    one.debugger.write(address, code)  # mov dword [victim], 0xbad ; ret
+    return address
+
+
+def hashed(one: Opened) -> tuple[object, str]:
+    """The guest's whole state."""
+    return one.session.driver.state, hashlib.sha256(one.session.machine.memory.view).hexdigest()
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="needs gdb")
+def test_a_reverse_watchpoint_lands_on_the_store_that_corrupted_memory(tmp_path: Path) -> None:
+    image = SAMPLE.parent / "portable.elf"
+    with opened(reverse=True, image=image) as one:
+        culprit = corrupted(one)
+        symbols = tmp_path / "guest.sym"
+        write_symbol_file(one.session.image, symbols)
+        serving = threading.Thread(target=one.server.serve)
+        serving.start()
+        lines = (
+            *(f"target remote 127.0.0.1:{one.port}", "break check_paging", "continue", "monitor position"),
+            *("print *(int *)&checks_failed", "delete", "watch *(int *)&checks_failed", "reverse-continue"),
+            *('printf "the store is at %#lx\\n", (unsigned long) $pc', "monitor position"),
+            *("print *(int *)&checks_failed", "stepi", "print *(int *)&checks_failed"),
+            *("reverse-stepi", "monitor position", "kill"),
+        )
+        shown = subprocess.run(
+            ("gdb", "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line)), symbols),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            check=False,
+        ).stdout
+        serving.join(60)
+        assert f"the store is at {culprit:#x}" in shown, shown
+        values = [int(line.split(" = ")[1]) for line in shown.splitlines() if re.match(r"\$\d+ = ", line)]
+        assert values == [0xBAD, 0, 0xBAD], shown
+        places = [line for line in shown.splitlines() if re.fullmatch(r"\d+(\+\d+)?", line)]
+        assert len(places) == 3, shown
+        assert places[1] == places[2], "one step forwards and one back"
+        backwards = hashed(one)
+    with opened(reverse=True, image=image) as other:
+        corrupted(other)
+        timeline = other.debugger.timeline
+        assert timeline is not None
+        timeline.goto(position_of(places[1]))
+        assert hashed(other) == backwards, "reached forwards and backwards, it is one state"
+        timeline.goto(position_of(places[0]))
+        timeline.goto(position_of(places[1]))
+        assert hashed(other) == backwards

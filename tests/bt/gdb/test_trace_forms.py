@@ -42,18 +42,57 @@ def test_lines_of_json_hold_every_exit_and_the_guest_is_the_same(tmp_path: Path)
     assert [one["progress"] for one in records] == sorted(one["progress"] for one in records)
 
 
-def test_what_perfetto_loads_is_well_formed(tmp_path: Path) -> None:
+# What the documented trace event format asks of an event of each phase that is used, by key: kinds of values.
+_NUMBER = (int, float)
+_PHASES: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "M": {"name": str, "pid": int, "tid": int, "args": dict},
+    "i": {"name": str, "cat": str, "ts": _NUMBER, "pid": int, "tid": int, "s": str, "args": dict},
+    "X": {"name": str, "cat": str, "ts": _NUMBER, "dur": _NUMBER, "pid": int, "tid": int, "args": dict},
+}
+
+
+def constant(name: str) -> None:
+    """Python reads NaN and Infinity, which are no JSON."""
+    raise ValueError(name)
+
+
+@pytest.mark.parametrize("wanted", [None, "exits", "switches", "name=nothing-at-all"])
+def test_what_perfetto_loads_is_as_the_trace_event_format_has_it(tmp_path: Path, wanted: str | None) -> None:
     path = tmp_path / "trace.json"
-    run(path)
-    events = json.loads(path.read_text())["traceEvents"]
-    assert {one["ph"] for one in events} <= {"M", "i", "X"}
+    run(path, wanted)
+    whole = json.loads(path.read_text("utf-8"), parse_constant=constant)
+    assert set(whole) == {"displayTimeUnit", "traceEvents"}
+    assert whole["displayTimeUnit"] in ("ms", "ns")
+    events: list[dict[str, Any]] = whole["traceEvents"]
+    named: dict[int, str] = {}
+    last: dict[int, float] = {}
     for one in events:
-        assert isinstance(one["name"], str)
-        assert one["ts"] >= 0
-        assert {"pid", "tid", "args"} <= one.keys()
-        assert one["ph"] != "X" or one["dur"] >= 0
-        assert one["ph"] != "i" or one["s"] == "t"
-    assert any(one["ph"] == "i" and one["tid"] == 1 for one in events)
+        asked = _PHASES[one["ph"]]
+        assert set(asked) <= set(one), one
+        assert set(one) <= {*asked, "ph", "ts"}, one
+        for key, kind in asked.items():
+            assert isinstance(one[key], kind), one
+            assert not isinstance(one[key], bool), one
+        assert one["name"], one
+        assert all(isinstance(value, str | int | float) for value in one["args"].values()), one
+        if one["ph"] == "M":
+            assert one["name"] == "thread_name"
+            assert set(one["args"]) == {"name"}
+            assert one["tid"] not in named
+            named[one["tid"]] = one["args"]["name"]
+            continue
+        assert one["tid"] in named, "every track has a name, given before it is used"
+        assert one["ts"] >= last.get(one["tid"], 0), "a track's events are in order, and its slices one behind another"
+        last[one["tid"]] = one["ts"] + one.get("dur", 0) - (1e-6 if "dur" in one else 0)
+        assert one.get("dur", 0) >= 0
+        assert one.get("s", "t") in ("g", "p", "t")
+    assert len({one["pid"] for one in events}) == 1
+    assert len(set(named.values())) == len(named)
+    if wanted is None:
+        assert any(one["ph"] == "i" and named[one["tid"]] == "exits" for one in events)
+        assert {one["ph"] for one in events} == {"M", "i", "X"}
+    if wanted == "name=nothing-at-all":
+        assert len(events) == len(named), "nothing but names is still a trace"
 
 
 def test_the_plot_is_a_drawing_of_the_exits(tmp_path: Path) -> None:
