@@ -385,6 +385,22 @@ def test_reads_and_accesses_are_watched_and_change_nothing(folder: str) -> None:
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_ported_guest_stops_steps_and_goes_back_as_others_do(folder: str) -> None:
+    with opened("para", reverse=True, image=SAMPLE.parents[1] / folder / "pv.elf") as one:
+        debugger, address = one.debugger, one.symbol("catch_fault")
+        debugger.stops.set_breakpoint(address)
+        stop = debugger.go()
+        assert (stop.kind, one.session.driver.pc) == (StopKind.BREAKPOINT, address)
+        assert debugger.read(address, 4) == one.session.image.view(address, 4)
+        assert f"{address:#x} is guest-physical" in one.monitor("walk catch_fault")
+        state = one.session.driver.state
+        assert debugger.step().kind is StopKind.STEP
+        assert one.session.driver.pc != address
+        debugger.step_back()
+        assert one.session.driver.state == state
+
+
 def test_what_was_read_cannot_be_gone_back_to() -> None:
     with opened(reverse=True) as one:
         debugger = one.debugger
