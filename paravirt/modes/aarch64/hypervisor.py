@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from emulator.board.arm_boot import ArmEntry
-from emulator.board.virt import Virt
+from emulator.board.virt import UART, Virt
 from emulator.clock import NANOSECONDS
 from emulator.devices.arch_timer import FREQUENCY
 from emulator.engine.aarch64 import MAY_CACHE, MAY_MASK, MAY_TYPE, MAY_ZERO, Passage, PassingAccess, QuietAccess
@@ -308,10 +308,14 @@ class AArch64Hypervisor(AArch64Saving):
         self._serial_status, self._serial_posts = status, posts
         self._forget_quiet()
 
-    def _store_late(self, _offset: int, data: bytes) -> None:
+    def _store_late(self, offset: int, data: bytes) -> None:
         """Stores to the serial port's DR that the engine kept, before what came behind them is told."""
         self._late_writes[0] += len(data)
-        self.board.uart.transmit(data)
+        if self.board.mmio.trace is None:
+            self.board.uart.transmit(data)
+            return
+        for value in data:  # whoever watches devices sees each of them
+            self.board.mmio.write(UART + offset, 4, value)
 
     def _forget_accesses(self) -> None:
         """What stands where in the code may have changed."""
