@@ -71,7 +71,11 @@ class Monitor:
         for step in walk.steps:
             yield f"level {step.level}: entry at guest-physical {step.physical:#x} is {step.value:#x}"
         if walk.physical is None:
-            yield f"{address:#x} is not mapped by the guest"
+            place = None if walk.steps else self.debugger.translate(address)
+            if place is None:
+                yield f"{address:#x} is not mapped by the guest"
+            else:
+                yield f"{address:#x} is guest-physical {place:#x} by where the image was placed; no tables are known"
             return
         yield f"{address:#x} is guest-physical {walk.physical:#x}"
         shadow = getattr(self.session.driver, "shadow", None)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bt.gdb.targets import Mapped, Step, Walk, by_frame
+from emulator.errors import UsageError
 from emulator.isa.aarch64 import paging as a64
 from emulator.isa.arm import paging as a32
 from emulator.isa.paging import KERNEL_SHIFT, USER_SHIFT
@@ -65,10 +66,18 @@ def walk_64(driver: Any, address: int) -> Walk:
     return Walk(None, tuple(steps))
 
 
+def _virtual(driver: Any) -> Any:
+    """The guest's virtual processor. Raises `UsageError` where it has none, and its registers are not to be had."""
+    cpu = getattr(driver, "vcpu", None)
+    if cpu is None:
+        raise UsageError("the tables of a guest at full privilege are not known; run it without --virt native")
+    return cpu
+
+
 def mappings_64(driver: Any) -> Iterator[Mapped]:
     """All that an AArch64 guest's tables map."""
-    context = getattr(getattr(driver, "vcpu", None), "context", None)
-    if context is None or not context.sctlr & a64.SCTLR_M:
+    context = _virtual(driver).context
+    if not context.sctlr & a64.SCTLR_M:
         return
     for upper in (0, 1):
         region = _region_64(context, upper)
@@ -132,8 +141,8 @@ def _size_32(second: int) -> int:
 
 def mappings_32(driver: Any) -> Iterator[Mapped]:
     """All that an ARMv7 guest's tables map, in pieces of at most a section."""
-    context = getattr(getattr(driver, "vcpu", None), "context", None)
-    if context is None or not context.sctlr & a32.SCTLR_M:
+    context = _virtual(driver).context
+    if not context.sctlr & a32.SCTLR_M:
         return
     memory, simple = driver.machine.memory, bool(context.sctlr & a32.SCTLR_AFE)
     for address in range(0, 1 << 32, 1 << 20):
@@ -156,9 +165,7 @@ def mappings_32(driver: Any) -> Iterator[Mapped]:
 
 def mappings_tlb(driver: Any) -> Iterator[Mapped]:
     """What a MIPS guest's TLB maps in the present address space, and the memory in its unmapped segment."""
-    cpu = getattr(driver, "vcpu", None)
-    if cpu is None:
-        return
+    cpu = _virtual(driver)
     found: list[Mapped] = []
     for entry in cpu.tlb.entries:
         if entry is None or not (entry.is_global or entry.asid == cpu.entry_hi & 0xFF):

@@ -386,6 +386,24 @@ def test_reads_and_accesses_are_watched_and_change_nothing(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
+def test_at_full_privilege_guests_stop_and_what_is_not_known_is_said(folder: str) -> None:
+    with opened("native", image=SAMPLE.parents[1] / folder / "portable.elf") as one:
+        address = one.symbol("catch_fault")
+        one.debugger.stops.set_breakpoint(address)
+        assert one.debugger.go() == (StopKind.BREAKPOINT, address, None)
+        assert one.debugger.read(address, 4) == one.session.image.view(address, 4)
+        place = f"{address:#x} is guest-physical {one.session.physical(address):#x}"
+        if folder in {"x86_64", "i386"}:
+            assert place in one.monitor("walk catch_fault")
+            assert " rx\n" in one.monitor("tables")
+        else:
+            assert f"{place} by where the image was placed" in one.monitor("walk catch_fault")
+            with pytest.raises(UsageError, match="run it without --virt native"):
+                one.monitor("tables")
+        assert one.debugger.step().kind is StopKind.STEP
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_a_ported_guest_stops_steps_and_goes_back_as_others_do(folder: str) -> None:
     with opened("para", reverse=True, image=SAMPLE.parents[1] / folder / "pv.elf") as one:
         debugger, address = one.debugger, one.symbol("catch_fault")
