@@ -63,9 +63,9 @@ def command(
     """Run IMAGE for gdb, which connects to a port of this host; the guest waits before its first instruction.
 
     The command prints how gdb is called. The guest's console is on stdout; its input is stdin with --console, on a
-    terminal as of `retrap run` (Ctrl-A x ends the guest). Guests of Xen's interface cannot be debugged.
+    terminal as of `retrap run` (Ctrl-A x ends the guest).
     """
-    from bt import para
+    from bt import para, xen
     from bt.cli import values
     from bt.cli.run import _guest
     from bt.image import load
@@ -73,10 +73,8 @@ def command(
     from bt.session import Options, Session, read_initrd
     from emulator.errors import UsageError
 
-    if virt == "xen":
-        raise UsageError(
-            "gdb cannot be served for a guest of Xen's interface; leave --virt out, and the same kernel runs rewritten"
-        )
+    if virt == xen.MODE and reverse:
+        raise UsageError(xen.not_saved())
     kernel, initrd, command_line = _guest(image, initrd, append, virt, None)
     loaded = load(kernel)
     options = Options(

@@ -116,7 +116,7 @@ class Monitor:
         address = self._address(words)
         driver = self.session.driver
         if not isinstance(driver, Hypervisor):
-            yield "at full privilege nothing is rewritten"
+            yield "of this guest nothing is rewritten"
             return
         before = self.debugger.rewritten
         try:

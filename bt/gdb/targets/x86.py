@@ -123,11 +123,43 @@ def _floating(offset: int, size: int) -> Callable[[Any], int]:
     return read
 
 
+class _OnEngine:
+    """The processor of a guest that has no virtual one but the engine's own: one of Xen's interface, in long mode on
+    its own tables."""
+
+    def __init__(self, driver: Any) -> None:
+        object.__setattr__(self, "registers", driver.machine.engine.registers)
+        object.__setattr__(self, "gpr", self.registers.gpr)
+        self.cpl = driver.vcpu.level
+
+    def __getattr__(self, name: str) -> Any:
+        registers = object.__getattribute__(self, "registers")
+        if name in ("rip", "rflags", "segment", "cr2"):
+            return getattr(registers, name)
+        if name in ("cr0", "cr3", "cr4"):
+            return registers.control(int(name[2]))
+        if name == "efer":
+            return registers.msr(0xC000_0080)
+        raise AttributeError(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("rip", "rflags"):
+            setattr(self.registers, name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+
+def _cpu(driver: Any) -> Any:
+    """The guest's processor: the virtual one, at full privilege the driver."""
+    cpu = getattr(driver, "vcpu", driver)
+    return cpu if hasattr(cpu, "cr0") else _OnEngine(driver)
+
+
 class _Processor:
     """The guest's processor, with the engine's floating point, which is not virtual."""
 
     def __init__(self, driver: Any) -> None:
-        object.__setattr__(self, "_cpu", getattr(driver, "vcpu", driver))
+        object.__setattr__(self, "_cpu", _cpu(driver))
         object.__setattr__(self, "_driver", driver)
         object.__setattr__(self, "_image", None)
 
@@ -185,7 +217,7 @@ class _Form(NamedTuple):
 
 def _form(driver: Any) -> _Form | None:
     """The guest's tables; None without paging."""
-    cpu = getattr(driver, "vcpu", driver)
+    cpu = _cpu(driver)
     if not int(cpu.cr0) >> 31:
         return None
     root = _cr3(cpu)

@@ -419,6 +419,34 @@ def test_a_ported_guest_stops_steps_and_goes_back_as_others_do(folder: str) -> N
         assert one.session.driver.state == state
 
 
+def test_a_guest_of_xen_stops_and_shows_its_own_tables_and_registers() -> None:
+    ends = []
+    for stops in (True, False):
+        with opened("xen", image=SAMPLE.parents[1] / "xen/hostile.elf") as one:
+            debugger, address = one.debugger, one.symbol("check_calls")
+            if stops:
+                debugger.stops.set_breakpoint(address)
+                assert debugger.go() == (StopKind.BREAKPOINT, address, None)
+                assert debugger.read(address, 8) == one.session.image.view(address, 8)
+                assert f"{address:#x} is guest-physical" in one.monitor("walk check_calls")
+                walk = one.target.walk(one.session.driver, address)
+                assert len(walk.steps) == 4
+                assert "(hypercall)" in one.monitor("exits")
+                shown = one.server.answer(b"g")
+                assert shown is not None
+                assert address.to_bytes(8, "little").hex().encode() in shown
+                assert one.server.answer(b"P10=%s" % address.to_bytes(8, "little").hex().encode()) == b"OK"
+                before = one.session.machine.engine.registers.gpr[0]
+                assert one.server.answer(b"P0=0100000000000000") == b"OK"
+                assert one.session.machine.engine.registers.gpr[0] == 1
+                assert one.server.answer(b"P0=%s" % before.to_bytes(8, "little").hex().encode()) == b"OK"
+                assert debugger.step().kind is StopKind.STEP
+                debugger.stops.clear()
+            assert debugger.go().kind is StopKind.ENDED
+            ends.append((bytes(one.console), one.session.machine.engine.progress))
+    assert ends[0] == ends[1]
+
+
 def test_what_was_read_cannot_be_gone_back_to() -> None:
     with opened(reverse=True) as one:
         debugger = one.debugger
