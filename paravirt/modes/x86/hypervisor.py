@@ -1,54 +1,46 @@
 """The hypervisor of x86-64 guests: which of its faults is an operation, a fill or the guest's own, and the real state.
 
-Room: `paravirt/modes/x86`. The guest runs at real CPL 3 in four-level shadow tables. One instruction runs alone by the
-real trap flag: behind STI, and from the guest's own frame.
+Room: `paravirt/modes/x86`. The guest runs at real CPL 3 in four-level shadow tables. Parts of it stand beside this one:
+`fast_calls` (SYSCALL without an exit), `ports` (ports and time), `stepping` (the trap flag), `requests`, `saved`.
 """
 
 import mmap
 from collections.abc import Callable, Mapping
-from typing import cast
 
 from emulator.board.linux_boot import EntryState
-from emulator.board.pc import COM1, POST
-from emulator.devices.ns16550 import LSR
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.protocol import Capabilities
-from emulator.engine.x86 import AnsweringEngine, CrossingEngine
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.decode import instruction_at, row_of
 from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
 from emulator.isa.x86.processor import Fault
-from emulator.isa.x86.segments import port_permitted
 from emulator.isa.x86.transfer import syscall
-from emulator.machine import Outcome
 from paravirt import abi, layout
 from paravirt.hypervisor import Action, Handlers, Prepared
-from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
-from paravirt.modes import DEAR, without_exit
+from paravirt.mmu.views import USER_VIEW
+from paravirt.modes import DEAR
 from paravirt.modes.x86.chain import Chain
-from paravirt.modes.x86.copies import QuietPort, ShownTime
-from paravirt.modes.x86.crossing import Crossings
 from paravirt.modes.x86.descriptors import DescriptorCopy
+from paravirt.modes.x86.fast_calls import FastSystemCalls
+from paravirt.modes.x86.ports import X86Ports
 from paravirt.modes.x86.saved import X86Saving
 from paravirt.modes.x86.shadow import X86Shadow
+from paravirt.modes.x86.stepping import X86Stepping
 from paravirt.modes.x86.vcpu import X86VirtualCpu
-from paravirt.modes.x86.vectors import MOST, Vectors
-from paravirt.operations.x86 import PREPARE, perform_identify, pop_flags
+from paravirt.operations.x86 import PREPARE, pop_flags
 from paravirt.translator import Hypercall
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _DB, _UD, _NM, _GP, _PF = 1, 6, 7, 13, 14
-_TF = r.FLAG_TF
-_BS = 1 << 14
 _ERROR_PRESENT, _ERROR_WRITE, _ERROR_USER, _ERROR_FETCH, _ERROR_KEY = 1, 2, 4, 0x10, 0x20
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
 _RET = 0xC3
 
 
-class X86Hypervisor(X86Saving):
+class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     """Runs one x86-64 guest. `Context` of the operations, and handler of the engine's exits."""
 
     WINDOW = abi.X86_64
@@ -76,33 +68,17 @@ class X86Hypervisor(X86Saving):
         self.descriptors = self.DESCRIPTORS(self.vcpu, self._descriptors, self.shadow, show)
         self._early = not able.task_switched_faults
         """No instruction can be had to fault for CR0.TS: the guest's handler runs before user code is entered."""
-        self._port_reads = self.exits.cell("READ_PORT", "exit")
-        self._port_writes = self.exits.cell("WRITE_PORT", "exit")
-        self._late_writes = self.exits.cell("WRITE_PORT", "late")
+        self._make_ports(able)
         self._chain: Chain | None = None
         if able.exit_cost >= DEAR:
             self._chain = Chain(self.exits, self._fetch, self._prepare_instruction, self._executed)
         self._swap_cell = self.exits.cell("SWAP_GS", "trap")
         self._return_cell = self.exits.cell("RETURN_FROM_EXCEPTION", "trap")
-        self._first_step = -1
-        """Where a fixup whose POPF began the guest's steps leads back to: no step ends there; -1: nowhere."""
         self._faulted: tuple[int, int, int, bool, bool] | None = None
         """The guest's own page fault that it handles, where exits are dear: RIP, level, address, write and fetch."""
-        self._crossings: Crossings | None = None
-        """How user code calls the kernel without an exit, where the engine can do that."""
-        self._threads: dict[int, int] = {}
-        """By CR3, the FS base with which user code was entered last."""
-        self._came_inside = False
-        """The kernel was entered without an exit, and no general-protection fault came since the first exit then."""
-        self._inside = {
-            (operation.name, "inside"): self.exits.cell(operation.name, "inside")
-            for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
-        }
+        self._make_fast_calls(able)
         self._filled_ahead = self.exits.cell("page", "ahead")
-        self._show_copies(able)
-        self._vectors = Vectors(self.engine) if able.wide_vectors else None
-        self._in_shadow = False
-        """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
+        self._make_steps()
         self._faults: dict[int, Callable[[Exit], None]] = {
             _GP: self._general_protection,
             _PF: self._page_fault,
@@ -120,17 +96,6 @@ class X86Hypervisor(X86Saving):
             eager=able.exit_cost >= DEAR,
             reserved=able.reserved_root_slots,
         )
-
-    def _show_copies(self, able: Capabilities) -> None:
-        """What fixups read, of operations that they do without an exit."""
-        operations = without_exit(able)
-        self.vcpu.copies_selectors = Operation.READ_SEGMENT_SELECTOR in operations
-        self._shown_time = None
-        if Operation.READ_TIME_STAMP in operations:
-            self._shown_time = ShownTime(self.engine, self.machine.clock, self.shared)
-            self._shown_time.look()
-        if Operation.READ_PORT in operations:
-            QuietPort(self.board, self.shared)
 
     def _own_memory(self) -> Mapping[int, memoryview]:
         return {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}
@@ -170,109 +135,6 @@ class X86Hypervisor(X86Saving):
         self.descriptors_changed()
         self._registers.privilege = 3
 
-    def _open_ports(self) -> None:
-        """Have the engine know which accesses to ports need no exit of their own."""
-        self.engine.open_ports()
-        more = self.board.posted_if_dear if self.engine.capabilities.exit_cost >= DEAR else ()
-        self.engine.post_ports((*self.board.posted, *more))
-        if self.engine.capabilities.answers_ports:
-            self._watch_serial(cast(AnsweringEngine, self.engine))
-
-    def _watch_serial(self, engine: AnsweringEngine) -> None:
-        """Have the accesses to the serial port of which nothing else comes than the output done without an exit."""
-
-        def quiet(status: int, posts: bool) -> None:
-            engine.answer_port(COM1 + LSR, status, COM1)
-            engine.post_port(COM1, posts)
-
-        engine.post_port(POST, True)
-        self.board.com1.watch_quiet(quiet)
-
-    # -- system calls without an exit -----------------------------------------------------------
-
-    def _make_crossings(self) -> Crossings | None:
-        """Made when the guest is entered: what serves it is in place then."""
-        able = self.engine.capabilities
-        if self._chain is None or Operation.RETURN_FROM_SYSTEM_CALL not in without_exit(able):
-            return None
-        window, calls = self.code.window_bytes(), self.code.hypercalls
-        engine = cast(CrossingEngine, self.engine)
-        return Crossings(engine, self.vcpu, self.shadow, window, calls, self._crossed)
-
-    def _open_crossings(self, crossings: Crossings) -> None:
-        """User code is about to run: let it call the kernel, if nobody and nothing needs the hypervisor to see that."""
-        thread = self._registers.segment_base(r.FS)
-        if self._ordinary():
-            if len(self._threads) > MOST:
-                self._threads.clear()
-            self._threads[self.vcpu.cr3] = thread
-            crossings.open(thread)
-        else:
-            crossings.close()
-
-    def _ordinary(self) -> bool:
-        """Whether nobody and nothing needs the hypervisor to see how user code is left and entered."""
-        watched = self.observe is not None or self.trace is not None or self.around is not None
-        early = self._early and self.vcpu.cr0 & r.CR0_TS
-        shown = self.descriptors.shown and self.descriptors.flat
-        return shown and not (watched or early) and self.shadow.technique.name == "snapshot"
-
-    def root_loaded(self) -> None:
-        """CR3 was written: the kernel is likely to go on with the thread that ran last in that address space."""
-        super().root_loaded()
-        crossings, thread = self._crossings, self._threads.get(self.vcpu.cr3)
-        if crossings is None or thread is None or not crossings.leads or not self._ordinary():
-            return
-        if self._vectors is not None:
-            self._vectors.enter((self.vcpu.cr3, thread))
-        self.shadow.freshen_user()
-        crossings.open(thread)
-
-    def _crossed(self, user: bool) -> None:
-        """The guest has perhaps gone from user code to its kernel or back, without an exit."""
-        crossings = self._crossings
-        if crossings is None or (user and self._view_level == 3):
-            return
-        crossings.segments(user)
-        self._came_inside = not user
-        if self._view_level != self.vcpu.level:
-            self._view_level = self.vcpu.level
-            self._show_view(USER_VIEW if user else KERNEL_VIEW)
-        elif not user:
-            self.engine.open_ports()  # leaving closed them
-        self._count_crossings()
-
-    def _count_crossings(self) -> None:
-        """Have what was done without an exit in the exit table."""
-        if self._crossings is not None:
-            into, back = self._crossings.counts
-            for (operation, _), cell in self._inside.items():
-                cell[0] = back if operation == Operation.RETURN_FROM_SYSTEM_CALL.name else into
-
-    def _hold_crossings(self) -> None:
-        """Something makes a difference to how user code is entered: do that here, next time."""
-        if self._crossings is not None:
-            self._crossings.hold()
-
-    def _forget_crossings(self) -> None:
-        if self._crossings is None:
-            self._crossings = self._make_crossings()
-        if self._crossings is not None:
-            self._crossings.forget()
-            self._crossings.begin(self._view_level == 3)
-            self.descriptors.keeps = False
-
-    def end(self, outcome: Outcome) -> None:
-        """End the run after this exit."""
-        self._count_crossings()
-        super().end(outcome)
-
-    def _budget(self, exit_: Exit) -> None:
-        self._count_crossings()
-        super()._budget(exit_)
-        if self._shown_time is not None:
-            self._shown_time.look()
-
     # -- delivery -------------------------------------------------------------------------------
 
     def _settle(self) -> None:
@@ -283,12 +145,6 @@ class X86Hypervisor(X86Saving):
 
     def _may_deliver(self) -> bool:
         return self._stepping is None and not self._in_shadow and self.vcpu.interrupts_enabled
-
-    def _cannot_deliver(self) -> None:
-        if self.vcpu.level == 3 or (self._crossings is not None and self._in_fixup(self.vcpu.rip)):
-            # User code with IOPL 3 may open its flag without an exit, and a fixup may be about to go back to user code
-            # without one: look again at the next block.
-            self.engine.set_deadline(self.engine.progress + 2)
 
     def _take_interrupt(self) -> None:
         vector = self.board.acknowledge()
@@ -509,48 +365,6 @@ class X86Hypervisor(X86Saving):
             self.shadow.fill_around(faulted[2])
             self.descriptors.withhold()
 
-    # -- one instruction at a time --------------------------------------------------------------
-
-    def _debug(self, _exit: Exit) -> None:
-        self._hold_crossings()
-        if self._stepping is not None:
-            self._end_own_store()
-            return
-        in_fixup = self._in_fixup(self.vcpu.rip)
-        if self._in_shadow and not in_fixup:
-            self._end_shadow()
-            return
-        if in_fixup:
-            return  # the guest steps: a fixup is one instruction to it
-        first, self._first_step = self._first_step, -1
-        if self.vcpu.rip == first:
-            return
-        self.exits.count("exception to the guest", "fault")
-        self._single_stepped()
-
-    def _end_shadow(self) -> None:
-        self._in_shadow = False
-        self._registers.rflags &= ~_TF
-
-    def _single_stepped(self) -> None:
-        """An instruction that began with TF set is done: the guest's debug exception follows."""
-        self.vcpu.debug[6] |= _BS
-        self._event("exception", _DB, 0, self.vcpu.rip)
-        raise_exception(self.vcpu, Fault(_DB))
-
-    def _begin_step(self) -> int:
-        self._hold_crossings()
-        guest = 0 if self._in_shadow else self._registers.rflags & _TF  # behind STI the flag is not the guest's
-        self._registers.rflags |= _TF
-        return guest
-
-    def _end_step(self) -> None:
-        self._in_shadow = False
-        self._registers.rflags &= ~_TF
-
-    def _guest_step(self) -> None:
-        self._raise(Fault(_DB))
-
     # -- events ---------------------------------------------------------------------------------
 
     def _software_interrupt(self, exit_: Exit) -> None:
@@ -578,10 +392,6 @@ class X86Hypervisor(X86Saving):
                 self._learn_crossings(self._crossings, self._chain)
             self._follow(self._chain)
 
-    def _learn_crossings(self, crossings: Crossings, chain: Chain) -> None:
-        crossings.learn(chain.after(self.vcpu.lstar))
-        self.descriptors.keeps = crossings.leads
-
     def _follow(self, chain: Chain) -> None:
         """Do the sensitive instructions that come next, as long as there are some and nothing else is to be done."""
         vcpu = self.vcpu
@@ -602,28 +412,3 @@ class X86Hypervisor(X86Saving):
         super()._code_changed(page)
         if self._chain is not None:
             self._chain.forget()
-        if self._crossings is not None and self._crossings.code_changed(page):
-            self.descriptors.keeps = False
-
-    def _port_read(self, exit_: Exit) -> None:
-        if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
-            exit_.refused = True
-            return
-        self._count(self._port_reads)
-        exit_.value = self.board.ports.read(exit_.port, exit_.size)
-
-    def _port_write(self, exit_: Exit) -> None:
-        if self.vcpu.level > self.vcpu.iopl and not port_permitted(self.vcpu, exit_.port, exit_.size):
-            exit_.refused = True
-            return
-        self._count(self._late_writes if exit_.late else self._port_writes)
-        self.write_port(exit_.port, exit_.size, exit_.value)
-
-    def _identify(self, _exit: Exit) -> None:
-        self.exits.count("IDENTIFY_PROCESSOR", "exit")
-        perform_identify(self.vcpu)
-
-    def _time_stamp(self, _exit: Exit) -> None:
-        self.exits.count("READ_TIME_STAMP", "exit")
-        value, gpr = self.time_stamp(), self.vcpu.gpr
-        gpr[0], gpr[2] = value & 0xFFFF_FFFF, value >> 32

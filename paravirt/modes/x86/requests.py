@@ -33,6 +33,7 @@ class X86Requests(Hypervisor):
     _shown_time: ShownTime | None
     """Virtual time as it is shown without an exit, where it is."""
     _first_step: int
+    """Where a fixup whose POPF began the guest's steps leads back to: no step ends there; -1: nowhere."""
     _in_shadow: bool
     """One instruction runs by a real trap flag before a waiting interrupt may be delivered."""
 

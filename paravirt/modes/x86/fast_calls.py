@@ -1,0 +1,142 @@
+"""SYSCALL and SYSRET of an x86-64 guest without an exit: when user code may call its kernel so, and what follows.
+
+Room: `paravirt/modes/x86`, a part of the hypervisor. `Crossings` is how the engine does it; here is whether somebody or
+something needs the hypervisor to see the call, and what of its own state follows once the guest has crossed.
+"""
+
+from typing import cast
+
+from emulator.engine.exit import Exit
+from emulator.engine.protocol import Capabilities
+from emulator.engine.x86 import CrossingEngine
+from emulator.isa.operation import Operation
+from emulator.isa.x86 import registers as r
+from emulator.machine import Outcome
+from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.modes import without_exit
+from paravirt.modes.x86.chain import Chain
+from paravirt.modes.x86.crossing import Crossings
+from paravirt.modes.x86.requests import X86Requests
+from paravirt.modes.x86.vectors import MOST, Vectors
+
+
+class FastSystemCalls(X86Requests):
+    """Of the hypervisor of an x86 guest, what lets user code and its kernel call and return by themselves."""
+
+    _chain: Chain | None
+    """What follows at an address of the kernel's, where exits are dear."""
+
+    def _make_fast_calls(self, able: Capabilities) -> None:
+        self._crossings: Crossings | None = None
+        """How user code calls the kernel without an exit, where the engine can do that."""
+        self._threads: dict[int, int] = {}
+        """By CR3, the FS base with which user code was entered last."""
+        self._came_inside = False
+        """The kernel was entered without an exit, and no general-protection fault came since the first exit then."""
+        self._inside = {
+            (operation.name, "inside"): self.exits.cell(operation.name, "inside")
+            for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
+        }
+        self._vectors = Vectors(self.engine) if able.wide_vectors else None
+
+    def _show_view(self, view: int) -> None:
+        """Ports, descriptors and memory as they are in a view."""
+        raise NotImplementedError
+
+    def _make_crossings(self) -> Crossings | None:
+        """Made when the guest is entered: what serves it is in place then."""
+        able = self.engine.capabilities
+        if self._chain is None or Operation.RETURN_FROM_SYSTEM_CALL not in without_exit(able):
+            return None
+        window, calls = self.code.window_bytes(), self.code.hypercalls
+        engine = cast(CrossingEngine, self.engine)
+        return Crossings(engine, self.vcpu, self.shadow, window, calls, self._crossed)
+
+    def _open_crossings(self, crossings: Crossings) -> None:
+        """User code is about to run: let it call the kernel, if nobody and nothing needs the hypervisor to see that."""
+        thread = self._registers.segment_base(r.FS)
+        if self._ordinary():
+            if len(self._threads) > MOST:
+                self._threads.clear()
+            self._threads[self.vcpu.cr3] = thread
+            crossings.open(thread)
+        else:
+            crossings.close()
+
+    def _ordinary(self) -> bool:
+        """Whether nobody and nothing needs the hypervisor to see how user code is left and entered."""
+        watched = self.observe is not None or self.trace is not None or self.around is not None
+        early = self._early and self.vcpu.cr0 & r.CR0_TS
+        shown = self.descriptors.shown and self.descriptors.flat
+        return shown and not (watched or early) and self.shadow.technique.name == "snapshot"
+
+    def root_loaded(self) -> None:
+        """CR3 was written: the kernel is likely to go on with the thread that ran last in that address space."""
+        super().root_loaded()
+        crossings, thread = self._crossings, self._threads.get(self.vcpu.cr3)
+        if crossings is None or thread is None or not crossings.leads or not self._ordinary():
+            return
+        if self._vectors is not None:
+            self._vectors.enter((self.vcpu.cr3, thread))
+        self.shadow.freshen_user()
+        crossings.open(thread)
+
+    def _crossed(self, user: bool) -> None:
+        """The guest has perhaps gone from user code to its kernel or back, without an exit."""
+        crossings = self._crossings
+        if crossings is None or (user and self._view_level == 3):
+            return
+        crossings.segments(user)
+        self._came_inside = not user
+        if self._view_level != self.vcpu.level:
+            self._view_level = self.vcpu.level
+            self._show_view(USER_VIEW if user else KERNEL_VIEW)
+        elif not user:
+            self.engine.open_ports()  # leaving closed them
+        self._count_crossings()
+
+    def _count_crossings(self) -> None:
+        """Have what was done without an exit in the exit table."""
+        if self._crossings is not None:
+            into, back = self._crossings.counts
+            for (operation, _), cell in self._inside.items():
+                cell[0] = back if operation == Operation.RETURN_FROM_SYSTEM_CALL.name else into
+
+    def _hold_crossings(self) -> None:
+        """Something makes a difference to how user code is entered: do that here, next time."""
+        if self._crossings is not None:
+            self._crossings.hold()
+
+    def _forget_crossings(self) -> None:
+        """Memory, tables and the processor were restored: what was known of them goes."""
+        if self._crossings is None:
+            self._crossings = self._make_crossings()
+        if self._crossings is not None:
+            self._crossings.forget()
+            self._crossings.begin(self._view_level == 3)
+            self.descriptors.keeps = False
+
+    def end(self, outcome: Outcome) -> None:
+        """End the run after this exit."""
+        self._count_crossings()
+        super().end(outcome)
+
+    def _budget(self, exit_: Exit) -> None:
+        self._count_crossings()
+        super()._budget(exit_)
+
+    def _learn_crossings(self, crossings: Crossings, chain: Chain) -> None:
+        """The kernel was entered with an exit: see whether its first instructions are such as can be done without."""
+        crossings.learn(chain.after(self.vcpu.lstar))
+        self.descriptors.keeps = crossings.leads
+
+    def _cannot_deliver(self) -> None:
+        if self.vcpu.level == 3 or (self._crossings is not None and self._in_fixup(self.vcpu.rip)):
+            # User code with IOPL 3 may open its flag without an exit, and a fixup may be about to go back to user code
+            # without one: look again at the next block.
+            self.engine.set_deadline(self.engine.progress + 2)
+
+    def _code_changed(self, page: int) -> None:
+        super()._code_changed(page)
+        if self._crossings is not None and self._crossings.code_changed(page):
+            self.descriptors.keeps = False
