@@ -1,8 +1,8 @@
 """The Unicorn engine: an emulated x86-64 CPU behind the `Engine` protocol.
 
-Room: `emulator/engine/unicorn`. It turns Unicorn's hooks into `Exit` values and lets the handler
-resume without leaving Unicorn's own loop. It knows nothing of a hypervisor: the same object runs
-a kernel at full privilege. Every departure of Unicorn from the architecture is mended here.
+Room: `emulator/engine/unicorn`. It runs Unicorn, says why Unicorn came back, and loads the real processor's state; what
+Unicorn calls back for is in `x86_hooks`. It knows nothing of a hypervisor: the same object runs a kernel at full
+privilege. Every departure of Unicorn from the architecture is mended in this package.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from emulator.engine.exit import SYSCALL, SYSENTER, Exit, ExitKind, describe
+from emulator.engine.exit import Exit, ExitKind, describe
 from emulator.engine.protocol import Capabilities, Handler
 from emulator.engine.unicorn import floating, state
 from emulator.engine.unicorn import library as lib
@@ -21,10 +21,10 @@ from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.data_breakpoints import DataBreakpoints
-from emulator.engine.unicorn.observation import Observed
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
 from emulator.engine.unicorn.timestamp import TimeStamp
+from emulator.engine.unicorn.x86_hooks import NO_MEMORY, X86Hooks
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 _ARCH_X86, _MODE_64 = 4, 8
@@ -36,11 +36,7 @@ _NO_READ, _NO_WRITE = 6, 7
 """UC_ERR_READ_UNMAPPED and UC_ERR_WRITE_UNMAPPED: neither memory nor a device is where it would read or write."""
 _FETCH = 2
 _FOREVER = 1 << 62
-_NO_MEMORY = 1 << 51
-"""Physical address of a page table of the engine's own that maps nothing: no entry of a table can point to it."""
-_BREAKPOINT, _OVERFLOW = 3, 4
-_CS = 1
-_DB, _UD, _GP = 1, 6, 13
+_DB = 1
 _LME = 1 << 8
 
 CAPABILITIES = Capabilities(
@@ -60,7 +56,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class UnicornEngine(Observed):
+class UnicornEngine(X86Hooks):
     """One emulated CPU. Use `registers` only while no guest code runs or inside the handler."""
 
     def __init__(self) -> None:
@@ -77,7 +73,6 @@ class UnicornEngine(Observed):
         self._failure: BaseException | None = None
         self._stopped = False
         self._refused: int | None = None
-        """Vector of the exception by which the instruction under way is refused."""
         self._context = ctypes.c_void_p()
         self._byte = (ctypes.c_ubyte * 1)()
         self._memories: list[Any] = []
@@ -100,11 +95,10 @@ class UnicornEngine(Observed):
         self._breakpoints = Breakpoints(self.library, handle.value, self._fail)
         self._ports_enabled = False
         self._inside = False
-        """The handler is called from within a basic block, which goes on afterwards."""
         self._flush_before: int | None = None
         """The deadline asked for, while the next block waits for all code to be forgotten."""
         self._check(self.library.uc_context_alloc(self.handle, ctypes.byref(self._context)), "cannot save its state")
-        self.map_memory(_NO_MEMORY, memoryview(mmap.mmap(-1, mmap.PAGESIZE)))
+        self.map_memory(NO_MEMORY, memoryview(mmap.mmap(-1, mmap.PAGESIZE)))
         self._install_hooks()
         confirm(self)
         self.capabilities = replace(CAPABILITIES, execute_only=probe_execute_only(self))
@@ -372,201 +366,6 @@ class UnicornEngine(Observed):
                 self.library.uc_context_free(self._context)
                 self.library.uc_close(self.handle)
             self.handle = None
-
-    # -- hooks ----------------------------------------------------------------------------------
-
-    def _install_hooks(self) -> None:
-        """Register one callback for each way an event can arrive."""
-        self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
-        self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._on_invalid))
-        ports = self._ports
-        self._hook(lib.HOOK_INSN, ctypes.c_void_p(ports.on_read), lib.INS_IN, ports.argument)
-        self._hook(lib.HOOK_INSN, ctypes.c_void_p(ports.on_write), lib.INS_OUT, ports.argument)
-        self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_call), lib.INS_SYSCALL)
-        self._hook(lib.HOOK_INSN, lib.SystemCallCallback(self._on_system_enter), lib.INS_SYSENTER)
-        self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_identify), lib.INS_CPUID)
-        self._hook(lib.HOOK_INSN, ctypes.c_void_p(self._stamps.callback), lib.INS_RDTSC, self._stamps.argument)
-        self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_time_stamp_and_processor), lib.INS_RDTSCP)
-        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
-
-    def _hook(self, kind: int, callback: Any, instruction: int = 0, user: int = 0) -> None:
-        """Call `uc_hook_add` over the whole address space and keep the callback alive."""
-        number = ctypes.c_size_t()
-        status = self.library.uc_hook_add(
-            ctypes.c_void_p(self.handle),
-            ctypes.byref(number),
-            ctypes.c_int(kind),
-            callback,
-            ctypes.c_void_p(user),
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
-            ctypes.c_int(instruction),
-        )
-        self._check(status, f"cannot install hook {kind:#x} for instruction {instruction}")
-        self._callbacks.append(callback)
-
-    def _make_fault_callback(self) -> Callable[[int, int, int], None]:
-        """The hot path: a closure over everything it touches."""
-        exit_, registers = self._exit, self.registers
-        words, signed = registers.words, registers.signed
-        old, event, rip, behind, cr2 = state.I_OLD, state.W_EVENT, state.W_RIP, state.W_NEXT_RIP, state.W_CR2
-        fault, software = ExitKind.FAULT, ExitKind.SOFTWARE_INTERRUPT
-
-        def on_fault(_engine: int, vector: int, _user: int) -> None:
-            try:
-                signed[old] = -1
-                error = words[event]
-                if error >> 32:
-                    exit_.kind = software
-                    exit_.vector = vector
-                    exit_.length = length = self._interrupt_length(vector)
-                    words[rip] = (words[behind] - length) & 0xFFFF_FFFF_FFFF_FFFF
-                else:
-                    exit_.kind = fault
-                    exit_.vector = vector
-                    exit_.error = error
-                    if vector == 14:
-                        exit_.address = words[cr2]
-                self._handler(exit_)
-            except BaseException as failure:
-                self._fail(failure)
-
-        return on_fault
-
-    def _interrupt_length(self, vector: int) -> int:
-        """Length of the INT that was just executed: INT3 and INTO have an opcode of one byte. RIP is behind it
-        already, and prefixes in front of it are not to be told from other instructions."""
-        if vector not in (_BREAKPOINT, _OVERFLOW):
-            return 2
-        registers = self.registers
-        last = (registers.segment_base(_CS) + registers.next_rip - 1) & 0xFFFF_FFFF_FFFF_FFFF
-        status = self.library.uc_vmem_read(self.handle, last, lib.PROT_EXEC, self._byte, 1)
-        return 2 if status == 0 and self._byte[0] == vector else 1
-
-    def _on_invalid(self, _engine: int, _user: int) -> int:
-        try:
-            self.registers.forget_exception()
-            exit_ = self._exit
-            exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _UD, 0
-            self._handler(exit_)
-        except BaseException as error:
-            self._fail(error)
-        return 1
-
-    def _on_port_read(self, _engine: int, port: int, size: int, _user: int) -> int:
-        exit_ = self._exit
-        try:
-            exit_.kind, exit_.port, exit_.size, exit_.value = ExitKind.PORT_READ, port, size, 0
-            self._port(exit_)
-        except BaseException as error:
-            self._fail(error)
-        return exit_.value & 0xFFFF_FFFF
-
-    def _on_port_write(self, _engine: int, port: int, size: int, value: int, _user: int) -> None:
-        exit_ = self._exit
-        try:
-            exit_.kind, exit_.port, exit_.size, exit_.value = ExitKind.PORT_WRITE, port, size, value
-            self._port(exit_)
-        except BaseException as error:
-            self._fail(error)
-
-    def _port(self, exit_: Exit) -> None:
-        """Hand up a port access; when the handler refuses it, the instruction shall fault."""
-        exit_.refused = False
-        self._inside = True
-        self._handler(exit_)
-        self._inside = False
-        if exit_.refused:
-            self._refuse(_GP)
-
-    def _refuse(self, vector: int) -> None:
-        """Have the instruction under way raise an exception instead.
-
-        Unicorn goes on to the end of the basic block, whatever a hook wants: the registers are put back afterwards,
-        and until then no address is mapped, so that no store is done.
-        """
-        library, handle = self.library, self.handle
-        self._refused, self._handler = vector, _ignore
-        self._ports_enabled = self._ports.enable(False)
-        library.uc_context_save(handle, self._context)
-        self.registers.poke_root(_NO_MEMORY)
-        library.uc_ctl(handle, lib.CONTROL_FLUSH_TLB)
-        library.uc_emu_stop(handle)
-
-    def _on_system_call(self, _engine: int, _user: int) -> None:
-        """RIP is at SYSCALL and Unicorn adds 2 to whatever the handler leaves."""
-        registers = self.registers
-        try:
-            exit_ = self._exit
-            exit_.kind, exit_.length, exit_.vector = ExitKind.SYSTEM_CALL, 2, SYSCALL
-            self._handler(exit_)
-        except BaseException as error:
-            self._fail(error)
-        registers.rip = (registers.rip - 2) & 0xFFFF_FFFF_FFFF_FFFF
-
-    def _on_system_enter(self, _engine: int, _user: int) -> None:
-        """In 64-bit mode SYSENTER is no instruction of the processor shown to guests: #UD."""
-        registers = self.registers
-        try:
-            exit_ = self._exit
-            if registers.in_64_bit_mode:
-                exit_.kind, exit_.vector, exit_.error = ExitKind.FAULT, _UD, 0
-            else:
-                exit_.kind, exit_.length, exit_.vector = ExitKind.SYSTEM_CALL, 2, SYSENTER
-            self._handler(exit_)
-        except BaseException as error:
-            self._fail(error)
-        registers.rip = (registers.rip - 2) & 0xFFFF_FFFF_FFFF_FFFF
-
-    def _on_identify(self, _engine: int, _user: int) -> int:
-        exit_ = self._exit
-        exit_.refused = False
-        skipped = self._skip(ExitKind.IDENTIFY)
-        if exit_.refused:
-            exit_.refused = False
-            self._refuse(_GP)
-        return skipped
-
-    def _on_time_stamp(self, _engine: int, _user: int) -> int:
-        return self._skip(ExitKind.TIME_STAMP)
-
-    def _on_time_stamp_and_processor(self, _engine: int, _user: int) -> int:
-        """RDTSCP is no instruction of the processor shown to guests, as CPUID says: #UD."""
-        if self._handler is not _ignore:
-            self._refuse(_UD)
-        return 1
-
-    def _skip(self, kind: ExitKind) -> int:
-        """Hand up an instruction that the engine steps over afterwards."""
-        try:
-            self._exit.kind, self._exit.length = kind, 2
-            self._inside = True
-            self._handler(self._exit)
-            self._inside = False
-        except BaseException as error:
-            self._fail(error)
-        return 1
-
-    # -- failures -------------------------------------------------------------------------------
-
-    def _fail(self, error: BaseException) -> None:
-        """An exception must not cross the C frames: keep it for `run`, and stop."""
-        self._inside = False
-        if self._failure is None:
-            self._failure = error
-        self._handler = _ignore
-        self.library.uc_emu_stop(self.handle)
-
-    def _message(self, status: int) -> str:
-        return str(self.library.uc_strerror(status).decode())
-
-    def _check(self, status: int, what: str) -> None:
-        if status:
-            raise EngineMissing(f"the unicorn engine {what}: {self._message(status)}")
-
-
-def _ignore(_exit: Exit) -> None:
-    """The handler for what is left of a block whose end is of no interest any more."""
 
 
 def _no_handler(_exit: Exit) -> None:
