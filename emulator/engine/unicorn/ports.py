@@ -7,16 +7,14 @@ a port's register forever, waiting for what only the host can bring, comes to Py
 
 import ctypes
 import mmap
-from collections.abc import Sequence
 from typing import Any, Final
+
+from emulator.engine.unicorn.kept import KEPT, Kept
 
 POSTED, SOUGHT, ANSWERED = 1, 2, 4
 """Of a port: a write of a byte is kept for later; it ends a series of answers; a read of a byte is answered."""
 PORTS: Final = 1 << 16
-KEPT: Final = 1024
-"""Writes that are kept at most."""
-MOST_ANSWERS: Final = 16
-_ENABLED, _PENDING, _ANSWERS = 0, 1, 2
+_ENABLED = 0
 _READ_AT: Final = 0x80
 
 # Called as callback(engine, port, size, value, words) for OUT and callback(engine, port, size, words) for IN, in
@@ -39,8 +37,10 @@ _READ = bytes.fromhex(
 )
 
 
-class QuietPorts:
+class QuietPorts(Kept):
     """The tables, and the native callbacks that look into them."""
+
+    WHAT = "writes"
 
     def __init__(self, read: Any, write: Any) -> None:
         """`read` and `write` are the ctypes callbacks for whatever is not in the tables."""
@@ -90,22 +90,6 @@ class QuietPorts:
         actions[port] = actions[port] | action if on else actions[port] & ~action
         self.used = True
 
-    @property
-    def pending(self) -> tuple[int, ...]:
-        """Answers given in a row, and the writes kept: what `set_pending` takes."""
-        return (self.control[_ANSWERS], *self._kept[: self.control[_PENDING]])
-
-    def set_pending(self, pending: Sequence[int]) -> None:
-        """Be where `pending` was. Raises `ValueError` for what it cannot have given."""
-        answers, *kept = pending
-        if not 0 <= answers <= MOST_ANSWERS or len(kept) > KEPT:
-            raise ValueError(f"{answers} answers and {len(kept)} writes kept by an engine")
-        self.control[_ANSWERS], self.control[_PENDING] = answers, len(kept)
-        for place, word in enumerate(kept):
-            self._kept[place] = word & 0xFFFF_FFFF
-
     def take(self) -> list[tuple[int, int]]:
         """The ports and bytes of the writes kept, in order; none is kept afterwards."""
-        count = self.control[_PENDING]
-        self.control[_PENDING] = 0
-        return [(word & 0xFFFF, word >> 16) for word in self._kept[:count]]
+        return [(word & 0xFFFF, word >> 16) for word in self._take()]

@@ -15,14 +15,12 @@ from itertools import groupby
 from typing import Any, Final
 
 from emulator.engine.aarch64 import QuietAccess
+from emulator.engine.unicorn.kept import KEPT, Kept
 
 ROWS: Final = 16
 """Accesses known at a time."""
-KEPT: Final = 1024
-"""Stores that are kept at most."""
-MOST_ANSWERS: Final = 16
 _ROW: Final = struct.Struct("<QQiIQ")
-_COUNT, _PENDING, _ANSWERS = 0, 1, 2
+_COUNT = 0
 
 # Called as callback(engine, number, words) in RDI RSI RDX (System V AMD64). `words`: rows, stores kept, answers given
 # (32 bits each); Python's callback at +16, the CPU state at +24, the rows at +32, the stores kept at +40.
@@ -45,8 +43,10 @@ PLACES: Final = (0x140, 0xBD8, 0xBD0)
 """Of PC, the faulting address and the syndrome in the CPU state, as the code has them."""
 
 
-class QuietAccesses:
+class QuietAccesses(Kept):
     """The table, and the native callback that looks into it."""
+
+    WHAT = "stores"
 
     def __init__(self, callback: Any, state: int, general: int) -> None:
         """`callback` is Python's; `state` the host address of the CPU state, in which X0 is at `general`."""
@@ -80,23 +80,6 @@ class QuietAccesses:
 
     def take(self) -> list[tuple[int, bytes]]:
         """Tags and bytes of the stores kept, in order, of one tag together; none is kept afterwards."""
-        count = self.control[_PENDING]
-        self.control[_PENDING] = 0
         return [
-            (tag, bytes(word & 0xFF for word in words))
-            for tag, words in groupby(self._kept[:count], lambda word: word >> 8)
+            (tag, bytes(word & 0xFF for word in words)) for tag, words in groupby(self._take(), lambda word: word >> 8)
         ]
-
-    @property
-    def pending(self) -> tuple[int, ...]:
-        """Answers given in a row, and the stores kept: what `set_pending` takes."""
-        return (self.control[_ANSWERS], *self._kept[: self.control[_PENDING]])
-
-    def set_pending(self, pending: Sequence[int]) -> None:
-        """Be where `pending` was. Raises `ValueError` for what it cannot have given."""
-        answers, *kept = pending
-        if not 0 <= answers <= MOST_ANSWERS or len(kept) > KEPT:
-            raise ValueError(f"{answers} answers and {len(kept)} stores kept by an engine")
-        self.control[_ANSWERS], self.control[_PENDING] = answers, len(kept)
-        for place, word in enumerate(kept):
-            self._kept[place] = word & 0xFFFF_FFFF

@@ -10,7 +10,8 @@ from emulator.engine.aarch64 import QuietAccess
 from emulator.engine.exit import Exit
 from emulator.engine.unicorn import aarch64_state, quiet
 from emulator.engine.unicorn.aarch64 import UnicornAArch64Engine
-from emulator.engine.unicorn.quiet import KEPT, MOST_ANSWERS, ROWS
+from emulator.engine.unicorn.kept import KEPT, MOST_ANSWERS
+from emulator.engine.unicorn.quiet import ROWS
 from emulator.isa.aarch64 import encoding as e
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.room import CODE, UNMAPPED

@@ -8,7 +8,7 @@ import pytest
 
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.unicorn.engine import UnicornEngine
-from emulator.engine.unicorn.ports import KEPT, MOST_ANSWERS
+from emulator.engine.unicorn.kept import KEPT, MOST_ANSWERS
 from emulator.isa.x86 import registers as r
 from tests.emulator.engine.bare_engine import BareGuest
 
