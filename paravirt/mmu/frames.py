@@ -94,7 +94,7 @@ class Frames:
         if guard is None or not guard.is_closed[number]:
             return self._place(number, walk, at, view, write, fetch)
         if write:
-            guard.written(number)
+            guard.written(number, number << 12 | walk.address & 0xFFF)
             return self._place(number, walk, at, view, write, fetch)
         physical, rights = self._place(number, walk, at, view, write, fetch)
         return physical, rights & ~WRITE

@@ -27,8 +27,9 @@ class TableGuard:
         """By frame, 1 while a store into it must come here first."""
         self.mirrors = np.zeros(shadow.frames.count, dtype=np.uint8)
         """By frame, 1 while shadow tables mirror some of it, be it closed or open."""
-        self.dirty: dict[int, None] = {}
-        """Frames that are open and may differ from their snapshots, in the order in which they were written."""
+        self.dirty: dict[int, int] = {}
+        """Frames that are open and may differ from their snapshots, in the order in which they were written; where the
+        first store goes, an offset in memory, or -1 where nobody knows."""
         self.opened = 0
         """Stores that found a frame closed."""
         self.followed = 0
@@ -40,6 +41,9 @@ class TableGuard:
         self._tables: dict[int, list[int]] = {}
         """By frame, the shadow tables that mirror some of it and do not sleep."""
         self._asleep: set[int] = set()
+        pool, form = shadow.pool, shadow.form
+        self._entries = pool.words, form.table_mask, form.present, pool.physical, form.unit
+        """All entries; what in one leads to a table, and says that it is there; where tables begin; bits of a size."""
         self._links: dict[int, set[int]] = {}
         """By shadow table, places of entries that led to it when they were written."""
 
@@ -80,12 +84,11 @@ class TableGuard:
     def _in_use(self, tables: Sequence[int]) -> bool:
         """Whether any entry leads to one of these tables, or the guest's root in use is what it mirrors."""
         shadow = self._shadow
-        pool, form = shadow.pool, shadow.form
-        words, mask, present = pool.words, form.table_mask, form.present
+        words, mask, present, physical, unit = self._entries
         for table in tables:
             links = self._links.get(table)
             if links:
-                address = pool.address_of(table)
+                address = physical + (table << unit)
                 for at in links:
                     if words[at] & mask == address and words[at] & present:
                         return True
@@ -95,11 +98,11 @@ class TableGuard:
 
     # -- frames ---------------------------------------------------------------------------------
 
-    def written(self, frame: int) -> None:
-        """A frame is about to be written to."""
+    def written(self, frame: int, offset: int = -1) -> None:
+        """A frame is about to be written to, at an offset in memory if that is known."""
         if self.is_closed[frame]:
             self.is_closed[frame] = 0
-            self.dirty[frame] = None
+            self.dirty[frame] = offset
             self.opened += 1
 
     def _close(self, frame: int) -> bool:
@@ -113,18 +116,20 @@ class TableGuard:
 
         `in_use`: something is known to lead to them. The caller flushes the engine's translations, whether there are
         such tables or not."""
-        revalidate, close = self._shadow.pool.revalidate, self._shadow.frames.close_again
+        bring, close = self._shadow.pool.follow, self._shadow.frames.close_again
         mirroring, is_closed, dirty = self._tables, self.is_closed, self.dirty
         changed: list[int] = []
         self.on_close()
         self.followed += len(frames)
         for frame in frames:
-            del dirty[frame]
+            offset = dirty.pop(frame)
             tables = mirroring.get(frame, ())
             if not in_use and not self._in_use(tables):
                 self._release(frame)
                 continue
-            changed.extend(filter(revalidate, tables))
+            for table in tables:
+                if bring(table, offset):
+                    changed.append(table)  # noqa: PERF401 -- there is one, and a comprehension is a call
             close(frame)
             is_closed[frame] = 1
         return changed

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from emulator.errors import RetrapError
 from emulator.isa.paging import GuestTables, Level, TableFormat
 
 Key = tuple[int, int, int, int]
@@ -19,6 +20,7 @@ above those that it covers). Code in a kernel's view is made for its address, so
 
 
 _Compared = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bytearray, int]
+_Written = tuple[int, int, int, int, memoryview, int]
 _not_equal = np.not_equal
 
 SHARE: Final = 0.02
@@ -34,8 +36,9 @@ def most_units(unit: int, memory: int) -> int:
     return max(FLOOR >> unit + 1, int(memory * SHARE) // ((2 << unit) + NOTES))
 
 
-class ShadowPoolExhausted(Exception):
-    """Every unit for shadow tables is in use."""
+class ShadowPoolExhausted(RetrapError):
+    """Every unit for shadow tables is in use: all are forgotten then. A guest for one of whose address spaces there is
+    too little, which the floor prevents, ends by this."""
 
 
 class TablePool:
@@ -63,7 +66,7 @@ class TablePool:
         self._guest_address = self._guest.ctypes.data
         self._guest_size = memory.nbytes
         self._base = base
-        self._snapshots = mmap.mmap(-1, size)
+        self._snapshots = bytearray(size)
         self._seen_bytes = np.frombuffer(self._snapshots, dtype=np.uint8)
         self._seen_address = self._seen_bytes.ctypes.data
         self._compare = ctypes.CDLL(None).memcmp
@@ -82,6 +85,8 @@ class TablePool:
         self._keyed = self._tables
         self._compared: dict[int, _Compared] = {}
         """By table, the arrays of `revalidate`, made when a table is looked at first."""
+        self._written: dict[int, _Written] = {}
+        """By table, what `follow` needs, likewise."""
         self._marks: dict[int, tuple[np.ndarray, bytearray]] = {}
         """By number of entries, where the result of a comparison is written."""
         self.on_removed: Callable[[list[int]], None] | None = None
@@ -146,7 +151,10 @@ class TablePool:
         count = self.units_of(level)
         first = -(-self.used // count) * count  # aligned to its size
         if first + count > self.units:
-            raise ShadowPoolExhausted
+            raise ShadowPoolExhausted(
+                f"{self.units} units of {1 << self.form.unit} bytes for shadow tables are fewer than one address space "
+                "of this guest's needs; give the guest more memory"
+            )
         new = first + count - self.used
         self.source += [-1] * new
         self._span += [0] * new
@@ -242,6 +250,47 @@ class TablePool:
         self.misses[table] = 0
         return True
 
+    def follow(self, table: int, offset: int) -> bool:
+        """`revalidate` for a table after a store to the guest's at an `offset` in memory, -1 where nobody knows. Mostly
+        one entry changed and it is the one there, which is seen at a third of the cost."""
+        written = self._written.get(table)
+        if written is None:
+            if self.source[table] < 0:
+                return False
+            written = self._written[table] = self._places(table)
+        first, end, own, seen, guest, start = written
+        if not first <= offset < end:
+            return self.revalidate(table)
+        number = offset // self._guest_entry
+        entry, at = self._guest_view[number], seen + number
+        if self.seen[at] == entry:
+            return self.revalidate(table)
+        self.seen[at] = entry
+        at = own + number
+        if self.words[at]:
+            if self.on_removed is not None:
+                self.on_removed([at])
+            self.words[at] = 0
+        self.misses[table] = 0
+        if not self._snapshots.startswith(guest, start):
+            self.revalidate(table)
+        return True
+
+    def _places(self, table: int) -> _Written:
+        """Of a table that mirrors something: where the guest's begins and ends in memory, or nowhere if it has several
+        entries for each of those; what to add to the number of a guest's entry in memory for the table's own, and for
+        the snapshot's; the guest's bytes, and where they begin among those of snapshots."""
+        source, span = self.source[table], self._span[table]
+        number = source // self._guest_entry
+        return (
+            source,
+            -1 if self.levels[int(self.level_of[table])].ratio else source + span,
+            (table << self.shift) - number,
+            (table << self.seen_shift) - number,
+            self._guest_bytes[source : source + span],
+            table << self.form.unit,
+        )
+
     def _arrays(self, table: int) -> _Compared:
         """Of a table that mirrors something: the guest's entries, the snapshot, its own (a row for each of the guest's,
         where it has several); where to write which differ, as an array and as its bytes; the number of the guest's
@@ -274,6 +323,7 @@ class TablePool:
     def forget_arrays(self) -> None:
         """Tables are others than they were."""
         self._compared.clear()
+        self._written.clear()
 
     def sleep(self, table: int) -> None:
         """Drop all entries of a table that nothing leads to; `wake` must come before it is linked again."""

@@ -87,8 +87,11 @@ class ShadowPaging(ShadowEntries):
     def use(self, view: int) -> None:
         """Make the current guest root's tables in `view` the ones the engine walks."""
         self.view = view
-        self._current = self._with_room(self._find_roots)
-        self.technique.entered(view, self._current)
+        self._use(self._with_room(self._find_roots))
+
+    def _use(self, roots: tuple[int, ...]) -> None:
+        self._current = roots
+        self.technique.entered(self.view, roots)
         if self._changes:
             self.flush_tlb()
         self._enter(self._current)
@@ -188,11 +191,12 @@ class ShadowPaging(ShadowEntries):
         return table
 
     def reset(self) -> None:
-        """Forget every shadow table (the pool is full), and make the roots anew."""
+        """Forget every shadow table (the pool is full), and make the roots anew. Raises `ShadowPoolExhausted` when even
+        these have no room."""
         self.evictions += 1
         self._forget()
         self._make_probe()
-        self.use(self.view)
+        self._use(self._find_roots())
 
     def _forget(self) -> None:
         if self._track:

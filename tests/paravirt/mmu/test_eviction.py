@@ -10,6 +10,7 @@ import pytest
 from bt.bench import memory
 from bt.image import load
 from bt.session import Options, Session
+from emulator.errors import RetrapError
 from emulator.machine import EndKind
 from paravirt.mmu import pool
 from paravirt.mmu.pool import TablePool
@@ -69,6 +70,19 @@ def test_kernels_of_every_instruction_set_do_with_few_tables(isa: str, technique
         printed.append(bytes(text))
     assert printed[0] == printed[1]
     assert printed[0].endswith(b"\n0 failed\n")
+
+
+@pytest.mark.parametrize("units", [1, 4, 6])
+@pytest.mark.parametrize("isa", FEWEST)
+def test_fewer_tables_than_one_address_space_needs_are_refused_in_a_sentence(isa: str, units: int) -> None:
+    session = Session(load(SAMPLES / isa / "isolation.elf"), Options(memory=63 * MEBIBYTE), lambda _: None)
+    try:
+        driver: Any = session.driver
+        driver.shadow.pool.units = units
+        with pytest.raises(RetrapError, match=rf"^{units} units .* give the guest more memory$"):
+            session.run()
+    finally:
+        session.close()
 
 
 @pytest.mark.parametrize("unit", [12, 10])

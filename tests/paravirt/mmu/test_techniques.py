@@ -38,6 +38,9 @@ class Stored:
         return self._words[at]
 
     def __setitem__(self, at: int, value: int) -> None:
+        guard = self._mmu.shadow.frames.guard
+        if guard is not None and not at & 1:  # where a store of the hypervisor's goes is not said
+            guard.written(at >> 9, at << 3)
         self._mmu.shadow.written(at >> 9)
         self._words[at] = value
         technique = self._mmu.shadow.technique
@@ -126,6 +129,23 @@ def test_lazy_is_stale_until_the_flush_and_right_and_protected_after_it(flush: s
     assert mmu.access(PAGE) == OTHER
     assert not writable(mmu, entry), "the table is protected again"
     assert mmu.guarded.opened == opened + 1
+
+
+def test_a_table_written_in_several_places_loses_these_entries_and_no_others_wherever_the_first_store_went() -> None:
+    for first in (0, 3, 511, -1):
+        mmu = GuestMmu("lazy")
+        for index in range(8):
+            mmu.tables.map(PAGE + (index << 12), FRAME + (index << 12) | RIGHTS)
+            mmu.access(PAGE + (index << 12))
+        places = [mmu.shadow._leaf_of(PAGE + (index << 12)) for index in range(8)]
+        pool, table = mmu.shadow.pool, places[0] >> mmu.shadow._unit
+        source = pool.source[table]
+        for index in (3, 5):
+            mmu.raw[(source >> 3) + index] = 0
+        assert pool.follow(table, source + (first << 3) if first >= 0 else -1)
+        assert [bool(pool.words[at]) for at in places] == [index not in (3, 5) for index in range(8)]
+        assert not pool.changed(table)
+        assert not pool.follow(table, source + 24)
 
 
 def test_eager_enters_no_page_of_the_kernels_into_user_codes_tables() -> None:
