@@ -66,5 +66,5 @@ def test_a_stock_kernel_prints_the_same_where_its_tables_are_write_protected() -
         finally:
             session.close()
         consoles.append(bytes(console))
-    comparison = compare(*consoles)
+    comparison = compare(consoles[0], consoles[1])
     assert comparison.passed, comparison.report()
