@@ -135,8 +135,13 @@ class ArmTables:
         walk.address, walk.frame = address, found.physical
         rights = (_ANYTHING, _ANYTHING) if found.manager else (found.kernel, found.user)
         walk.rights = rights[0] << KERNEL_SHIFT | rights[1] << USER_SHIFT
-        walk.region = self.region(address)
-        walk.tables[2] = self.roots[walk.region]
+        context = self._context
+        if context.ttbcr & 7:
+            walk.region = self.region(address)
+            walk.tables[2] = self.roots[walk.region]
+        else:
+            walk.region = 0
+            walk.tables[2] = context.ttbr0 & 0xFFFF_C000 if context.sctlr & SCTLR_M else -1
         if found.second >= 0:
             walk.level, walk.size = 1, 12 if found.second & 2 else 16
             walk.entries[1], walk.entries[2] = found.second, found.descriptor

@@ -16,7 +16,7 @@ import numpy as np
 from emulator.engine.arm import FULL, OTHER, ArmEngine
 from emulator.isa.arm.paging import SCTLR_AFE, SCTLR_M, TranslationContext
 from emulator.isa.arm.tables import APART, DOMAIN_SHIFT, OWN_DOMAIN, USER_TABLES, ArmTables
-from emulator.isa.paging import EXECUTE, KERNEL_SHIFT, READ, USER_SHIFT, WRITE, PageWalk
+from emulator.isa.paging import EXECUTE, GLOBAL, KERNEL_SHIFT, READ, USER_SHIFT, WRITE, PageWalk
 from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.shadow import ShadowPaging
@@ -242,8 +242,20 @@ class ArmShadow(ShadowPaging):
             self.execute_again(address)
 
     def _install(self, walk: PageWalk, write: bool, fetch: bool) -> None:
-        self._above = self.guest.above(walk.entries[2]) if walk.level == 1 else 0
-        super()._install(walk, write, fetch)
+        """As the base, written out for what is linked as the guest has it, a table or the pieces of a section: that is
+        nearly every miss."""
+        pool, root = self.pool, self._current[walk.region]
+        self.technique.walked(walk)
+        at = (root << self._unit) + (walk.address >> _MIB)
+        entry = self._words[at]
+        if entry & 3 and pool.seen[at] == walk.entries[2]:
+            table = (entry & _TABLE_MASK) - pool.physical >> _UNIT
+            if walk.level == 1 and not walk.attributes & GLOBAL:
+                pool.below[root].add(table)
+            self._map(table, walk, write, fetch)
+        else:
+            self._above = self.guest.above(walk.entries[2]) if walk.level == 1 else 0
+            super()._install(walk, write, fetch)
         if self.watched:
             self._unmap_watched(walk.address >> _MIB)
 
@@ -279,7 +291,9 @@ class ArmShadow(ShadowPaging):
 
     def _map(self, table: int, walk: PageWalk, write: bool, fetch: bool) -> None:
         if self.view == KERNEL_VIEW and (walk.rights ^ walk.rights >> USER_SHIFT) & (READ | WRITE):
-            self._reaches_more(table, walk)
+            limit = self._limits.get(self._current[walk.region], _WINDOW.base)
+            if table not in self._alone or walk.address >> _MIB << _MIB < limit:
+                self._reaches_more(table, walk)
         super()._map(table, walk, write, fetch)
 
     def device_rights(self, walk: PageWalk) -> int:
@@ -344,17 +358,22 @@ class ArmShadow(ShadowPaging):
         size of the engine's TLB, which follows the host's time: so this is no exit, but a part of the engine's walk.
         """
         executing, words, enter = self._executing, self._words, self._cpu.map_execute_only
-        at = self._leaf_of(address)
+        current, unit, tables = self._current, self._unit, self.pool.physical
+        root = current[self.guest.region(address) if len(current) > 1 else 0]
+        link = words[(root << unit) + (address >> _MIB)]
+        if not link:
+            return False
+        at = ((link & _TABLE_MASK) - tables >> _UNIT << unit) + (address >> 12 & 0xFF)
         known = executing.pop(at, None)
         if known is None or not words[at] & APART:
             return False
         executing[at] = known
         if self._forgotten:
             self._forgotten = False
-            links = [root << self._unit for root in self._current]
-            region, tables, unit = self.guest.region, self.pool.physical, self._unit
+            links, region = [root << unit for root in current], self.guest.region
+            first = links[0] if len(links) == 1 else -1
             for place, (other, copy) in islice(reversed(executing.items()), _TOGETHER):
-                link = words[links[region(other)] + (other >> _MIB)]
+                link = words[(first if first >= 0 else links[region(other)]) + (other >> _MIB)]
                 if words[place] & APART and link & _TABLE_MASK == tables + (place >> unit << _UNIT):
                     enter(OTHER, other, copy)
         enter(OTHER, address & PAGE_MASK, known[1])
