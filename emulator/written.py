@@ -14,6 +14,7 @@ import fcntl
 import os
 import struct
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -34,6 +35,10 @@ _PROTECT_AND_CHECK: Final = 3
 _WRITTEN: Final = 2
 _PRESENT, _SWAPPED = 1 << 3, 1 << 4
 _RANGES: Final = 4096
+_CANNOT: Final = frozenset(
+    {errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTTY, errno.EACCES, errno.ENOENT, errno.EBUSY}
+)
+"""Errors of a host that does not offer it, or offers it to somebody else for this memory."""
 
 
 def populated_pages(memory: memoryview) -> NDArray[np.int64] | None:
@@ -111,18 +116,19 @@ class ProtectedPages:
         self._pins = [ctypes.c_char.from_buffer(memory) for memory in memories]
         self._spans = [(ctypes.addressof(pin), memory.nbytes) for pin, memory in zip(self._pins, memories, strict=True)]
         libc = ctypes.CDLL(None, use_errno=True)
-        self._descriptor = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | _USER_MODE_ONLY)
-        if self._descriptor < 0:
+        descriptor = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | _USER_MODE_ONLY)
+        if descriptor < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        self._map = -1
+        self._descriptors = [descriptor]
+        # Memory stays registered as long as the descriptor is open: one who forgets to close must not keep it so.
+        self._end = weakref.finalize(self, _close_all, self._descriptors)
         try:
             features = _WRITE_PROTECT_FLAG | _SHARED | _UNPOPULATED | _ASYNCHRONOUS
-            fcntl.ioctl(self._descriptor, _API, bytearray(struct.pack("<3Q", _UFFD_API, features, 0)))
+            fcntl.ioctl(descriptor, _API, bytearray(struct.pack("<3Q", _UFFD_API, features, 0)))
             for start, size in self._spans:
-                fcntl.ioctl(
-                    self._descriptor, _REGISTER, bytearray(struct.pack("<4Q", start, size, _MODE_WRITE_PROTECT, 0))
-                )
+                fcntl.ioctl(descriptor, _REGISTER, bytearray(struct.pack("<4Q", start, size, _MODE_WRITE_PROTECT, 0)))
             self._map = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptors.append(self._map)
             self._ranges = (ctypes.c_uint64 * (3 * _RANGES))()
             self._found = np.frombuffer(memoryview(self._ranges).cast("B"), dtype=np.uint64).reshape(-1, 3)
             self.take()
@@ -158,12 +164,15 @@ class ProtectedPages:
 
     def close(self) -> None:
         """Watch no more."""
-        for descriptor in (self._descriptor, self._map):
-            if descriptor >= 0:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-        self._descriptor = self._map = -1
+        self._end()
+        self._map = -1
         self._pins.clear()
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptors.pop())
 
 
 class ComparedPages:
@@ -190,11 +199,11 @@ class ComparedPages:
 
 
 def written_pages(memories: Sequence[memoryview]) -> WrittenPages:
-    """Watch some memories by the best means that the host has."""
+    """Watch some memories by the best means that the host has; Linux watches a page for one at a time."""
     if sys.platform == "linux" and os.uname().machine == "x86_64":
         try:
             return ProtectedPages(memories)
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTTY, errno.EACCES, errno.ENOENT):
+            if error.errno not in _CANNOT:
                 raise
     return ComparedPages(memories)

@@ -45,3 +45,25 @@ def test_exactly_the_pages_that_were_written_are_told(
     assert written.take().tolist() == []
     written.close()
     written.close()
+
+
+def test_memory_that_is_watched_already_is_watched_by_comparing() -> None:
+    with mmap.mmap(-1, 4 * PAGE) as memory:
+        first, second = written_pages([memoryview(memory)]), written_pages([memoryview(memory)])
+        assert isinstance(second, ComparedPages)
+        memory[2 * PAGE] = 1
+        assert second.take().tolist() == [2]
+        assert 2 in first.take().tolist()
+        first.close()
+        second.close()
+        del first, second
+
+
+def test_who_forgets_to_close_leaves_no_memory_watched() -> None:
+    with mmap.mmap(-1, 4 * PAGE) as memory:
+        kinds = []
+        for _ in range(2):
+            watching = written_pages([memoryview(memory)])
+            kinds.append(type(watching))
+            del watching
+        assert kinds[0] is kinds[1]

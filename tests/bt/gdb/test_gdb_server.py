@@ -53,6 +53,7 @@ class Opened:
 
     def close(self) -> None:
         self.listener.close()
+        self.debugger.close()
         self.session.close()
 
 
