@@ -198,12 +198,36 @@ class ComparedPages:
         self._before.clear()
 
 
+class TogetherPages:
+    """Memories that are watched each by its own means."""
+
+    def __init__(self, parts: Sequence[WrittenPages], sizes: Sequence[int]) -> None:
+        """`sizes`: bytes of each memory."""
+        self._parts = list(parts)
+        self._bases = [sum(sizes[:number]) // PAGE for number in range(len(sizes))]
+
+    def take(self) -> NDArray[np.int64]:
+        """The pages written since the last call, ascending."""
+        taken = [part.take() + base for part, base in zip(self._parts, self._bases, strict=True)]
+        return np.concatenate(taken) if taken else np.zeros(0, dtype=np.int64)
+
+    def close(self) -> None:
+        """Watch no more."""
+        for part in self._parts:
+            part.close()
+
+
 def written_pages(memories: Sequence[memoryview]) -> WrittenPages:
-    """Watch some memories by the best means that the host has; Linux watches a page for one at a time."""
+    """Watch some memories, each by the best means that the host has: Linux watches whole pages of its own, for one at
+    a time."""
+    return TogetherPages([_watch(memory) for memory in memories], [memory.nbytes for memory in memories])
+
+
+def _watch(memory: memoryview) -> WrittenPages:
     if sys.platform == "linux" and os.uname().machine == "x86_64":
         try:
-            return ProtectedPages(memories)
+            return ProtectedPages([memory])
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-    return ComparedPages(memories)
+    return ComparedPages([memory])

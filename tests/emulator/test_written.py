@@ -47,23 +47,29 @@ def test_exactly_the_pages_that_were_written_are_told(
     written.close()
 
 
-def test_memory_that_is_watched_already_is_watched_by_comparing() -> None:
-    with mmap.mmap(-1, 4 * PAGE) as memory:
-        first, second = written_pages([memoryview(memory)]), written_pages([memoryview(memory)])
-        assert isinstance(second, ComparedPages)
-        memory[2 * PAGE] = 1
-        assert second.take().tolist() == [2]
-        assert 2 in first.take().tolist()
-        first.close()
-        second.close()
-        del first, second
+def test_memory_that_is_watched_already_and_such_as_begins_within_a_page_are_watched_too() -> None:
+    with mmap.mmap(-1, 5 * PAGE) as memory:
+        whole, within = memoryview(memory)[: 4 * PAGE], memoryview(memory)[16 : 4 * PAGE + 16]
+        watching = [written_pages([whole]), written_pages([whole]), written_pages([within, whole])]
+        memory[2 * PAGE + 100] = 1
+        told = [one.take().tolist() for one in watching]
+        for one in watching:
+            one.close()
+        del watching
+        whole.release()
+        within.release()
+    assert 2 in told[0]
+    assert told[1:] == [[2], [2, 6]]
 
 
 def test_who_forgets_to_close_leaves_no_memory_watched() -> None:
     with mmap.mmap(-1, 4 * PAGE) as memory:
-        kinds = []
-        for _ in range(2):
-            watching = written_pages([memoryview(memory)])
-            kinds.append(type(watching))
+        for number in range(2):
+            try:
+                watching = ProtectedPages([memoryview(memory)])
+            except OSError as error:
+                if number:
+                    raise
+                pytest.skip(f"this host does not tell which pages are written: {error}")
+            assert watching.take().tolist() == []
             del watching
-        assert kinds[0] is kinds[1]
