@@ -66,7 +66,10 @@ class TablePool:
         self._guest_address = self._guest.ctypes.data
         self._guest_size = memory.nbytes
         self._base = base
-        self._snapshots = bytearray(size)
+        self._held = bytearray(size + mmap.PAGESIZE)
+        """Where the snapshots are, from a page's beginning on: whoever watches them watches whole pages."""
+        self._skip = -np.frombuffer(self._held, dtype=np.uint8).ctypes.data % mmap.PAGESIZE
+        self._snapshots = memoryview(self._held)[self._skip : self._skip + size]
         self._seen_bytes = np.frombuffer(self._snapshots, dtype=np.uint8)
         self._seen_address = self._seen_bytes.ctypes.data
         self._compare = ctypes.CDLL(None).memcmp
@@ -272,14 +275,14 @@ class TablePool:
                 self.on_removed([at])
             self.words[at] = 0
         self.misses[table] = 0
-        if not self._snapshots.startswith(guest, start):
+        if not self._held.startswith(guest, start):
             self.revalidate(table)
         return True
 
     def _places(self, table: int) -> _Written:
         """Of a table that mirrors something: where the guest's begins and ends in memory, or nowhere if it has several
         entries for each of those; what to add to the number of a guest's entry in memory for the table's own, and for
-        the snapshot's; the guest's bytes, and where they begin among those of snapshots."""
+        the snapshot's; the guest's bytes, and where they begin where snapshots are held."""
         source, span = self.source[table], self._span[table]
         number = source // self._guest_entry
         return (
@@ -288,7 +291,7 @@ class TablePool:
             (table << self.shift) - number,
             (table << self.seen_shift) - number,
             self._guest_bytes[source : source + span],
-            table << self.form.unit,
+            (table << self.form.unit) + self._skip,
         )
 
     def _arrays(self, table: int) -> _Compared:

@@ -197,7 +197,7 @@ def memory_regions(driver: Hypervisor, *, used: bool = False) -> Mapping[str, me
         return {**guest, **getattr(shadow, "memories", {})}
     pool = shadow.pool
     end = -(-((pool.used if used else pool.units) << pool.form.unit) // PAGE_SIZE) * PAGE_SIZE
-    return {**guest, "tables": memoryview(pool.memory)[:end], "seen": memoryview(pool._snapshots)[:end]}
+    return {**guest, "tables": memoryview(pool.memory)[:end], "seen": pool._snapshots[:end]}
 
 
 __all__ = ["NANOSECONDS", "Derived", "MachineState", "capture", "guest_now", "memory_regions", "reinstate", "settled"]
