@@ -19,6 +19,7 @@ from emulator.engine.unicorn.breakpoints import Breakpoints
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.observation import FOREVER, Observed
+from emulator.engine.unicorn.status import Statuses, ignore, no_handler
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 CONTROL_CPU_MODEL = lib.control_write(unicorn.UC_CTL_CPU_MODEL, 1)
@@ -27,7 +28,7 @@ NO_CODE = frozenset({8, 14})
 """UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
 
 
-class UnicornCpu(Observed):
+class UnicornCpu(Observed, Statuses):
     """One emulated CPU of any instruction set. Subclasses set `nowhere` and `_start_address`."""
 
     nowhere = (1 << 64) - 2
@@ -47,7 +48,7 @@ class UnicornCpu(Observed):
             status = self.library.uc_ctl(self.handle, CONTROL_PAGE_SIZE, ctypes.c_int(page_size))
             self._check(status, f"does not take pages of {page_size} bytes")
         self._exit = Exit()
-        self._handler: Handler = _no_handler
+        self._handler: Handler = no_handler
         self._failure: BaseException | None = None
         self._stopped = False
         self._memories: list[Any] = []
@@ -220,18 +221,3 @@ class UnicornCpu(Observed):
             self._failure = error
         self._handler = ignore
         self._stop()
-
-    def _message(self, status: int) -> str:
-        return str(self.library.uc_strerror(status).decode())
-
-    def _check(self, status: int, what: str) -> None:
-        if status:
-            raise EngineMissing(f"the unicorn engine {what}: {self._message(status)}")
-
-
-def ignore(_exit: Exit) -> None:
-    """The handler for what is left of a block whose end is of no interest any more."""
-
-
-def _no_handler(_exit: Exit) -> None:
-    raise RuntimeError("the engine runs without a handler")

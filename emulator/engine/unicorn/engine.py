@@ -23,6 +23,7 @@ from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.data_breakpoints import DataBreakpoints
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
+from emulator.engine.unicorn.status import no_handler
 from emulator.engine.unicorn.timestamp import TimeStamp
 from emulator.engine.unicorn.x86_hooks import NO_MEMORY, X86Hooks
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
@@ -69,7 +70,7 @@ class UnicornEngine(X86Hooks):
         self.registers = UnicornRegisters(self.library, handle.value, find_state(self.library, handle.value))
         self._flush_tlb = partial(self.library.uc_ctl, handle.value, lib.CONTROL_FLUSH_TLB)
         self._exit = Exit()
-        self._handler: Handler = _no_handler
+        self._handler: Handler = no_handler
         self._failure: BaseException | None = None
         self._stopped = False
         self._refused: int | None = None
@@ -366,7 +367,3 @@ class UnicornEngine(X86Hooks):
                 self.library.uc_context_free(self._context)
                 self.library.uc_close(self.handle)
             self.handle = None
-
-
-def _no_handler(_exit: Exit) -> None:
-    raise RuntimeError("the engine runs without a handler")

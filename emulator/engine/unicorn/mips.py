@@ -25,6 +25,7 @@ from emulator.engine.unicorn.mips_blocks import limit_blocks
 from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
 from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
 from emulator.engine.unicorn.observation import FOREVER, Observed
+from emulator.engine.unicorn.status import Statuses, no_handler
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 _ARCH_MIPS, _MODE_32, _BIG_ENDIAN = 3, 4, 1 << 30
@@ -77,7 +78,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class UnicornMipsEngine(Observed):
+class UnicornMipsEngine(Observed, Statuses):
     """One emulated MIPS32 CPU. Use `registers` only while no guest code runs or inside the handler."""
 
     capabilities = CAPABILITIES
@@ -98,7 +99,7 @@ class UnicornMipsEngine(Observed):
         self.registers = UnicornMipsRegisters(cpu + state.STATE)
         self._exception = memoryview((ctypes.c_char * 4).from_address(cpu + state.EXCEPTION_INDEX)).cast("B").cast("i")
         self._exit = Exit()
-        self._handler: Handler = _no_handler
+        self._handler: Handler = no_handler
         self._failure: BaseException | None = None
         self._stopped = False
         self._until = _NOWHERE_IN_MEMORY
@@ -454,18 +455,7 @@ class UnicornMipsEngine(Observed):
             self._failure = error
         self.library.uc_emu_stop(self.handle)
 
-    def _message(self, status: int) -> str:
-        return str(self.library.uc_strerror(status).decode())
-
-    def _check(self, status: int, what: str) -> None:
-        if status:
-            raise EngineMissing(f"the unicorn engine {what}: {self._message(status)}")
-
 
 _COP1X = 0x13
 _FLAGS = 0x2B94 // 4
 _NO_BRANCH = ~state.BRANCH & 0xFFFF_FFFF
-
-
-def _no_handler(_exit: Exit) -> None:
-    raise RuntimeError("the engine runs without a handler")

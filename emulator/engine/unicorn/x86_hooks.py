@@ -18,8 +18,8 @@ from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.observation import Observed
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters
+from emulator.engine.unicorn.status import Statuses, ignore
 from emulator.engine.unicorn.timestamp import TimeStamp
-from emulator.errors import EngineMissing
 
 NO_MEMORY: Final = 1 << 51
 """Physical address of a page table of the engine's own that maps nothing: no entry of a table can point to it."""
@@ -28,7 +28,7 @@ _CS = 1
 _UD, _GP = 6, 13
 
 
-class X86Hooks(Observed):
+class X86Hooks(Observed, Statuses):
     """Of the engine for x86, what Unicorn calls; what it works on is made by `UnicornEngine`."""
 
     registers: UnicornRegisters
@@ -161,7 +161,7 @@ class X86Hooks(Observed):
         and until then no address is mapped, so that no store is done.
         """
         library, handle = self.library, self.handle
-        self._refused, self._handler = vector, _ignore
+        self._refused, self._handler = vector, ignore
         self._ports_enabled = self._ports.enable(False)
         library.uc_context_save(handle, self._context)
         self.registers.poke_root(NO_MEMORY)
@@ -207,7 +207,7 @@ class X86Hooks(Observed):
 
     def _on_time_stamp_and_processor(self, _engine: int, _user: int) -> int:
         """RDTSCP is no instruction of the processor shown to guests, as CPUID says: #UD."""
-        if self._handler is not _ignore:
+        if self._handler is not ignore:
             self._refuse(_UD)
         return 1
 
@@ -229,16 +229,5 @@ class X86Hooks(Observed):
         self._inside = False
         if self._failure is None:
             self._failure = error
-        self._handler = _ignore
+        self._handler = ignore
         self.library.uc_emu_stop(self.handle)
-
-    def _message(self, status: int) -> str:
-        return str(self.library.uc_strerror(status).decode())
-
-    def _check(self, status: int, what: str) -> None:
-        if status:
-            raise EngineMissing(f"the unicorn engine {what}: {self._message(status)}")
-
-
-def _ignore(_exit: Exit) -> None:
-    """The handler for what is left of a block whose end is of no interest any more."""
