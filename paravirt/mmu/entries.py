@@ -55,10 +55,11 @@ class ShadowEntries:
         self._unit = self.pool.shift
         self._base = memory.base >> 12
         mask, value = form.page_write
-        plain = not name_changes and type(self).replace is ShadowEntries.replace
-        self._page_and_right = form.page_mask | mask, value, ~mask, mask & ~value, form.present, plain
+        self.plain = not name_changes and type(self).replace is ShadowEntries.replace
+        """Nobody is told which entries were changed."""
+        self._page_and_right = form.page_mask | mask, value, ~mask, mask & ~value, form.present
         """What is compared of an entry that may map a page writable, what it is besides the page's address, and how the
-        right is taken away: what stays, and what is added; what is there; whether nobody is told of changes."""
+        right is taken away: what stays, and what is added; what is there."""
         self._all = (1 << 8 * form.entry_size) - 1
         self._current: tuple[int, ...] = ()
         """Root table in use of every region."""
@@ -139,7 +140,7 @@ class ShadowEntries:
     def make_read_only(self, places: Sequence[int], number: int) -> bool:
         """Take the right to write from entries that still map a frame."""
         words, changed = self._words, False
-        check, writable, keep, read_only, present, plain = self._page_and_right
+        (check, writable, keep, read_only, present), plain = self._page_and_right, self.plain
         writable |= self._base + number << 12
         for at in places:
             entry = words[at]

@@ -59,9 +59,10 @@ class Frames:
         self.base = base
         self.end = base + size
         self.count = size >> 12
-        self._kinds = memoryview(bytearray(self.count))
-        self.kind = np.frombuffer(self._kinds, dtype=np.uint8)
+        self.kinds = memoryview(bytearray(self.count))
         """Per frame: plain, may be code, active code (a translated copy is mapped), or user code."""
+        self.kind = np.frombuffer(self.kinds, dtype=np.uint8)
+        """The same memory."""
         self.execute_only = False
         """Translated code is mapped so that it cannot be read."""
         self.exclusive = False
@@ -77,12 +78,12 @@ class Frames:
         self._mappings = mappings
         self._executors: dict[int, set[Any]] = {}
         """Executable mappings of frames that user code runs from."""
-        self._writers: dict[int, list[Any]] = {}
+        self.writers: dict[int, list[Any]] = {}
         """Writable mappings of frames that may be code."""
 
     def forget(self) -> None:
         """All mappings are gone."""
-        self._writers.clear()
+        self.writers.clear()
         self._executors.clear()
         self.kind[self.kind == ACTIVE_CODE] = MAY_BE_CODE
         self.code.forget_mappings()
@@ -102,7 +103,7 @@ class Frames:
     def _place(self, number: int, walk: PageWalk, at: Any, view: int, write: bool, fetch: bool) -> tuple[int, int]:
         user = view == USER_VIEW
         granted = walk.rights >> (USER_SHIFT if user else KERNEL_SHIFT)
-        kind = self._kinds[number]
+        kind = self.kinds[number]
         if fetch and not user:
             if kind == USER_CODE:
                 self._retire_user_code(number)
@@ -118,7 +119,7 @@ class Frames:
             # Code that the guest may write is about to be: it reads what it patches first.
             if write or (kind == ACTIVE_CODE and self.execute_only):
                 self.written(number)
-                self._writers.setdefault(number, []).append(at)
+                self.writers.setdefault(number, []).append(at)
             else:
                 writable = 0
         return walk.frame, readable | writable | (executable if self.coherent else 0)
@@ -128,7 +129,7 @@ class Frames:
 
         From now on a store through any other mapping is seen, since the engine may keep what it made of the code.
         """
-        kind = self._kinds[number]
+        kind = self.kinds[number]
         if kind != USER_CODE:
             if kind == ACTIVE_CODE:
                 self.code.deactivate(number)
@@ -140,7 +141,7 @@ class Frames:
         """A frame is about to be written: code in it leaves use."""
         if self.guard is not None:
             self.guard.written(number)
-        kind = self._kinds[number]
+        kind = self.kinds[number]
         if kind == ACTIVE_CODE:
             self.code.deactivate(number)
         elif kind == USER_CODE:
@@ -169,25 +170,25 @@ class Frames:
         """The same; whether translations must be flushed."""
         mappings = self._mappings
         changed = False
-        if self._kinds[number] == PLAIN:
+        if self.kinds[number] == PLAIN:
             changed = mappings.make_all_read_only(number)
-            self._kinds[number] = MAY_BE_CODE
-        changed |= mappings.make_read_only(self._writers.pop(number, ()), number)
+            self.kinds[number] = MAY_BE_CODE
+        changed |= mappings.make_read_only(self.writers.pop(number, ()), number)
         return changed | mappings.make_pieces_read_only(number)
 
     def close(self, number: int) -> bool:
         """Take every right to write a frame away; from now on its `guard` is asked first. Whether translations must be
         flushed now."""
-        if self._kinds[number] == USER_CODE:
+        if self.kinds[number] == USER_CODE:
             self._retire_user_code(number)
         return self._make_read_only(number)
 
     def close_again(self, number: int) -> None:
         """The same for a frame that was closed and written since, every writable mapping of which was noted (see
         `read_only_ahead`): this is done at every flush. Translations must be flushed."""
-        if self._kinds[number] == USER_CODE:
+        if self.kinds[number] == USER_CODE:
             self._retire_user_code(number)
-        writers = self._writers.pop(number, None)
+        writers = self.writers.pop(number, None)
         if writers is not None:
             self._mappings.make_read_only(writers, number)
 

@@ -66,10 +66,10 @@ class TablePool:
         self._guest_address = self._guest.ctypes.data
         self._guest_size = memory.nbytes
         self._base = base
-        self._held = bytearray(size + mmap.PAGESIZE)
+        self.held = bytearray(size + mmap.PAGESIZE)
         """Where the snapshots are, from a page's beginning on: whoever watches them watches whole pages."""
-        self._skip = -np.frombuffer(self._held, dtype=np.uint8).ctypes.data % mmap.PAGESIZE
-        self._snapshots = memoryview(self._held)[self._skip : self._skip + size]
+        self._skip = -np.frombuffer(self.held, dtype=np.uint8).ctypes.data % mmap.PAGESIZE
+        self._snapshots = memoryview(self.held)[self._skip : self._skip + size]
         self._seen_bytes = np.frombuffer(self._snapshots, dtype=np.uint8)
         self._seen_address = self._seen_bytes.ctypes.data
         self._compare = ctypes.CDLL(None).memcmp
@@ -101,7 +101,7 @@ class TablePool:
         self.seen = memoryview(self._snapshots).cast("Q" if guest.entry_size == 8 else "I")
         """Entries of the guest's when they were last looked at."""
         self.seen_shift = self.form.unit - (3 if guest.entry_size == 8 else 2)
-        self._guest_view = self._guest_bytes.cast("Q" if guest.entry_size == 8 else "I")
+        self.guest_entries = self._guest_bytes.cast("Q" if guest.entry_size == 8 else "I")
         self.guest_words = np.frombuffer(self._guest, dtype=np.uint64 if guest.entry_size == 8 else np.uint32)
         self._seen_words = np.frombuffer(self._snapshots, dtype=self.guest_words.dtype)
         self.levels = (Level(0, 0), *guest.levels)
@@ -244,7 +244,7 @@ class TablePool:
                 if self.on_removed is not None:
                     self.on_removed([at])
                 self.words[at] = 0
-            self.seen[(table << self.seen_shift) + first] = self._guest_view[plain + first]
+            self.seen[(table << self.seen_shift) + first] = self.guest_entries[plain + first]
         else:
             if self.on_removed is not None:
                 self._tell_removed(table, differ)
@@ -260,12 +260,12 @@ class TablePool:
         if written is None:
             if self.source[table] < 0:
                 return False
-            written = self._written[table] = self._places(table)
+            written = self._written[table] = self.places(table)
         first, end, own, seen, guest, start = written
         if not first <= offset < end:
             return self.revalidate(table)
         number = offset // self._guest_entry
-        entry, at = self._guest_view[number], seen + number
+        entry, at = self.guest_entries[number], seen + number
         if self.seen[at] == entry:
             return self.revalidate(table)
         self.seen[at] = entry
@@ -275,11 +275,11 @@ class TablePool:
                 self.on_removed([at])
             self.words[at] = 0
         self.misses[table] = 0
-        if not self._held.startswith(guest, start):
+        if not self.held.startswith(guest, start):
             self.revalidate(table)
         return True
 
-    def _places(self, table: int) -> _Written:
+    def places(self, table: int) -> _Written:
         """Of a table that mirrors something: where the guest's begins and ends in memory, or nowhere if it has several
         entries for each of those; what to add to the number of a guest's entry in memory for the table's own, and for
         the snapshot's; the guest's bytes, and where they begin where snapshots are held."""

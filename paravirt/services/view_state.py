@@ -64,7 +64,7 @@ def capture_views(shadow: ShadowPaging) -> ViewState:
         split={base: tuple(tables) for base, tables in shadow.blocks._split.items()},
         kinds=frames.kind.tobytes(),
         executors={number: frozenset(places) for number, places in frames._executors.items() if places},
-        writers={number: tuple(places) for number, places in frames._writers.items() if places},
+        writers={number: tuple(places) for number, places in frames.writers.items() if places},
         stale=frozenset(technique._stale),
         invalidated=tuple(technique._invalidated),
         reached=dict(technique._reached),
@@ -94,7 +94,7 @@ def reinstate_views(shadow: ShadowPaging, state: ViewState) -> None:
     shadow.blocks._split = {base: list(tables) for base, tables in state.split.items()}
     frames.kind[:] = memoryview(state.kinds)
     frames._executors = {number: set(places) for number, places in state.executors.items()}
-    frames._writers = {number: list(places) for number, places in state.writers.items()}
+    frames.writers = {number: list(places) for number, places in state.writers.items()}
     technique._stale = set(state.stale)
     technique._invalidated[:] = state.invalidated
     technique._reached = dict(state.reached)

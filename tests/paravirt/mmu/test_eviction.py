@@ -110,7 +110,7 @@ def test_what_python_keeps_of_a_table_is_within_what_the_bound_takes_it_for() ->
         kept = tracemalloc.get_traced_memory()[0]
         shadow.pool.clear()
         shadow.technique.forget()
-        shadow.frames._writers.clear()
+        shadow.frames.writers.clear()
         shadow._roots.clear()
         gc.collect()
         kept -= tracemalloc.get_traced_memory()[0]
