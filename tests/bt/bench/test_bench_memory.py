@@ -147,11 +147,13 @@ def test_a_guest_that_is_no_workload_is_refused_by_a_sentence() -> None:
 
 
 def test_fills_and_resyncs_are_timed_one_by_one() -> None:
-    speed = shadow.measure(memory.workload(), memory.MEMORY)
+    speed = shadow.measure(memory.workload(), memory.MEMORY, runs=1)
     assert speed.fills > 20_000
     assert speed.resyncs > 300
     assert speed.fill > 0
     assert speed.resync > 0
+    assert speed.followed > 1000
+    assert speed.follow > 0
     text = shadow.as_text(speed)
     assert f"median of {speed.fills} (goal: at most 6)" in text
     assert shadow.as_json(speed)["resync_goal"] == 3.0
