@@ -88,7 +88,8 @@ class GuestMemory:
         self.view[start:end] = data
 
     def clear(self, physical: int, size: int) -> None:
-        """Store `size` zero bytes at `physical`, giving whole pages back to the host. Raises UnbackedAddress."""
+        """Store `size` zero bytes at `physical`, giving whole pages back to the host: not while somebody is told which
+        pages are written (`emulator.written`). Raises UnbackedAddress."""
         start, end = self._span(physical, size)
         first = -(-start // PAGE_SIZE) * PAGE_SIZE
         last = end // PAGE_SIZE * PAGE_SIZE

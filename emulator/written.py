@@ -34,6 +34,7 @@ _SCAN: Final = 0xC060_6610
 _PROTECT_AND_CHECK: Final = 3
 _WRITTEN: Final = 2
 _PRESENT, _SWAPPED = 1 << 3, 1 << 4
+_HAD: Final = _PRESENT | _SWAPPED
 _RANGES: Final = 4096
 _CANNOT: Final = frozenset(
     {errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTTY, errno.EACCES, errno.ENOENT, errno.EBUSY}
@@ -54,28 +55,47 @@ def populated_pages(memory: memoryview) -> NDArray[np.int64] | None:
     if not _private(start, start + memory.nbytes):
         os.close(scan)
         return None
-    ranges = (ctypes.c_uint64 * (3 * _RANGES))()
-    found = np.frombuffer(memoryview(ranges).cast("B"), dtype=np.uint64).reshape(-1, 3)
-    parts: list[NDArray[np.int64]] = []
-    at, end = start, start + memory.nbytes
     try:
-        while at < end:
-            argument = bytearray(
-                struct.pack(
-                    "<12Q",
-                    *(96, 0, at, end, 0, ctypes.addressof(ranges), _RANGES),
-                    *(0, 0, 0, _PRESENT | _SWAPPED, _PRESENT | _SWAPPED),
-                )
-            )
-            count = fcntl.ioctl(scan, _SCAN, argument)
-            for first, behind, _ in found[:count].tolist():
-                parts.append(np.arange((first - start) // PAGE, (behind - start) // PAGE))
-            at = struct.unpack_from("<Q", argument, 32)[0]
+        return _pages(_Scan(scan).ranges(start, memory.nbytes, 0, 0), start)
     except OSError:
         return None
     finally:
         os.close(scan)
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+class _Scan:
+    """The host's page tables, looked through."""
+
+    def __init__(self, descriptor: int) -> None:
+        """`descriptor`: of `/proc/self/pagemap`, opened."""
+        self._descriptor = descriptor
+        self._ranges = (ctypes.c_uint64 * (3 * _RANGES))()
+        self._found = np.frombuffer(memoryview(self._ranges).cast("B"), dtype=np.int64).reshape(-1, 3)
+
+    def ranges(self, start: int, size: int, flags: int, wanted: int) -> NDArray[np.int64]:
+        """(first, behind, what they are) of each run of pages that the host has and are all of `wanted`."""
+        parts = []
+        at, end = start, start + size
+        while at < end:
+            argument = bytearray(
+                struct.pack(
+                    "<12Q",
+                    *(96, flags, at, end, 0, ctypes.addressof(self._ranges), _RANGES),
+                    *(0, 0, wanted, _HAD, wanted or _HAD),
+                )
+            )
+            count = fcntl.ioctl(self._descriptor, _SCAN, argument)
+            parts.append(self._found[:count].copy())
+            at = struct.unpack_from("<Q", argument, 32)[0]
+        return np.concatenate(parts)
+
+
+def _pages(ranges: NDArray[np.int64], start: int) -> NDArray[np.int64]:
+    """The numbers of the pages in some runs, ascending; page 0 is at `start`."""
+    first = (ranges[:, 0] - start) // PAGE
+    counts = (ranges[:, 1] - ranges[:, 0]) // PAGE
+    before = np.cumsum(counts) - counts
+    return np.repeat(first - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
 
 def _private(start: int, end: int) -> bool:
@@ -109,7 +129,9 @@ class WrittenPages(Protocol):
 
 
 class ProtectedPages:
-    """Linux tells."""
+    """Linux tells. Pages that it does not have yet are not protected: whoever touches them first gets them as ever, in
+    large pages where it may, and the whole of such a page counts as written then. So memory must not be given back to
+    the host meanwhile (`GuestMemory.clear`): that would not be told."""
 
     def __init__(self, memories: Sequence[memoryview]) -> None:
         """`memories` are writable, page-aligned on the host. Raises `OSError` where Linux cannot."""
@@ -129,8 +151,7 @@ class ProtectedPages:
                 fcntl.ioctl(descriptor, _REGISTER, bytearray(struct.pack("<4Q", start, size, _MODE_WRITE_PROTECT, 0)))
             self._map = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             self._descriptors.append(self._map)
-            self._ranges = (ctypes.c_uint64 * (3 * _RANGES))()
-            self._found = np.frombuffer(memoryview(self._ranges).cast("B"), dtype=np.uint64).reshape(-1, 3)
+            self._scan = _Scan(self._map)
             self.take()
         except BaseException:
             self.close()
@@ -138,29 +159,11 @@ class ProtectedPages:
 
     def take(self) -> NDArray[np.int64]:
         """The pages written since the last call, ascending."""
-        parts: list[NDArray[np.int64]] = []
-        base = 0
+        parts, base = [], 0
         for start, size in self._spans:
-            parts.extend(self._scan(start, size, base))
+            parts.append(_pages(self._scan.ranges(start, size, _PROTECT_AND_CHECK, _WRITTEN), start) + base)
             base += size // PAGE
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-
-    def _scan(self, start: int, size: int, base: int) -> list[NDArray[np.int64]]:
-        parts = []
-        at, end = start, start + size
-        while at < end:
-            argument = bytearray(
-                struct.pack(
-                    "<12Q",
-                    *(96, _PROTECT_AND_CHECK, at, end, 0, ctypes.addressof(self._ranges), _RANGES),
-                    *(0, 0, _WRITTEN, 0, _WRITTEN),
-                )
-            )
-            count = fcntl.ioctl(self._map, _SCAN, argument)
-            for first, behind, _ in self._found[:count].tolist():
-                parts.append(np.arange((first - start) // PAGE + base, (behind - start) // PAGE + base))
-            at = struct.unpack_from("<Q", argument, 32)[0]
-        return parts
 
     def close(self) -> None:
         """Watch no more."""

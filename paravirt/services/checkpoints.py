@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 ZERO: Final = -1
 """The contents of a page that is zero throughout."""
-_CHUNK: Final = 4096
+_CHUNK: Final = 256
 """Pages looked through at a time."""
+_FIRST: Final = 4
+"""Words at the beginning of a page that mostly tell that it is not zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -45,6 +47,16 @@ class Checkpoint:
     """Inputs that it had got."""
     code: int
     """Copies of code that there were."""
+
+
+def _filled(rows: NDArray[np.uint64], pages: Pages) -> NDArray[np.bool_]:
+    """Whether each of some pages is not zero throughout."""
+    found: NDArray[np.bool_] = np.any(rows[pages, :_FIRST], axis=1)
+    rest = np.flatnonzero(~found)
+    for first in range(0, len(rest), _CHUNK):
+        some = rest[first : first + _CHUNK]
+        found[some] = rows[pages[some]].any(axis=1)
+    return found
 
 
 class _Store:
@@ -127,15 +139,19 @@ class Checkpoints:
         parts = []
         for base, rows, pages in zip(self._bases.tolist(), self._rows, known, strict=False):
             wanted = np.arange(len(rows)) if pages is None else pages
-            for first in range(0, len(wanted), _CHUNK):
-                some = wanted[first : first + _CHUNK]
-                parts.append(some[rows[some].any(axis=1)] + base)
+            parts.append(wanted[_filled(rows, wanted)] + base)
         return np.concatenate(parts)
 
     def _add(self, pages: Pages) -> None:
-        """Keep the contents that some pages have now."""
+        """Keep the contents that some pages have now. Of a large page that the host has made only now most is zero
+        still."""
         for base, rows in zip(self._bases.tolist(), self._rows, strict=False):
             mine = pages[(pages >= base) & (pages < base + len(rows))]
+            kept = self.current[mine] != ZERO
+            if not kept.all():
+                new = np.flatnonzero(~kept)
+                kept[new] = _filled(rows, mine[new] - base)
+                mine = mine[kept]
             if len(mine):
                 first = self._store.add(rows[mine - base])
                 self.current[mine] = np.arange(first, first + len(mine), dtype=np.int32)

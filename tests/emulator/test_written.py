@@ -14,6 +14,8 @@ from emulator.memory import GuestMemory
 from emulator.written import PAGE, ComparedPages, ProtectedPages, WrittenPages, written_pages
 
 PAGES = 64
+LARGE = 512
+"""Pages in a large page of the host."""
 
 
 def protected(memories: Sequence[memoryview]) -> WrittenPages:
@@ -44,6 +46,23 @@ def test_exactly_the_pages_that_were_written_are_told(
             assert sorted(told.tolist()) == sorted(set(pages))
     assert written.take().tolist() == []
     written.close()
+    written.close()
+
+
+@settings(max_examples=5, deadline=None)
+@given(rounds=st.lists(st.lists(st.integers(0, 2 * LARGE - 1), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_memory_that_nobody_had_used_is_told_with_all_that_the_host_makes_of_it(rounds: list[list[int]]) -> None:
+    memory = GuestMemory(2 * LARGE * PAGE)
+    written = protected([memory.view])
+    made: set[int] = set()
+    for pages in rounds:
+        for page in pages:
+            memory.view[page * PAGE + 9] += 1
+        told = set(written.take().tolist())
+        assert told >= set(pages)
+        assert not (told - set(pages)) & made, "what the host had already is told exactly"
+        made |= told
+    assert written.take().tolist() == []
     written.close()
 
 
