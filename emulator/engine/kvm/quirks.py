@@ -145,14 +145,16 @@ QUIRKS: Final = (
         "the host's segments are open",
         "selectors of the host's own user segments (2BH and its like) can be loaded, whatever the guest's table holds",
         "MOV DS, 2BH with an empty table",
-        "not hidden: they are flat and of level 3, as those of 64-bit guests are",
+        "not hidden: they are flat and of level 3, as those of 64-bit guests are. A kernel is not told that its user "
+        "code loaded one of them; loads of all others fault, and are done from the guest's table as it is then",
         "host_segments_open",
         True,
         _PVM,
     ),
     Quirk(
         "reads of segment registers show the host's",
-        "MOV from CS and SS shows the selectors of the host's user mode; a trap's frame has the guest's",
+        "MOV from CS and SS shows the selectors of the host's user mode, that from DS, ES, FS and GS 0 where the guest "
+        "loaded others; a trap's frame has the guest's",
         "MOV from CS and SS, entered with others",
         "kernel code has planted traps there, never fixups (`shows_selectors`)",
         "host_selectors_shown",

@@ -30,6 +30,7 @@ _FROM_IDT: Final = 2
 _TARGETS: Final = (room.SYSTEM_CALL, room.SYSTEM_CALL_32)
 _STEPPED: Final = 1 << 14
 _LONG_CODE: Final = 1 << 21
+_FLAT_DATA: Final = 0x00CF_F300_0000_FFFF
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 
 _unpack8, _pack8 = struct.Struct("<8Q").unpack_from, struct.Struct("<8Q").pack_into
@@ -144,7 +145,8 @@ class Traps:
 
     def _segment_for(self, index: int, selector: int) -> tuple[int, int, int, int]:
         """The segment that the guest itself loaded by a selector, from what it is shown."""
-        descriptor = self._room.descriptor(selector)
+        # What is not in the table and was taken all the same is the host's own data segment, which is flat.
+        descriptor = self._room.descriptor(selector) or (_FLAT_DATA if selector & 0xFFFC else 0)
         limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
         attributes = descriptor >> 32 & 0xF0_FF00
         if attributes & 1 << 23:

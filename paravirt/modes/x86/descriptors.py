@@ -5,12 +5,13 @@ and is done from the guest's own table. In the user view the real GDTR shows the
 limit, as SGDT in user mode must, and at that address the processor alone (not user code) sees a copy
 of the guest's table reduced to what ring 3 may load. Gates and system descriptors never reach it: where user code
 can reach the page itself, the processor is shown no table. An engine that keeps the real GDT to itself is given the
-reduced table instead, and nothing at the guest's address matters.
+reduced table instead, and nothing at the guest's address matters. Where the kernel reads selectors from the shared
+page, 64-bit user code finds no data segments: its loads fault, and are done from the guest's table, and so seen.
 """
 
 from collections.abc import Callable
 
-from emulator.isa.x86.processor import Fault
+from emulator.isa.x86.processor import CS, Fault
 from paravirt import layout
 from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
@@ -18,9 +19,9 @@ from paravirt.modes.x86.vcpu import X86VirtualCpu
 _SEGMENT = 1 << 44
 _RING3 = 3 << 45
 _CONFORMING_CODE = 3 << 42
+_EXECUTABLE = 1 << 43
+_LONG_CODE = 1 << 21
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_BASE = (2, 3, 4, 7)
-"""Bytes of a descriptor that make its segment's base."""
 
 
 class DescriptorCopy:
@@ -35,7 +36,7 @@ class DescriptorCopy:
     ) -> None:
         """`show` is `X86Engine.show_segments`, of an engine that needs it."""
         self._show = show
-        self._shown = b""
+        self._shown = self._code = b""
         self._vcpu = vcpu
         self._memory = memory
         self._shadow = shadow
@@ -45,8 +46,8 @@ class DescriptorCopy:
         """The kernel view has the table of user code: nothing in it loads a selector without the hypervisor."""
         self.shown = False
         """The engine has the table of user code, in whichever view."""
-        self.flat = False
-        """User code is shown no segment with a base of its own, such as a kernel changes with each thread."""
+        self.loads = True
+        """User code loads data segments without the hypervisor."""
 
     def reload(self, view_level: int) -> None:
         """A descriptor-table register changed: show the new values to user code."""
@@ -59,7 +60,7 @@ class DescriptorCopy:
 
     def forget(self) -> None:
         """The guest's memory is another: look at its table anew."""
-        self._source = self._shown = b""
+        self._source = self._shown = self._code = b""
         self._place = (-1, -1)
 
     def enter_kernel(self) -> None:
@@ -68,6 +69,8 @@ class DescriptorCopy:
         if self._show is not None and not self.keeps:
             self._show(b"")
             self.shown = False
+        if self.loads and self._vcpu.copies_selectors:
+            self._vcpu.copy_selectors()
 
     def enter_user(self) -> None:
         """The user view: refresh the copy if the guest changed its table."""
@@ -78,8 +81,10 @@ class DescriptorCopy:
         if self._show is not None:
             if source != self._source:
                 self._source, self._shown = source, self._clean(source)
-                self.flat = not any(any(self._shown[byte::8]) for byte in _BASE)
-            self._show(self._shown)
+                self._code = only_code(self._shown)
+            # What of 32-bit code the hypervisor would have to do in such code's terms, the processor does.
+            self.loads = not vcpu.copies_selectors or not vcpu.registers.segment(CS)[3] & _LONG_CODE
+            self._show(self._shown if self.loads else self._code)
             self.shown = True
             return
         if (base, limit) != self._place:
@@ -95,6 +100,13 @@ class DescriptorCopy:
             offset = base & 0xFFF
             clean = self._clean(source)
             self._memory[offset : offset + len(clean)] = clean
+
+    def reveal(self) -> bool:
+        """User code faulted: whether it has become 32-bit code, whose loads do not fault from now on."""
+        if self.loads or not self.shown or self._vcpu.registers.segment(CS)[3] & _LONG_CODE:
+            return False
+        self.enter_user()
+        return True
 
     def withhold(self) -> None:
         """Where user code can reach the table's page the processor would read that page as it is, gates included: show
@@ -120,6 +132,14 @@ class DescriptorCopy:
             size -= step
             base = base + step & _MASK
         return b"".join(parts)
+
+
+def only_code(table: bytes) -> bytes:
+    """The code segments of a sanitised table."""
+    return b"".join(
+        table[at : at + 8] if int.from_bytes(table[at : at + 8], "little") & _EXECUTABLE else bytes(8)
+        for at in range(0, len(table), 8)
+    )
 
 
 def sanitise(table: bytes) -> bytes:

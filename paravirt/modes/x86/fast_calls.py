@@ -67,7 +67,7 @@ class FastSystemCalls(X86Requests):
         """Whether nobody and nothing needs the hypervisor to see how user code is left and entered."""
         watched = self.observe is not None or self.trace is not None or self.around is not None
         early = self._early and self.vcpu.cr0 & r.CR0_TS
-        shown = self.descriptors.shown and self.descriptors.flat
+        shown = self.descriptors.shown and not self.descriptors.loads
         return shown and not (watched or early) and self.shadow.technique.name == "snapshot"
 
     def root_loaded(self) -> None:

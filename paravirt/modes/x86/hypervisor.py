@@ -315,6 +315,10 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             if self._came_inside:  # ports are still closed then: what a fixup did is done again
                 self._came_inside = False
                 return
+        elif self.descriptors.reveal():
+            if self._crossings is not None:
+                self._crossings.close()
+            return
         elif self._perform_for_user(rip):
             return
         self._refuse(Fault(_GP, exit_.error))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paravirt import abi
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.x86.requests import X86Requests
 
@@ -114,8 +113,7 @@ class X86Saving(X86Requests):
         self.engine.set_floating(saved.floating)
         self.engine.set_vectors(saved.vectors)
         if vcpu.copies_selectors:
-            for index in range(6):
-                vcpu.shared[(abi.SELECTORS >> 3) + index] = vcpu.segment(index)[0]
+            vcpu.copy_selectors()
 
     def _forget_crossings(self) -> None:
         """All is another: what was done without an exit is looked at anew."""

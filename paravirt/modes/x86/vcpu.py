@@ -189,6 +189,11 @@ class X86VirtualCpu(LinearMemory):
         self.virtual_segments[index] = (selector, base, limit, attributes, selector)
         self.registers.set_segment(index, selector, 0, 0, attributes & ~_PRESENT)
 
+    def copy_selectors(self) -> None:
+        """Have the guest's selectors where fixups read them, of segments that were loaded in another way."""
+        for index in range(6):
+            self.shared[_SELECTORS + index] = self.segment(index)[0]
+
     # -- control registers ----------------------------------------------------------------------
 
     @property
