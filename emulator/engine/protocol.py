@@ -9,9 +9,12 @@ an engine that can resume without leaving its run loop does so.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from emulator.engine.exit import Exit
+
+WHOLE_TABLE: Final = -2
+"""In a list of changed entries of page tables: whichever ones of the table at that address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,9 @@ class Capabilities:
     """Calls back before chosen instructions, and stops there (`emulator.engine.pausing.WatchingEngine`)."""
     pauses_exactly: bool = False
     """Can be stopped at any progress, and watched, without a trace in what it does then (`emulator.engine.pausing`)."""
+    lands: bool = False
+    """Progress follows from the guest's own exits and from what the engine tells: its runs can be done again
+    (`emulator.engine.landing`)."""
 
 
 Handler = Callable[[Exit], None]
@@ -129,8 +135,9 @@ class Engine(Protocol):
         """Entries of page tables in use were changed or removed: what was cached of them is not used any more.
 
         An entry that becomes present needs no flush. `changes` may name the entries by their engine-physical addresses,
-        each with the address of the 4 KiB page that it mapped (-1: a large page, or a table); without it, all that is
-        cached goes. Slow where the capabilities say `names_changes`.
+        each with the address of the 4 KiB page that it mapped (-1: a large page, or a table; `WHOLE_TABLE`: any of the
+        4 KiB table that begins there); without it, all that is cached goes. Slow where the capabilities say
+        `names_changes`.
         """
         ...
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from emulator.engine.protocol import WHOLE_TABLE
 from emulator.isa.paging import EXECUTE, READ, WRITE, TableFormat
 from emulator.memory import GuestMemory
 from paravirt.layout import Layout
@@ -19,6 +20,8 @@ from paravirt.mmu.pool import TablePool
 from paravirt.mmu.views import KERNEL_VIEW, CodeSource
 
 _ANYTHING = READ | WRITE | EXECUTE
+_MOST_NAMED = 6
+"""Entries changed at once that the engine is told one by one."""
 
 
 class MappingEngine(Protocol):
@@ -109,7 +112,12 @@ class ShadowEntries:
         self._changes.append((self.pool.physical + at * self.form.entry_size, page))
 
     def _note_all(self, places: Sequence[int]) -> None:
-        """Entries that are about to be changed or removed, wherever they are."""
+        """Entries that are about to be changed or removed, wherever they are: many of a table by its address alone."""
+        if len(places) > _MOST_NAMED:
+            self._changes += (
+                (self.pool.address_of(table), WHOLE_TABLE) for table in {at >> self._unit for at in places}
+            )
+            return
         for at in places:
             if self._words[at] & self.form.present:
                 self._note(at, int(self.pool.level_of[at >> self._unit]), self._words[at])

@@ -238,6 +238,8 @@ class TablePool:
         first = marks.find(1)
         if first < 0:
             return False
+        if self.below[table]:
+            self._unlink(table, own, differ)
         if plain >= 0 and first == marks.rfind(1):
             at = (table << self.shift) + first
             if self.words[at]:
@@ -278,6 +280,17 @@ class TablePool:
         if not self.held.startswith(guest, start):
             self.revalidate(table)
         return True
+
+    def _unlink(self, table: int, own: np.ndarray, differ: np.ndarray) -> None:
+        """Some entries of a table are about to be dropped: what no other of them leads to is no longer below it, lest
+        the tables of address spaces that are gone be compared for ever. Who links such a table again looks at it."""
+        there, lost = own != 0, set()
+        for entry in own[there & (differ if own.ndim == 1 else differ[:, None])].tolist():
+            lost.add(self.table_in(entry))
+        if lost:
+            for entry in own[there & ~(differ if own.ndim == 1 else differ[:, None])].tolist():
+                lost.discard(self.table_in(entry))
+            self.below[table] -= lost
 
     def places(self, table: int) -> _Written:
         """Of a table that mirrors something: where the guest's begins and ends in memory, or nowhere if it has several

@@ -50,6 +50,8 @@ class Findings:
     """Taking a page away forgets the translations that led to it."""
     flush_by_store: bool = True
     """A store of the processor itself to an entry forgets its translation."""
+    flush_by_table: bool = False
+    """A store of the processor itself to a part of an entry forgets all translations of the table."""
     code_is_coherent: bool = True
     """Stores to code are seen, by the guest through any mapping and by the host."""
     crosses: bool = False

@@ -89,7 +89,7 @@ class Bench:
 @functools.cache
 def findings_of_host() -> Findings:
     """What is found of this host's KVM. Raises `EngineMissing` where it does not run code at level 3."""
-    bench = Bench(Findings(flush_by_control=False))
+    bench = Bench(Findings(flush_by_control=False, flush_by_table=True))
     try:
         return _probe(bench)
     except GuestFault as fault:
@@ -196,9 +196,11 @@ def _translations(bench: Bench) -> dict[str, bool]:
             engine.take_page(_DATA)
         elif flush == "store":
             engine.store_entry(at)
+        elif flush == "table":
+            engine.forget_table(at & ~0xFFF)
         return bench.loads() == 2
 
-    found = {f"flush_by_{way}": changed(way) for way in ("control", "page", "store")}
+    found = {f"flush_by_{way}": changed(way) for way in ("control", "page", "store", "table")}
     bench.page(_DATA, _DATA | 7)
     engine.forget_translations()
     if bench.loads() != 1:

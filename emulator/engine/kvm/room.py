@@ -83,14 +83,15 @@ SIZE: Final = (_TABLES + _PAGES) * _PAGE
 
 HLT: Final = 0xF4
 _STORES: Final = (
-    bytes.fromhex("488907"),  # mov [rdi], rax
-    bytes.fromhex("48890e"),  # mov [rsi], rcx
-    bytes.fromhex("488913"),  # mov [rbx], rdx
-    bytes.fromhex("4d8901"),  # mov [r9], r8
-    bytes.fromhex("4d8913"),  # mov [r11], r10
-    bytes.fromhex("4d896500"),  # mov [r13], r12
-    bytes.fromhex("4d8937"),  # mov [r15], r14
+    (bytes.fromhex("488907"), bytes.fromhex("668907")),  # mov [rdi], rax; mov [rdi], ax
+    (bytes.fromhex("48890e"), bytes.fromhex("66890e")),  # mov [rsi], rcx
+    (bytes.fromhex("488913"), bytes.fromhex("668913")),  # mov [rbx], rdx
+    (bytes.fromhex("4d8901"), bytes.fromhex("66458901")),  # mov [r9], r8
+    (bytes.fromhex("4d8913"), bytes.fromhex("66458913")),  # mov [r11], r10
+    (bytes.fromhex("4d896500"), bytes.fromhex("6645896500")),  # mov [r13], r12
+    (bytes.fromhex("4d8937"), bytes.fromhex("66458937")),  # mov [r15], r14
 )
+"""The stub's stores, of a whole entry and of a part of one."""
 STORE_REGISTERS: Final = ((7, 0), (6, 1), (3, 2), (9, 8), (11, 10), (13, 12), (15, 14))
 """Address and value register of each store of the stub, by encoding."""
 
@@ -109,7 +110,7 @@ class Room:
         self._fill_handlers()
         self._fill_segments()
         self.store_entries = self._fill_stub()
-        """Address in the stub at which exactly so many stores (by index) are made."""
+        """Address in the stub at which so many entries are stored, and then so many parts of entries."""
 
     @staticmethod
     def _at(page: int) -> int:
@@ -150,15 +151,15 @@ class Room:
         for last in (_GDT_NONE + 15, _GDT_USER + 15):
             struct.pack_into("<QQ", self.memory, self._at(last) + CODE_SELECTOR % _PAGE, _CODE, _DATA)
 
-    def _fill_stub(self) -> tuple[int, ...]:
-        at, entries = self._at(_STUB), []
-        code = b"".join(_STORES)
-        self.memory[at : at + len(code) + 1] = code + bytes((HLT,))
-        offset = 0
-        for store in _STORES:
-            entries.append(STUB + offset)
-            offset += len(store)
-        return (*reversed(entries),)
+    def _fill_stub(self) -> dict[tuple[int, int], int]:
+        code, entries, most = b"", {}, len(_STORES)
+        for whole in range(most + 1):
+            for parts in range(most + 1 - whole):
+                entries[whole, parts] = STUB + len(code)
+                kinds = [0] * whole + [1] * parts
+                code += b"".join(store[kind] for store, kind in zip(_STORES, kinds, strict=False)) + bytes((HLT,))
+        self.memory[self._at(_STUB) : self._at(_STUB) + len(code)] = code
+        return entries
 
     def page(self, address: int) -> memoryview:
         """The 4096 bytes of one of the engine's pages."""

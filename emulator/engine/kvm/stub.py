@@ -18,7 +18,7 @@ from emulator.isa.x86 import registers as r
 
 AT_ONCE: Final = len(room.STORE_REGISTERS)
 """Stores of one entry of the stub."""
-MOST: Final = 4 * AT_ONCE
+MOST: Final = 16 * AT_ONCE
 """With more changes than these it is cheaper to forget everything."""
 _DIRTY: Final = api.SYNC_REGISTERS | api.SYNC_SPECIAL
 _KVM_ORDER: Final = (0, 2, 3, 1, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15)
@@ -36,21 +36,28 @@ class Stub:
         view = memoryview(vm.run).cast("B")[:4096]
         self._bytes, self._words, self._halves = view, view.cast("Q"), view.cast("I")
 
-    def store(self, addresses: Sequence[int]) -> bool:
-        """Store the words at these physical addresses again; the registers in KVM's page are lost. Whether it was
-        done: not where there are too many, or the stub does not reach one."""
-        if len(addresses) > MOST:
+    def store(self, addresses: Sequence[int], tables: Sequence[int] = ()) -> bool:
+        """Store the words at these physical addresses again, and a part of the first word of each of these tables; the
+        registers in KVM's page are lost. Whether it was done: not where there are too many, or the stub does not reach
+        one."""
+        places = (*addresses, *tables)
+        if len(places) > MOST:
             return False
-        stores = [(self._room.window(at), self._vm.word(at)) for at in addresses]
-        return all(self._store(stores[first : first + AT_ONCE]) for first in range(0, len(stores), AT_ONCE))
+        for first in range(0, len(places), AT_ONCE):
+            some = places[first : first + AT_ONCE]
+            whole = min(max(len(addresses) - first, 0), len(some))
+            if not self._store(some, self._room.store_entries[whole, len(some) - whole]):
+                return False
+        return True
 
-    def _store(self, stores: Sequence[tuple[int | None, int | None]]) -> bool:
-        words, at = self._words, api.W_REGISTERS
-        for (pointer, source), (address, value) in zip(room.STORE_REGISTERS[-len(stores) :], stores, strict=True):
+    def _store(self, places: Sequence[int], entry: int) -> bool:
+        words, registers, find, window = self._words, api.W_REGISTERS, self._vm.word, self._room.window
+        for (pointer, source), at in zip(room.STORE_REGISTERS, places, strict=False):
+            address, value = window(at), find(at)
             if address is None or value is None:
                 return False
-            words[at + _KVM_ORDER[pointer]], words[at + _KVM_ORDER[source]] = address, value
-        words[api.W_RIP], words[api.W_RFLAGS] = self._room.store_entries[len(stores) - 1], r.FLAG_FIXED
+            words[registers + _KVM_ORDER[pointer]], words[registers + _KVM_ORDER[source]] = address, value
+        words[api.W_RIP], words[api.W_RFLAGS] = entry, r.FLAG_FIXED
         words[_CS], words[_CS + 1], words[_CS + 2] = _CODE
         words[_SS], words[_SS + 1], words[_SS + 2] = _DATA
         words[api.W_DIRTY] = _DIRTY

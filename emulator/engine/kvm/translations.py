@@ -9,6 +9,8 @@ from typing import Final
 
 from emulator.engine.kvm import api, room
 from emulator.engine.kvm.processor import KvmProcessor
+from emulator.engine.kvm.stub import AT_ONCE
+from emulator.engine.protocol import WHOLE_TABLE
 from emulator.isa.x86 import registers as r
 
 _BY_PAGE: Final = 2
@@ -73,10 +75,15 @@ class Translations(KvmProcessor):
         """Have the processor store an entry again."""
         self._changes[at] = -1
 
+    def forget_table(self, at: int) -> None:
+        """Have the processor store a part of an entry again, by which KVM takes the table for something else and
+        forgets all that it has of it."""
+        self._changes[at] = WHOLE_TABLE
+
     def _store_changes(self) -> None:
         """Make the changes that wait known to KVM, before the guest goes on. Its registers are in `registers` and go
         into KVM's page afterwards, but for an exception or an access under way, which only KVM knows."""
-        changes = list(self._changes)
+        few = self._few()
         self._changes.clear()
         if self._incomplete or self._midway:
             self.forget_translations()
@@ -84,8 +91,30 @@ class Translations(KvmProcessor):
         if not self._dirty:
             self._get()
         self._dirty = True
-        if not self._stub.store(changes):
+        if few is None or not self._stub.store(*few):
             self.forget_translations()
+
+    def _few(self) -> tuple[list[int], list[int]] | None:
+        """What is to be stored again: entries, and of which tables a part, since much of them was changed. None where
+        that does not help."""
+        by_table: dict[int, list[int]] = {}
+        tables = []
+        for at, page in self._changes.items():
+            if page == WHOLE_TABLE:
+                tables.append(at)
+            else:
+                by_table.setdefault(at >> 12, []).append(at)
+        if tables and not self.findings.flush_by_table:
+            return None
+        for at in tables:
+            by_table.pop(at >> 12, None)
+        entries: list[int] = []
+        for table, places in by_table.items():
+            if len(places) > AT_ONCE and self.findings.flush_by_table:
+                tables.append(table << 12)
+            else:
+                entries += places
+        return entries, tables
 
     def code_changed(self, address: int, size: int) -> None:
         """Nothing: an x86 processor sees stores to code."""

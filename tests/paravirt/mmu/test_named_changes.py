@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from emulator.engine.protocol import WHOLE_TABLE
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.paging import LONG_MODE
 from emulator.isa.x86.processor import Fault
@@ -44,6 +45,9 @@ class Remembering:
         if changes is None:
             self.kept.clear()
         for address, page in changes or ():
+            if page == WHOLE_TABLE:
+                self.kept = {at: entry for at, entry in self.kept.items() if at >> 12 != address >> 12}
+                continue
             kept = self.kept.pop(address, None)
             if kept is not None and page >= 0:
                 assert kept & FRAME_MASK == page, "the page that the entry mapped is named as well"
@@ -92,8 +96,12 @@ def test_no_entry_that_an_engine_may_keep_changes_without_its_being_told(seed: i
 def act(chance: random.Random, shadow: X86Shadow, tables: GuestTables, roots: list[int], context: GuestContext) -> None:
     """The guest, or the hypervisor for it, does something."""
     page, root = chance.choice(PAGES), chance.choice(roots)
-    what = chance.randrange(10)
-    if what < 3:
+    what = chance.randrange(11)
+    if what == 10:  # many entries of one table
+        for number in range(16):
+            frame = 0x30_0000 + chance.randrange(8) * 4096
+            tables.map(PAGES[0] + number * 4096, frame | RIGHTS | w.ACCESSED | w.DIRTY, root=root)
+    elif what < 3:
         frame = 0x30_0000 + chance.randrange(8) * 4096
         tables.map(page, chance.choice((0, frame | RIGHTS, frame | w.PRESENT | w.USER, frame | RIGHTS)), root=root)
     elif what == 3:

@@ -111,3 +111,23 @@ def test_a_table_linked_by_one_root_is_looked_at_when_another_root_that_shares_i
     map_pages(memory, NEW)
     load(context, shadow, ROOT_B)
     assert shadowed(shadow, ADDRESS) in (None, NEW)
+
+
+def test_tables_of_an_address_space_that_is_gone_are_not_looked_at_any_more() -> None:
+    memory, context, shadow = guest()
+    shadow.use(USER_VIEW)
+    shadow.fill(ADDRESS, True, False)
+    root = shadow._current[0]
+    entry(memory, LEVEL2, 3, LEVEL1)  # the same table at a second place
+    shadow.fill(ADDRESS + 0x20_0000, True, False)
+    upper = next(iter(shadow.pool.below[next(iter(shadow.pool.below[root]))]))
+    assert len(shadow.pool.below[upper]) == 1
+    memory.write(LEVEL2 + 8 * 2, 8, 0)
+    load(context, shadow, ROOT_A)
+    assert len(shadow.pool.below[upper]) == 1, "it is linked still"
+    memory.write(LEVEL2 + 8 * 3, 8, 0)
+    load(context, shadow, ROOT_A)
+    assert not shadow.pool.below[upper]
+    memory.write(ROOT_A, 8, 0)
+    load(context, shadow, ROOT_A)
+    assert not shadow.pool.below[root]

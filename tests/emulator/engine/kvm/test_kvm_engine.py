@@ -15,11 +15,12 @@ from emulator.engine.kvm.engine import KvmEngine
 from emulator.engine.kvm.findings import Findings
 from emulator.engine.kvm.probe import findings_of_host
 from emulator.engine.kvm.quirks import QUIRKS, Quirk
+from emulator.engine.protocol import WHOLE_TABLE
 from emulator.engine.x86 import X86Engine, X86Registers
 from emulator.errors import EngineMissing, GuestFault
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.room import CODE, DATA
-from tests.emulator.engine.bare_engine import CR0, CR4, EFER, BareGuest, Seen
+from tests.emulator.engine.bare_engine import CR0, CR4, EFER, PAGE_TABLE, BareGuest, Seen
 
 pytestmark = pytest.mark.kvm
 HALT = "f4"
@@ -356,9 +357,9 @@ def test_an_alarm_that_goes_off_in_the_stub_is_not_lost(engine: KvmEngine, monke
     guest = BareGuest(engine, "ebfe")
     store = engine._stub.store
 
-    def late(addresses: list[int]) -> bool:
+    def late(*places: list[int]) -> bool:
         time.sleep(0.01)  # the alarm's signal is pending when the stub is entered
-        return store(addresses)
+        return store(*places)
 
     def handler(exit_: Exit) -> bool:
         return exit_.kind is not ExitKind.BUDGET
@@ -367,3 +368,21 @@ def test_an_alarm_that_goes_off_in_the_stub_is_not_lost(engine: KvmEngine, monke
     engine.set_deadline(engine.progress + 1_000_000)
     engine.store_entry(0)
     assert [exit_.kind for exit_ in guest.run(handler)] == [ExitKind.BUDGET]
+
+
+def test_many_entries_of_a_table_that_the_host_changed_are_all_seen(engine: KvmEngine) -> None:
+    # mov eax, [data]; add eax, [data + 0x1000]; hlt
+    guest = BareGuest(
+        engine, f"8b0425{DATA.to_bytes(4, 'little').hex()} 030425{(DATA + 0x1000).to_bytes(4, 'little').hex()} f4"
+    )
+    pages = [DATA + number * 4096 for number in range(4)]
+    for number, page in enumerate(pages):
+        guest.words[page >> 3] = 10**number
+    assert guest.run()[0].kind is ExitKind.FAULT
+    assert engine.registers.gpr[0] & 0xFFFF_FFFF == 11
+    for number in range(2):
+        guest.page((DATA >> 12) + number, pages[2 + number] | 7)
+    engine.flush_tlb([(PAGE_TABLE, WHOLE_TABLE)])
+    engine.registers.rip = CODE
+    guest.run()
+    assert engine.registers.gpr[0] & 0xFFFF_FFFF == 1100

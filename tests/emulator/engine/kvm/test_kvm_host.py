@@ -100,7 +100,7 @@ def test_a_processor_as_in_the_manual_has_no_quirk_but_those_of_optional_feature
 
 
 def test_every_finding_is_a_quirk_or_a_measure() -> None:
-    measures = {"counter_is_hosts", "crosses", "exit_cost", "flush_by_page", "flush_by_store"}
+    measures = {"counter_is_hosts", "crosses", "exit_cost", "flush_by_page", "flush_by_store", "flush_by_table"}
     assert {field.name for field in dataclasses.fields(Findings)} == {quirk.field for quirk in QUIRKS} | measures
 
 
