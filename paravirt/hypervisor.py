@@ -101,6 +101,8 @@ class Hypervisor(CodeAccess, Driver):
         self.code.on_store = self._code_stored
         self.code.forget_code = self.engine.flush_code
         self.vcpu.before_write = self.shadow.written
+        if isinstance(self.shadow, ShadowPaging):
+            self.shadow.guest_state = lambda: self.vcpu.state
         for physical, own in {layout.window: window, layout.code: code, **self._own_memory()}.items():
             self.engine.map_memory(physical, own)
         self.engine.map_mmio(layout.open_bus, 4096, lambda _o, size: (1 << 8 * size) - 1, lambda _o, _s, _v: None)

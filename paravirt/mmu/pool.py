@@ -154,10 +154,7 @@ class TablePool:
         count = self.units_of(level)
         first = -(-self.used // count) * count  # aligned to its size
         if first + count > self.units:
-            raise ShadowPoolExhausted(
-                f"{self.units} units of {1 << self.form.unit} bytes for shadow tables are fewer than one address space "
-                "of this guest's needs; give the guest more memory"
-            )
+            raise self.exhausted()
         new = first + count - self.used
         self.source += [-1] * new
         self._span += [0] * new
@@ -166,6 +163,13 @@ class TablePool:
         self.level_of[first : first + count] = level
         self.used = first + count
         return first
+
+    def exhausted(self) -> ShadowPoolExhausted:
+        """What is raised where there are too few units."""
+        return ShadowPoolExhausted(
+            f"{self.units} units of {1 << self.form.unit} bytes for shadow tables are fewer than one address space "
+            "of this guest's needs; give the guest more memory"
+        )
 
     def clear(self) -> None:
         """Forget every table."""

@@ -25,6 +25,8 @@ from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 
 _ANYTHING = READ | WRITE | EXECUTE
 _Found = TypeVar("_Found")
+_MOST_IN_VAIN = 16
+"""Times that the pool may be full with the guest at one place: an instruction needs fewer pages."""
 
 
 class ShadowPaging(ShadowEntries):
@@ -55,6 +57,11 @@ class ShadowPaging(ShadowEntries):
         self.prefilled = 0
         self.evictions = 0
         """How often the pool was full, and all tables were forgotten."""
+        self.guest_state: Callable[[], object] = object
+        """Gives what is equal while the guest has done nothing."""
+        self._state: object = None
+        self._in_vain = 0
+        """How often the pool was full again and the guest was where it had been."""
         self._reach = (1 << form.levels[-1].shift + form.levels[-1].bits) - 1
         self._roots: dict[tuple[int, int, int], int] = {}
         """Root table by region, what names the guest's root, and role."""
@@ -192,8 +199,12 @@ class ShadowPaging(ShadowEntries):
 
     def reset(self) -> None:
         """Forget every shadow table (the pool is full), and make the roots anew. Raises `ShadowPoolExhausted` when even
-        these have no room."""
+        these have no room, or not all that one instruction of the guest's needs at once: it would begin for ever."""
         self.evictions += 1
+        before, self._state = self._state, self.guest_state()
+        self._in_vain = self._in_vain + 1 if self._state == before else 0
+        if self._in_vain == _MOST_IN_VAIN:
+            raise self.pool.exhausted()
         self._forget()
         self._make_probe()
         self._use(self._find_roots())
