@@ -31,7 +31,10 @@ def take(cpu: int) -> bytes:
 
 
 def put(cpu: int, state: bytes) -> None:
-    """Give the processor an extended part that `take` gave; x87 and SSE stay as they are."""
+    """Give the processor an extended part that `take` gave; x87 and SSE stay as they are. Raises `ValueError` for what
+    is none, or is another processor's."""
+    if state and not 8 < len(state) <= 8 + _SIZE - _EXTENDED:
+        raise ValueError(f"vector state of {len(state)} bytes: a processor has {8 + _SIZE - _EXTENDED} at most")
     area = bytearray(_SIZE)
     fcntl.ioctl(cpu, api.GET_XSAVE, area, True)
     (components,) = struct.unpack_from("<Q", area, _COMPONENTS)
@@ -41,4 +44,7 @@ def put(cpu: int, state: bytes) -> None:
     wanted = struct.unpack_from("<Q", state)[0] if state else 0
     struct.pack_into("<Q", area, _COMPONENTS, kept | wanted)
     area[_EXTENDED:] = state[8:].ljust(_SIZE - _EXTENDED, b"\0")
-    fcntl.ioctl(cpu, api.SET_XSAVE, area, True)
+    try:
+        fcntl.ioctl(cpu, api.SET_XSAVE, area, True)
+    except OSError:
+        raise ValueError(f"the host's processor has not the vector registers that were saved ({wanted:#x})") from None
