@@ -62,6 +62,9 @@ class EntryLevel:
     """Bits that every present entry gets, whatever the guest asked for."""
     stripped: int = 0
     """Bits that no present entry keeps."""
+    exchanged: tuple[tuple[int, int, int], ...] = ()
+    """(mask, value, bits): of a present entry whose masked bits have the value, these bits are inverted. One of them is
+    not in the mask: a guest may not have it, and it says that the entry is to be inverted again when it is read."""
 
     def decode(self, entry: int) -> int:
         """What one entry is: `NOTHING`, `TABLE`, `MEMORY`, `MALFORMED`."""
@@ -91,6 +94,8 @@ class EntryFormat:
     read back. A guest may not have those bits for itself."""
     reserved: range = range(0)
     """Entries of a root that are the hypervisor's."""
+    user: tuple[int, int] = (0, 0)
+    """(mask, value): user code has what an entry of a root in use leads to when its masked bits have this value."""
     descriptors: Callable[[NDArray[np.uint64]], NDArray[np.bool_]] | None = None
     """Which words of a page of descriptors a guest may have, where its processor reads such from memory."""
 
@@ -107,7 +112,10 @@ class EntryFormat:
     def taken(self, level: int) -> int:
         """Bits that a guest may not have in an entry since its own are kept there."""
         form = self.levels[level - 1]
-        return (form.imposed | form.stripped) << self.kept if self.kept else 0
+        taken = (form.imposed | form.stripped) << self.kept if self.kept else 0
+        for mask, _, bits in form.exchanged:
+            taken |= bits & ~mask
+        return taken
 
     def impose(self, level: int, entry: int) -> int:
         """The entry of a table of `level` as it is stored, of what a guest asked for."""
@@ -115,6 +123,9 @@ class EntryFormat:
         changed = form.imposed | form.stripped
         if not changed or not entry & form.present:
             return entry
+        for mask, value, bits in form.exchanged:
+            if entry & mask == value:
+                entry ^= bits
         kept = (entry & changed) << self.kept if self.kept else 0
         return entry & ~changed | form.imposed | kept
 
@@ -124,6 +135,9 @@ class EntryFormat:
         changed = form.imposed | form.stripped
         if not changed or not self.kept or not entry & form.present:
             return entry
+        for mask, _, bits in form.exchanged:
+            if entry & bits & ~mask:
+                entry ^= bits
         return entry & ~(changed | changed << self.kept) | (entry >> self.kept & changed)
 
 

@@ -7,7 +7,8 @@ over with its first NEW_BASE: that root and all below it are validated. What it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from emulator.errors import UsageError
@@ -16,18 +17,40 @@ from paravirt.abi.calls import Status
 from paravirt.abi.guests import MACHINE_OFFSET
 from paravirt.mmu.direct_host import DirectHost
 from paravirt.mmu.direct_tables import DirectTables
-from paravirt.mmu.direct_views import DirectViews
-from paravirt.mmu.direct_walk import DirectWalker
 from paravirt.mmu.frame_types import Refused
 from paravirt.mmu.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from paravirt.mmu.direct_views import DirectViews, TableWalker
     from paravirt.mmu.shadow import ShadowPaging
     from paravirt.para.tables import TableCalls
 
-WALKED: Final = ("x86-64",)
-"""Instruction sets whose guests' tables an engine can be let walk: in the others user code and kernel share a root in
-which the processor tells them apart by a level that a deprivileged kernel has not."""
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """What walking a guest's own tables takes on an instruction set."""
+
+    form: str
+    """Of its tables (`emulator.isa.entries`)."""
+    walker: Callable[[DirectTables], TableWalker]
+    views: type[DirectViews]
+
+
+def _x86_64() -> Walked:
+    from paravirt.mmu.direct_walk import DirectWalker
+    from paravirt.mmu.direct_x86 import X86DirectViews
+
+    return Walked("x86-64", DirectWalker, X86DirectViews)
+
+
+def _aarch64() -> Walked:
+    from paravirt.mmu.direct_aarch64 import AArch64DirectViews, AArch64DirectWalker
+
+    return Walked("aarch64", AArch64DirectWalker, AArch64DirectViews)
+
+
+WALKED: Final[dict[str, Callable[[], Walked]]] = {"x86-64": _x86_64, "aarch64": _aarch64}
+"""Instruction sets whose guests' tables an engine can be let walk."""
 
 WAY_WORD, FIRST_WORD, COUNT_WORD, NUMBERS_WORD, REFUSED_WORD = range(5)
 """Words of the shared page from `MACHINE_OFFSET` on: how entries are changed (`Direct.way`, 0 under shadow tables); the
@@ -51,6 +74,7 @@ class Direct(Snapshot):
         self.views: DirectViews | None = None
         """Not None from the first NEW_BASE on."""
         self.calls: DirectCalls
+        self.forms: Walked
 
     def begin(self, hypervisor: Any) -> None:
         """Connect to a guest's hypervisor. Raises `UsageError` for guests that cannot be paged so."""
@@ -59,26 +83,28 @@ class Direct(Snapshot):
             raise UsageError(
                 "direct paging is for para-virtual guests, which ask for changes of tables; take another technique"
             )
-        if isa not in WALKED:
+        walked = WALKED.get(isa)
+        if walked is None:
             raise UsageError(f"the tables of {isa} guests cannot be walked directly; take another technique")
+        self.forms = walked()
         self.calls = self._make_calls(hypervisor)
 
     def _make_calls(self, hypervisor: Any) -> DirectCalls:
         return DirectCalls(self, hypervisor)
 
-    def start(self, hypervisor: Any, root: int) -> None:
-        """Go over to the guest's own tables, whose root's guest-physical address is `root`. Raises `Refused`; then the
-        guest stays under shadow tables."""
+    def start(self, hypervisor: Any, roots: Sequence[int]) -> None:
+        """Go over to the guest's own tables, whose roots' guest-physical addresses are `roots`. Raises `Refused`; then
+        the guest stays under shadow tables."""
         memory = hypervisor.machine.memory
         host = self.host or DirectHost(memory.size)
         self.host = host
         tables = self.calls.tables
         if tables is None:
-            domain = host.add(memory.view)
-            tables = self.calls.tables = DirectTables(host.frames, domain, format_of("x86-64"))
+            domain = host.add(memory.view, memory.base >> 12)
+            tables = self.calls.tables = DirectTables(host.frames, domain, format_of(self.forms.form))
             host.join(hypervisor.engine.map_memory)
-            walker = self.calls.walker = DirectWalker(tables)
-            self.calls.views = DirectViews(
+            walker = self.calls.walker = self.forms.walker(tables)
+            self.calls.views = self.forms.views(
                 hypervisor.engine,
                 host,
                 tables,
@@ -89,15 +115,15 @@ class Direct(Snapshot):
             )
         views = self.calls.views
         assert views is not None
-        views.load(tables.machine_frame(root >> 12))
+        views.begin([tables.machine_frame(root >> 12) for root in roots])
         views.technique = self
         self.views = views
-        hypervisor.vcpu.cr3 = root
         hypervisor.go_direct(views, self.calls.walker)
+        views.use(views.view)
         domain = tables.domain
         told = (self.way, domain.first, domain.count, 0 if self.translated else views.numbers)
         for word, value in zip((WAY_WORD, FIRST_WORD, COUNT_WORD, NUMBERS_WORD), told, strict=True):
-            hypervisor.shared[MACHINE_OFFSET // 8 + word] = value
+            hypervisor.shared[self.calls.told_at + word] = value
 
 
 class DirectCalls:
@@ -111,7 +137,9 @@ class DirectCalls:
         self._before: TableCalls = ShadowedTables(hypervisor)
         self.tables: DirectTables | None = None
         self.views: DirectViews | None = None
-        self.walker: DirectWalker | None = None
+        self.walker: TableWalker | None = None
+        self.told_at = MACHINE_OFFSET // hypervisor.CONVENTION.word
+        """Index of the first of the words by which the guest is told."""
 
     @property
     def _ready(self) -> DirectTables | None:
@@ -121,7 +149,7 @@ class DirectCalls:
         assert self.tables is not None
         self.tables.domain.refused[refused.reason] += 1
         total = self.tables.domain.refused.total()  # the guest may have written there
-        self._hypervisor.shared[MACHINE_OFFSET // 8 + REFUSED_WORD] = total
+        self._hypervisor.shared[self.told_at + REFUSED_WORD] = total
         self._settle()
         return -Status.REFUSED
 
@@ -142,12 +170,14 @@ class DirectCalls:
         if tables is None:
             return self._before.update(updates)
         store, machine, count, done = tables.store, tables.domain.machine, tables.domain.count, 0
+        first = tables.domain.base
         try:
             for pointer, value in updates:
-                if pointer & 7 or pointer >> 12 >= count:
+                number = (pointer >> 12) - first
+                if pointer & 7 or not 0 <= number < count:
                     self._settle()
                     return done or -Status.INVALID
-                store(machine[pointer >> 12], pointer >> 3 & 511, value)
+                store(machine[number], pointer >> 3 & 511, value)
                 done += 1
         except Refused as refused:
             status = self._refuse(refused)
@@ -161,7 +191,7 @@ class DirectCalls:
         if tables is None:
             return self._before.update_page(address, value)
         assert self.walker is not None
-        found = None if (address + (1 << 47)) >> 48 & 0xFFFF else self.walker.find(address)
+        found = self.walker.find(address)
         if found is None:
             return -Status.INVALID
         try:
@@ -209,19 +239,23 @@ class DirectCalls:
         self._settle()
         return 0
 
-    def new_base(self, root: int) -> int:
-        """Validate and load a root; the first goes over to direct paging."""
-        if not self._hypervisor.is_root(root):
+    def new_base(self, root: int, part: int = 0) -> int:
+        """Validate and load a root; when all are there that a processor walks, it goes over to direct paging. Until
+        then the first is kept, under shadow tables."""
+        hypervisor, last = self._hypervisor, self._technique.forms.views.ROOTS - 1
+        if part > last or not hypervisor.is_root(root):
             return -Status.INVALID
         try:
-            if self._ready is None:
-                self._technique.start(self._hypervisor, root)
-            else:
+            if self._ready is not None:
                 assert self.views is not None
-                self.views.load(self._frame(root))
-                self._hypervisor.vcpu.cr3 = root
+                self.views.load(self._frame(root), part)
+            elif part < last:
+                return self._before.new_base(root)
+            else:
+                self._technique.start(hypervisor, (*hypervisor.first_roots[:last], root))
         except Refused as refused:
             return self._refuse(refused)
+        hypervisor.root_taken(root, part)
         self._settle()
         return 0
 

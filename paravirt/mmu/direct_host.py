@@ -58,9 +58,10 @@ class DirectHost:
         words: np.ndarray = self.own[frame - self.first]
         return words
 
-    def add(self, memory: memoryview) -> Domain:
-        """Give a guest its frames; every engine gets them mapped. Raises `ValueError` when there are too few."""
-        domain = self.frames.add_domain(memory, self._next)
+    def add(self, memory: memoryview, base: int = 0) -> Domain:
+        """Give a guest its frames, the first of which has the number `base` for it; every engine gets them mapped.
+        Raises `ValueError` when there are too few."""
+        domain = self.frames.add_domain(memory, self._next, base=base)
         self._next += domain.count
         region = domain.first << 12, memory
         self.regions.append(region)

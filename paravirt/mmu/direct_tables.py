@@ -16,6 +16,8 @@ from paravirt.mmu.frame_types import DESCRIPTORS, Domain, FrameTable, Refusal, R
 from paravirt.mmu.machine_entries import MachineEntries
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
 _FEW: Final = 8
@@ -268,14 +270,11 @@ class DirectTables(MachineEntries):
         written = at[writable]
         frames.check_writable(written, entries[writable])
         frames.use_many(at, written)
+        stored = self.impose_on_pages(entries, numbers)
         if self.new_code is not None:
             mask, value = form.execute
-            self.new_code.update(numbers[entries & kind(mask) == kind(value)].tolist())
-        changed = form.imposed | form.stripped
-        stored = entries & self._not(changed | form.memory_address) | numbers.astype(self._dtype) << kind(12)
-        if self.form.kept:
-            stored |= (entries & kind(changed)) << kind(self.form.kept)
-        words[used] = stored | kind(form.imposed)
+            self.new_code.update(numbers[stored & kind(mask) == kind(value)].tolist())
+        words[used] = stored
 
     def _invalidate(self, at: int, level: int) -> None:
         """Give back what the entries of a table lead to, and leave in it what the guest would read."""
@@ -420,6 +419,10 @@ class DirectTables(MachineEntries):
         if index not in lent and self.words[place] & self._levels[self.frames.kind[at]].present:
             raise Refused(Refusal.RESERVED, frame, self.words[place])
         lent[index] = self.words[place] = entry
+
+    def lent_in(self, frame: int) -> Collection[int]:
+        """Indexes of the entries of a table in use that were put there by `lend`."""
+        return self._lent.get(frame - self.frames.first, ())
 
     def holders(self, frame: int) -> list[tuple[int, int]]:
         """Machine frames and indexes of all entries that lead to a table in use from tables of the level above."""

@@ -1,57 +1,87 @@
 """The two views of memory where the processor walks the guest's own tables.
 
-Room: `paravirt/mmu`. The kernel's view is the guest's root. User code's is a copy of that root's first half, of those
-entries that have the guest's user bit: a guest keeps pages of its kernel out of what such an entry leads to. Nothing is
-filled: every page fault is the guest's. Code runs from the guest's frames: a ported kernel has nothing to rewrite.
+Room: `paravirt/mmu`. The kernel's view is the guest's roots. User code's is a copy of the first root, of those entries
+that a guest lets user code have: it keeps pages of its kernel out of what such an entry leads to. Nothing is filled:
+every page fault is the guest's. Code runs from the guest's frames: a ported kernel has nothing to rewrite. What an
+instruction set adds is in `direct_x86` and `direct_aarch64`.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from emulator.isa.exceptions import ProcessorShutdown
-from emulator.isa.x86 import walk as w
-from emulator.isa.x86.processor import Fault
-from paravirt.mmu.frame_types import Refusal, Refused
+from emulator.isa.exceptions import ArchitecturalException, ProcessorShutdown
+from emulator.isa.paging import EXECUTE, READ, WRITE, PageWalk, TableFormat
+from paravirt.mmu.frame_types import HYPERVISOR, Refusal, Refused
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW, CodeSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from paravirt.abi import Window
     from paravirt.layout import Layout
     from paravirt.mmu.direct_host import DirectHost
     from paravirt.mmu.direct_tables import DirectTables
-    from paravirt.mmu.direct_walk import DirectWalker
-    from paravirt.mmu.entries import MappingEngine
 
-_HALF: Final = 256
-_LAST: Final = 511
-_POINTS: Final = w.PRESENT | w.WRITABLE | w.USER | w.ACCESSED
-_OWN_PAGE: Final = w.PRESENT | w.USER | w.ACCESSED | w.DIRTY
-_PAGE_FAULT: Final = 14
-_UPPER_HALF: Final = 0xFFFF_0000_0000_0000
-_HOLE: Final = 0x8000_0000_0000
+_ANYTHING: Final = READ | WRITE | EXECUTE
 _MOST_PAGES: Final = 16
 """Of which it is looked at one by one whether code there was changed."""
 
 
+class TableWalker(Protocol):
+    """The software walk of tables in use, for what the hypervisor does in a guest's name."""
+
+    roots: list[int]
+    """Machine frames of the roots in use; 0 for none yet."""
+
+    def find(self, address: int) -> tuple[int, int] | None:
+        """Machine frame and index of the last-level entry for an address, None where there is no table."""
+        ...
+
+    def walk(self, address: int, write: bool, user: bool, fetch: bool) -> PageWalk:
+        """Translate `address` for the access. Raises the guest's exception."""
+        ...
+
+
+class FlushedEngine(Protocol):
+    """What these views ask of every engine."""
+
+    def flush_tlb(self, changes: Sequence[tuple[int, int]] | None = None) -> None:
+        """Forget translations; all, or those that entries at physical addresses gave."""
+        ...
+
+    def code_changed(self, address: int, size: int) -> None:
+        """Forget what was made of the code at a mapped guest-virtual address."""
+        ...
+
+
 class DirectViews:
-    """`MemoryViews` of one virtual CPU of an x86-64 guest. Its tables have at least one root in use."""
+    """`MemoryViews` of one virtual CPU. Its guest's tables have at least one root in use."""
+
+    OWN: ClassVar[TableFormat]
+    """The entries of the hypervisor's own tables."""
+    ROOTS: ClassVar[int] = 1
+    """Roots that the processor walks at a time."""
+    WINDOW_ROOT: ClassVar[int] = 0
+    """Which of them has the hypervisor's window."""
+    USER_SLOTS: ClassVar[int]
+    """Entries of the first root, from the first on, that user code may have."""
+    NUMBERS_AT: ClassVar[int]
+    """Guest-virtual address that the root with the hypervisor's window begins at."""
 
     def __init__(
         self,
-        engine: MappingEngine,
+        engine: Any,
         host: DirectHost,
         tables: DirectTables,
-        walker: DirectWalker,
+        walker: TableWalker,
         window: tuple[Window, Layout],
         forget_translations: Callable[[], None],
         reserved: Collection[int] = (),
     ) -> None:
-        """`forget_translations` is how those of software are forgotten; `reserved` are the engine's own entries of a
-        root."""
+        """`engine` is the instruction set's. `forget_translations` is how those of software are forgotten; `reserved`
+        are the engine's own entries of a root."""
         self._engine = engine
         self._host = host
         self._frames = host.frames
@@ -61,8 +91,8 @@ class DirectViews:
         self.view = KERNEL_VIEW
         self.fills = self.prefilled = 0
         self.technique: Any = None
-        self._root = 0
-        """Machine frame of the root in use."""
+        self._roots = walker.roots
+        """Machine frames of the roots in use."""
         self._user = host.take()
         """The hypervisor's frame of user code's root."""
         self._user_of = (-1, -1)
@@ -73,78 +103,109 @@ class DirectViews:
         self._executed: dict[int, int] = {}
         """By machine frame, a hash of its contents when it was last mapped executable; nobody can know two of one."""
         self._probe, self._probed = self._make_probe()
-        self._directory, self._upper = self._make_window(*window)
         self._place = window[0]
+        self._leading = self._make_window(*window)
         slot = next(slot for slot in tables.form.reserved if slot not in reserved)
         tables.window[slot] = self._make_numbers()
-        self.numbers = _UPPER_HALF | slot << 39
+        self.numbers = self.NUMBERS_AT + (slot << tables.form.levels[-1].shift)
         """Guest-virtual address at which the guest reads its frame numbers: 32 bits for each of its machine frames."""
         tables.new_code = set()
 
+    # -- what an instruction set adds -----------------------------------------------------------
+
+    def _enter(self, view: int) -> None:
+        """Let the engine run in a view."""
+        raise NotImplementedError
+
+    def _enter_probe(self) -> None:
+        """Let the engine look at the tables of `_make_probe`."""
+        raise NotImplementedError
+
+    def _stale(self, address: int, write: bool) -> ArchitecturalException:
+        """The exception for an access that the walk allows and the processor does not."""
+        raise NotImplementedError
+
     # -- the hypervisor's own tables ------------------------------------------------------------
 
-    def _make_window(self, window: Window, layout: Layout) -> tuple[int, int]:
-        """Tables that lead to the hypervisor's window, the last 2 MiB of all addresses; returns the entries that lead
-        to them from a guest's table of level 3, and of level 4."""
-        pages, directory, upper = (self._host.take() for _ in range(3))
-        leaves = self._host.words(pages)
+    def _index(self, address: int, level: int) -> int:
+        """Of the entry for an address in a table of a level."""
+        form = self.tables.form.levels[level - 1]
+        return address >> form.shift & form.entries - 1
+
+    def _make_window(self, window: Window, layout: Layout) -> list[int]:
+        """Tables that lead to the hypervisor's window, which one table of pages has; returns by level the entries that
+        lead to it from a guest's tables."""
+        own, host = self.OWN, self._host
+        leading, frame = [0, 0], host.take()
+        leaves, first = host.words(frame), self._index(window.base, 1)
         fixups = window.fixup_size >> 12
         for index in range(fixups):
-            leaves[index] = layout.window + (index << 12) | _OWN_PAGE
-        leaves[fixups] = layout.window + (fixups << 12) | _OWN_PAGE | w.WRITABLE | w.NO_EXECUTE
-        self._host.words(directory)[_LAST] = pages << 12 | _POINTS
-        self._host.words(upper)[_LAST] = directory << 12 | _POINTS
-        return directory << 12 | _POINTS, upper << 12 | _POINTS
+            leaves[first + index] = layout.window + (index << 12) | own.pages[READ | EXECUTE]
+        leaves[first + fixups] = layout.window + (fixups << 12) | own.pages[READ | WRITE]
+        for level in range(2, self.tables.form.top + 1):
+            leading.append(frame << 12 | own.tables[_ANYTHING])
+            if level < self.tables.form.top:
+                frame = host.take()
+                host.words(frame)[self._index(window.base, level)] = leading[level]
+        return leading
 
     def _make_probe(self) -> tuple[int, int]:
         """Tables that map one frame at address 0, for `_forget_code`; returns the frames of the first and the last."""
-        frames = [self._host.take() for _ in range(4)]
+        frames = [self._host.take() for _ in self.OWN.levels]
         for upper, lower in pairwise(frames):
-            self._host.words(upper)[0] = lower << 12 | _POINTS
+            self._host.words(upper)[0] = lower << 12 | self.OWN.tables[_ANYTHING]
         return frames[0], frames[-1]
 
     def _make_numbers(self) -> int:
         """Map the guest's frame numbers by machine frame, read-only; returns the root's entry that leads there."""
-        domain = self.tables.domain
-        upper, directory = self._host.take(), self._host.take()
+        domain, own, host = self.tables.domain, self.OWN, self._host
+        upper, directory = host.take(), host.take()
         pages = -(-4 * domain.count // 4096)
-        copy = bytes(domain.guest.cast("B"))
+        copy = (domain.guest_array + domain.guest_array.dtype.type(domain.base)).tobytes()
         for page in range(pages):
             if page % 512 == 0:
-                table = self._host.take()
-                self._host.words(directory)[page >> 9] = table << 12 | _POINTS
-            frame = self._host.take()
+                table = host.take()
+                host.words(directory)[page >> 9] = table << 12 | own.tables[_ANYTHING]
+            frame = host.take()
             part = copy[page << 12 : (page << 12) + 4096]
-            self._host.words(frame).view("uint8")[: len(part)] = list(part)
-            self._host.words(table)[page & 511] = frame << 12 | _OWN_PAGE | w.NO_EXECUTE
-        self._host.words(upper)[0] = directory << 12 | _POINTS
-        return upper << 12 | (_POINTS & ~w.WRITABLE)
+            host.words(frame).view("uint8")[: len(part)] = list(part)
+            host.words(table)[page & 511] = frame << 12 | own.pages[READ]
+        host.words(upper)[0] = directory << 12 | own.tables[_ANYTHING]
+        return upper << 12 | own.tables[READ | EXECUTE]
 
     def lend_window(self) -> None:
-        """See to it that the root in use leads to the window. Raises `Refused` where the guest has something there."""
-        tables, domain = self.tables, self.tables.domain
-        version = self._root, tables.top_changes
+        """See to it that the root in use leads to the window: where the guest's tables on the way to it end. Raises
+        `Refused` where the guest has something there."""
+        tables, frames, address = self.tables, self._frames, self._place.base
+        frame = self._roots[self.WINDOW_ROOT]
+        version = frame, tables.top_changes
         if version == self._lent:
             return
-        entry = tables.words[(self._root - domain.first) * 512 + _LAST]
-        if entry & w.PRESENT and entry & w.FRAME_MASK != self._upper & w.FRAME_MASK:
-            tables.lend((entry & w.FRAME_MASK) >> 12, _LAST, self._directory)
-        else:
-            tables.lend(self._root, _LAST, self._upper)
+        for level in range(tables.form.top, 1, -1):
+            index, form = self._index(address, level), tables.form.levels[level - 1]
+            entry = tables.words[(frame - tables.domain.first) * tables.form.words + index]
+            below = ((entry & form.table_address) >> 12) - frames.first
+            guests = entry & form.present and not (0 <= below < frames.count and frames.owner[below] == HYPERVISOR)
+            if not guests or level == 2 or entry & form.kind_mask != form.table or frames.kind[below] != level - 1:
+                tables.lend(frame, index, self._leading[level])
+                break
+            frame = below + frames.first
         self._lent = version
 
     def _user_root(self) -> int:
-        version = self._root, self.tables.top_changes
+        version = self._roots[0], self.tables.top_changes
         if version != self._user_of:
-            kept = self.tables.form.kept
-            first = (self._root - self.tables.domain.first) * 512
+            form = self.tables.form
+            first, (mask, value) = version[0] - self.tables.domain.first, form.user
+            own = {*form.reserved, *self.tables.lent_in(version[0])}
+            present = form.levels[-1].present
             words = [
-                entry if entry & w.PRESENT and entry >> kept & w.USER else 0
-                for entry in self.tables.words[first : first + _HALF]
+                entry if entry & present and entry & mask == value and index not in own else 0
+                for index, entry in enumerate(self.tables.words[first * 512 : first * 512 + self.USER_SLOTS])
             ]
-            own, at = self._host.words(self._user)[:_HALF], self._user << 12
-            changed = [index for index, old in enumerate(own.tolist()) if old not in (0, words[index])]
-            own[:] = words
+            copy, at = self._host.words(self._user)[: self.USER_SLOTS], self._user << 12
+            changed = [index for index, old in enumerate(copy.tolist()) if old not in (0, words[index])]
+            copy[:] = words
             self._engine.flush_tlb([(at + 8 * index, -1) for index in changed])
             self._user_of = version
         return self._user << 12
@@ -158,23 +219,37 @@ class DirectViews:
 
     @property
     def root(self) -> int:
-        """Machine frame of the root in use."""
-        return self._root
+        """Machine frame of the root in use; the one with the hypervisor's window, where there are more."""
+        return self._roots[self.WINDOW_ROOT]
 
-    def load(self, frame: int) -> None:
+    def begin(self, frames: Sequence[int]) -> None:
+        """Take the first roots into use (machine frames), with all that is below. Raises `Refused`; then none is."""
+        tables, taken = self.tables, []
+        try:
+            for frame in frames:
+                tables.use_root(frame)
+                taken.append(frame)
+            self._roots[:] = frames
+            self.lend_window()
+        except Refused:
+            self._roots[:] = [0] * len(frames)
+            for frame in taken:
+                tables.leave_root(frame)
+            raise
+        self.flush_all()
+
+    def load(self, frame: int, part: int = 0) -> None:
         """Use another root (a machine frame): all of it is validated first. Raises `Refused`, and nothing changed."""
-        tables, before = self.tables, self._root
+        tables, before = self.tables, self._roots[part]
         tables.use_root(frame)
-        self._root = frame
+        self._roots[part] = frame
         try:
             self.lend_window()
         except Refused:
-            self._root = before
+            self._roots[part] = before
             tables.leave_root(frame)
             raise
-        if before:
-            tables.leave_root(before)
-        self._walker.root = tables.domain.guest[frame - tables.domain.first] << 12
+        tables.leave_root(before)
         self.flush_all()
 
     def settle(self) -> None:
@@ -200,8 +275,8 @@ class DirectViews:
 
     def _forget_code(self, frame: int) -> None:
         """Let the engine forget what it made of a frame's code: it asks for an address that maps the frame."""
-        self._host.words(self._probed)[0] = frame << 12 | _OWN_PAGE
-        self._engine.set_root(self._probe << 12)
+        self._host.words(self._probed)[0] = frame << 12 | self.OWN.pages[READ | EXECUTE]
+        self._enter_probe()
         self._engine.code_changed(0, 4096)
         self.use(self.view)
 
@@ -216,13 +291,13 @@ class DirectViews:
 
     def _machine_frame(self, address: int) -> int:
         """The frame that the kernel reaches at an address, or -1."""
-        number = -1 if (address + _HOLE) >> 48 & 0xFFFF else self.frame_of(address)
+        number = self.frame_of(address)
         return -1 if number < 0 else self.tables.domain.machine[number]
 
     def use(self, view: int) -> None:
         """Make `view` of the current root the one that the engine runs in."""
         self.view = view
-        self._engine.set_root(self._root << 12 if view == KERNEL_VIEW else self._user_root())
+        self._enter(view)
 
     def flush_all(self) -> None:
         """Every translation goes, the hypervisor's own of guest addresses too."""
@@ -241,7 +316,7 @@ class DirectViews:
         self._engine.flush_tlb()
 
     def load_root(self) -> None:
-        """A guest that wrote the root's register by itself: only calls do that here."""
+        """A guest that wrote a register of translation by itself: only calls do that here."""
         raise ProcessorShutdown("a guest whose own tables are walked loaded a root by an instruction; roots are called")
 
     # -- faults ---------------------------------------------------------------------------------
@@ -253,7 +328,7 @@ class DirectViews:
         self.fills += 1
         again = address, self.fills - 1
         if self._last == again:  # twice in a row: what the walk allows the processor does not
-            raise Fault(_PAGE_FAULT, w.ERROR_PRESENT | (w.ERROR_WRITE if write else 0), address)
+            raise self._stale(address, write)
         self._last = address, self.fills
         self._engine.flush_tlb()
 
@@ -265,15 +340,11 @@ class DirectViews:
         except Refused:
             raise ProcessorShutdown("a guest mapped something at the hypervisor's window; leave it free") from None
 
-    def install_descriptors(self, _address: int) -> bool:
-        """There are no descriptors."""
-        return False
-
     def frame_of(self, address: int) -> int:
         """The frame that the guest's kernel has mapped at `address`, or -1."""
         try:
-            return self._walker.walk(address, False, False, False).frame >> 12
-        except Fault:
+            return (self._walker.walk(address, False, False, False).frame >> 12) - self.tables.domain.base
+        except ArchitecturalException:
             return -1
 
     def written(self, number: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _PAGE_FAULT: Final = 14
 _ALL: Final = 0o77
-_FOUR_LEVELS: Final = (4, 3, 2, 1)
+_HOLE: Final = 0x8000_0000_0000
 
 
 class DirectWalker:
@@ -28,41 +28,53 @@ class DirectWalker:
         self._domain = tables.domain
         self._first = tables.domain.first
         self._kept = tables.form.kept
-        self.root = 0
-        """Guest-physical address of the root."""
+        self._levels = [
+            (level, level * 9 + 3, tables.form.levels[level - 1]) for level in range(tables.form.top, 0, -1)
+        ]
+        self.roots = [0]
+        """Machine frame of the root."""
         self.result = PageWalk()
 
     def find(self, address: int) -> tuple[int, int] | None:
-        """Machine frame and index of the last-level entry for a canonical address, None where there is no table."""
-        frame = self._domain.machine[self.root >> 12]
-        for level in (4, 3, 2):
-            entry = self._tables.words[(frame - self._first) * 512 + (address >> 9 * level + 3 & 511)]
-            if not entry & w.PRESENT or entry & w.LARGE:
+        """Machine frame and index of the last-level entry for an address, None where there is no table."""
+        frame = self.roots[0]
+        if self._beyond(address):
+            return None
+        for _, shift, form in self._levels[:-1]:
+            entry = self._tables.words[(frame - self._first) * 512 + (address >> shift & form.entries - 1)]
+            if not entry & w.PRESENT or entry & form.kind_mask != form.table:
                 return None
             frame = (entry & w.FRAME_MASK) >> 12
             if not 0 <= frame - self._first < self._domain.count:
                 return None
         return frame, address >> 12 & 511
 
+    def _beyond(self, address: int) -> bool:
+        """Whether there is no such address."""
+        return (address + _HOLE) >> 48 & 0xFFFF != 0
+
     def walk(self, address: int, write: bool, user: bool, fetch: bool) -> PageWalk:
-        """Translate a canonical `address` for the access; sets accessed and dirty bits. Raises `Fault` 14."""
+        """Translate an `address` for the access; sets accessed and dirty bits. Raises `Fault` 14."""
         words, first, count = self._tables.words, self._first, self._domain.count
         result = self.result
         writable, allowed, no_execute = True, True, False
-        place = self._domain.machine[self.root >> 12] - first
-        for level in _FOUR_LEVELS:
-            shift = 9 * level + 3
-            at = place * 512 + (address >> shift & 511)
+        place = self.roots[0] - first
+        if self._beyond(address):
+            raise self._fault(address, 0, write, user, fetch)
+        for level, shift, form in self._levels:
+            at = place * 512 + (address >> shift & form.entries - 1)
             entry = words[at]
             if not entry & w.PRESENT:
                 raise self._fault(address, 0, write, user, fetch)
-            writable = writable and entry & w.WRITABLE != 0
-            allowed = allowed and entry >> self._kept & w.USER != 0
-            no_execute = no_execute or entry & w.NO_EXECUTE != 0
             place = ((entry & w.FRAME_MASK) >> 12) - first
             if not 0 <= place < count:
                 raise self._fault(address, w.ERROR_PRESENT, write, user, fetch)
             result.entries[level] = entry
+            if not form.imposed:  # it has no rights, and no marks
+                continue
+            writable = writable and entry & w.WRITABLE != 0
+            allowed = allowed and entry >> self._kept & w.USER != 0
+            no_execute = no_execute or entry & w.NO_EXECUTE != 0
             leaf = level == 1 or entry & w.LARGE != 0
             if leaf and ((user and not allowed) or (write and not writable) or (fetch and no_execute)):
                 raise self._fault(address, w.ERROR_PRESENT, write, user, fetch)

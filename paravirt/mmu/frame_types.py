@@ -78,8 +78,10 @@ class Refused(Exception):
 class Domain:
     """One guest: the frames that it was given, by its own numbers and by the machine's."""
 
-    def __init__(self, number: int, first: int, memory: memoryview, order: Sequence[int] | None) -> None:
+    def __init__(self, number: int, first: int, memory: memoryview, order: Sequence[int] | None, base: int) -> None:
         self.number = number
+        self.base = base
+        """The number that the guest has for its first frame; below, its numbers are less that."""
         self.first = first
         """Its first machine frame; memory lies in the order of machine frames."""
         self.count = memory.nbytes >> 12
@@ -129,11 +131,12 @@ class FrameTable:
         self.on_flush_due: Callable[[], None] = lambda: None
         """Called when `flush_due` becomes true, for whoever flushes at once."""
 
-    def add_domain(self, memory: memoryview, first: int, order: Sequence[int] | None = None) -> Domain:
+    def add_domain(self, memory: memoryview, first: int, order: Sequence[int] | None = None, base: int = 0) -> Domain:
         """Give the frames from `first` on, whose contents are `memory`, to a new domain.
 
-        `order` says which of them stands behind each of the guest's frames; by default they do in their order. Raises
-        `ValueError` for frames that there are not, or that belong to somebody.
+        `order` says which of them stands behind each of the guest's frames; by default they do in their order. `base`
+        is the first one's number where that is not 0. Raises `ValueError` for frames that there are not, or belong
+        to somebody.
         """
         count, at = memory.nbytes >> 12, first - self.first
         if at < 0 or at + count > self.count:
@@ -144,7 +147,7 @@ class FrameTable:
             raise ValueError("254 domains are as many as there can be; end one first")
         if order is not None and sorted(order) != list(range(count)):
             raise ValueError(f"the order of {count} frames must name each of them once")
-        domain = Domain(len(self.domains) + 2, first, memory, order)
+        domain = Domain(len(self.domains) + 2, first, memory, order, base)
         self.owner_array[at : at + count] = domain.number
         self.domains.append(domain)
         return domain

@@ -47,7 +47,8 @@ class MachineEntries:
     def machine_frame(self, number: int) -> int:
         """The machine frame behind a guest frame. Raises `Refused`."""
         domain = self.domain
-        frame = domain.machine[number] if 0 <= number < domain.count else NOWHERE
+        at = number - domain.base
+        frame = domain.machine[at] if 0 <= at < domain.count else NOWHERE
         if frame == NOWHERE:
             raise Refused(Refusal.NO_FRAME, number)
         return frame
@@ -61,8 +62,8 @@ class MachineEntries:
             raise Refused(Refusal.MALFORMED, 0, entry)
         if self.translates:
             mask = form.memory_address if kind == form.memory else form.table_address
-            number = (entry & mask) >> 12
-            if number < self.domain.count:
+            number = ((entry & mask) >> 12) - self.domain.base
+            if 0 <= number < self.domain.count:
                 frame = self.domain.machine[number]
                 if frame == NOWHERE:
                     raise Refused(Refusal.NO_FRAME, number, entry)
@@ -87,7 +88,7 @@ class MachineEntries:
             at = ((entry & mask) >> 12) - self.domain.first
             if not 0 <= at < self.domain.count:
                 return 0
-            entry = entry & ~mask | self.domain.guest[at] << 12 | entry & mask & 0xFFF
+            entry = entry & ~mask | self.domain.guest[at] + self.domain.base << 12 | entry & mask & 0xFFF
         return self.form.restore(level, entry)
 
     def read(self, frame: int, index: int) -> int:
@@ -105,21 +106,36 @@ class MachineEntries:
     def _to_machine_frames(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Machine frames of frames that are named by the guest's numbers; others stay."""
         domain = self.domain
-        own = numbers < domain.count
+        places = numbers - domain.base
+        own = (places >= 0) & (places < domain.count)
         if own.all():
-            return domain.machine_array[numbers].astype(np.int64)
-        return np.where(own, domain.machine_array[np.where(own, numbers, 0)].astype(np.int64), numbers)
+            return domain.machine_array[places].astype(np.int64)
+        return np.where(own, domain.machine_array[np.where(own, places, 0)].astype(np.int64), numbers)
+
+    def impose_on_pages(self, entries: NDArray[Any], numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """What is stored in a table of pages in use for present entries, which lead to machine frames `numbers`."""
+        form, kind = self._levels[1], self._dtype.type
+        for mask, value, bits in form.exchanged:
+            entries = np.where(entries & kind(mask) == kind(value), entries ^ kind(bits), entries)
+        changed = form.imposed | form.stripped
+        stored: NDArray[Any] = entries & self._not(changed | form.memory_address)
+        stored |= numbers.astype(self._dtype) << kind(12) | kind(form.imposed)
+        if self.form.kept:
+            stored |= (entries & kind(changed)) << kind(self.form.kept)
+        return stored
 
     def pages_to_guest(self, entries: NDArray[Any]) -> NDArray[Any]:
         """`to_guest` of present entries of a table of pages in use."""
         form, kind = self._levels[1], self._dtype.type
         if self.translates:
             numbers = ((entries & kind(form.memory_address)) >> kind(12)).astype(np.int64) - self.domain.first
-            own = self.domain.guest_array[numbers].astype(self._dtype) << kind(12)
+            own = self.domain.guest_array[numbers].astype(self._dtype) + kind(self.domain.base) << kind(12)
             entries = entries & self._not(form.memory_address) | own
         changed = form.imposed | form.stripped
         if not self.form.kept or not changed:
             return entries
+        for mask, _, flipped in form.exchanged:
+            entries = np.where(entries & kind(flipped & ~mask) != kind(0), entries ^ kind(flipped), entries)
         bits = entries >> kind(self.form.kept) & kind(changed)
         restored: NDArray[Any] = entries & self._not(changed | changed << self.form.kept) | bits
         return restored

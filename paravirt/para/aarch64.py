@@ -12,6 +12,7 @@ from emulator.board.arm_boot import ArmEntry
 from emulator.engine.aarch64 import MAY_CACHE, MAY_TYPE, MAY_ZERO, SP
 from emulator.engine.exit import Exit
 from emulator.isa.aarch64 import exceptions as x
+from emulator.isa.aarch64.exceptions import AArch64Exception
 from emulator.isa.aarch64.paging import FRAME_MASK, SCTLR_M
 from emulator.isa.exceptions import ArchitecturalException
 from paravirt.abi.calls import Status
@@ -24,6 +25,7 @@ from paravirt.abi.guests import (
     Convention,
     Trap,
 )
+from paravirt.mmu.direct_aarch64 import AArch64DirectViews, AArch64DirectWalker
 from paravirt.modes.aarch64.hypervisor import AArch64Hypervisor
 from paravirt.para.guest import ParaGuest, Refused
 
@@ -31,6 +33,13 @@ _TCR: Final = 16 | 16 << 16 | 2 << 30 | 1 << 32
 """Both halves of 48 bits by 4 KiB pages."""
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _TABLE: Final = 3
+_MAY_DIRECT: Final = MAY_TYPE | MAY_ZERO
+"""What a guest may do without an exit whose own tables are walked: no maintenance of caches."""
+_BY_ADDRESS: Final = 0xFFFF_F000, 0xD50B_7000
+"""(mask, value) of SYS #3, C7, whose register is an address."""
+_FOR_CODE: Final = 5 << 3 | 1
+_MAINTENANCE: Final = frozenset({_FOR_CODE, *(line << 3 | 1 for line in (10, 11, 14))})
+"""CRm and op2 of IC IVAU, DC CVAC, DC CVAU, DC CIVAC (DDI 0487, C5.3)."""
 _FETCHES: Final = frozenset({x.FETCH_LOWER, x.FETCH_SAME})
 _DATA: Final = frozenset({x.DATA_LOWER, x.DATA_SAME})
 _SIMPLE: Final = {
@@ -122,15 +131,88 @@ class AArch64Para(ParaGuest, AArch64Hypervisor):
         if context.sctlr & SCTLR_M:
             self.address_space_changed()
 
-    def _new_kernel_base(self, root: int, part: int) -> int:
+    def load_kernel_root(self, root: int, part: int) -> int:
         """TTBR1_EL1, and translation is on."""
         if part != 1 or not self.is_root(root):
             raise Refused(Status.INVALID)
+        self._translate(root)
+        self.translation_changed()
+        return 0
+
+    def _translate(self, root: int) -> None:
         context = self.vcpu.context
         context.ttbr1, context.tcr = root, _TCR
         context.sctlr |= SCTLR_M
-        self.translation_changed()
-        return 0
+
+    # -- where the guest's own tables are walked -------------------------------------------------
+
+    @property
+    def first_roots(self) -> tuple[int]:
+        """What TTBR0_EL1 has before that begins."""
+        return (self.vcpu.context.ttbr0 & FRAME_MASK,)
+
+    def root_taken(self, root: int, part: int) -> None:
+        """A root of the guest's is what the processor walks."""
+        if part:
+            self._translate(root)
+        else:
+            self.vcpu.context.ttbr0 = root
+
+    def go_direct(self, views: AArch64DirectViews, walker: AArch64DirectWalker) -> None:
+        """From now on the processor walks the guest's own tables: code runs from the guest's frames, too, and what the
+        engine made of it is forgotten where caches are maintained by address."""
+        self._forget_devices()
+        self.shadow = views  # type: ignore[assignment]
+        self.code.attach(views)
+        self.vcpu.use_walkers(walker, AArch64DirectWalker(views.tables, walker.roots))  # type: ignore[arg-type]
+        self.vcpu.before_write = views.written
+        self._walked = views
+        self._may = -1
+        self._allow()
+
+    _walked: AArch64DirectViews | None = None
+
+    def _allow(self) -> None:
+        if self._walked is None:
+            super()._allow()
+            return
+        state = (_MAY_DIRECT & self.vcpu.context.sctlr if self.vcpu.level == 0 else _MAY_DIRECT) | self.vcpu.level
+        if state != self._may:
+            self._may = state
+            self.engine.allow_user(state & ~1, self.vcpu.level == 1)
+
+    def _undefined(self, kind: int) -> None:
+        """Maintenance of caches by address says where code was written."""
+        views = self._walked
+        if views is not None and kind == x.SYSTEM_REGISTER and self._maintain(views):
+            return
+        super()._undefined(kind)
+
+    def _maintain(self, views: AArch64DirectViews) -> bool:
+        """Do what DC and IC by address do, where the instruction is one. False for others."""
+        word = int.from_bytes(self._fetch(self._registers.pc), "little")
+        if word & _BY_ADDRESS[0] != _BY_ADDRESS[1] or word >> 5 & 0x7F not in _MAINTENANCE:
+            return False
+        self.exits.count("cache maintenance", "trap")
+        address = self.vcpu.gpr[word & 31] if word & 31 != 31 else 0
+        try:
+            self.vcpu.translate(address, False, self.vcpu.level == 0)
+            if word >> 5 & 0x7F == _FOR_CODE:
+                views.code_written(address & -64, 64)
+        except ArchitecturalException as fault:
+            self._refuse(fault, "page fault to the guest")
+            return True
+        self.vcpu.advance()
+        return True
+
+    def _data_abort(self, address: int, syndrome: int) -> None:
+        """Where tables are walked, every abort is the guest's but the window's."""
+        if self._walked is None:
+            super()._data_abort(address, syndrome)
+        elif syndrome & 0x3F == x.ALIGNMENT_FAULT:
+            self._refuse(AArch64Exception(x.DATA_SAME, syndrome & 0x1FF_FFFF, address))
+        elif not (self.vcpu.level and self._fill_window(address)):
+            self._fill(address, bool(syndrome & x.WNR), False)
 
     def forget_page(self, address: int) -> None:
         """TLBI by address, of all address spaces."""

@@ -152,7 +152,7 @@ class ArmPara(ParaGuest, ArmHypervisor):
         if context.sctlr & _MMU_ON:
             self.address_space_changed()
 
-    def _new_kernel_base(self, root: int, part: int) -> int:
+    def load_kernel_root(self, root: int, part: int) -> int:
         """TTBR1, and translation is on."""
         if part != 1 or not self._is_root(root, part):
             raise Refused(Status.INVALID)

@@ -484,9 +484,9 @@ class ParaGuest(ParaSaving):
         return 0
 
     def _new_base(self, root: int, part: int) -> int | None:
-        return self._new_kernel_base(root, part) if part else self._table_calls().new_base(root)
+        return self._table_calls().new_base(root, part)
 
-    def _new_kernel_base(self, root: int, part: int) -> int:
+    def load_kernel_root(self, root: int, part: int) -> int:
         """Of an instruction set whose kernel has a root of its own."""
         raise Refused(Status.INVALID)
 

@@ -39,6 +39,10 @@ class TableMachine(Protocol):
         """Change the address space."""
         ...
 
+    def load_kernel_root(self, root: int, part: int) -> int:
+        """Change what all address spaces share; the result of the call. Raises `Refused`."""
+        ...
+
     def forget_page(self, address: int) -> None:
         """Drop one translation."""
         ...

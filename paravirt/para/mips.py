@@ -162,7 +162,7 @@ class MipsPara(ParaGuest, MipsHypervisor):
         self.vcpu.root = value
         self.shadow.space_changed()
 
-    def _new_kernel_base(self, root: int, part: int) -> int:
+    def load_kernel_root(self, root: int, part: int) -> int:
         """Of KSEG2."""
         if part != 1 or not self.is_root(root):
             raise Refused(Status.INVALID)

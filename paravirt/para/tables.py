@@ -43,8 +43,8 @@ class TableCalls(Protocol):
         """It is one only as long as it is used."""
         ...
 
-    def new_base(self, root: int) -> int:
-        """Load a root."""
+    def new_base(self, root: int, part: int = 0) -> int:
+        """Load a root: the first, or the kernel's own where there is one."""
         ...
 
     def flush_page(self, address: int) -> int:
@@ -105,8 +105,10 @@ class ShadowedTables:
         """As `pin`."""
         return self.pin(table, 1)
 
-    def new_base(self, root: int) -> int:
+    def new_base(self, root: int, part: int = 0) -> int:
         """The root must lie in memory."""
+        if part:
+            return self._machine.load_kernel_root(root, part)
         if not self._machine.is_root(root):
             return -Status.INVALID
         self._machine.load_root(root)

@@ -154,6 +154,13 @@ class _X86Para(ParaGuest, X86Hypervisor):
         """CR3 loaded anew: no translation is global."""
         self.load_root(self.vcpu.cr3)
 
+    first_roots = ()
+    """There is one root."""
+
+    def root_taken(self, root: int, _part: int) -> None:
+        """CR3 has it."""
+        self.vcpu.cr3 = root
+
     def go_direct(self, views: DirectViews, walker: AnyWalker) -> None:
         """From now on the processor walks the guest's own tables: code runs from the guest's frames, too."""
         self.shadow = views  # type: ignore[assignment]

@@ -4,7 +4,10 @@
 #include "kernel.h"
 
 #define AREA 0x10000000ul   /* of a process */
-#define DATA 0x4000000ul    /* physical: 64 MiB that processes share, beyond the kernel's own mapping */
+#ifndef PHYSICAL_BASE
+#define PHYSICAL_BASE 0
+#endif
+#define DATA (PHYSICAL_BASE + 0x4000000ul) /* 64 MiB that processes share, beyond the kernel's own mapping */
 #define MEGABYTE (0x100000 / PAGE)
 #define LARGEST 64
 #define TIMES 256

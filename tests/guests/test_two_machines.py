@@ -148,8 +148,8 @@ def test_the_attack_sees_what_a_hypervisor_that_forgets_who_owns_a_frame_would_l
 ) -> None:
     add = DirectHost.add
 
-    def forgetful(self: DirectHost, memory: memoryview) -> Domain:
-        domain = add(self, memory)
+    def forgetful(self: DirectHost, memory: memoryview, base: int = 0) -> Domain:
+        domain = add(self, memory, base)
         self.frames.owner_array[self.frames.owner_array > 1] = domain.number
         return domain
 

@@ -62,7 +62,13 @@ _LONG: Final = (
     _level(39, 0, False, True),
 )
 LONG_MODE: Final = EntryFormat(
-    "x86-64", 8, _LONG, kept=_KEPT, reserved=range(256, 272), descriptors=descriptors_allowed
+    "x86-64",
+    8,
+    _LONG,
+    kept=_KEPT,
+    reserved=range(256, 272),
+    user=(w.USER << _KEPT, w.USER << _KEPT),
+    descriptors=descriptors_allowed,
 )
 """Four levels. The kernel of a guest whose table is walked runs at level 3, so every page has the user bit; no page is
 global, since kernel and user code differ in their roots. The reserved slots are those that Linux leaves to a hypervisor

@@ -242,6 +242,14 @@ class AArch64VirtualCpu:
 
     # -- memory ---------------------------------------------------------------------------------
 
+    def use_walkers(self, walker: Walker, code_walker: Walker) -> None:
+        """Translate by these from now on."""
+        self.walker, self._code_walker = walker, code_walker
+
+    def forget_translations(self) -> None:
+        """None are kept but the walkers'."""
+        self.context.generation += 1
+
     def forget_writes(self) -> None:
         """From now on `before_write` must be asked again."""
         self._written.clear()

@@ -9,16 +9,54 @@
 	.type _start, %function
 _start: /* X0 = physical address of the device tree, by Linux's boot protocol */
 	mov x20, x0
+	/* 64 MiB of memory by pages: only the image's text is executable, and the tables are not mapped writable. */
+	adrp x1, direct_tables
+	adrp x2, __text_start
+	adrp x3, __text_end
+	adrp x4, page_tables
+	adrp x5, page_tables_end
+	mov x6, #PHYSICAL_BASE
+	mov x7, #DIRECT_PAGES
+	ldr x10, =PTE_PAGE + PTE_UXN + PTE_PXN
+	ldr x11, =PTE_PAGE + PTE_UXN
+1:	cmp x6, x2
+	ccmp x6, x3, #2, hs
+	csel x8, x10, x11, hs
+	cmp x6, x4
+	ccmp x6, x5, #2, hs
+	b.hs 2f
+	orr x8, x8, #PTE_READ_ONLY
+2:	add x8, x8, x6
+	str x8, [x1], #8
+	add x6, x6, #0x1000
+	subs x7, x7, #1
+	b.ne 1b
+	.macro point table, index, below
+	adrp x1, \table
+	adrp x2, \below
+	add x2, x2, #PTE_TABLE
+	str x2, [x1, #8 * (\index)]
+	.endm
+	point kernel_table, 256, kernel_upper /* of the upper half, 512 GiB */
+	point kernel_upper, 0, kernel_middle
+	adrp x1, kernel_middle
+	adrp x2, direct_tables
+	add x2, x2, #PTE_TABLE
+	mov x3, #DIRECT_PAGES / 512
+3:	str x2, [x1, #8 * 64] /* at KERNEL_BASE */
+	add x1, x1, #8
+	add x2, x2, #0x1000
+	subs x3, x3, #1
+	b.ne 3b
 	ldr x9, =RETRAP_CALL
 	mov x8, #RETRAP_CALL_NEW_BASE
-	adrp x0, identity_table
+	adrp x0, empty_table
 	mov x1, #0
 	blr x9
 	adrp x0, kernel_table
 	mov x1, #1
-	blr x9
-	ldr x0, =high
-	br x0
+	ldr x30, =high /* where the call returns to: this address is not mapped any more */
+	br x9
 	.ltorg
 high:
 	ldr x0, =boot_stack_top
@@ -38,45 +76,21 @@ high:
 	.balign 4
 	.long RETRAP_VERSION
 
-	.section .data.page_tables, "aw"
+	.section .bss.page_tables, "aw", %nobits
 	.balign 4096
-#define PHYS(symbol) ((symbol) - KERNEL_BASE + PHYSICAL_BASE)
-	.globl kernel_table, kernel_middle, empty_table, image_tables
-kernel_table: /* the upper half: one entry of 512 GiB */
-	.fill 256, 8, 0
-	.quad PHYS(kernel_upper) + PTE_TABLE
-	.fill 255, 8, 0
+	.globl page_tables, page_tables_end, kernel_table, kernel_middle, empty_table, direct_tables
+page_tables:
+kernel_table:
+	.skip 4096
 kernel_upper:
-	.quad PHYS(kernel_middle) + PTE_TABLE
-	.fill 511, 8, 0
+	.skip 4096
 kernel_middle: /* from 0xffff800000000000 on */
-	.fill 64, 8, 0
-	.set i, 0
-	.rept 32 /* 64 MiB of memory at KERNEL_BASE */
-	.if i < 2
-	.quad PHYS(image_tables) + i * 4096 + PTE_TABLE
-	.else
-	.quad PHYSICAL_BASE + (i << 21) + PTE_BLOCK + PTE_PXN + PTE_UXN
-	.endif
-	.set i, i + 1
-	.endr
-	.fill 32, 8, 0
-	.fill 384, 8, 0
-image_tables: /* rights by section are set in arch_start */
-	.set i, PHYSICAL_BASE
-	.rept 1024
-	.quad i + PTE_PAGE + PTE_UXN
-	.set i, i + 0x1000
-	.endr
-identity_table: /* the start, where it is loaded: dropped by arch_start */
-	.quad PHYS(identity_upper) + PTE_TABLE
-	.fill 511, 8, 0
-identity_upper:
-	.quad 0
-	.quad PHYSICAL_BASE + PTE_BLOCK + PTE_UXN
-	.fill 510, 8, 0
-empty_table:
-	.fill 512, 8, 0
+	.skip 4096
+empty_table: /* the lower half without a process */
+	.skip 4096
+direct_tables:
+	.skip DIRECT_PAGES * 8
+page_tables_end:
 
 	.section .volatile, "aw", %nobits
 	.balign 4096

@@ -1,4 +1,4 @@
-/* The memory workload's para-virtual port to x86-64. How it changes page tables is up to what the hypervisor does
+/* The memory workload's para-virtual port. How it changes page tables is up to what the hypervisor does
  * with them (a word of the shared page): SHADOWED, it stores into them itself; DIRECT, each store is a call, and each
  * load; BATCHED, stores are queued, a table that gets many is opened and edited as memory, and loads are translated
  * here. A page that becomes a table loses its right to be written first. */
@@ -11,14 +11,11 @@ enum { SHADOWED, DIRECT_WAY, BATCHED };
 #define WAY (*(volatile word *)(RETRAP_SHARED + 0xc00))
 #define FIRST_FRAME (*(volatile word *)(RETRAP_SHARED + 0xc08))
 #define NUMBERS (*(u32 *volatile *)(RETRAP_SHARED + 0xc18))
-#define OURS 0x104ul /* the user and global bits, which are the hypervisor's in a table in use */
-#define KEPT 50      /* where ours are kept, so many bits higher */
 #define MANY 32 /* stores into one table from which on it is opened */
 
-extern word kernel_pml4[512];
+extern word KERNEL_ROOT[512];
 extern char page_tables[], page_tables_end[];
 void arch_end(word status) NORETURN;
-#define PHYSICAL(symbol) ((word)(symbol) - KERNEL_BASE)
 
 static struct retrap_update queue[256] VOLATILE_DATA;
 static struct retrap_element calls[512] VOLATILE_DATA;
@@ -48,7 +45,7 @@ void arch_put_char(char c)
 }
 
 /* ---- entries: by the physical address of each ---- */
-static word direct_entry(word page) { return PHYSICAL(page_tables_end) - 0x20000 + page / PAGE * 8; }
+static word direct_entry(word page) { return PHYSICAL(page_tables_end) - 0x20000 + PAGE_NUMBER(page) * 8; }
 
 static void drain(void);
 static word get_entry(word pointer);
@@ -75,7 +72,7 @@ static void close_tables(void)
 	word n = 0, fresh = 0;
 	for (word i = 0; i < open_count; i++) {
 		word table = opened[i].table, entry = get_entry(direct_entry(table));
-		n = element(n, RETRAP_CALL_PTE_UPDATE_PAGE, (word)DIRECT(table), entry & ~(word)PTE_W);
+		n = element(n, RETRAP_CALL_PTE_UPDATE_PAGE, (word)DIRECT(table), CLOSED(entry));
 		if (opened[i].pointer)
 			links[fresh++] = (struct retrap_update){opened[i].pointer, opened[i].value};
 		else
@@ -121,7 +118,7 @@ static void open_table(word table)
 	if (queued)
 		n = element(n, RETRAP_CALL_PTE_UPDATE, (word)queue, queued);
 	n = element(n, RETRAP_CALL_TABLE_OPEN, table, 0);
-	n = element(n, RETRAP_CALL_PTE_UPDATE_PAGE, (word)DIRECT(table), entry | PTE_W);
+	n = element(n, RETRAP_CALL_PTE_UPDATE_PAGE, (word)DIRECT(table), OPEN(entry));
 	call_many(n);
 	queued = in_one = 0;
 	opened[open_count].table = table;
@@ -179,9 +176,8 @@ static word get_entry(word pointer)
 			return opened[i].value;
 	entry = *(volatile word *)DIRECT(pointer);
 	frame = (entry & PTE_ADDRESS) >> 12;
-	if (WAY == BATCHED && entry & PTE_P && frame >= FIRST_FRAME)
-		entry = (entry & ~(PTE_ADDRESS | OURS | OURS << KEPT)) | (entry >> KEPT & OURS) |
-			(word)NUMBERS[frame - FIRST_FRAME] << 12;
+	if (WAY == BATCHED && entry & PRESENT && frame >= FIRST_FRAME)
+		entry = OWN_BITS(entry) | (word)NUMBERS[frame - FIRST_FRAME] << 12;
 	return entry;
 }
 
@@ -189,19 +185,19 @@ static word get_entry(word pointer)
 static void may_write(word page, bool writable)
 {
 	word at = direct_entry(page), entry = get_entry(at);
-	set_entry(at, writable ? entry | PTE_W : entry & ~(word)PTE_W, false);
+	set_entry(at, writable ? OPEN(entry) : CLOSED(entry), false);
 }
 
 /* ---- what the workload asks for ---- */
 static word entry_of(word root, word address, bool create)
 {
-	word table = root ? root : PHYSICAL(kernel_pml4);
+	word table = root ? root : PHYSICAL(KERNEL_ROOT);
 	for (u32 shift = 39; shift > 12; shift -= 9) {
 		word at = table + (address >> shift & 511) * 8, entry = get_entry(at);
-		if (!(entry & PTE_P)) {
+		if (!(entry & PRESENT)) {
 			if (!create)
 				return 0;
-			entry = page_new() | PTE_P | PTE_W | PTE_A | (root ? PTE_U : 0);
+			entry = TABLE_ENTRY(page_new(), root);
 			if (WAY == BATCHED && shift == 21) {
 				hook_later(entry & PTE_ADDRESS, at, entry);
 			} else {
@@ -236,8 +232,7 @@ static word found(word root, word address, bool create)
 
 void arch_map(word root, word address, word page, word rights)
 {
-	set_entry(found(root, address, true), page | PTE_P | (rights & RIGHT_WRITE ? PTE_W : 0) |
-		(rights & RIGHT_EXECUTE ? 0 : PTE_NX) | (rights & RIGHT_USER ? PTE_U : 0), true);
+	set_entry(found(root, address, true), LEAF(page, rights), true);
 }
 
 void arch_unmap(word root, word address)
@@ -263,16 +258,16 @@ void arch_root_switch(word root)
 {
 	drain();
 	root_in_use = root;
-	if (retrap_new_base(root ? root : PHYSICAL(kernel_pml4), 0))
+	if (retrap_new_base(root ? root : PHYSICAL(KERNEL_ROOT), 0))
 		fail("FAIL root              \n", root);
 }
 
 word arch_root_new(void)
 {
 	word root = page_new();
-	for (word i = 256; i < 512; i++)
-		if (kernel_pml4[i] & PTE_P && (i < 256 || i >= 272)) /* those are the hypervisor's */
-			((word *)DIRECT(root))[i] = get_entry(PHYSICAL(kernel_pml4) + 8 * i);
+	for (word i = PROCESS_SLOTS; i < 512; i++)
+		if (SHARED_SLOT(i) && KERNEL_ROOT[i] & PRESENT)
+			((word *)DIRECT(root))[i] = get_entry(PHYSICAL(KERNEL_ROOT) + 8 * i);
 	if (WAY != SHADOWED)
 		may_write(root, false);
 	return root;
@@ -282,7 +277,7 @@ static void drop_tables(word table, u32 level, u32 last, void (*drop)(word))
 {
 	for (u32 i = 0; i < last; i++) {
 		word entry = get_entry(table + 8 * i);
-		if (!(entry & PTE_P))
+		if (!(entry & PRESENT))
 			continue;
 		if (level)
 			drop_tables(entry & PTE_ADDRESS, level - 1, 512, drop);
@@ -297,11 +292,11 @@ void arch_root_drop(word root)
 {
 	drain();
 	if (WAY != SHADOWED) {
-		drop_tables(root, 2, 256, unprotect);
+		drop_tables(root, 2, PROCESS_SLOTS, unprotect);
 		unprotect(root);
 		drain();
 	}
-	drop_tables(root, 2, 256, page_drop);
+	drop_tables(root, 2, PROCESS_SLOTS, page_drop);
 	page_drop(root);
 	forget_known();
 }

@@ -5,7 +5,7 @@
 
 #define PHYS(symbol) ((symbol) - KERNEL_BASE)
 #define DIRECTORY (PTE_P | PTE_W | PTE_A)
-#define LEAF (PTE_P | PTE_W | PTE_A | PTE_D)
+#define PAGE_BITS (PTE_P | PTE_W | PTE_A | PTE_D)
 #define PAGES (0x4000000 / 0x1000)
 
 	.section .retrap.note, "a", @note
@@ -22,7 +22,7 @@ startup_64: /* identity-mapped; RSI = physical address of boot_params */
 	cld
 	/* The direct map, 64 MiB in small pages; the image, 2 MiB. */
 	leaq direct_pt(%rip), %rdi
-	movq $LEAF, %rax
+	movq $PAGE_BITS, %rax
 	btsq $63, %rax
 	movl $PAGES, %ecx
 1:	movq %rax, (%rdi)
@@ -31,7 +31,7 @@ startup_64: /* identity-mapped; RSI = physical address of boot_params */
 	decl %ecx
 	jnz 1b
 	leaq image_pt(%rip), %rdi
-	movl $LEAF + 0x1000000, %eax
+	movl $PAGE_BITS + 0x1000000, %eax
 	movl $512, %ecx
 2:	movq %rax, (%rdi)
 	addq $0x1000, %rax
