@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bt.image import notes
 from emulator.errors import BadImage, UsageError
 from paravirt.abi.calls import ABI_MAJOR, ABI_MINOR
 from paravirt.abi.guests import NOTE_NAME, NOTE_VERSION
@@ -25,6 +24,8 @@ _SECTION: Final = ".retrap.note"
 
 def version_of(image: Image) -> int | None:
     """The version of the interface that a kernel was ported to, major << 16 | minor; None where it was not."""
+    from bt.image import notes
+
     section = image.section(_SECTION)
     if section is None:
         return None

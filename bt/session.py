@@ -10,11 +10,10 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bt import para, xen
 from bt.devices import Attached, Devices
-from bt.image import Image, to_boot
 from emulator.engine.engines import NAMES, open_engine
 from emulator.errors import BadImage, EngineCrashed, UsageError
 from emulator.machine import Limits, Machine, Outcome
@@ -26,6 +25,7 @@ from paravirt.para.modes import para_hypervisor_for
 from paravirt.translator import Translator, Untouched
 
 if TYPE_CHECKING:
+    from bt.image import Image
     from bt.loadtime import LoadTimeTranslator
     from bt.plan import Plan
     from emulator.engine.protocol import Capabilities
@@ -70,12 +70,18 @@ class Options:
     """Disks and networks, of a Xen guest."""
     plan: Plan | None = None
     """A plan of the same mode to follow; a rewritten file brings its own."""
+    repeats: bool = False
+    """The run is recorded, or one that was recorded is done again."""
 
     def lacks(self, capabilities: Capabilities) -> str:
         """What an engine with such capabilities cannot do of this, in one clause; nothing where it can do all."""
         if self.mode == "native" and not capabilities.full_privilege:
             return "it cannot run a kernel at full privilege"
         return xen.lacks(capabilities) if self.mode == xen.MODE else ""
+
+    def open_engine(self, isa: str, passed_over: list[str], byte_order: str) -> Any:
+        """The CPU, as `emulator.engine.engines.open_engine` gives it."""
+        return open_engine(isa, self.engine, self.lacks, passed_over, byte_order, repeats=self.repeats)
 
     def check(self) -> None:
         """Raise `UsageError` for options that make no sense."""
@@ -149,7 +155,7 @@ class Session:
             xen.machine_memory(options) if of_xen else options.memory,
             console,
             platform=platform,
-            engine=lambda: open_engine(platform.isa, options.engine, options.lacks, self.passed_over, image.byte_order),
+            engine=lambda: options.open_engine(platform.isa, self.passed_over, image.byte_order),
             limits=options.limits,
         )
         try:
@@ -166,6 +172,8 @@ class Session:
             if options.devices:
                 self.attached = Attached(options.devices, self.driver, self.machine)
             return
+        from bt.image import to_boot
+
         boot = to_boot(
             image,
             initrd=options.initrd,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from bt import para
 from bt.session import MANIFEST, Options, Session
-from emulator.engine.engines import open_engine
 from emulator.errors import BadSnapshot, UsageError, brief
 from emulator.machine import Limits, Machine, Outcome
+from emulator.memory import GuestMemory
 from emulator.platforms import platform_of
 from paravirt.modes import hypervisor_for, must_trap, without_exit
 from paravirt.para.modes import para_hypervisor_for
@@ -179,13 +179,17 @@ class ResumedSession(Session):
         limits: Limits | None = None,
         timed: bool = False,
         cache: bool = True,
+        repeats: bool = False,
     ) -> None:
-        """`image`: where the guest's image is now, if not where it was; `engine`: another one to go on with.
+        """`image`: where the guest's image is now, if not where it was; `engine`: another one to go on with; `repeats`:
+        the run is recorded, or done again.
 
         Raises `BadSnapshot` for a snapshot that cannot be used, `EngineMissing` for an engine that cannot be had.
         """
         limits = limits or Limits()
-        self.options = options = options_of(snapshot, limits=limits, timed=timed, cache=cache, engine=engine)
+        self.options = options = options_of(
+            snapshot, limits=limits, timed=timed, cache=cache, engine=engine, repeats=repeats
+        )
         options.check()
         self.beforehand: Callable[[], Outcome | None] = lambda: None
         """Called right before the guest goes on; an outcome that it gives is the run's."""
@@ -199,13 +203,20 @@ class ResumedSession(Session):
         if image is not None:
             self._check_image()  # the one where it was is looked at when it is needed, which may be never
         platform, order = platform_of(snapshot.machine["isa"]), snapshot.machine["byte_order"]
-        self.machine = Machine(
-            options.memory,
-            console,
-            platform=platform,
-            engine=lambda: open_engine(platform.isa, options.engine, options.lacks, self.passed_over, order),
-            limits=options.limits,
-        )
+        memory = GuestMemory(options.memory, platform.memory_base)
+        snapshot.fill(memory)
+        try:
+            self.machine = Machine(
+                options.memory,
+                console,
+                platform=platform,
+                engine=lambda: options.open_engine(platform.isa, self.passed_over, order),
+                limits=options.limits,
+                memory=memory,
+            )
+        except BaseException:
+            snapshot.stop()
+            raise
         try:
             self.later: LaterTranslator | None = None
             translator: Translator = Untouched()
@@ -216,6 +227,7 @@ class ResumedSession(Session):
             self.exact = snapshot.restore(self.driver)
             """Whether it goes on exit for exit as the one that was saved."""
         except BaseException:
+            snapshot.stop()
             self.machine.close()
             raise
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emulator.errors import BadSnapshot
-from paravirt.services.snapshot import Snapshot
+from paravirt.services.snapshot_file import Snapshot
 
 MOST: Final = 8
 """Snapshots kept."""

@@ -132,7 +132,8 @@ def _warm(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:
         command = [sys.executable, "-m", "bt", "run", str(guest.kernel), "--initrd", str(file), "--warm"]
         command += ["--append", guest.command_line]
         # Nothing that the user has kept is in the way, nor pushed out.
-        environment = {**os.environ, "XDG_CACHE_HOME": folder}
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment |= {"XDG_CACHE_HOME": folder, "PYTHONPYCACHEPREFIX": folder}  # as where it is installed
         cold = _prompt(command, environment, lambda: _kept(Path(folder)))
         seconds = min(_prompt(command, environment) for _ in range(runs))
     yield Figure("--warm, from command to prompt", seconds, 0.6, True, "s", f"{cold:.1f} s the first time")

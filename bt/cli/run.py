@@ -166,9 +166,6 @@ def command(
     from bt import para, progress, xen
     from bt.cli import values
     from bt.devices import Devices, DiskFile
-    from bt.image import load
-    from bt.manifest import mode_of
-    from bt.session import Options, read_initrd
     from emulator.errors import UsageError
     from emulator.machine import Limits
 
@@ -193,6 +190,10 @@ def command(
             from bt.cli.resume import Resumed
 
             return Resumed.of(again, request, limits, timed=exits, cached=cached, whole=True).status()
+    from bt.image import load  # who goes on from a kept snapshot needs none of these
+    from bt.manifest import mode_of
+    from bt.session import Options, read_initrd
+
     with progress.stage(f"reading {file if kernel is not None else image}"):
         loaded = load(file)
     archive = read_initrd(initrd) if initrd is not None else b""
@@ -213,6 +214,7 @@ def command(
         timed=exits,
         cache=cached,
         devices=devices,
+        repeats=record is not None,
     )
     options.check()
     return Run(loaded, options, request).status()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,10 +20,12 @@ import numpy as np
 
 from emulator.errors import BadSnapshot, brief
 from emulator.isa.isas import ISAS
+from emulator.memory import GuestMemory
 from paravirt.hypervisor import Hypervisor
 from paravirt.services.code_state import reinstate_fixups
 from paravirt.services.columns import Columns, typed
 from paravirt.services.machine_state import Derived, MachineState, exactness, memory_regions, reinstate
+from paravirt.services.snapshot_fill import Filling, Runs, blank_rows, commit, put_first
 from paravirt.services.snapshot_form import (
     CHUNK,
     DIGEST,
@@ -48,6 +52,7 @@ _MOST_HEADER: Final = 1 << 24
 _MOST_SECTION: Final = 1 << 30
 _MOST_PARENTS: Final = 64
 _MOST_MEMORY: Final = 1 << 32
+_LARGE_FILE: Final = 1 << 22
 
 
 class Snapshot:
@@ -62,6 +67,7 @@ class Snapshot:
         self._sections: dict[str, tuple[dict[str, Any], memoryview]] = {}
         self.parent: Snapshot | None = None
         self._lent: Rows | None = None
+        self._filling: Filling | None = None
         with self._explained():
             end = len(self._data) - DIGEST
             for section in self.header["sections"]:
@@ -127,16 +133,21 @@ class Snapshot:
 
     def columns(self) -> Columns:
         """All columns of numbers."""
+        return Columns(self._columns)
+
+    @cached_property
+    def _columns(self) -> dict[str, memoryview]:
         with self._explained():
             section, data = self._sections["columns"]
             table = memoryview(self._expand(data, typed(int, section["raw"])))
-            found, at = {}, 0
+            found: dict[str, memoryview] = {}
+            at = 0
             for name, size in section["columns"]:
                 if not 0 <= size <= len(table) - at:
                     raise ValueError(f"the column {name} is longer than all of them")
                 found[typed(str, name)] = table[at : at + size]
                 at += size
-            return Columns(found)
+            return found
 
     @staticmethod
     def _expand(data: memoryview, size: int) -> bytes:
@@ -214,8 +225,20 @@ class Snapshot:
             found.update(self.parent.fetch(rest))
         return found
 
+    def fill(self, memory: GuestMemory) -> None:
+        """Begin to put the guest's memory in its place, beside whatever else is done until `restore` is asked to put
+        the rest into the machine that has this memory, all of it zero now."""
+        self._filling = Filling(memory, self.scatter)
+        self._filling.start()
+
+    def stop(self) -> None:
+        """Wait for what `fill` began."""
+        if self._filling is not None:
+            self._filling.join()
+
     def restore(self, driver: Hypervisor) -> bool:
-        """Put everything into a machine whose memory is zero; whether it goes on exit for exit as the saved one.
+        """Put everything into a machine whose memory is zero (or being filled); whether it goes on exit for exit as
+        the saved one.
 
         Raises `BadSnapshot` for a snapshot of another machine, or one that makes no sense.
         """
@@ -225,40 +248,37 @@ class Snapshot:
         derived = self.header.get("derived") == derived_key(driver) and not exactness(driver)
         with self._explained():
             memories = memory_regions(driver)
-            wanted = {"guest": rows_of(memories["guest"])}
+            filling, self._filling = self._filling, None
+            if filling is None or filling.memory is not driver.machine.memory:
+                filling = Filling(driver.machine.memory, self.scatter)
+                filling.run()
+            pages = filling.take()
             if derived:
-                wanted |= {name: rows_of(memory) for name, memory in memories.items() if name != "guest"}
-            pages = self._scatter(wanted, derived)
-            reinstate(driver, self._state(driver, pages))
+                for name, memory in memories.items():
+                    if name != "guest" and name in pages:
+                        put_first(rows_of(memory), pages.pop(name), name)
+            reinstate(driver, self._state(driver, pages if derived else None))
             if not derived and self.header.get("derived"):
                 self._keep_fixups(driver)
         return derived
 
-    def _scatter(self, wanted: Mapping[str, Rows], derived: bool) -> dict[str, bytes] | None:
-        """Put contents where they belong, and give those of pages that belong nowhere yet."""
-        places = self.places()
-        if "guest" not in places or len(places["guest"]) != len(wanted["guest"]):
+    def scatter(self, memory: GuestMemory) -> dict[str, Rows]:
+        """Put contents where they belong in the guest's memory, and give those of other regions. Raises `ValueError`
+        and its kin for what cannot be."""
+        places, guest = self.places(), rows_of(memory.view)
+        if "guest" not in places or len(places["guest"]) != len(guest):
             raise ValueError("the guest's memory is not of the machine's size")
-        made: dict[str, Rows] = {}
+        commit(memory, places["guest"])
+        made = {name: blank_rows(len(numbers)) for name, numbers in places.items() if name != "guest"}
         targets = []
         for name, numbers in places.items():
-            if name in wanted:
-                target = wanted[name]
-                if len(numbers) > len(target):
-                    raise ValueError(f"the region {name} is larger than the machine has")
-            elif derived:
-                target = made[name] = np.zeros((len(numbers), PAGE // 8), dtype=np.uint64)
-            else:
-                continue
-            pages = np.flatnonzero(numbers >= 0)
-            order = np.argsort(numbers[pages], kind="stable")
-            targets.append((target, numbers[pages][order], pages[order]))
+            target = made.get(name, guest)
+            targets.append(Runs(target, numbers))
             self._borrow(target, numbers)
         for first, rows in self._batches():
-            for target, numbers, pages in targets:
-                low, high = np.searchsorted(numbers, (first, first + len(rows)))
-                target[pages[low:high]] = rows[numbers[low:high] - first]
-        return {name: rows.tobytes() for name, rows in made.items()} if derived else None
+            for runs in targets:
+                runs.put(first, rows)
+        return made
 
     def _borrow(self, target: Rows, numbers: NDArray[np.int32]) -> None:
         """Put what the parents have where it belongs."""
@@ -284,13 +304,14 @@ class Snapshot:
         assert whole is not None
         reinstate_fixups(driver.code, whole)
 
-    def _state(self, driver: Hypervisor, pages: dict[str, bytes] | None) -> MachineState:
+    def _state(self, driver: Hypervisor, pages: dict[str, Rows] | None) -> MachineState:
         found = {name: typed(STATE[name], self.header["state"][name]) for name in STATE}
         derived = None
         if pages is not None:
-            columns, sources = self.columns(), pages["sources"]
+            columns, sources = self.columns(), pages["sources"].tobytes()
             pieces = [sources[at : at + PAGE] for at in range(0, len(sources), PAGE)]
-            derived = Derived(take_views(columns, driver.shadow), take_code(columns, pieces, pages["copies"]))
+            copies = pages["copies"].tobytes()
+            derived = Derived(take_views(columns, driver.shadow), take_code(columns, pieces, copies))
         return MachineState(
             processor=typed(driver.SAVED, self.header["processor"]),  # type: ignore[attr-defined]
             devices=typed(type(driver.board.state), self.header["devices"]),  # type: ignore[attr-defined]
@@ -309,7 +330,11 @@ def _read(path: Path) -> memoryview:
             size = os.fstat(file.fileno()).st_size
             if size > _MOST_MEMORY:
                 raise BadSnapshot(f"{path}: has {size} bytes, more than any snapshot; name another file")
-            return memoryview(file.read())
+            if size < _LARGE_FILE:
+                return memoryview(file.read())
+            room = mmap.mmap(-1, size)
+            room.madvise(mmap.MADV_HUGEPAGE)  # fewer faults
+            return memoryview(room)[: file.readinto(room)]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadSnapshot(f"{path}: cannot be read ({reason}); name a snapshot") from None

@@ -125,3 +125,12 @@ def test_memory_that_begins_elsewhere_is_addressed_from_there() -> None:
     assert memory.digest([(0x4000_0000, 8)]) == other.digest(), "contents count, and not where they lie"
     with pytest.raises(ValueError, match="multiple of 4096"):
         GuestMemory(4096, 12)
+
+
+def test_memory_that_is_had_beforehand_is_zero_and_the_hosts_own() -> None:
+    memory = GuestMemory(4 << 20, 0x1000)
+    memory.commit(0x1000 + 5000, 3 << 20)
+    assert memory.digest() == GuestMemory(4 << 20, 0x1000).digest()
+    memory.commit(0x1000, 0)
+    with pytest.raises(UnbackedAddress):
+        memory.commit(0x1000, (4 << 20) + 1)
