@@ -23,6 +23,11 @@ class Crossing:
     has been, by the code that leads there; a kernel that goes there by itself harms itself."""
     user_code: int = 0
     """Selector of CS that SYSRET loads."""
+    fault: int = 0
+    """Code behind that for entering, at which a page fault of user code arrives in the kernel's tables, at level 3,
+    with all registers but RCX and R11, which are saved as above. 0 where such faults exit."""
+    fault_address: int = 0
+    """A word for the address that the fault is about."""
 
 
 NOWHERE: Final = Crossing()

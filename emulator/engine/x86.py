@@ -158,6 +158,11 @@ class CrossingEngine(X86Engine, Protocol):
         whether it runs user code now, at an exit behind that, before the handler is."""
         ...
 
+    def show_memory(self, size: int) -> tuple[int, int] | None:
+        """Where a guest's kernel may read, and the code that enters it does: the first `size` bytes of physical memory,
+        and what the processor pushed at a page fault (error code, RIP, CS, RFLAGS, RSP, SS). None for too many."""
+        ...
+
     def open_crossing(self, kernel: int, user: int) -> None:
         """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""
         ...

@@ -106,6 +106,13 @@ NO_THREAD = 1 << 63
 CROSSINGS = 0x198
 """Offset: how often the kernel was entered without an exit, for reports."""
 
+CROSSING_FAULT = 0x1C0
+"""Offset of seven words, of the last page fault of user code that reached its kernel, or began to, without an exit:
+what the processor gave as its error, RIP, RFLAGS, RSP and address; how many reached it; where the handler is."""
+
+CROSSING_REGISTERS = 0x1F8
+"""Offset of eight words for the code between."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:

@@ -19,6 +19,8 @@ from emulator.isa.x86 import registers as r
 _GP, _PF = 13, 14
 _LEAVE: Final = 512
 """Offset of the code for leaving; that for entering is at the beginning."""
+_FAULT: Final = 1024
+"""Offset of the code for page faults."""
 _KERNEL, _USER = 0, 8
 """Offsets in the page of words: the roots."""
 _FRAME_RIP: Final = 8
@@ -39,9 +41,13 @@ class _Code:
         """Bytes as they are."""
         self.code += bytes.fromhex(text) + b"".join(operands)
 
+    def unless_equal(self, target: int) -> None:
+        """JNE."""
+        self.code += b"\x0f\x85" + _relative(target - (self._at + len(self.code) + 6))
+
     def unless_equal_slowly(self) -> None:
         """JNE to the handler's HLT, with the frame as it was pushed."""
-        self.code += b"\x0f\x85" + _relative(self._slow - (self._at + len(self.code) + 6))
+        self.unless_equal(self._slow)
 
     def word(self, text: str, address: int, behind: bytes = b"") -> None:
         """An instruction with a word of the engine's as its operand; `behind` is its immediate."""
@@ -75,9 +81,11 @@ class Gates:
         if crossing == NOWHERE:
             return
         self._vm.set_msrs({api.MSR_STAR: room.CODE_SELECTOR << 32 | (crossing.user_code & 0xFFFC) - 16 << 48})
-        entering, leaving = _entering(crossing), _leaving(crossing)
-        self._code[: len(entering)] = entering
-        self._code[_LEAVE : _LEAVE + len(leaving)] = leaving
+        parts = {0: _entering(crossing), _LEAVE: _leaving(crossing)}
+        if crossing.fault:
+            parts[_FAULT] = _faulting(crossing)
+        for at, code in parts.items():
+            self._code[at : at + len(code)] = code
 
     def open(self, kernel: int, user: int) -> None:
         """Lead from one of these roots to the other."""
@@ -99,13 +107,36 @@ def _entering(crossing: Crossing) -> bytes:
     """SYSCALL that did not leave level 3: a page fault at its target, which is alone in 64 KiB."""
     code = _Code(room.GATES, _PF)
     code.plain("817c24", bytes((_FRAME_RIP + 2,)), struct.pack("<I", room.SYSTEM_CALL >> 16 & 0xFFFF_FFFF))
-    code.unless_equal_slowly()
+    if crossing.fault:
+        code.unless_equal(room.GATES + _FAULT)
+    else:
+        code.unless_equal_slowly()
     code.word("488b25", room.GATE_WORDS + _KERNEL)  # mov rsp, [...]
     code.plain("0f22dc")  # mov cr3, rsp
     code.plain("48890c25", _low(crossing.saved))  # mov [saved], rcx
     code.plain("4c891c25", _low(crossing.saved + 8))  # mov [saved + 8], r11
     code.plain("48c7c1", _low(crossing.enter))  # mov rcx, enter
     code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))  # mov r11d, ...
+    code.go()
+    return code.code
+
+
+def _faulting(crossing: Crossing) -> bytes:
+    """Any other page fault: user code's goes to the kernel's tables, where code of level 3 sees whose it is."""
+    code = _Code(room.GATES + _FAULT, _PF)
+    code.plain("66817c24", bytes((_FRAME_RIP + 8,)), struct.pack("<H", crossing.user_code))
+    code.unless_equal_slowly()
+    code.plain("0f20dc")  # mov rsp, cr3: the kernel, once it was entered here, has that selector as well
+    code.word("483b25", room.GATE_WORDS + _USER)  # cmp rsp, [...]
+    code.unless_equal_slowly()
+    code.word("488b25", room.GATE_WORDS + _KERNEL)
+    code.plain("0f22dc")
+    code.plain("48890c25", _low(crossing.saved))
+    code.plain("4c891c25", _low(crossing.saved + 8))
+    code.plain("0f20d1")  # mov rcx, cr2
+    code.plain("48890c25", _low(crossing.fault_address))
+    code.plain("48c7c1", _low(crossing.fault))
+    code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))
     code.go()
     return code.code
 

@@ -101,7 +101,9 @@ class KvmProcessor:
         self._flip = 0
         self._changes: dict[int, int] = {}
         self._root_places: dict[int, tuple[memoryview, int]] = {}
-        self._root_entry = self._room.root_entry
+        self._root_entry, self._shown_root_entry = self._room.root_entry, self._room.shown_root_entry
+        self._kernel_roots: set[int] = set()
+        """Roots of which code that enters a kernel may read what the engine shows; forgotten when all tables are."""
         self._posted: list[tuple[int, int]] = []
         self._prepare()
 
@@ -256,8 +258,14 @@ class KvmProcessor:
         self._crossing, self._on_crossed = crossing, crossed
         self._gates.lead(crossing)
 
+    def show_memory(self, size: int) -> tuple[int, int] | None:
+        """Where the code that enters a kernel reads physical memory, and the frame of a fault; None for too much."""
+        return self._room.show_memory(size)
+
     def open_crossing(self, kernel: int, user: int) -> None:
         """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""
+        if self._crossing.fault:
+            self._kernel_roots.add(kernel)
         for root in (kernel, user):
             self._own_root(root)
         self._gates.open(kernel, user)
@@ -269,7 +277,7 @@ class KvmProcessor:
     def _own_root(self, physical: int) -> None:
         """Put the engine's own entry into a root."""
         place = self._root_places.get(physical) or self._place_of_root(physical)
-        place[0][place[1]] = self._root_entry
+        place[0][place[1]] = self._shown_root_entry if physical in self._kernel_roots else self._root_entry
 
     def _place_of_root(self, physical: int) -> tuple[memoryview, int]:
         """Where the engine's own entry of a root is: the words of its memory, and which."""

@@ -72,13 +72,20 @@ PORTS_WORD: Final = TSS + 102
 
 WINDOW: Final = BASE + (1 << 38)
 """From here on physical memory, up to 256 GiB, for the stub's stores: a GiB at a time as it is asked for."""
+SHOWN: Final = BASE + (1 << 37)
+"""From here on physical memory as a guest's kernel may read it, in roots that are given `shown_root_entry`."""
 _DIRECTORIES: Final = 16
 """GiB of physical memory that the window can show."""
 
 _PAGES: Final = 64
+_FRAME_SHOWN: Final = 12
+"""The stack's page once more, to be read in such roots."""
+_USER: Final = 4
+_READABLE: Final = 1 | _USER | 0x20 | 1 << 63
+_MOST_SHOWN: Final = 4
 
-_TABLES: Final = 3 + _DIRECTORIES
-"""Tables in front of the pages: one each of levels 3, 2 and 1, and the window's of level 2."""
+_TABLES: Final = 3 + _DIRECTORIES + _MOST_SHOWN
+"""Tables in front of the pages: one each of levels 3, 2 and 1, the window's of level 2, and those of what is shown."""
 SIZE: Final = (_TABLES + _PAGES) * _PAGE
 
 HLT: Final = 0xF4
@@ -121,14 +128,21 @@ class Room:
         """The entry that belongs at `SLOT` of every top-level table."""
         return PHYSICAL | _SUPERVISOR
 
+    @property
+    def shown_root_entry(self) -> int:
+        """The same in a table of a guest's kernel, which may read what is shown."""
+        return self.root_entry | _USER
+
     def _fill_tables(self) -> None:
         words = self.words
-        words[0] = PHYSICAL + _PAGE | _SUPERVISOR
-        words[512] = PHYSICAL + 2 * _PAGE | _SUPERVISOR
+        # What of it level 3 may reach is said by the root's entry and by the last.
+        words[0] = PHYSICAL + _PAGE | _SUPERVISOR | _USER
+        words[512] = PHYSICAL + 2 * _PAGE | _SUPERVISOR | _USER
         for page in range(_PAGES):
             # The empty descriptor table is one page of nothing, again and again, and its last.
             shown = _GDT_NONE + 1 if _GDT_NONE <= page < _GDT_NONE + 15 else page
             words[1024 + page] = PHYSICAL + self._at(shown) | _SUPERVISOR
+        words[1024 + _FRAME_SHOWN] = PHYSICAL + self._at(_STACK) | _READABLE
 
     def _fill_handlers(self) -> None:
         for vector in range(256):
@@ -188,6 +202,18 @@ class Room:
         """The descriptor that user code finds for a selector; 0 for none."""
         offset = selector & 0xFFF8
         return int(self.words[(self._at(_GDT_USER) + offset) // 8]) if not selector & 4 and offset < _SHOWN else 0
+
+    def show_memory(self, size: int) -> tuple[int, int] | None:
+        """Show the first `size` bytes of physical memory; where that is, and the bottom of a trap's frame. None where
+        there is too much."""
+        blocks = size + (1 << 21) - 1 >> 21
+        if blocks > _MOST_SHOWN * 512:
+            return None
+        for block in range(blocks):
+            table = 3 + _DIRECTORIES + (block >> 9)
+            self.words[table * 512 + (block & 511)] = block << 21 | _READABLE | _LARGE
+            self.words[128 + (block >> 9)] = PHYSICAL + table * _PAGE | _SUPERVISOR | _USER
+        return SHOWN, BASE + (_FRAME_SHOWN + 1) * _PAGE - 48
 
     def window(self, physical: int) -> int | None:
         """Where the stub reaches a physical address; None where it does not."""

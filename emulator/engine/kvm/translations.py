@@ -44,6 +44,7 @@ class Translations(KvmProcessor):
         """Entries of page tables in use were changed: these, by physical address, with the page that each mapped."""
         if changes is None:
             self._gates.close()  # the tables that it leads to may be no more
+            self._kernel_roots.clear()
         if self.findings.flush_by_control:
             self.flip_control()
         elif changes is None:

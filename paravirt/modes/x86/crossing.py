@@ -17,6 +17,7 @@ from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.descriptors import FLAT_DATA, FLAT_LIMIT, KERNEL_CODE, USER_CODE, USER_DATA
 from paravirt import abi
+from paravirt.modes.x86 import user_faults
 from paravirt.translator import Hypercall
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ _SAVED, _TARGET, _TO, _THREAD, _COUNT = (
         *(abi.CROSSING_THREAD, abi.CROSSINGS),
     )
 )
+_ERROR, _RIP, _FLAGS, _RSP, _ADDRESS, _FAULTS, _HANDLER = ((abi.CROSSING_FAULT >> 3) + word for word in range(7))
+_FAULT_ADDRESS: Final = abi.SHARED_PAGE + user_faults.ADDRESS
+_STACK_SELECTOR: Final = (abi.SELECTORS >> 3) + r.SS
+_USERS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_TF | r.FLAG_NT | r.FLAG_AC | r.FLAG_RF | r.FLAG_ID
 _SCRATCH: Final = abi.SCRATCH + 8 * (abi.SCRATCH_WORDS - 1)
 
 
@@ -65,6 +70,10 @@ class Crossings:
         self._known: tuple[int, int] | None = None
         """LSTAR and STAR of the way that the engine was told."""
         self._balance = 0
+        self.slow = -1
+        """Where code for page faults of user code leaves one to the hypervisor; -1 where there is no such code."""
+        self._faults = self._fault_entry = self._user_data = 0
+        """Such faults that were looked at; where that code begins; the selector that user code has in SS."""
         self.close()
 
     def learn(self, step: Step | None) -> None:
@@ -87,6 +96,8 @@ class Crossings:
         """User code was entered with this FS base."""
         vcpu = self._vcpu
         masked = vcpu.fmask & _MASKED == _MASKED and not vcpu.iopl and vcpu.efer & r.EFER_SCE
+        if self.slow >= 0 and (not vcpu.efer & r.EFER_NXE or vcpu.registers.selector(r.SS) != self._user_data):
+            masked = 0
         roots = self._shadow.both_roots() if masked and self._known == (vcpu.lstar, vcpu.star) else None
         if roots is None:
             self.close()
@@ -116,6 +127,11 @@ class Crossings:
             self._known, self._looked = None, 0
             self.close()
 
+    def tables_changed(self) -> None:
+        """The guest loaded a descriptor table or its task register: its handlers may be others."""
+        if self.slow >= 0:
+            self.forget()
+
     @property
     def leads(self) -> bool:
         """Whether the engine was told the way, which is so in code alone whose every sensitive instruction is rewritten
@@ -129,7 +145,7 @@ class Crossings:
     def begin(self, user: bool) -> None:
         """Count from here on."""
         self._balance = -1 if user else 0
-        self._shared[_COUNT] = 0
+        self._shared[_COUNT] = self._shared[_FAULTS] = self._faults = 0
 
     def segments(self, user: bool) -> None:
         """Have the virtual CPU loaded CS and SS as SYSCALL or SYSRET does."""
@@ -141,15 +157,45 @@ class Crossings:
             vcpu.set_segment(r.SS, selector + 8 & 0xFFFF | 3, 0, FLAT_LIMIT, USER_DATA)
         else:
             selector = vcpu.star >> 32 & 0xFFFC
+            by_fault = self.slow >= 0 and vcpu.copies_selectors and not self._shared[_STACK_SELECTOR]
             vcpu.level = 0
             vcpu.set_segment(r.CS, selector, 0, FLAT_LIMIT, KERNEL_CODE)
-            vcpu.set_segment(r.SS, selector + 8 & 0xFFFF, 0, FLAT_LIMIT, FLAT_DATA)
+            vcpu.set_segment(r.SS, 0 if by_fault else selector + 8 & 0xFFFF, 0, FLAT_LIMIT, FLAT_DATA)
 
     @property
     def counts(self) -> tuple[int, int]:
         """How often the kernel was entered, and left, without an exit: leaves follow from the side the guest is on."""
         into = int(self._shared[_COUNT])
-        return into, max(0, into + self._balance + (self._vcpu.level == 3))
+        return into, max(0, into + self.faults + self._balance + (self._vcpu.level == 3))
+
+    @property
+    def faults(self) -> int:
+        """How many page faults of user code reached its kernel without an exit."""
+        return int(self._shared[_FAULTS])
+
+    def new_fault(self) -> tuple[int, int, int, bool, bool] | None:
+        """The last of them, if it was not looked at: RIP, level, address, whether it was a store, or a fetch."""
+        shared = self._shared
+        if shared[_FAULTS] == self._faults:
+            return None
+        self._faults = shared[_FAULTS]
+        error = shared[_ERROR]
+        return shared[_RIP], 3, shared[_ADDRESS], error & 2 != 0, error & 16 != 0
+
+    def within_fault(self, pc: int) -> bool:
+        """Whether the guest is in the code for page faults."""
+        return self.slow >= 0 and self._fault_entry <= pc <= self.slow
+
+    def refault(self) -> tuple[int, int]:
+        """Have the virtual CPU be where user code was at the fault that was begun last, in the user view, but for the
+        view itself; error code and address."""
+        vcpu, shared = self._vcpu, self._shared
+        if vcpu.level != 3:
+            self.segments(True)
+        vcpu.rip = shared[_RIP]
+        vcpu.gpr[r.RSP] = shared[_RSP]
+        vcpu.registers.rflags = shared[_FLAGS] & _USERS | r.FLAG_IF | r.FLAG_FIXED
+        return int(shared[_ERROR]), int(shared[_ADDRESS])
 
     def _lead(self, step: Step | None) -> None:
         """Write the code at which the kernel is entered, and tell the engine."""
@@ -162,7 +208,28 @@ class Crossings:
         self._code[_LEAVE : _LEAVE + 1] = _HLT
         begin, saved = abi.CROSSING_CODE, abi.SHARED_PAGE + abi.CROSSING_SAVED
         user_code = (vcpu.star >> 48 & 0xFFFF) + 16 & 0xFFFF | 3
-        self._engine.lead_crossing(Crossing(begin, begin + len(code), saved, self._leave, user_code), self._crossed)
+        fault, end = self._lead_faults(len(code) + 15 & ~15, user_code)
+        self._engine.lead_crossing(
+            Crossing(begin, begin + (end or len(code)), saved, self._leave, user_code, fault, _FAULT_ADDRESS),
+            self._crossed,
+        )
+
+    def _lead_faults(self, offset: int, user_code: int) -> tuple[int, int]:
+        """Write the code for page faults of user code; where it begins, and the offset of its end. Zeros for none."""
+        vcpu, frames, self.slow = self._vcpu, self._shadow.frames, -1
+        handler = user_faults.handler_of(vcpu)
+        shown = self._engine.show_memory(frames.end) if not frames.base else None
+        if handler is None or shown is None:
+            return 0, 0
+        code, halt = user_faults.fault_code(handler, shown, frames.end, user_code - 8, vcpu.copies_selectors)
+        end = offset + len(code)
+        if end > _LEAVE:
+            raise ValueError(f"{len(code)} bytes for page faults do not fit before the way out")
+        self._code[offset:end] = code
+        self._shared[_HANDLER] = handler.target
+        self._fault_entry, self._user_data = abi.CROSSING_CODE + offset, user_code - 8
+        self.slow = self._fault_entry + halt
+        return self._fault_entry, end
 
     def _entry(self, swaps: bool) -> bytes:
         """What is left to do of SYSCALL, and the SWAPGS behind it."""

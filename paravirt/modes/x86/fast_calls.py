@@ -37,6 +37,7 @@ class FastSystemCalls(X86Requests):
             (operation.name, "inside"): self.exits.cell(operation.name, "inside")
             for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
         }
+        self._faults_inside = self.exits.cell("page fault to the guest", "inside")
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
 
     def _show_view(self, view: int) -> None:
@@ -84,7 +85,7 @@ class FastSystemCalls(X86Requests):
     def _crossed(self, user: bool) -> None:
         """The guest has perhaps gone from user code to its kernel or back, without an exit."""
         crossings = self._crossings
-        if crossings is None or (user and self._view_level == 3):
+        if crossings is None or (user and self._view_level == 3) or self._registers.rip == crossings.slow:
             return
         crossings.segments(user)
         self._came_inside = not user
@@ -99,8 +100,27 @@ class FastSystemCalls(X86Requests):
         """Have what was done without an exit in the exit table."""
         if self._crossings is not None:
             into, back = self._crossings.counts
+            self._faults_inside[0] = self._crossings.faults
             for (operation, _), cell in self._inside.items():
                 cell[0] = back if operation == Operation.RETURN_FROM_SYSTEM_CALL.name else into
+
+    def _refault(self, crossings: Crossings) -> tuple[int, int]:
+        """A page fault of user code is not one of those that reach the kernel without an exit, or something is wrong on
+        the way: go back to user code, to where it was raised. Error code and address."""
+        seen = self._view_level == 3
+        error, address = crossings.refault()
+        if seen:
+            self.shadow.enter_again()
+        else:
+            self._view_level = 3
+            self._show_view(USER_VIEW)
+        return error, address
+
+    def descriptors_changed(self) -> None:
+        """A descriptor-table register was loaded."""
+        if self._crossings is not None:
+            self._crossings.tables_changed()
+        super().descriptors_changed()
 
     def _hold_crossings(self) -> None:
         """Something makes a difference to how user code is entered: do that here, next time."""

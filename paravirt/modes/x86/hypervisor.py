@@ -156,6 +156,10 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         raise_exception(self.vcpu, fault)
 
     def _raise(self, fault: ArchitecturalException) -> None:
+        if self._crossings is not None and self._crossings.within_fault(self.vcpu.rip):
+            # The handler cannot be entered: what comes of that is raised where user code was.
+            error, address = self._refault(self._crossings)
+            fault = self._own_fault(address, error) or fault
         self._abandon_table_store()
         if self._in_shadow:
             self._end_shadow()
@@ -303,6 +307,10 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
 
     def _general_protection(self, exit_: Exit) -> None:
         rip = self._registers.rip
+        if self._crossings is not None and rip == self._crossings.slow:
+            exit_.error, exit_.address = self._refault(self._crossings)
+            self._page_fault(exit_)
+            return
         if self._in_shadow:
             self._end_shadow()
         if self.vcpu.level == 0:
@@ -353,8 +361,18 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         elif self._chain is not None:
             self._faulted = rip, level, address, write, fetch
 
+    def _own_fault(self, address: int, error: int) -> Fault | None:
+        """What the guest's tables say of an access by user code that faulted."""
+        try:
+            self.shadow.guest.walk(address, error & _ERROR_WRITE != 0, True, error & _ERROR_FETCH != 0)
+        except Fault as fault:
+            return fault
+        return None
+
     def _returned(self) -> None:
         """The guest's handler of a page fault has returned, and the access comes again: fill what it will miss."""
+        if self._crossings is not None:
+            self._faulted = self._crossings.new_fault() or self._faulted
         faulted, vcpu = self._faulted, self.vcpu
         if faulted is None or faulted[0] != vcpu.rip or faulted[1] != vcpu.level:
             return

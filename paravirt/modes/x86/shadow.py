@@ -106,6 +106,10 @@ class X86Shadow(ShadowPaging):
             self.pool.seen[place] = guest
             self.prefilled += 1
 
+    def enter_again(self) -> None:
+        """The engine is to walk the tables in use, whichever it did meanwhile."""
+        self._enter(self._current)
+
     def freshen_user(self) -> None:
         """Have user code's tables of the current address space follow the guest's, as if they were entered."""
         root = self._roots.get((0, self.guest.roots[0], USER_VIEW))

@@ -212,12 +212,11 @@ class X86VirtualCpu(LinearMemory):
 
     @property
     def cr2(self) -> int:
-        """The page-fault address the guest sees."""
-        return self._cr2
+        """The page-fault address the guest sees: perhaps written without an exit."""
+        return self.shared[_CONTROL + 2]
 
     @cr2.setter
     def cr2(self, value: int) -> None:
-        self._cr2 = value
         self.shared[_CONTROL + 2] = value
 
     @property
@@ -270,7 +269,6 @@ class X86VirtualCpu(LinearMemory):
         shared, cr0 = self.shared, self.cr0
         self._publish_switched(cr0 & ~r.CR0_TS, _MASK)
         shared[_CONTROL] = cr0
-        shared[_CONTROL + 2] = self._cr2
         shared[_CONTROL + 3] = self._cr3
         shared[_CONTROL + 4] = self._cr4
 
@@ -294,7 +292,7 @@ class X86VirtualCpu(LinearMemory):
             self.rip,
             self.rflags,
             self.level,
-            (self.cr0, self._cr2, self._cr3, self._cr4, self.cr8, self._efer),
+            (self.cr0, self.cr2, self._cr3, self._cr4, self.cr8, self._efer),
             (self.star, self.lstar, self.cstar, self.fmask, self.kernel_gs_base),
             (self.gdt_base, self.gdt_limit, self.idt_base, self.idt_limit),
             tuple(self.segment(index) for index in range(8)),

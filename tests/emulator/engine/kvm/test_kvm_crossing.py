@@ -1,6 +1,7 @@
 """Level 3 to level 3 without an exit: user code and a kernel in page tables of its own, by the engine's own code."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -105,3 +106,39 @@ def test_no_alarm_is_lost_to_a_guest_that_never_exits(bench: Bench) -> None:
     engine.run(handler)
     assert not [at for at in found if at >= room.BASE or crossing.enter <= at < crossing.enter_end]
     assert bench.words[COUNT >> 3] > 40
+
+
+@pytest.mark.parametrize("address", [room.SHOWN, room.BASE + 12 * 4096])
+def test_what_the_code_for_page_faults_reads_is_not_for_user_code(bench: Bench, address: int) -> None:
+    engine = bench.engine
+    assert engine.show_memory(1 << 21) == (room.SHOWN, room.BASE + 13 * 4096 - 48)
+    engine.lead_crossing(replace(lay_kernel(bench), fault=CODE, fault_address=SAVED), lambda _user: None)
+    engine.open_crossing(OTHER_ROOT, ROOT)
+    read = f"48b8{address.to_bytes(8, 'little').hex()} 488b00 {UD2}"  # mov rax, ...; mov rax, [rax]
+    bench.start(read)
+    engine.set_root(OTHER_ROOT)
+    assert bench.go()[1] == 6, "a kernel may"
+    bench.start(read)
+    engine.set_root(ROOT)
+    engine.close_crossing()
+    assert bench.go()[:3] == (ExitKind.FAULT, 14, 5)
+
+
+def test_a_page_fault_of_user_code_arrives_in_the_kernels_tables(bench: Bench) -> None:
+    # nop; mov [0x7000], eax in user code; the kernel's: ud2
+    bench.memory[CODE + 512 : CODE + 514] = bytes.fromhex(UD2)
+    bench.page(0x7000, 0)
+    crossing = replace(lay_kernel(bench), fault=CODE + 512, fault_address=SAVED + 16)
+    engine = bench.engine
+    engine.lead_crossing(crossing, lambda _user: None)
+    bench.start("90 89042500700000" + UD2)
+    gpr = engine.registers.gpr
+    gpr[r.RCX], gpr[r.R11] = 0x11, 0x22
+    engine.set_root(ROOT)
+    engine.open_crossing(OTHER_ROOT, ROOT)
+    _, vector, _, at = bench.go()
+    assert (vector, at) == (6, 512)
+    assert engine.entered == 1
+    words = bench.words[SAVED >> 3 : (SAVED >> 3) + 3]
+    assert list(words) == [0x11, 0x22, 0x7000]
+    assert engine.registers.control(3) == OTHER_ROOT
