@@ -93,6 +93,7 @@ class Server:
         self._description = target.description().encode()
         names = {target.pc, *_STACK}
         self._first = [number for number, row in target.by_number.items() if row.name in names]
+        self._first_rows = [target.by_number[number] for number in self._first]
         self._outcome: Outcome | None = None
         before = self.driver.machine.stop_when
         self.driver.machine.stop_when = lambda: self._poll() or (before is not None and before())
@@ -230,7 +231,7 @@ class Server:
         """The answer to a packet; None where there is none. Never fails, whatever the packet is."""
         try:
             text = payload.decode("latin-1")
-            for start, act in _PACKETS:
+            for start, act in _BY_LETTER.get(text[:1], ()):
                 if text.startswith(start):
                     return act(self, text[len(start) :])
         except RetrapError as error:
@@ -351,8 +352,12 @@ class Server:
 
     def _expected(self) -> str:
         """The registers that gdb asks for at every stop, ahead of that."""
-        rows = ((number, self.target.by_number[number]) for number in self._first)
-        return "".join(f"{number:x}:{self.target.read(self.driver, row).hex()};" for number, row in rows)
+        data, parts, at = self.target.read_all(self.driver, self._first_rows).hex(), [], 0
+        for number, row in zip(self._first, self._first_rows, strict=True):
+            end = at + row.bits // 4
+            parts.append(f"{number:x}:{data[at:end]};")
+            at = end
+        return "".join(parts)
 
     def _continue(self, rest: str) -> bytes:
         self._jump(rest)
@@ -488,3 +493,6 @@ _PACKETS: Final[tuple[tuple[str, Callable[[Any, str], bytes | None]], ...]] = (
     ("k", Server._kill),
 )
 """Packets by how they begin, and what answers them; the first that fits. Any other is answered as not known."""
+_BY_LETTER: Final = {
+    letter: tuple(row for row in _PACKETS if row[0].startswith(letter)) for letter in {row[0][0] for row in _PACKETS}
+}
