@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from emulator.engine.crossing import NOWHERE, Crossing
-from emulator.engine.kvm import api, counter, floating, room, vectors
+from emulator.engine.kvm import api, counter, floating, room
 from emulator.engine.kvm.alarm import Alarm
 from emulator.engine.kvm.device import Read, Vm, Write
 from emulator.engine.kvm.findings import Findings
@@ -19,6 +19,7 @@ from emulator.engine.kvm.registers import KvmRegisters, segment_words
 from emulator.engine.kvm.room import Room
 from emulator.engine.kvm.stub import Stub
 from emulator.engine.kvm.traps import Traps
+from emulator.engine.kvm.vectors import ExtendedState
 from emulator.engine.protocol import Capabilities
 from emulator.errors import EngineMissing
 from emulator.isa.x86 import registers as r
@@ -72,6 +73,7 @@ class KvmProcessor:
         self._exit = self._traps.exit
         self.entered = 0
         """How often the guest was entered, which is how often it exited: what an exit table does not see included."""
+        self._extended = ExtendedState(vm.cpu)
         self._stub = Stub(vm, self._room, self._signalled)
         self._gates = Gates(vm, self._room)
         self._crossing = NOWHERE
@@ -294,14 +296,15 @@ class KvmProcessor:
     def set_floating(self, image: bytes) -> None:
         """Put a state back that `floating` gave. Raises `ValueError` for another size."""
         floating.put(self._vm.cpu, image)
+        self._extended.forget()
 
     def vectors(self) -> bytes:
         """The vector state beyond x87 and SSE; empty in its initial state."""
-        return vectors.take(self._vm.cpu)
+        return self._extended.take(self.entered)
 
     def set_vectors(self, state: bytes) -> None:
         """Put a state back that `vectors` gave."""
-        vectors.put(self._vm.cpu, state)
+        self._extended.put(state, self.entered)
 
     def show_segments(self, table: bytes) -> None:
         """Let user code load the segments of this descriptor table; it finds no others. Empty: none at all."""
