@@ -122,18 +122,29 @@ class TableGuard:
             words, mask, present, physical, unit = self._entries
             address = physical + (table << unit)
             for at in links:
-                if words[at] & mask == address and words[at] & present:
+                if words[at] & mask == address and words[at] & present and self._may_be_walked(at):
                     return at
-            links.clear()
+            if not any(words[at] & mask == address for at in links):
+                links.clear()
         return -1
+
+    def _may_be_walked(self, at: int) -> bool:
+        """Whether an entry is in a table that is in use as far as is known: one that mirrors something is let go when
+        that is written; one that mirrors nothing, above the guest's own root, is in use with its root."""
+        pool = self._shadow.pool
+        unit = at >> pool.shift
+        table = unit & -pool.units_of(int(pool.level_of[unit]))
+        return pool.source[table] >= 0 or self._is_root((table,)) or self._link_to(table) >= 0
+
+    def _is_root(self, tables: Sequence[int]) -> bool:
+        """Whether one of these tables is for the guest's root in use."""
+        names = self._shadow.guest.roots
+        roots = self._shadow.roots_named().items()
+        return any(root in tables and names[region] == name for (region, name, _), root in roots)
 
     def _in_use(self, tables: Sequence[int]) -> bool:
         """Whether any entry leads to one of these tables, or the guest's root in use is what it mirrors."""
-        shadow = self._shadow
-        if any(self._link_to(table) >= 0 for table in tables):
-            return True
-        names = shadow.guest.roots
-        return any(root in tables and names[region] == name for (region, name, _), root in shadow.roots_named().items())
+        return any(self._link_to(table) >= 0 for table in tables) or self._is_root(tables)
 
     # -- frames ---------------------------------------------------------------------------------
 
@@ -230,12 +241,14 @@ class TableGuard:
 
     def _release(self, frame: int) -> None:
         """Nothing leads to what mirrors a frame: let it sleep, and let the guest do there what it likes."""
-        shadow = self._shadow
+        shadow, pool = self._shadow, self._shadow.pool
         self.released += 1
         self.mirrors[frame] = 0
         self._wholes.pop(frame, None)
         for table in self._tables.pop(frame, ()):
-            shadow.pool.sleep(table)
+            pool.sleep(table)
             self._asleep.add(table)
-            self._links.pop(table, None)
+            for at in self._links.pop(table, ()):
+                if self._words[at] and pool.table_in(self._words[at]) == table:
+                    shadow.replace(at, int(pool.level_of[at >> pool.shift]), 0)  # in what mirrors nothing
             shadow.forget_root(table)

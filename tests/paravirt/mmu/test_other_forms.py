@@ -16,6 +16,7 @@ from emulator.isa.x86.paging import LONG_MODE
 from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.code import CodePages
+from paravirt.mmu.lazy import Lazy
 from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.translator import Untouched
@@ -342,3 +343,24 @@ def test_a_full_pool_starts_anew_and_everything_still_works(form: str) -> None:
         for number, address in enumerate(places):
             cpu.shadow.use(number % 2)
             assert cpu.access(address) == FREE + number * 4096
+
+
+def test_a_root_that_was_freed_exits_once_and_then_is_data_and_may_be_a_root_again(cpu: Cpu) -> None:
+    shadow = cpu.shadow
+    shadow.technique = lazy = Lazy(shadow)
+    shadow.reset()  # the root was mirrored before
+    cpu.map(0x1000, FREE | PAGE | ALL)
+    assert cpu.access(0x1000) == FREE
+    cpu.guest.root = ROOT + 0x8000
+    cpu.map(HIGH, ROOT | PAGE | ALL)
+    for _ in range(3):
+        shadow.load_root()
+        assert cpu.access(HIGH) == ROOT
+        assert cpu.access(HIGH, write=True) == ROOT
+    assert (lazy.guard.opened, lazy.guard.released) == (1, 1)
+    cpu.guest.root = ROOT
+    cpu.map(0x1000, 0, large=True)
+    cpu.map(0x1000, FREE + 0x1000 | PAGE | ALL)
+    shadow.load_root()
+    assert cpu.access(0x1000) == FREE + 0x1000
+    assert lazy.guard.closed[ROOT - BASE >> 12]
