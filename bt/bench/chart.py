@@ -11,8 +11,9 @@ from typing import Any
 from emulator.errors import Unavailable, UsageError
 
 
-def subplots(size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure of `size` inches with one pair of axes. Raises `Unavailable` without matplotlib."""
+def subplots(size: tuple[float, float], columns: int = 1) -> tuple[Any, Any]:
+    """A figure of `size` inches with one pair of axes, or as many beside each other as `columns`, whose rows are the
+    same. Raises `Unavailable` without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -24,7 +25,7 @@ def subplots(size: tuple[float, float]) -> tuple[Any, Any]:
     matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
-    return pyplot.subplots(figsize=size)
+    return pyplot.subplots(1, columns, figsize=size, sharey=True)
 
 
 def save(figure: Any, base: Path) -> list[Path]:

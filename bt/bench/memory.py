@@ -1,9 +1,9 @@
 """What each technique of memory virtualisation costs, by what a kernel does to its page tables.
 
 Room: measurements. The guest is `samples/memory`, or its para-virtual port where a technique needs one: it prints a
-line before and behind each kind of work, and what lies between is counted: exits and basic blocks, which are exact, and
-CPU time of this process. Beside it, whole boots of a stock kernel. What counting itself costs is measured between two
-lines with nothing in between, and taken off.
+line before and behind each kind of work, and what lies between is counted: exits and basic blocks, which are exact,
+CPU time of this process, and in another run, since that takes time, the guest's instructions. Beside it, whole boots of
+a stock kernel. What counting itself costs is measured between two lines with nothing in between, and taken off.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +46,8 @@ class Cost:
     seconds: float
     loads: int
     """Of a processor that walks both stages, where that is the technique."""
+    instructions: int = 0
+    """That the guest began, those of fixups too; 0 where they were not counted."""
 
     @property
     def each(self) -> float:
@@ -79,6 +81,7 @@ class _Count:
     blocks: int
     seconds: float
     loads: int
+    instructions: int
 
     def since(self, other: _Count) -> _Count:
         return _Count(
@@ -86,6 +89,7 @@ class _Count:
             self.blocks - other.blocks,
             self.seconds - other.seconds,
             self.loads - other.loads,
+            self.instructions - other.instructions,
         )
 
 
@@ -96,6 +100,8 @@ class _Watch:
         self.found: list[tuple[str, int, _Count]] = []
         self.look: Callable[[str, Session], None] = lambda _name, _session: None
         """Called at the end of each operation, when it was counted."""
+        self.instructions: Callable[[], int] = int
+        """How many were begun, where that is counted."""
         self.session: Session
         self._line = bytearray()
         self._begun: tuple[str, int, _Count] | None = None
@@ -124,7 +130,12 @@ class _Watch:
         total = sum(exits.values()) if isinstance(exits, dict) else exits.total
         shadow = getattr(session.driver, "shadow", None)
         loads = getattr(getattr(shadow, "technique", None), "loads", 0)
-        return _Count(total, session.machine.engine.progress, time.process_time(), loads)
+        return _Count(total, session.machine.engine.progress, time.process_time(), loads, self.instructions())
+
+    def count_instructions(self) -> None:
+        """From now on."""
+        engine: Any = self.session.machine.engine
+        self.instructions = engine.count_instructions()
 
 
 def workload(technique: str = "") -> Path:
@@ -152,10 +163,15 @@ def para_names() -> tuple[str, ...]:
 
 
 def measure(
-    path: Path, technique: str, engine: str = "unicorn", look: Callable[[str, Session], None] | None = None
+    path: Path,
+    technique: str,
+    engine: str = "unicorn",
+    look: Callable[[str, Session], None] | None = None,
+    *,
+    instructions: bool = False,
 ) -> tuple[list[Cost], Room]:
-    """The costs of a run of the workload; `look` sees the session at the end of each operation. Raises `Unavailable`
-    when it does not get to its end."""
+    """The costs of a run of the workload; `look` sees the session at the end of each operation. `instructions`: count
+    these too, on the embedded engine. Raises `Unavailable` when it does not get to its end."""
     from bt import para
     from bt.image import load
     from bt.session import Options, Session
@@ -169,6 +185,8 @@ def measure(
     if look is not None:
         watch.look = look
     try:
+        if instructions:
+            watch.count_instructions()
         outcome = session.run()
         if outcome.kind not in (EndKind.DEBUG_EXIT, EndKind.POWER_OFF) or outcome.status:
             raise Unavailable(
@@ -178,17 +196,20 @@ def measure(
         room = room_of(session, technique, "workload")
     finally:
         session.close()
-    own = next((count for name, _, count in watch.found if name == NOTHING), _Count(0, 0, 0.0, 0))
+    own = next((count for name, _, count in watch.found if name == NOTHING), _Count(0, 0, 0.0, 0, 0))
     costs = []
     for name, times, found in watch.found:
         if name != NOTHING:
             net = found.since(own)
-            costs.append(Cost(technique, name, times, net.exits, net.blocks, max(net.seconds, 0.0), net.loads))
+            seconds = max(net.seconds, 0.0)
+            costs.append(
+                Cost(technique, name, times, net.exits, net.blocks, seconds, net.loads, max(net.instructions, 0))
+            )
     return costs, room
 
 
-def boot(guest: Guest, technique: str) -> tuple[Cost, Room]:
-    """The cost of a whole boot of a stock kernel to its end."""
+def boot(guest: Guest, technique: str, *, instructions: bool = False) -> tuple[Cost, Room]:
+    """The cost of a whole boot of a stock kernel to its end; `instructions`: count these too."""
     from bt.image import load
     from bt.session import Options, Session
     from emulator.machine import Limits
@@ -202,13 +223,16 @@ def boot(guest: Guest, technique: str) -> tuple[Cost, Room]:
     )
     session = watch.session = Session(load(guest.kernel), options, lambda _: None)
     try:
+        if instructions:
+            watch.count_instructions()
         before = watch.count()
         session.run()
         count = watch.count().since(before)
         room = room_of(session, technique, BOOT)
     finally:
         session.close()
-    return Cost(technique, BOOT, 1, count.exits, count.blocks, count.seconds, count.loads), room
+    cost = Cost(technique, BOOT, 1, count.exits, count.blocks, count.seconds, count.loads, count.instructions)
+    return cost, room
 
 
 def room_of(session: Session, technique: str, operation: str, apart: Sequence[tuple[int, int]] = ()) -> Room:
@@ -272,14 +296,17 @@ def everything(
 ) -> Iterator[tuple[list[Cost], list[Room]]]:
     """Measure all, one technique after the other, in one process: ratios hold, whatever else the host does."""
     for technique in techniques:
-        costs, room = measure(path or workload(technique), technique)
+        file = path or workload(technique)
+        costs, room = measure(file, technique)
+        counted, _ = measure(file, technique, instructions=True)
         rooms = [room]
         if guest is not None and technique not in para_names():
             cost, room = boot(guest, technique)
             costs.append(cost)
             rooms.append(room)
+            counted.append(boot(guest, technique, instructions=True)[0])
         done(1)
-        yield costs, rooms
+        yield [replace(one, instructions=two.instructions) for one, two in zip(costs, counted, strict=True)], rooms
 
 
 def ratios(costs: Sequence[Cost]) -> Iterator[tuple[str, str, str, float, float]]:
@@ -308,23 +335,36 @@ def as_json(costs: Sequence[Cost], rooms: Sequence[Room]) -> dict[str, Any]:
     }
 
 
+_KINDS: Final[tuple[tuple[str, Callable[[Cost], float], str], ...]] = (
+    ("exits", lambda cost: cost.exits, ".1f"),
+    ("guest instructions", lambda cost: cost.instructions, ".0f"),
+    ("microseconds", lambda cost: cost.seconds * 1e6, ".0f"),
+)
+"""What is shown, how much of it there was, and with how many digits."""
+
+
+def _kinds(costs: Sequence[Cost]) -> list[tuple[str, Callable[[Cost], float], str]]:
+    """Those that were counted."""
+    return [kind for kind in _KINDS if any(kind[1](cost) for cost in costs)]
+
+
+def _operations(costs: Sequence[Cost]) -> list[str]:
+    """In the order in which they were done, forks first."""
+    return sorted(dict.fromkeys(cost.operation for cost in costs), key=lambda name: not name.startswith("fork"))
+
+
 def as_text(costs: Sequence[Cost], rooms: Sequence[Room]) -> str:
-    """Tables of exits, blocks and time, an operation a row and a technique a column."""
+    """Tables of exits, instructions and time, an operation a row and a technique a column."""
     techniques = list(dict.fromkeys(cost.technique for cost in costs))
-    operations = list(dict.fromkeys(cost.operation for cost in costs))
+    operations = _operations(costs)
     by = {(cost.technique, cost.operation): cost for cost in costs}
     lines: list[str] = []
-    titles: tuple[tuple[str, Callable[[Cost], str]], ...] = (
-        ("exits each", lambda cost: f"{cost.each:.1f}"),
-        ("guest blocks each", lambda cost: f"{cost.blocks / cost.times:.0f}"),
-        ("microseconds each", lambda cost: f"{cost.seconds / cost.times * 1e6:.0f}"),
-    )
-    for title, show in titles:
-        lines.append(f"{title:<26}{'times':>7}" + "".join(f"{name:>13}" for name in techniques))
+    for title, value, digits in _kinds(costs):
+        lines.append(f"{title + ' each':<26}{'times':>7}" + "".join(f"{name:>13}" for name in techniques))
         for operation in operations:
             cells = [by.get((name, operation)) for name in techniques]
             times = next(cell.times for cell in cells if cell is not None)
-            shown = (show(cell) if cell is not None else "-" for cell in cells)
+            shown = (format(value(cell) / cell.times, digits) if cell is not None else "-" for cell in cells)
             lines.append(f"{operation:<26}{times:>7}" + "".join(f"{cell:>13}" for cell in shown))
         lines.append("")
     for name, other, operation, ratio, most in ratios(costs):
@@ -340,24 +380,35 @@ def as_text(costs: Sequence[Cost], rooms: Sequence[Room]) -> str:
 
 
 def plot(costs: Sequence[Cost], base: Path) -> list[Path]:
-    """Draw exits by operation and technique, as SVG and as PNG; returns the files. Raises `Unavailable`."""
+    """Draw exits, instructions and time by operation and technique, as SVG and as PNG; returns the files. Raises
+    `Unavailable`."""
     from bt.bench.chart import save, subplots
 
     techniques = list(dict.fromkeys(cost.technique for cost in costs))
-    operations = list(dict.fromkeys(cost.operation for cost in costs))
+    operations = _operations(costs)
     by = {(cost.technique, cost.operation): cost for cost in costs}
-    figure, axes = subplots((9, 0.55 * len(operations) + 1.5))
-    height = 0.8 / len(techniques)
-    for number, technique in enumerate(techniques):
-        found = [by.get((technique, operation)) for operation in operations]
-        values = [max(cost.each, 0.01) if cost is not None else 0.01 for cost in found]
-        places = [row + number * height for row in range(len(operations))]
-        axes.barh(places, values, height, label=technique)
-    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(operations))], operations)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("exits each time")
-    axes.legend()
+    kinds = _kinds(costs)
+    figure, columns = subplots((5 * len(kinds), 0.6 * len(operations) + 1.5), len(kinds))
+    height = 0.84 / len(techniques)
+    for axes, (title, value, _) in zip(columns, kinds, strict=True):
+        axes.set_xscale("log")
+        axes.set_title(f"{title} each time")
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+        values = {key: value(cost) / cost.times for key, cost in by.items()}
+        least = min(found for found in values.values() if found > 0)
+        for number, technique in enumerate(techniques):
+            rows = [row for row, operation in enumerate(operations) if (technique, operation) in by]
+            found = [values[technique, operations[row]] for row in rows]
+            places = [row + number * height for row in rows]
+            axes.barh(places, found, height, label=technique)
+            for place, none in zip(places, found, strict=True):
+                if not none:
+                    axes.text(least / 2, place, "0", va="center", fontsize="xx-small", color=f"C{number}")
+        axes.set_xlim(left=least / 2)
+    columns[0].set_yticks([row + 0.42 - height / 2 for row in range(len(operations))], operations)
+    columns[0].invert_yaxis()
+    columns[-1].legend(loc="upper right", fontsize="small")
     return save(figure, base)
 
 

@@ -21,6 +21,8 @@ _WIDEST = 64
 # Called as callback(engine, address, size, words); `words`: where to look, what was there, which bits, whom to call.
 #   mov rax, [rcx] ; mov rax, [rax] ; xor rax, [rcx+8] ; and rax, [rcx+16] ; jnz changed ; ret ; changed: jmp [rcx+24]
 _LOOK = bytes.fromhex("488b01 488b00 48334108 48234110 7501 c3 ff6118")
+# Called likewise, with one word: inc qword [rcx] ; ret
+_COUNT = bytes.fromhex("48ff01 c3")
 
 
 class WordWatch:
@@ -55,6 +57,17 @@ class WordWatch:
         return int.from_bytes(self._memory, "little")
 
 
+class InstructionCount:
+    """A word that native code counts up at every instruction."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._page.write(_COUNT)
+        self.callback = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self._page)))
+        self.word = ctypes.c_uint64()
+        self.argument = ctypes.addressof(self.word)
+
+
 class Watched:
     """Of an engine, what `emulator.engine.pausing.WatchingEngine` asks for."""
 
@@ -80,6 +93,12 @@ class Watched:
                 self._fail(error)
 
         return self._observe(lib.HOOK_CODE, lib.CodeCallback(on_code), first, last)
+
+    def count_instructions(self) -> Callable[[], int]:
+        """From now on count instructions that are begun, those of fixups too; gives what tells how many were."""
+        count = InstructionCount()
+        self._observe(lib.HOOK_CODE, count.callback, 1, 0, count.argument, count)
+        return lambda: int(count.word.value)
 
     def observe_change(self, memory: memoryview, seen: Callable[[], None], *, exactly: bool = False) -> int:
         """Call `seen` when a block (or `exactly`: an instruction) begins and a word is no longer what it was: native

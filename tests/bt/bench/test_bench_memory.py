@@ -104,6 +104,14 @@ def test_every_kind_of_work_is_looked_at(costs: list[memory.Cost]) -> None:
         assert {cost.operation for cost in costs if cost.technique == technique} == set(UNDER_WAY)
 
 
+def test_instructions_are_counted_in_a_run_that_exits_as_often(costs: list[memory.Cost]) -> None:
+    counted, _ = memory.measure(memory.workload(), "lazy", instructions=True)
+    for one, other in zip([cost for cost in costs if cost.technique == "lazy"], counted, strict=True):
+        assert (one.operation, one.exits, one.blocks) == (other.operation, other.exits, other.blocks)
+        assert one.instructions == 0
+        assert 3 * other.blocks < other.instructions < 20 * other.blocks
+
+
 def test_every_technique_leaves_the_same_memory_behind(runs: list[tuple[list[memory.Cost], memory.Room]]) -> None:
     rooms = [room for _, room in runs if room.technique in TECHNIQUES]
     assert len(rooms) == 4
