@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import click
+
 if TYPE_CHECKING:
     from bt.session import Session
     from bt.snapshot_moment import Moment, Waiting
+    from emulator.errors import Unwritable
     from emulator.machine import Outcome
     from paravirt.hypervisor import Hypervisor
     from paravirt.services.record import Recorder
@@ -41,6 +44,8 @@ class Services:
     _hear: list[Callable[[bytes], None]] = field(default_factory=list)
     _recorder: Recorder | None = None
     _writer: Writer | None = None
+    _missed: Unwritable | None = None
+    """Why the snapshot that was asked for could not be written when its moment had come."""
 
     @property
     def wanted(self) -> bool:
@@ -73,8 +78,12 @@ class Services:
             raise UsageError(f"{error.filename}: cannot be read ({error.strerror}); name a file that can") from None
         found = warm.find(place)
         if found is None:
-            warm.make_room(place)
-            self.warm = place
+            try:
+                warm.make_room(place)
+            except OSError as error:
+                click.echo(f"retrap: nothing is kept for the next --warm: {place.parent}: {error.strerror}", err=True)
+            else:
+                self.warm = place
         return found
 
     def write(self, data: bytes) -> None:
@@ -111,9 +120,17 @@ class Services:
         return None if self.parent is None else Snapshot(self.parent)
 
     def _save(self, session: Session, path: Path, parent: Any) -> None:
+        """Take the snapshot. A full disk costs the guest nothing: it goes on, and who is there is told."""
         from bt.snapshot import save_session
+        from emulator.errors import Unwritable
 
-        save_session(session, path, bytes(self.printed), parent)
+        try:
+            save_session(session, path, bytes(self.printed), parent)
+        except Unwritable as error:
+            if path == self.to:
+                self._missed = error  # told at the end, as the run's own failure
+            else:
+                click.echo(f"retrap: nothing is kept for the next --warm: {error}", err=True)
 
     def _record(self, session: Session, path: Path) -> None:
         from bt.recorded import described
@@ -130,11 +147,14 @@ class Services:
         self._recorder = Recorder(cast("Hypervisor", session.driver), self._writer, console)
 
     def end(self, outcome: Outcome) -> None:
-        """The run ended. Raises `VerifyFailed` where the moment of a snapshot did not come."""
+        """The run ended. Raises `VerifyFailed` where the moment of a snapshot did not come, `Unwritable` where it could
+        not be written then."""
         from emulator.errors import VerifyFailed
 
         if self._recorder is not None:
             self._recorder.end(outcome)
+        if self._missed is not None:
+            raise self._missed
         if self.to is not None and self._waiting and not self._waiting[0].done:
             raise VerifyFailed(
                 f"the guest ended ({outcome.kind.value}) before the moment of the snapshot {self.to} came"
