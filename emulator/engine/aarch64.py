@@ -161,6 +161,19 @@ class AArch64Engine(Engine, Protocol):
         """
         ...
 
+    def ask_floating_point(self, rights: memoryview) -> None:
+        """From now on the first of these words of 64 bits says, as CPACR_EL1 would, whether floating point runs at EL0:
+        for a guest's kernel in view 0, for its user code in view 1.
+
+        It is looked at when the view or the level changes, behind each write of a system register that EL0 may have,
+        and when the driver has changed it (`floating_point_changed`).
+        """
+        ...
+
+    def floating_point_changed(self) -> None:
+        """See `ask_floating_point`."""
+        ...
+
     def break_at(self, addresses: Sequence[int], asked: Callable[[int], bool]) -> None:
         """From now on call `asked` before an instruction at one of `addresses`; True ends in a BREAKPOINT exit."""
         ...

@@ -99,6 +99,19 @@ class ArmEngine(Engine, Protocol):
         """The CPU's registers: one object for the engine's lifetime. `system` is about the world `FULL`."""
         ...
 
+    def ask_floating_point(self, rights: memoryview) -> None:
+        """From now on these two words say, as CPACR and FPEXC would, whether floating point runs in User mode, where
+        the real FPEXC lets it: for a guest's kernel in the world `OTHER`, for its user code in `FULL`.
+
+        They are looked at when the world or CPSR changes, behind each write of a system register that User mode may
+        have, and when the driver has changed them (`floating_point_changed`).
+        """
+        ...
+
+    def floating_point_changed(self) -> None:
+        """See `ask_floating_point`."""
+        ...
+
     def use_world(self, world: int) -> None:
         """Go on in another world."""
         ...

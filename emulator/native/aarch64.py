@@ -85,6 +85,7 @@ class AArch64NativeCpu(NativeCpu):
         registers.gpr[0] = state.device_tree
         self.engine.set_roots(0, 0)
         self.engine.set_control(_RESET_SCTLR, 0, 0)
+        registers.set_system(_E["CPACR_EL1"], 0)
         registers.nzcv, registers.daif, registers.level = 0, x.MASKS, 1
         registers.pc = state.pc
 

@@ -221,6 +221,13 @@ ARM_USER_LIMIT = 0x28
 """ARMv7: offset of the address below which the kernel has no page mapped that user code may not touch in the same way,
 less seven: there an unprivileged access may run as it is."""
 
+ARM_FLOATING_POINT = 0x30
+"""ARMv7: offset of the guest's CPACR, of which its kernel changes cp10 and cp11 by a store, and behind it of its FPEXC.
+What these let user code and kernel do follows behind the next write of a system register of User mode's."""
+
+ARM_FLOATING_POINT_BITS = 0x00F0_0000
+"""ARMv7: CPACR.cp10 and cp11."""
+
 ARM_UNIT, ARM_UNIT_FIRST, ARM_UNIT_END = 0x2000, 0x40, 0x1000
 """ARMv7: the window is made of units of a page of fixups and another mapping of the shared page behind it, so that a
 fixup reaches that page relative to PC. Fixups lie from UNIT_FIRST up to UNIT_END of a unit: before, the shared words
@@ -267,8 +274,12 @@ MIPS_STATUS = 0x80
 """MIPS32: offset in the shared page of Status, but for IE, which is the word of the interrupt state. While an interrupt
 waits for IE or EXL alone the page is read-only, so that a store there is seen."""
 
-MIPS_STATUS_BITS = 0x1000_001A
-"""MIPS32: bits of Status (CU0, KSU, EXL) that a store to that word changes, where kernel mode stays kernel mode."""
+MIPS_STATUS_BITS = 0x3000_001A
+"""MIPS32: bits of Status (CU1, CU0, KSU, EXL) that a store to that word changes, where kernel mode stays such."""
+
+MIPS_STATUS_HELD = 0x84
+"""MIPS32: offset of the bits of Status that need a call to change: all but those and IE; and CU1 while the real
+coprocessor is usable, since it has to fault from then on. Written by the hypervisor."""
 
 MIPS_FIXUPS = 0x8001_0000
 """MIPS32: guest-virtual address of the fixups, in reach of J from a kernel in KSEG0: in the part of memory that is
@@ -329,6 +340,13 @@ AARCH64_SCRATCH = "PMEVCNTR0_EL0"
 AARCH64_UNMAPPED = 0x20
 """AArch64: offset of the operand of the last TLBI by address and of any address space that has nothing to invalidate:
 the page has not been mapped since. Written by the hypervisor; all ones where there is none."""
+
+AARCH64_FLOATING_POINT = 0x28
+"""AArch64: offset of the guest's CPACR_EL1, of which its kernel changes FPEN by a store. What user code and kernel may
+do follows behind the next write of a system register of EL0's."""
+
+AARCH64_FLOATING_POINT_BITS = 3 << 20
+"""AArch64: CPACR_EL1.FPEN."""
 
 WINDOWS: dict[str, Window] = {window.isa: window for window in (X86_64, ARMV7, I386, MIPS32, AARCH64)}
 """The window of each instruction set whose guests are rewritten."""

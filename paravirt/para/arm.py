@@ -71,7 +71,7 @@ class ArmPara(ParaGuest, ArmHypervisor):
     def enter(self, state: ArmEntry) -> None:
         """As the boot protocol says, with floating point disabled by FPEXC alone."""
         super().enter(state)
-        self.vcpu.system["CPACR"] = _ALL_ACCESS
+        self.vcpu.cpacr = _ALL_ACCESS
         self.floating_point_changed()
 
     # -- registers ------------------------------------------------------------------------------
@@ -110,8 +110,9 @@ class ArmPara(ParaGuest, ArmHypervisor):
 
     def _floating_point(self, enabled: bool) -> None:
         wanted = _ENABLED if enabled else 0
-        if self._registers.fpexc & _ENABLED != wanted:
-            self._registers.fpexc = wanted
+        if self.vcpu.fpexc != wanted:
+            self.vcpu.fpexc = wanted
+            self.floating_point_changed()
 
     def _thread_register(self, value: int) -> int:
         write_thread(self.vcpu, "TPIDRURO", value)
@@ -188,7 +189,7 @@ class ArmPara(ParaGuest, ArmHypervisor):
 
     def _is_disabled(self) -> bool:
         """What is undefined is a floating-point instruction, and these are disabled."""
-        if self._registers.fpexc & _ENABLED:
+        if self.vcpu.fpexc:
             return False
         code = self.vcpu.fetch(self.vcpu.pc, 4)
         if len(code) < 4:

@@ -59,6 +59,9 @@ _STAND_IN: Final[dict[str, tuple[Callable[[int, int], int], str, str]]] = {
     if (way, name) != ("MSR", "SP_EL0")  # its stand-in can be read only
 }
 """Registers of EL1 that a register of EL0 stands for: how it is accessed, which, and why that does the same."""
+_READ_RIGHTS, _WRITE_RIGHTS = "MRS CPACR_EL1", "MSR CPACR_EL1"
+_ALL_BUT_FPEN: Final = 0x926A_F400
+"""`and x0, x0, #0xffffffffffcfffff`."""
 _INVALIDATES: Final = frozenset({"TLBI VAAE1", "TLBI VAALE1"})
 _SCRATCH: Final = BY_NAME[abi.AARCH64_SCRATCH].encoding
 
@@ -141,6 +144,13 @@ class A64Ladder(FixedLadder):
         if row.name in _INVALIDATES and strategy != "hypercall":
             reason = "a page that was not mapped since is not invalidated again"
             return Tactic.INLINE, reason, self._invalidation(site, code)
+        operand = int.from_bytes(code, "little") & _REGISTER
+        if row.name == _READ_RIGHTS and strategy != "hypercall" and operand != _REGISTER:
+            load = Relative(8, lambda at, _page: _load_shared(at, operand, abi.AARCH64_FLOATING_POINT))
+            return Tactic.INLINE, "a copy is in the shared page", Body((load,), site.offset, site.offset + 4)
+        if row.name == _WRITE_RIGHTS and strategy != "hypercall":
+            reason = "FPEN is a word of the shared page, which the engine asks"
+            return Tactic.INLINE, reason, self._write_rights(site, code, call)
         if strategy == "inline" or Route.HYPERCALL not in row.routes:
             raise Refused("no fixup can do its work in the guest")
         if strategy == "auto":
@@ -170,6 +180,30 @@ class A64Ladder(FixedLadder):
             (abi.AARCH64_SCRATCH,),
         )
 
+    def _write_rights(self, site: Found, code: bytes, call: Call) -> Body:
+        """MSR CPACR_EL1: a store where only FPEN changes. Restoring the scratch register behind it is a write of a
+        system register, by which the engine looks at the word."""
+        operand = int.from_bytes(code, "little") & _REGISTER
+        scratch = 16 if operand != 16 else 17
+        save, restore = struct.pack("<I", msr(_SCRATCH, scratch)), struct.pack("<I", mrs(_SCRATCH, scratch))
+        differs = 0xCA00_0000 | operand << 16 | scratch << 5 | scratch  # eor
+        other = _ALL_BUT_FPEN | scratch << 5 | scratch
+        over = 0xB500_0000 | 6 << 5 | scratch  # cbnz, to what restores before the call
+        return Body(
+            (
+                Code(save),
+                Relative(8, lambda at, _page: _load_shared(at, scratch, abi.AARCH64_FLOATING_POINT)),
+                Code(struct.pack("<3I", differs, other, over)),
+                Relative(8, lambda at, _page: _load_shared(at, scratch, abi.AARCH64_FLOATING_POINT, store=operand)),
+                Code(restore + save + struct.pack("<I", branch(0, 12))),
+                Code(restore),
+                call,
+            ),
+            site.offset,
+            site.offset + 4,
+            (abi.AARCH64_SCRATCH,),
+        )
+
     def _checked(self, site: Found, code: bytes, call: Call) -> Body:
         """An access at EL0 is a plain one; in the kernel's view it could reach what is the kernel's, all of which is in
         the upper half. Bit 55 of the base says which half (DDI 0487, D8.1.3), and no offset changes that of an address
@@ -185,15 +219,18 @@ class A64Ladder(FixedLadder):
         return A64Ground(self, page)
 
 
-def _load_shared(at: int, register: int, offset: int) -> bytes:
-    """`adrp` and `ldr` of a word of the shared page."""
+def _load_shared(at: int, register: int, offset: int, store: int = -1) -> bytes:
+    """`adrp` and `ldr` of a word of the shared page; or `str` of another register."""
     pages = (abi.AARCH64.shared_page >> 12) - (at >> 12)
     if not -(1 << 20) <= pages < 1 << 20:
         raise OutOfReach(f"the shared page is out of reach from {at:#x}")
     return struct.pack(
         "<2I",
         0x9000_0000 | (pages & 3) << 29 | (pages >> 2 & 0x7FFFF) << 5 | register,
-        0xF940_0000 | offset // 8 << 10 | register << 5 | register,
+        (0xF940_0000 if store < 0 else 0xF900_0000)
+        | offset // 8 << 10
+        | register << 5
+        | (register if store < 0 else store),
     )
 
 

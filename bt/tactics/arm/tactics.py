@@ -77,7 +77,7 @@ class ArmTactics(FixedWidth):
     """See `bt.tactics.tactics.Tactics`."""
 
     far_size = 8
-    revision = 4
+    revision = 5
 
     @cached_property
     def table(self) -> PatternTable:
@@ -370,6 +370,10 @@ def _coprocessor(name: str, word: int) -> Template | None:
         "MRC TPIDRURW": templates.read_thread,
         "MCR TPIDRURW": templates.write_thread,
         "MRC CTR": templates.read_cache_type,
+        "MRC CPACR": templates.read_rights,
+        "MCR CPACR": templates.write_rights,
+        "VMRS FPEXC": templates.read_enable,
+        "VMSR FPEXC": templates.write_enable,
     }.get(name)
     target = word >> 12 & 15
     return make(target) if make is not None and target != _PC else None

@@ -22,6 +22,8 @@ _SCRATCH: Final = abi.ARMV7.scratch
 _CACHE_TYPE: Final = abi.ARM_CACHE_TYPE
 _THREAD: Final = abi.ARM_THREAD
 _LIMIT: Final = abi.ARM_USER_LIMIT
+_RIGHTS: Final = abi.ARM_FLOATING_POINT
+_ENABLE: Final = _RIGHTS + 4
 _REAL_MODE: Final = 0x10
 _EQ, _NE, _HS = 0, 1, 2
 
@@ -127,6 +129,80 @@ def write_thread(source: int) -> Template:
 def read_cache_type(target: int) -> Template:
     """MRC CTR."""
     return Template("read cache type", (_load(target, _CACHE_TYPE),))
+
+
+def read_rights(target: int) -> Template:
+    """MRC CPACR."""
+    return Template("read coprocessor access", (_load(target, _RIGHTS),))
+
+
+def _look(register: int) -> tuple[int, int]:
+    """User code's TPIDRURW through a register, unchanged: by a write of a system register the engine looks."""
+    return 0xEE1D_0F50 | register << 12, 0xEE0D_0F50 | register << 12
+
+
+def write_rights(source: int) -> Template:
+    """MCR CPACR, where nothing but cp10 and cp11 changes; otherwise it calls."""
+    flags, other = _free(2, source)
+    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
+    words = (
+        _store(flags, _SCRATCH),
+        _store(other, _SCRATCH + 4),
+        0xE10F_0000 | flags << 12,  # mrs flags, cpsr
+        _load(other, _RIGHTS),
+        0xE020_0000 | other << 16 | other << 12 | source,  # eor other, other, source
+        0xE3D0_060F | other << 16 | other << 12,  # bics other, other, #0xf00000
+        _store(source, _RIGHTS, _EQ),
+        _ahead(len(leave) + 3, _NE),
+        *_look(other),
+        *leave,
+        _ahead(len(leave) + 1, ALWAYS),
+        *leave,
+        UDF,
+    )
+    return Template("write coprocessor access", words, len(words) - 1, 2)
+
+
+def read_enable(target: int) -> Template:
+    """VMRS FPEXC, where CPACR gives the kernel access to coprocessor 10; otherwise it calls."""
+    flags, other = _free(2, target)
+    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
+    words = (
+        _store(flags, _SCRATCH),
+        _store(other, _SCRATCH + 4),
+        0xE10F_0000 | flags << 12,
+        _load(other, _RIGHTS),
+        0xE310_0601 | other << 16,  # tst other, #0x100000
+        _ahead(1 + len(leave) + 1, _EQ),
+        _load(target, _ENABLE),
+        *leave,
+        _ahead(len(leave) + 1, ALWAYS),
+        *leave,
+        UDF,
+    )
+    return Template("read floating-point enable", words, len(words) - 1, 2)
+
+
+def write_enable(source: int) -> Template:
+    """VMSR FPEXC, of which EN is kept, likewise."""
+    flags, other = _free(2, source)
+    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
+    words = (
+        _store(flags, _SCRATCH),
+        _store(other, _SCRATCH + 4),
+        0xE10F_0000 | flags << 12,
+        _load(other, _RIGHTS),
+        0xE310_0601 | other << 16,  # tst other, #0x100000
+        0x1200_0101 | source << 16 | other << 12,  # andne other, source, #0x40000000
+        _store(other, _ENABLE, _NE),
+        _ahead(len(leave) + 3, _EQ),
+        *_look(other),
+        *leave,
+        _ahead(len(leave) + 1, ALWAYS),
+        *leave,
+        UDF,
+    )
+    return Template("write floating-point enable", words, len(words) - 1, 2)
 
 
 def access_as_user(word: int) -> Template:

@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 _WINDOW: Final = abi.MIPS32
 _ENABLED: Final = _WINDOW.shared_page + _WINDOW.interrupt_state
 _STATUS: Final = _WINDOW.shared_page + abi.MIPS_STATUS
+_HELD: Final = _WINDOW.shared_page + abi.MIPS_STATUS_HELD
 _SCRATCH: Final = abi.MIPS_REGISTERS + abi.MIPS_SCRATCH
-_ADDIU, _ANDI, _ORI, _LUI, _BNE, _BEQ = 9, 12, 13, 15, 5, 4
-_MOVN, _OR, _XOR, _SLTU = 0x0B, 0x25, 0x26, 0x2B
-_CHANGES: Final = abi.MIPS_STATUS_BITS | r.STATUS_IE
-"""Bits of Status that a fixup may change."""
+_ANDI, _ORI, _LUI, _BNE, _BEQ = 12, 13, 15, 5, 4
+_MOVN, _AND, _OR, _XOR, _SLTU = 0x0B, 0x24, 0x25, 0x26, 0x2B
 _BORROWED: Final = (8, 9, 10)
 """t0 to t2: of these a fixup takes those that its instruction does not use."""
 
@@ -83,7 +82,8 @@ def read_status(target: int) -> Template:
 
 
 def write_status(source: int) -> Template:
-    """MTC0 rt, Status, where it changes only IE, EXL, KSU and CU0 and leaves kernel mode as it is; else it calls.
+    """MTC0 rt, Status, where it changes only IE, EXL, KSU and CU0, or CU1 while the real coprocessor faults anyway, and
+    leaves kernel mode as it is; else it calls.
 
     Of the two stores each exits while an interrupt waits for what they may open (`abi.MIPS_STATUS`).
     """
@@ -97,10 +97,8 @@ def write_status(source: int) -> Template:
     )
     changes = (
         words.three(_XOR, two, two, source),
-        words.immediate(_LUI, 0, one, _CHANGES >> 16),
-        words.immediate(_ORI, one, one, _CHANGES),
-        words.three(_OR, two, two, one),
-        words.three(_XOR, two, two, one),
+        words.load(one, _HELD),
+        words.three(_AND, two, two, one),
     )
     do = (
         words.three(_XOR, two, source, one),

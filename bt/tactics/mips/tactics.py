@@ -56,7 +56,7 @@ class MipsTactics(FixedWidth):
     branch_size = 8
     far_size = 20
     far_clobbers = ("page of registers, scratch word 7",)
-    revision = 2
+    revision = 3
 
     def pack(self, *values: int) -> bytes:
         """Words in the guest's byte order."""

@@ -16,6 +16,7 @@ from emulator.engine.aarch64 import Passage, PassingAccess, QuietAccess
 from emulator.engine.exit import ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import aarch64_state as state
+from emulator.engine.unicorn import floating_access
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.aarch64_confirm import confirm
 from emulator.engine.unicorn.aarch64_state import UnicornAArch64Registers, find_state, processor_of
@@ -30,7 +31,6 @@ from emulator.isa.aarch64.encoding import fields
 from emulator.isa.aarch64.registers import BY_NAME
 
 _SCTLR, _TCR, _MAIR, _CPACR = (BY_NAME[name].encoding for name in ("SCTLR_EL1", "TCR_EL1", "MAIR_EL1", "CPACR_EL1"))
-_FP_ENABLED = 3 << 20
 _SMC = 13
 _PC_ALIGNMENT = 0x22
 _MISALIGNED = _PC_ALIGNMENT << 26 | 1 << 25
@@ -79,7 +79,9 @@ class UnicornAArch64Engine(UnicornCpu):
         self._reads = CounterReads(self.registers.address, self._remaining, self._limit, *following)
         self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._reads.on_exception), user=self._reads.argument)
         self._count_blocks()
-        self.registers.set_public(_CPACR, _FP_ENABLED)
+        floating_access.ask(self.library, "aarch64")
+        self.registers.ask_floating_point(None)
+        self.registers.set_public(_CPACR, floating_access.ENABLED)
         self.registers.learn_modes()
         self._roots = [(0, 0), (0, 0)]
         self._processor = processor_of(self.registers.address)
@@ -145,6 +147,14 @@ class UnicornAArch64Engine(UnicornCpu):
     def allow_user(self, allowed: int, counters: bool = False) -> None:
         """The bits `USER_MAY` of SCTLR_EL1, and the performance monitors."""
         self.registers.poke_user_rights(allowed, counters)
+
+    def ask_floating_point(self, rights: memoryview) -> None:
+        """By these words, in the place of CPACR_EL1."""
+        self.registers.ask_floating_point(rights)
+
+    def floating_point_changed(self) -> None:
+        """Whoever drives the CPU has changed the word."""
+        self.registers.floating_point_changed()
 
     def be_quiet(self, accesses: Sequence[QuietAccess]) -> None:
         """These accesses are done by native code."""

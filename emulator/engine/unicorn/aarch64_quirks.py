@@ -90,5 +90,13 @@ QUIRKS: tuple[Quirk, ...] = (
         "test_a_watchpoint_never_fires",
         searched="hardware breakpoint watchpoint debug registers not firing",
     ),
+    Quirk(
+        "floating point never traps",
+        "instructions on V registers run whatever CPACR_EL1.FPEN says",
+        "they trap to EL1 where FPEN says so (D19.2, CPACR_EL1)",
+        "`floating_access.py` puts a function of its own in the place of the one that says so",
+        "test_floating_point_runs_whatever_cpacr_says",
+        searched="CPACR_EL1 FPEN CPACR cp10 floating point access not trapped fp_exception_el",
+    ),
 )
 """Every departure that this project knows of and a test can show."""

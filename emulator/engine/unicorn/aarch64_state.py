@@ -15,6 +15,7 @@ from typing import Any, Final
 from unicorn import arm64_const
 
 from emulator.engine.aarch64 import SP, USER_MAY
+from emulator.engine.unicorn.floating_access import CHOICE, OWN
 from emulator.engine.unicorn.state import _read_memory
 from emulator.errors import EngineMissing
 from emulator.isa.aarch64.encoding import fields, register
@@ -77,6 +78,8 @@ W_FAULT_ADDRESS: Final = _FAULT_ADDRESS // 8
 H_SYNDROME: Final = _SYNDROME // 4
 _BANKED_SP: Final = IN_PLACE["SP_EL0"]  # SP_EL1 follows
 _W_SCTLR: Final = IN_PLACE["SCTLR_EL1"] // 8
+_W_CPACR: Final = IN_PLACE["CPACR_EL1"] // 8
+_W_CHOICE: Final = CHOICE // 8
 _W_COUNTERS: Final = IN_PLACE["PMUSERENR_EL0"] // 8
 _W_LOWER, _W_UPPER = IN_PLACE["TTBR0_EL1"] // 8, IN_PLACE["TTBR1_EL1"] // 8
 _PATTERN = 0x5E77_1A90_0000_0001
@@ -150,7 +153,10 @@ def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
 class UnicornAArch64Registers:
     """The register view of one engine (`emulator.engine.aarch64.AArch64Registers`)."""
 
-    __slots__ = ("_buffer", "_handle", "_library", "_modes", "_step", "_world", "address", "gpr", "halves", "words")
+    __slots__ = (
+        "_asked", "_buffer", "_denied", "_handle", "_library", "_modes", "_step", "_world", "address", "gpr", "halves",
+        "words",
+    )  # fmt: skip
 
     def __init__(self, library: Any, handle: int, address: int) -> None:
         self.address = address
@@ -166,6 +172,10 @@ class UnicornAArch64Registers:
         """QEMU's summary of the mode for EL0 and EL1h, in both worlds."""
         self._step = 0
         """The bit of it by which one instruction is executed at a time."""
+        self._denied = 0
+        """The bit of it with which floating point traps."""
+        self._asked: memoryview | None = None
+        """The words that say whether it does, in the place of CPACR_EL1."""
         self._world = 0
         set_public = self.set_public
         set_public(HCR_EL2, _HCR_RW)
@@ -226,7 +236,8 @@ class UnicornAArch64Registers:
     def level(self, value: int) -> None:
         halves = self.halves
         halves[_PSTATE // 4] = halves[_PSTATE // 4] & ~0xF | (_EL1H if value else 0)
-        halves[_MODE // 4] = self._modes[self._world << 1 | value]
+        mode = self._modes[self._world << 1 | value]
+        halves[_MODE // 4] = mode if self._may_float() else mode | self._denied
 
     @property
     def world(self) -> int:
@@ -238,6 +249,27 @@ class UnicornAArch64Registers:
         self._world = value
         self.words[_SCR // 8] = _NON_SECURE if value else _SECURE
         self.level = self.level
+
+    def _may_float(self) -> bool:
+        """Whether floating point runs now: what the engine asks as well whenever it sums the mode up."""
+        asked = self._asked
+        if asked is None:
+            rights = self.words[_W_CPACR] >> 20 & 3
+            return rights == 3 or (rights == 1 and self.level != 0)
+        rights = asked[0] >> 20 & 3
+        return rights == 3 or (rights == 1 and self._world == 0)
+
+    def ask_floating_point(self, asked: memoryview | None) -> None:
+        """Have a word say whether floating point runs; None: CPACR_EL1."""
+        self._asked = asked
+        address = OWN if asked is None else ctypes.addressof(ctypes.c_char.from_buffer(asked)) | 1
+        self.words[_W_CHOICE] = address
+        self.floating_point_changed()
+
+    def floating_point_changed(self) -> None:
+        """Sum the mode up anew, as far as floating point goes."""
+        mode = self.halves[_MODE // 4] & ~self._denied
+        self.halves[_MODE // 4] = mode if self._may_float() else mode | self._denied
 
     @property
     def stepping(self) -> bool:
@@ -328,12 +360,19 @@ class UnicornAArch64Registers:
         Writing PSTATE through the public interface does not compute it, writing a system register does.
         """
         level, masks, flags, world = self.level, self.daif, self.nzcv, self._world
+        words = self.words
+        choice, words[_W_CHOICE] = words[_W_CHOICE], 0
         for number in range(4):
             self.set_public(SCR_EL3, _NON_SECURE if number >> 1 else _SECURE)
             self._modes[number] = self._mode_of(_EL1H if number & 1 else 0)
-        self.words[_MDSCR // 8] = 1
+        words[_MDSCR // 8] = 1
         self._step = self._mode_of(0) & ~self._modes[2]
-        self.words[_MDSCR // 8] = 0
+        words[_MDSCR // 8] = 0
+        rights, words[_W_CPACR], words[_W_CHOICE] = words[_W_CPACR], 0, OWN
+        self._denied = self._mode_of(0) & ~self._modes[2]
+        words[_W_CPACR], words[_W_CHOICE] = rights, choice
+        if not self._denied:
+            raise EngineMissing("the unicorn engine does not ask whether floating point traps: install unicorn==2.1.4")
         self.nzcv, self.daif, self.level, self.world = flags, masks, level, world
 
     def _mode_of(self, pstate: int) -> int:

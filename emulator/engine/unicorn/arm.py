@@ -16,6 +16,7 @@ from emulator.engine.arm import DATA_ABORT, FULL, OTHER, PREFETCH_ABORT, UNDEFIN
 from emulator.engine.exit import ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import arm_state as state
+from emulator.engine.unicorn import floating_access
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.arm_confirm import confirm, confirm_timer
 from emulator.engine.unicorn.arm_registers import ARM_TABLE, show
@@ -35,6 +36,9 @@ _USER_INDEX = (0, 7)
 """User mode's MMU index in each world: E10_0 and SE10_0."""
 _EXECUTE = 4
 """QEMU's PAGE_EXEC."""
+
+_OF_BOTH_STATES, _ALL_ACCESS = 3 << 10, 15 << 20
+"""NSACR and CPACR: coprocessors 10 and 11."""
 
 CAPABILITIES = Capabilities(
     name="unicorn",
@@ -66,6 +70,10 @@ class UnicornArmEngine(UnicornCpu):
         self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
         self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._make_invalid_callback()))
         self._count_blocks()
+        floating_access.ask(self.library, "arm")
+        self.registers.set_system("NSACR", _OF_BOTH_STATES)  # else CPACR reads as 0 where the security extensions are
+        self.registers.set_system("CPACR", _ALL_ACCESS)
+        self.registers.ask_floating_point(None)
         confirm(self)
 
     def _start_address(self) -> int:
@@ -104,6 +112,14 @@ class UnicornArmEngine(UnicornCpu):
     def set_threads(self, world: int, writable: int, readonly: int) -> None:
         """Load TPIDRURW and TPIDRURO of a world."""
         self.registers.set_threads(world, writable, readonly)
+
+    def ask_floating_point(self, rights: memoryview) -> None:
+        """By these words, besides FPEXC."""
+        self.registers.ask_floating_point(rights)
+
+    def floating_point_changed(self) -> None:
+        """Whoever drives the CPU has changed the words."""
+        self.registers.floating_point_changed()
 
     def flush_world(self, world: int) -> None:
         """Forget what is cached of the translations of one world."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 from unicorn import arm_const
 
 from emulator.engine.arm import HYP, MON
+from emulator.engine.unicorn.floating_access import CHOICE, OWN
 from emulator.engine.unicorn.state import _read_memory
 from emulator.errors import EngineMissing
 from emulator.isa.arm.system_registers import REGISTER_OF_NAME, SystemRegister
@@ -35,6 +36,7 @@ W_SYNDROME: Final = 0xBD0 // 4
 W_STATUS: Final = 0xBD4 // 4
 W_FAULT_ADDRESS: Final = 0xBD8 // 4
 _FPEXC = 0xE48 // 4
+_CHOICE = CHOICE // 4
 _EXCLUSIVE = 0xEC0 // 4
 _SIZE = 0x1000
 _STATE_IN_CPU = 0xA2F0
@@ -219,7 +221,17 @@ class UnicornArmRegisters:
     @fpexc.setter
     def fpexc(self, value: int) -> None:
         self.words[_FPEXC] = value
-        self.cpsr = self.cpsr  # the summary of the mode, which selects translated code, depends on it
+        self.floating_point_changed()  # the summary of the mode, which selects translated code, depends on it
+
+    def ask_floating_point(self, asked: memoryview | None) -> None:
+        """Have words say whether floating point runs where FPEXC lets it; None: CPACR."""
+        address = OWN if asked is None else ctypes.addressof(ctypes.c_char.from_buffer(asked)) | 1
+        self.words[_CHOICE], self.words[_CHOICE + 1] = address & 0xFFFF_FFFF, address >> 32
+        self.floating_point_changed()
+
+    def floating_point_changed(self) -> None:
+        """Sum the mode up anew."""
+        self.cpsr = self.cpsr
 
     @property
     def exclusive_address(self) -> int:

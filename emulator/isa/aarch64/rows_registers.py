@@ -31,7 +31,7 @@ _WRITES: Final = {
 }
 _INLINE: Final = frozenset(
     {"SP_EL0", "TPIDR_EL1", "TPIDR_EL0", "TPIDRRO_EL0", "DAIF", "CNTVCT_EL0", "CurrentEL"}
-    | {"ELR_EL1", "SPSR_EL1", "ESR_EL1", "FAR_EL1"}
+    | {"ELR_EL1", "SPSR_EL1", "ESR_EL1", "FAR_EL1", "CPACR_EL1"}
 )
 """Registers whose reads, at least, can be made to need no exit."""
 

@@ -12,7 +12,7 @@ from emulator.isa.operation import Operation
 from emulator.isa.sensitive import Pattern, Route, SensitiveInstruction
 
 _OTHER_NOTE = "All that the manual gives no name, or leaves to the implementation."
-_INLINE = {"TPIDRURO", "TPIDRPRW", "TPIDRURW", "CTR"}
+_INLINE = {"TPIDRURO", "TPIDRPRW", "TPIDRURW", "CTR", "CPACR", "FPEXC"}
 """Registers whose accesses another word or a fixup can do, besides cache maintenance."""
 
 
@@ -107,7 +107,7 @@ def _floating_point(state: str, name: str, number: int, read: bool) -> Sensitive
         TRAPS,
         BEHAVIOUR if read else CONTROL,
         Operation.READ_SYSTEM_REGISTER if read else Operation.WRITE_SYSTEM_REGISTER,
-        CALL,
+        INLINE if name in _INLINE else CALL,
         f"vmrs r0, {name.lower()}" if read else f"vmsr {name.lower()}, r0",
         "B9.3.21" if read else "B9.3.22",
     )

@@ -8,7 +8,7 @@ the `Context` of `paravirt.operations.aarch64`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import ClassVar, Final
 
 from emulator.board.arm_boot import ArmEntry
 from emulator.board.virt import UART, Virt
@@ -54,6 +54,8 @@ class AArch64Hypervisor(AArch64Saving):
     LAYOUT = layout.AARCH64
     FOLLOWS_STORES = True
     USER_LEVEL = 0
+    FLOATING_POINT_TRAPS: ClassVar[bool] = True
+    """Floating point runs where the guest's CPACR_EL1 lets it, and traps elsewhere."""
 
     board: Virt
 
@@ -64,7 +66,7 @@ class AArch64Hypervisor(AArch64Saving):
     def _make(self) -> None:
         memory = self.machine.memory
         self._registers = self.engine.registers
-        self.vcpu = AArch64VirtualCpu(self._registers, memory.view, memory.base)
+        self.vcpu = AArch64VirtualCpu(self._registers, memory.view, memory.base, self.shared)
         self.shadow = AArch64Shadow(self.engine, memory, self.vcpu.context)
         for one in REGISTERS:
             if one.kind == "identification" and not one.feature and one.name != "CSSELR_EL1":
@@ -128,6 +130,8 @@ class AArch64Hypervisor(AArch64Saving):
 
     def _listen(self) -> None:
         """Have the engine keep stores to the serial port, and know when it may."""
+        if self.FLOATING_POINT_TRAPS:
+            self.engine.ask_floating_point(self.vcpu.rights)
         self.engine.hand_up_stores(self._store_late)
         self.engine.trust_mappings()
         kinds = self.shadow.frames.kind.data
@@ -441,6 +445,10 @@ class AArch64Hypervisor(AArch64Saving):
         """The board's generic timer."""
         self.board.timer.write(name, value)
         self._device_written()
+
+    def floating_point_changed(self) -> None:
+        """CPACR_EL1 was written."""
+        self.engine.floating_point_changed()
 
     def debug_changed(self) -> None:
         """A debug register was written."""

@@ -119,7 +119,7 @@ class AArch64Saving(EmulatedAccesses):
             own_stack=vcpu.own_stack,
             other_sp=vcpu.other_sp,
             translation=(context.sctlr, context.tcr, context.ttbr0, context.ttbr1),
-            system=tuple(sorted(vcpu.system.items())),
+            system=tuple(sorted(vcpu.system_registers.items())),
             watched_page=self._debug.passing,
             habits=self._habits(),
         )
@@ -156,7 +156,7 @@ class AArch64Saving(EmulatedAccesses):
         vcpu.elr, vcpu.spsr, vcpu.esr, vcpu.far = saved.exception
         real.set_system(_SCRATCH, saved.scratch)
         context.sctlr, context.tcr, context.ttbr0, context.ttbr1 = saved.translation
-        vcpu.system = dict(saved.system)
+        vcpu.system_registers = dict(saved.system)
         _, vcpu.stepping, vcpu.step_begins = saved.stepping
         vcpu.forget_writes()
         self._debug.passing = saved.watched_page

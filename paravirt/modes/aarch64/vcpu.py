@@ -8,7 +8,7 @@ for SP_EL0 and TPIDR_EL0 for TPIDR_EL1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from emulator.engine.aarch64 import SP, AArch64Registers
@@ -17,7 +17,7 @@ from emulator.isa.aarch64.exceptions import AArch64Exception
 from emulator.isa.aarch64.paging import TranslationContext, Walker
 from emulator.isa.aarch64.registers import BY_NAME
 from emulator.isa.exceptions import ArchitecturalException
-from paravirt.abi import AARCH64_STAND_INS
+from paravirt.abi import AARCH64_FLOATING_POINT, AARCH64_FLOATING_POINT_BITS, AARCH64_STAND_INS
 
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _RESET_SCTLR: Final = 0x30D0_0800
@@ -41,12 +41,21 @@ _ELR, _SPSR, _ESR, _FAR = (
 )
 
 
+CPACR: Final = BY_NAME["CPACR_EL1"].encoding
+_RIGHTS: Final = AARCH64_FLOATING_POINT // 8
+_FPEN: Final = AARCH64_FLOATING_POINT_BITS
+
+
 class AArch64VirtualCpu:
     """One virtual processor."""
 
-    def __init__(self, registers: AArch64Registers, memory: memoryview, base: int) -> None:
-        """`memory` begins at guest-physical `base`."""
+    def __init__(self, registers: AArch64Registers, memory: memoryview, base: int, shared: memoryview) -> None:
+        """`memory` begins at guest-physical `base`; `shared` is the page shared with the guest's kernel, as words."""
         self.registers = registers
+        self.rights = shared[_RIGHTS : _RIGHTS + 1]
+        """CPACR_EL1, of which the guest's kernel may have stored anything; FPEN counts."""
+        self._other_rights = 0
+        """CPACR_EL1 but for FPEN."""
         self.gpr = registers.gpr
         self.advance = registers.advance
         self.context = TranslationContext(sctlr=_RESET_SCTLR)
@@ -91,6 +100,26 @@ class AArch64VirtualCpu:
         return not self.registers.daif & x.MASK_I
 
     @property
+    def cpacr(self) -> int:
+        """CPACR_EL1."""
+        return self._other_rights | self.rights[0] & _FPEN
+
+    @cpacr.setter
+    def cpacr(self, value: int) -> None:
+        self.rights[0] = value
+        self._other_rights = value & ~_FPEN
+
+    @property
+    def system_registers(self) -> dict[int, int]:
+        """`system`, and CPACR_EL1."""
+        return {**self.system, CPACR: self.cpacr}
+
+    @system_registers.setter
+    def system_registers(self, values: Mapping[int, int]) -> None:
+        self.system = dict(values)
+        self.cpacr = self.system.pop(CPACR, 0)
+
+    @property
     def mode(self) -> int:
         """PSTATE.M: level and stack pointer."""
         return x.EL0T if self.level == 0 else x.EL1H if self.own_stack else x.EL1T
@@ -132,7 +161,7 @@ class AArch64VirtualCpu:
             threads,
             (self.elr, self.spsr, self.esr, self.far),
             (context.sctlr, context.tcr, context.ttbr0, context.ttbr1),
-            tuple(sorted(self.system.items())),
+            tuple(sorted(self.system_registers.items())),
             tuple(registers.vector(number) for number in range(32)),
             (registers.fpcr, registers.fpsr),
         )

@@ -28,7 +28,7 @@ from paravirt.modes.arm import debug, single
 from paravirt.modes.arm.alone import ArmAlone
 from paravirt.modes.arm.shadow import WORLD, ArmShadow
 from paravirt.modes.arm.single import SingleInstruction
-from paravirt.modes.arm.vcpu import USER, ArmVirtualCpu
+from paravirt.modes.arm.vcpu import FPEXC_EN, USER, ArmVirtualCpu
 from paravirt.operations.arm import Instruction, action_for
 from paravirt.operations.arm.registers import read_thread
 from paravirt.translator import Translator
@@ -70,7 +70,8 @@ class ArmHypervisor(ArmAlone):
         for register in SYSTEM_REGISTERS:
             if register.read_operation is Operation.IDENTIFY_PROCESSOR:
                 self.vcpu.system[register.name] = self._registers.system(register.name)
-        self.vcpu.system |= {**IDENTITY, "CPACR": 0, "FPSID": 0x4102_3075, "MVFR0": 0x1011_0222, "MVFR1": 0x1111_1111}
+        self.vcpu.system |= {**IDENTITY, "FPSID": 0x4102_3075, "MVFR0": 0x1011_0222, "MVFR1": 0x1111_1111}
+        self.vcpu.cpacr = 0
         self.shared[_CACHE_TYPE] = self.vcpu.system["CTR"]
         self._debug = debug.DebugEvents(self.engine, self.vcpu)
         self._single = SingleInstruction(self.engine, self.shadow, self._executed)
@@ -95,8 +96,6 @@ class ArmHypervisor(ArmAlone):
         for world in (FULL, OTHER):
             self.engine.set_threads(world, 0, 0)
         self._registers.cpsr = x.USR
-        self._registers.fpexc = 0
-        self._registers.set_system("CPACR", 0)
         for number in range(15):
             gpr[number] = 0
         gpr[1], gpr[2] = 0xFFFF_FFFF, state.device_tree
@@ -109,6 +108,8 @@ class ArmHypervisor(ArmAlone):
         for world in (FULL, OTHER):
             self.engine.enable_translation(world, _REAL_SCTLR)
             self.engine.set_domains(0, world)
+        self.engine.ask_floating_point(self.vcpu.rights)
+        self._registers.fpexc = FPEXC_EN
 
     # -- delivery -------------------------------------------------------------------------------
 
@@ -342,8 +343,8 @@ class ArmHypervisor(ArmAlone):
         self.shadow.flush_all()
 
     def floating_point_changed(self) -> None:
-        """CPACR: the real one follows."""
-        self._registers.set_system("CPACR", self.vcpu.system["CPACR"] & 0x00F0_0000)
+        """CPACR or FPEXC were written."""
+        self.engine.floating_point_changed()
 
     def read_timer(self, name: str) -> int:
         """The board's generic timer."""

@@ -93,7 +93,7 @@ class ArmSaving(Hypervisor):
         raise NotImplementedError
 
     def floating_point_changed(self) -> None:
-        """CPACR: the real one follows."""
+        """CPACR or FPEXC were written."""
         raise NotImplementedError
 
     @property
@@ -105,14 +105,14 @@ class ArmSaving(Hypervisor):
             status=real.cpsr,
             monitor=real.monitor,
             floating=real.floating,
-            floating_enabled=real.fpexc,
+            floating_enabled=vcpu.fpexc,
             mode=vcpu.mode,
             masks=vcpu._masks,
             banks=tuple((mode, *bank) for mode, bank in sorted(vcpu._banks.items())),  # type: ignore[misc]
             fast=tuple(vcpu._fast),
             translation=(context.sctlr, context.ttbr0, context.ttbr1, context.ttbcr, context.dacr),
             vbar=vcpu.vbar,
-            system=tuple(sorted(vcpu.system.items())),
+            system=tuple(sorted(vcpu.system_registers.items())),
             threads=(self.engine.threads(FULL), self.engine.threads(OTHER)),
             step=self._single.state,
             known=self._known(),
@@ -136,13 +136,14 @@ class ArmSaving(Hypervisor):
         real.cpsr = saved.status & _REAL_STATUS | x.USR  # first: another mode has other registers
         for number, value in enumerate(saved.general):
             vcpu.gpr[number] = value
-        real.monitor, real.floating, real.fpexc = saved.monitor, saved.floating, saved.floating_enabled
+        real.monitor, real.floating, vcpu.fpexc = saved.monitor, saved.floating, saved.floating_enabled
         vcpu.mode, vcpu.level, vcpu._masks = saved.mode, USER if saved.mode == x.USR else KERNEL, saved.masks
         vcpu._banks = {mode: list(bank) for mode, *bank in saved.banks}
         vcpu._fast = list(saved.fast)
         context.sctlr, context.ttbr0, context.ttbr1, context.ttbcr, context.dacr = saved.translation
         vcpu.vbar = saved.vbar
         vcpu.system = dict(saved.system)
+        vcpu.cpacr = vcpu.system["CPACR"]
         for world, registers in zip((FULL, OTHER), saved.threads, strict=True):
             self.engine.set_threads(world, *registers)
         self._single.end()

@@ -21,6 +21,9 @@ USER, KERNEL = 0, 1
 _INTERRUPT: Final = abi.ARMV7.interrupt_state // 4
 _STATUS: Final = abi.ARM_STATUS // 4
 _BANK_OF: Final = {x.USR: x.USR, x.SYS: x.USR}
+_RIGHTS: Final = abi.ARM_FLOATING_POINT // 4
+_COPROCESSORS: Final = abi.ARM_FLOATING_POINT_BITS
+FPEXC_EN: Final = 1 << 30
 _PAGE: Final = 4096
 
 
@@ -54,6 +57,8 @@ class ArmVirtualCpu:
         self.thread_places = abi.ARM_THREADS_PLAIN
         """Where each thread register is while the kernel runs: 0 and 1 are the real TPIDRURW and TPIDRURO of the
         kernel's world, -1 is the word in the shared page."""
+        self.rights = shared[_RIGHTS : _RIGHTS + 2]
+        """CPACR and FPEXC, of which the guest's kernel may have stored anything; cp10, cp11 and EN count."""
         self.interrupts_enabled = False
         self._publish()
 
@@ -90,6 +95,29 @@ class ArmVirtualCpu:
     def cpsr(self) -> int:
         """CPSR as the guest must see it."""
         return self.registers.cpsr & ~(x.MODE | x.MASKS) | self.mode | self.masks
+
+    @property
+    def cpacr(self) -> int:
+        """CPACR."""
+        return self.system["CPACR"] & ~_COPROCESSORS | self.rights[0] & _COPROCESSORS
+
+    @cpacr.setter
+    def cpacr(self, value: int) -> None:
+        self.system["CPACR"] = self.rights[0] = value
+
+    @property
+    def fpexc(self) -> int:
+        """FPEXC."""
+        return self.rights[1] & FPEXC_EN
+
+    @fpexc.setter
+    def fpexc(self, value: int) -> None:
+        self.rights[1] = value & FPEXC_EN
+
+    @property
+    def system_registers(self) -> dict[str, int]:
+        """`system`, with CPACR as it is now."""
+        return {**self.system, "CPACR": self.cpacr}
 
     def write_status(self, value: int, bits: int) -> None:
         """Change `bits` of CPSR, as an MSR in a privileged mode does (no execution state: T, IT, J stay)."""
@@ -285,6 +313,6 @@ class ArmVirtualCpu:
             tuple((mode, *(self.banked(mode, which) for which in range(3))) for mode in sorted(self._banks)),
             tuple(self._fast),
             (context.sctlr, context.ttbr0, context.ttbr1, context.ttbcr, context.dacr, self.vbar),
-            tuple(sorted(self.system.items())),
-            self.registers.fpexc,
+            tuple(sorted(self.system_registers.items())),
+            self.fpexc,
         )

@@ -27,6 +27,9 @@ _EPC, _BAD_V_ADDR, _CONTEXT, _CAUSE, _ENTRY_HI, _INDEX, _PAGE_MASK = (
 )
 _ENTRY_LO0, _ENTRY_LO1 = (abi.MIPS_WRITABLE[name] // 4 for name in ("EntryLo0", "EntryLo1"))
 _STATUS = abi.MIPS_STATUS // 4
+_HELD = abi.MIPS_STATUS_HELD // 4
+_SEEN = ~(abi.MIPS_STATUS_BITS | r.STATUS_IE) & _MASK
+_FOLLOWS = abi.MIPS_STATUS_BITS & ~r.STATUS_CU1
 _OPEN = r.STATUS_EXL | r.STATUS_ERL
 
 
@@ -54,8 +57,11 @@ class MipsVirtualCpu(Place):
         self.tlb = Tlb(i.TLB_SIZE)
         self.level = KERNEL_LEVEL
         self._fixed_status = r.STATUS_BEV | r.STATUS_ERL
-        """Status, but for the bits that a word of the shared page holds."""
+        """Status, but for the bits that a word of the shared page holds. In it CU1 says whether the real coprocessor is
+        usable: while it is not, the guest may change its own without an exit, and the real one follows when the
+        coprocessor is used, or at the next change that is made here: an exception or a return from one is."""
         self._shared[_STATUS] = self._fixed_status
+        self._shared[_HELD] = _SEEN
         self._cause = 0
         self.error_epc = self._bad_v_addr = self._context = self._entry_hi = 0
         self.int_ctl = i.INT_CTL
@@ -103,7 +109,8 @@ class MipsVirtualCpu(Place):
     @property
     def _status(self) -> int:
         """Status without IE; the guest may have stored anything to the word, of which some bits count."""
-        return self._fixed_status | self._shared[_STATUS] & abi.MIPS_STATUS_BITS
+        bits = abi.MIPS_STATUS_BITS
+        return self._fixed_status & ~bits | self._shared[_STATUS] & bits
 
     @property
     def status(self) -> int:
@@ -115,12 +122,21 @@ class MipsVirtualCpu(Place):
         old = self._status
         self._shared[0] = value & r.STATUS_IE
         self._shared[_STATUS] = value = value & i.STATUS_WRITABLE & ~r.STATUS_IE
-        self._fixed_status = value & ~abi.MIPS_STATUS_BITS
-        if (old ^ value) & (r.STATUS_CU1 | r.STATUS_FR):
+        fixed = value & ~_FOLLOWS
+        if (self._fixed_status ^ fixed) & (r.STATUS_CU1 | r.STATUS_FR):
             self.registers.set_coprocessor(bool(value & r.STATUS_CU1), bool(value & r.STATUS_FR))
+            self._shared[_HELD] = _SEEN | value & r.STATUS_CU1
+        self._fixed_status = fixed
         self.level = KERNEL_LEVEL if is_kernel(value) else USER_LEVEL
         if (old ^ value) & r.STATUS_ERL:
             self.on_space_changed()
+
+    def follow_coprocessor(self) -> bool:
+        """Whether coprocessor 1 was usable in the guest's Status alone: now it is."""
+        if self._fixed_status & r.STATUS_CU1 or not self._status & r.STATUS_CU1:
+            return False
+        self.status = self.status
+        return True
 
     @property
     def cause(self) -> int:

@@ -54,6 +54,10 @@ class Context(Protocol):
         """A register of the generic timer."""
         ...
 
+    def floating_point_changed(self) -> None:
+        """CPACR_EL1 was written."""
+        ...
+
     def debug_changed(self) -> None:
         """A debug register was written."""
         ...

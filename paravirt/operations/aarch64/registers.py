@@ -56,6 +56,7 @@ _READ: Final[dict[str, Read]] = {
     "TCR_EL1": lambda _c, v: v.context.tcr,
     "TTBR0_EL1": lambda _c, v: v.context.ttbr0,
     "TTBR1_EL1": lambda _c, v: v.context.ttbr1,
+    "CPACR_EL1": lambda _c, v: v.cpacr,
     "ELR_EL1": lambda _c, v: v.elr,
     "SPSR_EL1": lambda _c, v: v.spsr,
     "ESR_EL1": lambda _c, v: v.esr,
@@ -116,6 +117,11 @@ def _write_os_lock(context: Context, vcpu: AArch64VirtualCpu, value: int) -> Non
     context.debug_changed()
 
 
+def _write_rights(context: Context, vcpu: AArch64VirtualCpu, value: int) -> None:
+    vcpu.cpacr = value
+    context.floating_point_changed()
+
+
 def _write_debug(encoding: int) -> Write:
     def write(context: Context, vcpu: AArch64VirtualCpu, value: int) -> None:
         vcpu.system[encoding] = value
@@ -144,6 +150,7 @@ _WRITE: Final[dict[str, Write]] = {
     "TPIDR_EL1": _write_kernel_thread,
     "OSLAR_EL1": _write_os_lock,
     "VBAR_EL1": _write_vectors,
+    "CPACR_EL1": _write_rights,
     **{
         name: _write_debug(one.encoding)
         for name, one in BY_NAME.items()

@@ -77,7 +77,7 @@ class Context(Protocol):
         ...
 
     def floating_point_changed(self) -> None:
-        """CPACR was written."""
+        """CPACR or FPEXC were written."""
         ...
 
     def read_timer(self, name: str) -> int:

@@ -37,7 +37,6 @@ _ABSENT = frozenset({"SCR", "SDER", "MVBAR", "NSACR", "RMR", "TEEHBR", "JMCR", "
 """Registers of extensions that are not offered."""
 _THREAD = abi.ARM_THREAD // 4
 _SCTLR_TRANSLATION = 1 | 1 << 29
-FPEXC_EN = 1 << 30
 
 
 def register_of(instruction: Instruction) -> SystemRegister | None:
@@ -67,6 +66,8 @@ def read_register(context: Context, name: str) -> int:
     }.get(name)
     if found is not None:
         return found
+    if name == "CPACR":
+        return vcpu.cpacr
     if name in ("TPIDRPRW", "TPIDRURO", "TPIDRURW"):
         return read_thread(vcpu, name)
     if name == "DBGDSCRint":
@@ -143,7 +144,7 @@ def _write_context(context: Context, value: int) -> None:
 
 
 def _write_cpacr(context: Context, value: int) -> None:
-    context.vcpu.system["CPACR"] = value
+    context.vcpu.cpacr = value
     context.floating_point_changed()
 
 
@@ -307,7 +308,7 @@ _FLOATING = {number: name for name, number, _ in FLOATING_POINT}
 
 def _floating_point_allowed(vcpu: ArmVirtualCpu) -> bool:
     """Whether CPACR lets the kernel use coprocessors 10 and 11."""
-    return bool(vcpu.system.get("CPACR", 0) >> 20 & 1)
+    return bool(vcpu.cpacr >> 20 & 1)
 
 
 def _read_floating_point(context: Context, instruction: Instruction) -> Action:
@@ -317,7 +318,7 @@ def _read_floating_point(context: Context, instruction: Instruction) -> Action:
     def read() -> None:
         if not _floating_point_allowed(vcpu) or name.startswith("FPINST"):
             raise x.undefined()
-        value = vcpu.registers.fpexc if name == "FPEXC" else vcpu.system[name]
+        value = vcpu.fpexc if name == "FPEXC" else vcpu.system[name]
         vcpu.gpr[instruction.rt] = value
         vcpu.advance(instruction.size)
 
@@ -332,7 +333,8 @@ def _write_floating_point(context: Context, instruction: Instruction) -> Action:
         if not _floating_point_allowed(vcpu) or name.startswith("FPINST"):
             raise x.undefined()
         if name == "FPEXC":
-            vcpu.registers.fpexc = vcpu.gpr[instruction.rt] & FPEXC_EN
+            vcpu.fpexc = vcpu.gpr[instruction.rt]
+            context.floating_point_changed()
         vcpu.advance(instruction.size)
 
     return write

@@ -12,6 +12,7 @@ from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.unicorn.aarch64 import UnicornAArch64Engine
 from emulator.engine.unicorn.aarch64_quirks import QUIRKS
 from emulator.engine.unicorn.aarch64_state import SCR_EL3
+from emulator.engine.unicorn.floating_access import CHOICE
 from emulator.isa.aarch64 import encoding as e
 from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.registers import BY_NAME
@@ -151,3 +152,16 @@ def test_a_watchpoint_never_fires(engine: UnicornAArch64Engine) -> None:
     engine.registers.gpr[1] = DATA
     [seen] = guest.run(once)
     assert (seen.vector, seen.at) == (x.BREAKPOINT, 4 * 11)
+
+
+FADD = 0x1E60_2800
+"""fadd d0, d0, d0."""
+
+
+def test_floating_point_runs_whatever_cpacr_says(engine: UnicornAArch64Engine) -> None:
+    guest = Guest(engine, [e.msr(BY_NAME["CPACR_EL1"].encoding, 0), e.NOP, FADD, e.BRK], 1)
+    [seen] = guest.run(once)
+    assert (seen.vector, seen.at) == (x.FLOATING_POINT, 8), "asked, as it is for everybody"
+    engine.registers.words[CHOICE // 8] = 0  # what is put in its place says the same as Unicorn's
+    engine.registers.pc = CODE
+    assert guest.run(once)[-1].vector == x.BREAKPOINT

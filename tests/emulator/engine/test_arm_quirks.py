@@ -10,13 +10,17 @@ import pytest
 import unicorn
 from unicorn import arm_const
 
-from emulator.engine.arm import SVC
+from emulator.engine.arm import OTHER, SVC
 from emulator.engine.exit import ExitKind
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.arm_quirks import ARM_QUIRKS
 from emulator.engine.unicorn.arm_state import W_SYNDROME, UnicornArmRegisters, find_state
 from emulator.engine.unicorn.core import UnicornCpu
+from emulator.engine.unicorn.floating_access import CHOICE
 from tests.emulator.engine.arm_room import BASE, CODE, DATA, Room, room
+
+VADD = 0xEE30_0B00
+"""vadd.f64 d0, d0, d0."""
 
 
 @pytest.fixture
@@ -146,3 +150,30 @@ def test_the_counter_moves_while_no_instruction_runs(bare: Room) -> None:
     time.sleep(0.01)
     bare.run([0xEC51_0F1E], user=False)
     assert bare.registers.gpr[0] | bare.registers.gpr[1] << 32 > before
+
+
+def test_floating_point_runs_whatever_cpacr_says(bare: Room) -> None:
+    bare.translate()
+    bare.registers.fpexc = 1 << 30
+    code = [0xEE01_0F50, 0xF57F_F06F, VADD]  # mcr p15, 0, r0, c1, c0, 2; isb; vadd.f64 d0, d0, d0
+    bare.registers.gpr[0] = 0
+    assert bare.run(code, user=False)[0][:2] == (ExitKind.FAULT, 1)
+    bare.registers.words[CHOICE // 4] = 0  # what is put in its place says the same as Unicorn's
+    assert len(bare.run(code, user=False)) == 1
+
+
+@pytest.mark.parametrize("world", [0, 1])
+@pytest.mark.parametrize(("rights", "enabled"), [(0, 1), (1, 1), (2, 1), (3, 1), (3, 0)])
+def test_words_say_whether_floating_point_runs(bare: Room, world: int, rights: int, enabled: int) -> None:
+    """They are looked at behind a write of TPIDRURW, and not before."""
+    bare.translate(world)
+    words = bare.words[(DATA - BASE) // 4 : (DATA - BASE) // 4 + 2]
+    words[0], words[1] = 0x00F0_0000, 1 << 30
+    bare.engine.ask_floating_point(words)
+    bare.registers.fpexc = 1 << 30
+    for number, value in enumerate((rights << 20, enabled << 30, DATA)):
+        bare.registers.gpr[number] = value
+    # vadd; str r0, [r2]; str r1, [r2, #4]; vadd; mcr tpidrurw; vadd
+    seen = bare.run([VADD, 0xE582_0000, 0xE582_1004, VADD, 0xEE0D_0F50, VADD])
+    runs = enabled and (rights == 3 or (rights == 1 and world == OTHER))
+    assert [pc - CODE for kind, _, _, pc in seen if kind is ExitKind.FAULT] == ([] if runs else [20])

@@ -150,7 +150,7 @@ def floating_point(driver: Any) -> bool:
     if isa in ("x86-64", "i386"):
         return not driver.engine.registers.control(0) & 8
     if isa == "armv7":
-        return bool(driver.engine.registers.fpexc & 1 << 30)
+        return bool(driver.vcpu.fpexc)
     return bool(driver.vcpu.status & 1 << 29)
 
 
