@@ -47,7 +47,7 @@ _pages: dict[str, mmap.mmap] = {}
 
 
 def ask(library: Any, processor: str) -> None:
-    """Have the processors of a library ask `CHOICE`. Raises `EngineMissing` for a library that is another than known."""
+    """Have the processors of a library ask `CHOICE`. Raises `EngineMissing` where it is not as it is known here."""
     if processor in _pages:
         return
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
