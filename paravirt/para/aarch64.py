@@ -211,7 +211,7 @@ class AArch64Para(ParaGuest, AArch64Hypervisor):
             super()._data_abort(address, syndrome)
         elif syndrome & 0x3F == x.ALIGNMENT_FAULT:
             self._refuse(AArch64Exception(x.DATA_SAME, syndrome & 0x1FF_FFFF, address))
-        elif not (self.vcpu.level and self._fill_window(address)):
+        elif not (self.vcpu.level and syndrome & 0x3C == x.TRANSLATION_FAULT and self._fill_window(address)):
             self._fill(address, bool(syndrome & x.WNR), False)
 
     def forget_page(self, address: int) -> None:

@@ -3,29 +3,28 @@
  * attempt must be refused, or end in a fault; each prints a line. */
 #include "kernel.h"
 #include "retrap.h"
+#include WALKED_ISA /* what entries are, and how user code is entered */
 
 struct frame { struct retrap_frame r; };
 
-extern word kernel_pml4[512];
+extern word KERNEL_ROOT[512];
 extern char page_tables[], page_tables_end[];
 void arch_end(word status) NORETURN;
-#define PHYSICAL(symbol) ((word)(symbol) - KERNEL_BASE)
 #define WORD_AT(offset) (*(volatile word *)(RETRAP_SHARED + (offset)))
 #define FIRST (WORD_AT(0xc08))    /* machine frame */
 #define COUNT (WORD_AT(0xc10))
 #define REFUSED (WORD_AT(0xc20))
 #define OWNERS 0x2000000ul       /* the machine's first frame, which is the hypervisor's */
-#define LARGE 0x80ul
 #define AREA 0x10000000ul
-#define RW (PTE_P | PTE_W)
-#define L1 0x1800000ul           /* physical: pages of memory that are tables in turn */
-#define L2 0x1801000ul
-#define L3 0x1802000ul
-#define L4 0x1803000ul
-#define SPARE 0x1804000ul
-#define OTHER 0x1805000ul
-#define DATA 0x1900000ul
-#define GIBIBYTE 0x40000000ul
+#define MEMORY(offset) (FIRST_BYTE + (offset))
+#define L1 MEMORY(0x1800000ul)   /* physical: pages of memory that are tables in turn */
+#define L2 MEMORY(0x1801000ul)
+#define L3 MEMORY(0x1802000ul)
+#define L4 MEMORY(0x1803000ul)
+#define SPARE MEMORY(0x1804000ul)
+#define OTHER MEMORY(0x1805000ul)
+#define DATA MEMORY(0x1900000ul)
+#define SLOT(number) (UPPER_HALF | (word)(number) << 39)
 
 static u8 trap_stack[8192] __attribute__((aligned(16)));
 static char line[128];
@@ -57,7 +56,7 @@ static void on_fault(struct frame *frame)
 		user_trap = frame->r.trap;
 		frame->r.state = 0;
 		frame->r.pc = (word)user_over;
-		frame->r.rsp = user_return;
+		frame->r.STACK = user_return;
 		return;
 	}
 	faults++;
@@ -74,14 +73,14 @@ static void on_fault(struct frame *frame)
 static NOINLINE bool can_read(word address)
 {
 	word before = faults, value;
-	asm volatile(".globl reads, read_over\nreads: movq (%1), %0\nread_over:" : "=r"(value) : "r"(address) : "memory");
+	asm volatile(".globl reads, read_over\nreads: " LOAD "\nread_over:" : "=r"(value) : "r"(address) : "memory");
 	return faults == before;
 }
 
 static NOINLINE bool can_write(word address, word value)
 {
 	word before = faults;
-	asm volatile(".globl writes, write_over\nwrites: movq %0, (%1)\nwrite_over:" : : "r"(value), "r"(address) : "memory");
+	asm volatile(".globl writes, write_over\nwrites: " STORE "\nwrite_over:" : : "r"(value), "r"(address) : "memory");
 	return faults == before;
 }
 
@@ -104,11 +103,11 @@ static word store(word pointer, word value)
 	return retrap_pte_update((word)&one, 1);
 }
 
-static word entry_of_direct(word page) { return PHYSICAL(page_tables_end) - 0x20000 + page / PAGE * 8; }
+static word entry_of_direct(word page) { return PHYSICAL(page_tables_end) - 0x20000 + PAGE_NUMBER(page) * 8; }
 
 static void writable(word page, bool may)
 {
-	store(entry_of_direct(page), page | PTE_P | PTE_NX | (may ? PTE_W : 0));
+	store(entry_of_direct(page), may ? KERNEL_WRITES(page) : KERNEL_READS(page));
 	retrap_flush_page((word)DIRECT(page));
 }
 
@@ -125,11 +124,13 @@ static void build(void)
 {
 	for (word page = L1; page <= OTHER; page += PAGE)
 		clear(page);
-	put(L4, 0, L3 | RW);
-	put(L3, 0, L2 | RW);
-	put(L2, AREA >> 21 & 511, L1 | RW);
-	for (word i = 272; i < 512; i++) {
-		struct retrap_update entry = {PHYSICAL(kernel_pml4) + 8 * i, 0};
+	put(L4, 0, HIDDEN(L3));
+	put(L3, 0, INNER(L2));
+	put(L2, AREA >> 21 & 511, INNER(L1));
+	for (word i = 0; i < 512; i++) {
+		if (!SHARED_SLOT(i))
+			continue;
+		struct retrap_update entry = {PHYSICAL(KERNEL_ROOT) + 8 * i, 0};
 		retrap_pte_read((word)&entry, 1);
 		put(L4, i, entry.value);
 	}
@@ -138,29 +139,29 @@ static void build(void)
 	check(retrap_new_base(L4, 0) == 0, "a space of one's own is had");
 }
 
-static void leave(void) { retrap_new_base(PHYSICAL(kernel_pml4), 0); }
+static void leave(void) { retrap_new_base(PHYSICAL(KERNEL_ROOT), 0); }
 
 static void foreign_frames(void)
 {
 	const struct { word frame; const char *whose; } frames[] = {
 		{FIRST - 1, "a neighbour's frame"},	  {FIRST - COUNT, "a neighbour's first frame"},
 		{OWNERS, "the hypervisor's tables"},	  {OWNERS + 4, "a table of the hypervisor's"},
-		{FIRST + COUNT, "a frame behind one's own"}, {COUNT, "a frame behind one's memory"},
+		{FIRST + COUNT, "a frame behind one's own"}, {FIRST_BYTE / PAGE + COUNT, "a frame behind one's memory"},
 		{1ul << 24, "shadow tables"},		  {(1ul << 24) + (1 << 20), "translated code"},
-		{(1ul << 24) + (2 << 20), "the hypervisor's window"}, {0xb8, "a device"},
-		{(1ul << 40) - 1, "the last frame there can be"},
+		{(1ul << 24) + (2 << 20), "the hypervisor's window"}, {DEVICE / PAGE, "a device"},
+		{LAST_FRAME, "the last frame there can be"},
 	};
 	for (word i = 0; i < LENGTH(frames); i++) {
 		word at = frames[i].frame << 12;
-		if (frames[i].frame < COUNT)
+		if (frames[i].frame - FIRST_BYTE / PAGE < COUNT)
 			continue;
 		print("- %s\n", frames[i].whose);
-		refused(store(L1, at | PTE_P), "mapped to be read");
-		refused(store(L1, at | RW), "mapped to be written");
-		refused(store(L2 + 8, at | RW), "as a table of pages");
-		refused(store(L3 + 8, at | RW), "as a table of tables");
-		refused(store(L4 + 8, at | RW), "below a root");
-		refused(store(L2 + 8, (at & -0x200000ul) | RW | LARGE), "by a large page");
+		refused(store(L1, READS(at)), "mapped to be read");
+		refused(store(L1, WRITES(at)), "mapped to be written");
+		refused(store(L2 + 8, TABLE(at)), "as a table of pages");
+		refused(store(L3 + 8, TABLE(at)), "as a table of tables");
+		refused(store(L4 + 8, TABLE(at)), "below a root");
+		refused(store(L2 + 8, LARGE(at & -0x200000ul)), "by a large page");
 		refused(retrap_pin(at, 1), "pinned as a table");
 		refused(retrap_new_base(at, 0), "as a root");
 		refused(store(at, 0), "stored to");
@@ -172,71 +173,71 @@ static void foreign_frames(void)
 static void own_tables(void)
 {
 	for (word table = L1; table <= L4; table += PAGE) {
-		refused(store(L1, table | RW), "a table of one's own mapped to be written");
-		refused(store(entry_of_direct(table), table | RW), "the same where it is mapped already");
+		refused(store(L1, WRITES(table)), "a table of one's own mapped to be written");
+		refused(store(entry_of_direct(table), WRITES(table)), "the same where it is mapped already");
 		check(!can_write((word)DIRECT(table), 1), "a store to a table");
 	}
-	check(store(L1, L1 | PTE_P) == 1, "a table may be read");
+	check(store(L1, READS(L1)) == 1, "a table may be read");
 	check(can_read(AREA), "and is");
-	check(!can_write(AREA, DATA | RW), "a store there");
-	refused(store(L2 + 8, (PHYSICAL(kernel_pml4) & -0x200000ul) | RW | LARGE), "a large page that holds tables");
-	refused(store(L2 + 8, (L1 & -0x200000ul) | RW | LARGE), "another");
+	check(!can_write(AREA, WRITES(DATA)), "a store there");
+	refused(store(L2 + 8, LARGE(PHYSICAL(KERNEL_ROOT) & -0x200000ul)), "a large page that holds tables");
+	refused(store(L2 + 8, LARGE(L1 & -0x200000ul)), "another");
 	refused(retrap_pin(DATA, 1), "a page that can be written, pinned as a table");
-	refused(store(L2 + 8, DATA | RW), "the same hooked in");
-	refused(store(L2 + 8, L3 | RW), "a table of another level");
-	refused(store(L3 + 8, L1 | RW), "another");
+	refused(store(L2 + 8, TABLE(DATA)), "the same hooked in");
+	refused(store(L2 + 8, TABLE(L3)), "a table of another level");
+	refused(store(L3 + 8, TABLE(L1)), "another");
 	store(L1, 0);
 	retrap_flush_page(AREA);
 }
 
 static void through_themselves(void)
 {
-	refused(store(L4 + 8 * 100, L4 | RW), "a root in itself, to be written");
-	refused(store(L2 + 8 * 100, L2 | RW), "a table in itself, to be written");
-	check(store(L4 + 8 * 100, L4 | PTE_P) == 1, "a root in itself, to be read");
+	refused(store(L4 + 8 * 100, TABLE(L4)), "a root in itself, to be written");
+	refused(store(L2 + 8 * 100, TABLE(L2)), "a table in itself, to be written");
+	check(store(L4 + 8 * 100, CLOSED_TABLE(L4)) == 1, "a root in itself, to be read");
 	word itself = 100ul << 39 | 100ul << 30 | 100ul << 21 | 100ul << 12;
 	check(can_read(itself), "is read");
 	for (word at = itself; at; at = at == itself ? 100ul << 39 : 0)
-		check(!can_write(at, DATA | RW), "a store through it");
-	refused(store(L4 + 8 * 101, PHYSICAL(kernel_pml4) | RW), "another root in a root, to be written");
-	check(retrap_pin(PHYSICAL(kernel_pml4), 4) == 0, "another root is pinned");
-	refused(store(PHYSICAL(kernel_pml4) + 8 * 100, L4 | PTE_P), "a root that holds itself, in another");
-	check(retrap_unpin(PHYSICAL(kernel_pml4)) == 0, "and unpinned");
+		check(!can_write(at, WRITES(DATA)), "a store through it");
+	refused(store(L4 + 8 * 101, TABLE(PHYSICAL(OTHER_ROOT))), "another root in a root, to be written");
+	check(retrap_pin(PHYSICAL(OTHER_ROOT), 4) == 0, "another root is pinned");
+	refused(store(PHYSICAL(OTHER_ROOT) + 8 * 100, CLOSED_TABLE(L4)), "a root that holds itself, in another");
+	check(retrap_unpin(PHYSICAL(OTHER_ROOT)) == 0, "and unpinned");
 	store(L4 + 8 * 100, 0);
 	retrap_flush_all();
 }
 
 static void large_pages(void)
 {
-	refused(store(L2 + 8, ((FIRST + COUNT) << 12) | RW | LARGE), "a large page behind one's own");
-	refused(store(L2 + 8, ((FIRST << 12) - 0x200000) | RW | LARGE), "one of a neighbour's last");
-	refused(store(L2 + 8, (COUNT << 12) | PTE_P | LARGE), "one behind one's memory");
-	refused(store(L2 + 8, DATA | 0x2000 | RW | LARGE), "one that is not aligned");
-	refused(store(L3 + 8, 0 | PTE_P | LARGE), "a GiB from one's first page on, which ends elsewhere");
-	refused(store(L3 + 8, (OWNERS << 12) | RW | LARGE), "a GiB of the machine");
-	refused(store(L4 + 8, 0 | RW | LARGE), "a large page in a root");
+	refused(store(L2 + 8, LARGE((FIRST + COUNT) << 12)), "a large page behind one's own");
+	refused(store(L2 + 8, LARGE((FIRST << 12) - 0x200000)), "one of a neighbour's last");
+	refused(store(L2 + 8, LARGE(FIRST_BYTE + (COUNT << 12))), "one behind one's memory");
+	refused(store(L2 + 8, LARGE(DATA | 0x2000)), "one that is not aligned");
+	refused(store(L3 + 8, LARGE(FIRST_BYTE)), "a GiB from one's first page on, which ends elsewhere");
+	refused(store(L3 + 8, LARGE(OWNERS << 12)), "a GiB of the machine");
+	refused(store(L4 + 8, LARGE(FIRST_BYTE)), "a large page in a root");
 }
 
 /* A translation that a processor may have kept must not outlive that what it leads to becomes a table, or data. */
 static void stale_entries(void)
 {
 	clear(SPARE);
-	store(L1, SPARE | RW);
-	store(entry_of_direct(SPARE), SPARE | PTE_P | PTE_NX);
+	store(L1, WRITES(SPARE));
+	store(entry_of_direct(SPARE), KERNEL_READS(SPARE));
 	check(can_write(AREA, 0), "a page of data is written");
-	store(L1, SPARE | PTE_P); /* and no flush */
+	store(L1, READS(SPARE)); /* and no flush */
 	check(retrap_pin(SPARE, 1) == 0, "the page becomes a table");
-	check(!can_write(AREA, ((FIRST - 1) << 12) | RW), "a store by the entry that was");
+	check(!can_write(AREA, WRITES((FIRST - 1) << 12)), "a store by the entry that was");
 	store(L1, 0);
-	check(store(L2 + 8 * 200, SPARE | RW) == 1, "the table is hooked in");
-	store(SPARE, DATA | RW);
+	check(store(L2 + 8 * 200, TABLE(SPARE)) == 1, "the table is hooked in");
+	store(SPARE, WRITES(DATA));
 	word below = 200ul << 21;
 	check(can_read(below), "and leads to a page");
 	store(L2 + 8 * 200, 0); /* and no flush */
 	retrap_unpin(SPARE);
-	store(entry_of_direct(SPARE), SPARE | PTE_P | PTE_NX | PTE_W);
-	put(SPARE, 0, ((FIRST - 1) << 12) | RW);
-	put(SPARE, 1, ((FIRST - 1) << 12) | RW);
+	store(entry_of_direct(SPARE), KERNEL_WRITES(SPARE));
+	put(SPARE, 0, WRITES((FIRST - 1) << 12));
+	put(SPARE, 1, WRITES((FIRST - 1) << 12));
 	check(!can_read(below + PAGE), "what it was made to lead to");
 	word kept = can_read(below);
 	check(!kept || *(volatile word *)below == *(volatile word *)DIRECT(DATA), "what it led to is one's own at most");
@@ -249,16 +250,17 @@ static void stale_entries(void)
 
 static void marks(void)
 {
-	refused(store(L1, ((FIRST - 1) << 12) | PTE_A | PTE_D | PTE_P), "accessed and dirty set beforehand");
-	check(store(L1, ((FIRST - 1) << 12) | PTE_A | PTE_D) == 1, "an absent entry may say anything");
+	word foreign = (FIRST - 1) << 12;
+	refused(store(L1, READS(foreign) | MARKS), "accessed and dirty set beforehand");
+	check(store(L1, foreign | MARKS) == 1, "an absent entry may say anything");
 	check(!can_read(AREA), "and is absent");
-	refused(store(L1, ((FIRST - 1) << 12) | PTE_A | PTE_D | RW), "the same made present");
-	store(L1, DATA | PTE_P | PTE_A);
+	refused(store(L1, WRITES(foreign) | MARKS), "the same made present");
+	store(L1, READS(DATA) | ACCESSED);
 	check(can_read(AREA), "a page to be read");
-	store(L1, DATA | PTE_P | PTE_D);
+	store(L1, READS(DATA) | DIRTY);
 	check(!can_write(AREA, 1), "a dirty bit gives no right");
-	refused(store(L1, (FIRST << 12 << 1) | PTE_P | PTE_A), "another frame where only a mark was to change");
-	store(L1, L1 | PTE_P);
+	refused(store(L1, READS(FIRST << 12 << 1) | ACCESSED), "another frame where only a mark was to change");
+	store(L1, READS(L1));
 	check(can_read(AREA), "the processor marks a table that maps itself");
 	retrap_flush_page(AREA);
 	check(!can_write(AREA, 0), "and nobody writes it");
@@ -270,17 +272,17 @@ static void the_hypervisors_own(void)
 {
 	check(!can_write(RETRAP_CALL, 0), "the entry of calls");
 	check(!can_write(RETRAP_CALL + 0x1000, 0), "fixups");
-	check(!can_write(0xffff800000000000, 0), "the table of numbers");
-	check(!can_read(0xffff808000000000), "what lies beside it");
-	refused(store(L4 + 8 * 256, 0), "a slot of the hypervisor's");
-	refused(store(L4 + 8 * 271, DATA | RW), "another");
+	check(!can_write(SLOT(FIRST_SLOT), 0), "the table of numbers");
+	check(!can_read(SLOT(FIRST_SLOT + 1)), "what lies beside it");
+	refused(store(L4 + 8 * FIRST_SLOT, 0), "a slot of the hypervisor's");
+	refused(store(L4 + 8 * LAST_SLOT, TABLE(DATA)), "another");
 	word kept[512];
 	for (word i = 0; i < 512; i++)
 		kept[i] = ((volatile word *)RETRAP_SHARED)[i];
 	for (word i = 0; i < 512; i++)
 		((volatile word *)RETRAP_SHARED)[i] = ~0ul;
 	retrap_flush_all();
-	store(L1, DATA | RW);
+	store(L1, WRITES(DATA));
 	for (word i = 0; i < 512; i++)
 		((volatile word *)RETRAP_SHARED)[i] = i == 0xc20 / 8 ? ((volatile word *)RETRAP_SHARED)[i] : kept[i];
 	REFUSED = kept[0xc20 / 8];
@@ -290,7 +292,7 @@ static void the_hypervisors_own(void)
 	refused(retrap_time((word)DIRECT(L1)), "the time stored into a table");
 	refused(retrap_pte_read((word)DIRECT(L1), 1), "entries stored into a table");
 	refused(retrap_time(RETRAP_CALL), "the time stored into the entry of calls");
-	refused(retrap_pte_update(0xffff808000000000, 1), "stores that nobody can read");
+	refused(retrap_pte_update(SLOT(FIRST_SLOT + 1), 1), "stores that nobody can read");
 	refused(retrap_call(9999, 0, 0, 0, 0), "a call that there is not");
 }
 
@@ -305,13 +307,13 @@ static void opened_tables(void)
 	refused(retrap_table_open(L3), "another level opened");
 	refused(retrap_table_open((FIRST - 1) << 12), "a neighbour's opened");
 	writable(L1, true);
-	put(L1, 0, ((FIRST - 1) << 12) | RW);
+	put(L1, 0, WRITES((FIRST - 1) << 12));
 	refused(retrap_table_close(L1), "closed while it can be written");
 	writable(L1, false);
 	refused(retrap_table_close(L1), "closed with a neighbour's frame");
 	check(!can_read(AREA), "it is not hooked in");
 	writable(L1, true);
-	put(L1, 0, L1 | RW);
+	put(L1, 0, WRITES(L1));
 	writable(L1, false);
 	refused(retrap_table_close(L1), "closed with itself, to be written");
 	writable(L1, true);
@@ -327,40 +329,37 @@ static NOINLINE bool user_reads(word address)
 	static struct frame frame;
 	memset(&frame, 0, sizeof(frame));
 	frame.r.pc = AREA;
-	frame.r.rdi = address;
-	frame.r.rsp = AREA + PAGE;
+	frame.r.ARGUMENT = address;
+	frame.r.STACK = AREA + PAGE;
 	frame.r.state = RETRAP_STATE_USER;
 	user_trap = ~0ul;
-	asm volatile("movq %%rsp, user_return; movl %0, %%eax; movq %1, %%rdi; movq %2, %%rbx; call *%%rbx; .globl user_over\n"
-		     "user_over:" : : "i"(RETRAP_CALL_RETURN), "i"(&frame), "i"(RETRAP_CALL)
-		     : "memory", "cc", "rax", "rbx", "rcx", "rdx", "rdi", "rsi", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
-		     "r14", "r15");
+	ENTER_USER(&frame);
 	return user_trap == RETRAP_TRAP_SYSTEM_CALL;
 }
 
 static void user_code(void)
 {
-	static const u8 code[] = {0x48, 0x8b, 0x07, 0x0f, 0x05}; /* mov (%rdi), %rax; syscall */
-	const struct { word address; const char *what; } kernels[] = {
-		{(word)kernel_pml4, "the kernel's data"}, {(word)DIRECT(DATA), "its memory"},
+	static const struct { word address; const char *what; } kernels[] = {
+		{(word)KERNEL_ROOT, "the kernel's data"}, {(word)DIRECT(DATA), "its memory"},
 		{RETRAP_SHARED, "the shared page"},	  {RETRAP_CALL, "the entry of calls"},
-		{0xffff800000000000, "the table of numbers"}, {1ul << 39, "a page below an entry without the user bit"},
+		{SLOT(FIRST_SLOT), "the table of numbers"}, {1ul << 39, "a page below an entry without the user bit"},
 	};
-	for (word i = 0; i < sizeof(code); i++)
-		((volatile u8 *)DIRECT(DATA))[i] = code[i];
-	store(L1, DATA | PTE_P | PTE_U);
-	store(L1 + 8, (DATA + PAGE) | RW | PTE_U | PTE_NX);
-	store(L2 + (AREA >> 21 & 511) * 8, L1 | RW | PTE_U);
-	store(L3, L2 | RW | PTE_U);
-	check(store(L4 + 8, L3 | RW) == 1, "the same tables without the user bit");
+	for (word i = 0; i < sizeof(user_program); i++)
+		((volatile u8 *)DIRECT(DATA))[i] = user_program[i];
+	retrap_code_changed((word)DIRECT(DATA), sizeof(user_program));
+	store(L1, USER_EXECUTES(DATA));
+	store(L1 + 8, USER_WRITES(DATA + PAGE));
+	store(L2 + (AREA >> 21 & 511) * 8, USER_TABLE(L1));
+	store(L3, USER_TABLE(L2));
+	check(store(L4 + 8, HIDDEN(L3)) == 1, "the same tables without the user bit");
 	check(!user_reads(AREA), "user code before its root's entry has the user bit");
-	check(store(L4, L3 | RW | PTE_U) == 1, "and with it");
+	check(store(L4, USER_TABLE(L3)) == 1, "and with it");
 	check(user_reads(AREA + PAGE), "user code reads its own");
 	for (word i = 0; i < LENGTH(kernels); i++)
 		check(!user_reads(kernels[i].address), kernels[i].what);
 	check(can_read((1ul << 39) + AREA), "which the kernel reads");
 	check(!user_reads((1ul << 39) + AREA), "and user code does not");
-	store(L4, L3 | RW);
+	store(L4, HIDDEN(L3));
 	retrap_flush_all();
 	check(!user_reads(AREA + PAGE), "user code whose entry lost the user bit");
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ SHADOWED = [
     *(("armv7", name) for name in TECHNIQUES),
     ("mips32", ""),
 ]
+REFUSED_CALLS = {"x86_64": 136, "aarch64": 146}
+LEVELS: dict[str, Callable[[Any], int]] = {"x86_64": attrgetter("privilege"), "aarch64": attrgetter("level")}
+DEPRIVILEGED = {"x86_64": 3, "aarch64": 0}
+"""The real level of a guest's kernel."""
 NEIGHBOUR = {"x86_64": MACHINE_BASE + 16 * MEBIBYTE, "i386": MACHINE_BASE, "aarch64": MACHINE_BASE + 16 * MEBIBYTE}
 """Engine-physical address of the other's memory in the hostile guest's engine, one of those that it tries; where there
 is none, it is one of 32 bits."""
@@ -80,13 +85,13 @@ def shadowed(two: Two, isa: str, technique: str) -> str:
     return two.attack(victim, attacker)
 
 
-def walked(two: Two, technique: str, engine: str = "unicorn") -> tuple[str, Any]:
+def walked(two: Two, technique: str, engine: str = "unicorn", isa: str = "x86_64") -> tuple[str, Any]:
     host = DirectHost(192 * MEBIBYTE)
     begins = Limits(guest_seconds=0.01, host_seconds=60)
     chosen: dict[str, Any] = {"mode": "para", "technique": technique, "engine": engine}
-    victim = two.open("x86_64/memory-para.elf", memory=128 * MEBIBYTE, limits=begins, **chosen)
+    victim = two.open(f"{isa}/memory-para.elf", memory=128 * MEBIBYTE, limits=begins, **chosen)
     attacker = two.open(
-        "x86_64/isolation-walked.elf",
+        f"{isa}/isolation-walked.elf",
         memory=64 * MEBIBYTE,
         limits=Limits(guest_seconds=60, host_seconds=120),
         **chosen,
@@ -110,18 +115,21 @@ def test_a_kernel_under_shadow_tables_finds_nothing_of_anothers_whatever_it_maps
     assert two.status == 0
 
 
-@pytest.mark.parametrize("engine", ["unicorn", pytest.param("kvm", marks=pytest.mark.kvm)])
+@pytest.mark.parametrize(
+    ("isa", "engine"),
+    [("x86_64", "unicorn"), pytest.param("x86_64", "kvm", marks=pytest.mark.kvm), ("aarch64", "unicorn")],
+)
 @pytest.mark.parametrize("technique", PARA_TECHNIQUES)
 def test_a_kernel_whose_own_tables_are_walked_is_refused_all_that_is_not_its_own(
-    two: Two, technique: str, engine: str
+    two: Two, technique: str, isa: str, engine: str
 ) -> None:
     try:
-        printed, driver = walked(two, technique, engine)
+        printed, driver = walked(two, technique, engine, isa)
     except EngineMissing as error:
         pytest.skip(str(error))
     assert two.unchanged
     assert "FAIL" not in printed, printed
-    calls = 136 if technique == "direct" else 143
+    calls = REFUSED_CALLS[isa] + (7 if technique == "batched" else 0)
     assert printed.endswith(f"\n{calls} calls refused, 0 failed\n")
     assert two.status == 0
     tables = driver.shadow.tables
@@ -131,15 +139,16 @@ def test_a_kernel_whose_own_tables_are_walked_is_refused_all_that_is_not_its_own
     )
     assert 100 < refused.total() <= calls
     assert driver.shared[0xC20 // 8] == refused.total()
-    assert driver.engine.registers.privilege == 3
+    assert LEVELS[isa](driver.engine.registers) == DEPRIVILEGED[isa]
 
 
+@pytest.mark.parametrize("isa", ["x86_64", "aarch64"])
 def test_the_attack_sees_what_a_hypervisor_that_does_not_flush_would_let_through(
-    two: Two, monkeypatch: pytest.MonkeyPatch
+    two: Two, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frame_types.FrameTable, "_must_flush", lambda _self: None)
     with suppress(ValueError):  # its counts are wrong once the guest has written a table
-        walked(two, "batched")
+        walked(two, "batched", isa=isa)
     assert b"FAIL a store by the entry that was" in two.printed
 
 

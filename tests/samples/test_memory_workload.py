@@ -33,6 +33,23 @@ def test_the_checked_in_file_is_what_the_source_gives(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (BUILT.parent / name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["aarch64"])
+def test_the_other_ports_are_what_the_source_gives(isa: str, tmp_path: Path) -> None:
+    compiler = "aarch64-linux-gnu-gcc"
+    known = {
+        row["isa"]: row["compiler"] for row in tomllib.loads((SAMPLES / "portable/manifest.toml").read_text())["para"]
+    }
+    if shutil.which(compiler) is None or shutil.which("make") is None:
+        pytest.skip(f"{compiler} or make is not installed")
+    here = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    if here != known[isa]:
+        pytest.skip(f"the checked-in file is by {known[isa]}, here is {here}")
+    command = ["make", "-s", "-C", str(SAMPLES / "memory"), f"ISA={isa}", f"OUT={tmp_path}"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "memory-para.elf").read_bytes() == (SAMPLES / isa / "memory-para.elf").read_bytes()
+
+
 def test_it_does_all_its_work_at_full_privilege() -> None:
     printed = bytearray()
     session = Session(load(BUILT), Options(mode="native", memory=128 << 20), printed.extend)

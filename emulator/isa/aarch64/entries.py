@@ -22,13 +22,14 @@ _KEPT: Final = 49
 _WAS_KERNELS: Final = 1 << 56
 """A page that user code may not execute, and the kernel may."""
 _WAS_HIDDEN: Final = 1 << 57
-"""A table under which user code may have nothing (APTable)."""
+"""A table under which user code may have nothing (APTable); a root alone can say that."""
 _NO_EXECUTE: Final = p.PRIVILEGED_NO_EXECUTE | p.USER_NO_EXECUTE
 
 
 def _level(shift: int, memory: int, table: int) -> EntryLevel:
     inside = ((1 << shift) - 1) & p.FRAME_MASK
     opened = (_NO_EXECUTE, p.USER_NO_EXECUTE, p.USER_NO_EXECUTE | _WAS_KERNELS)
+    root = memory < 0
     shown = (p.TABLE_NO_USER, p.TABLE_NO_USER, p.TABLE_NO_USER | _WAS_HIDDEN)
     return EntryLevel(
         shift=shift,
@@ -39,7 +40,7 @@ def _level(shift: int, memory: int, table: int) -> EntryLevel:
         memory=memory,
         forbidden=_TOO_FAR | _NON_SECURE | _DIRTY_MODIFIER | _CONTIGUOUS,
         memory_forbidden=inside,
-        table_forbidden=p.TABLE_NO_EXECUTE | p.TABLE_NO_PRIVILEGED_EXECUTE,
+        table_forbidden=p.TABLE_NO_EXECUTE | p.TABLE_NO_PRIVILEGED_EXECUTE | (0 if root else p.TABLE_NO_USER),
         table_address=p.FRAME_MASK,
         memory_address=p.FRAME_MASK & ~inside,
         write=(p.READ_ONLY, 0),
@@ -47,7 +48,7 @@ def _level(shift: int, memory: int, table: int) -> EntryLevel:
         closed=(p.TABLE_READ_ONLY, p.TABLE_READ_ONLY),
         marks=p.ACCESSED,
         imposed=p.USER,
-        exchanged=(opened,) if table < 0 else (opened, shown),
+        exchanged=(opened, shown) if root else (opened,),
     )
 
 
@@ -64,5 +65,6 @@ GRANULE_4K: Final = EntryFormat(
     reserved=range(448, 456),
     user=(_WAS_HIDDEN, 0),
 )
-"""Four levels, for each of the two roots. What is hidden from user code the kernel has all the same: the hypervisor
-leaves it out of user code's root. In the upper half, the reserved slots are ffffe00000000000 to ffffe3ffffffffff."""
+"""Four levels, for each of the two roots. What a root's entry hides from user code the kernel has all the same: the
+hypervisor leaves it out of user code's root. In the upper half, the reserved slots are ffffe00000000000 and what follows,
+up to ffffe3ffffffffff."""

@@ -598,3 +598,81 @@ def test_a_flush_that_is_due_is_told_once_until_it_is_done() -> None:
     made.store(1, 2, 0)
     made.pin(102, L1)
     assert told == [1, 2]
+
+
+@given(entry=st.integers(0, (1 << 64) - 1), level=st.integers(1, 4))
+def test_what_is_imposed_on_an_entry_is_not_seen_by_who_reads_it(entry: int, level: int) -> None:
+    for form in (format_of(name) for name in FORMATS):
+        if level > form.top or not form.kept:
+            continue
+        own = entry & (1 << 8 * form.entry_size) - 1 & ~form.taken(level)
+        stored = form.impose(level, own)
+        assert form.restore(level, stored) == own
+        if own & form.levels[level - 1].present:
+            assert stored & form.levels[level - 1].imposed == form.levels[level - 1].imposed
+
+
+@given(entries=st.lists(st.integers(0, (1 << 64) - 1), min_size=9, max_size=40))
+def test_many_entries_are_imposed_on_and_read_back_as_single_ones_are(entries: list[int]) -> None:
+    for name in ("x86-64", "aarch64"):
+        made = Made(format_of(name))
+        level = made.form.levels[0]
+        own = [entry & ~made.form.taken(1) & ~level.memory_address | level.memory | 5 << 12 for entry in entries]
+        numbers = np.full(len(own), made.machine(5), dtype=np.int64)
+        stored = made.tables.impose_on_pages(np.array(own, dtype=np.uint64), numbers)
+        at_machine = [entry & ~level.memory_address | made.machine(5) << 12 for entry in own]
+        assert stored.tolist() == [made.form.impose(1, entry) for entry in at_machine]
+        assert made.tables.pages_to_guest(stored).tolist() == own
+
+
+def test_on_aarch64_what_the_kernel_may_execute_is_open_to_el0_and_what_nobody_may_is_not() -> None:
+    form = format_of("aarch64")
+    user, read_only, privileged, unprivileged = 1 << 6, 1 << 7, 1 << 53, 1 << 54
+    for guests, executable in (
+        (unprivileged, True),
+        (user | privileged, True),
+        (privileged | unprivileged, False),
+        (user | privileged | unprivileged, False),
+        (0, True),
+    ):
+        stored = form.impose(1, 0x403 | guests | read_only)
+        assert stored & user
+        assert bool(stored & unprivileged) != executable
+        assert form.restore(1, stored) == 0x403 | guests | read_only
+
+
+def test_a_root_of_aarch64_alone_may_hide_what_is_below_from_user_code() -> None:
+    made = Made(format_of("aarch64"))
+    hidden = 1 << 61
+    made.put(4, 0, 3 << 12 | 3 | hidden)
+    made.pin(4, L4)
+    mask, value = made.form.user
+    assert made.get(4, 0) & mask != value
+    assert not made.get(4, 0) & hidden, "the kernel has it all the same"
+    assert made.tables.read(made.machine(4), 0) == 3 << 12 | 3 | hidden
+    with pytest.raises(Refused) as caught:
+        made.store(3, 0, 2 << 12 | 3 | hidden)
+    assert caught.value.reason is Refusal.MALFORMED
+
+
+def test_a_guests_first_frame_may_have_another_number_than_0() -> None:
+    base = 0x40000
+    frames = FrameTable(FIRST, 2 * COUNT)
+    domain = frames.add_domain(memoryview(bytearray(COUNT << 12)), FIRST + COUNT, base=base)
+    tables = DirectTables(frames, domain, format_of("aarch64"))
+    page = 0x743
+    for index in range(10):
+        tables.words[3 * 512 + index] = base + 100 + index << 12 | page
+    tables.words[3 * 512 + 10] = base + 200 << 12 | page
+    tables.pin(tables.machine_frame(base + 3), 1)
+    assert tables.words[3 * 512] == FIRST + COUNT + 100 << 12 | page | 1 << 55
+    assert tables.read(FIRST + COUNT + 3, 10) == base + 200 << 12 | page
+    tables.store(FIRST + COUNT + 3, 11, base << 12 | page)
+    assert tables.read(FIRST + COUNT + 3, 11) == base << 12 | page
+    for foreign in (5, base - 1, base + COUNT):
+        with pytest.raises(Refused):
+            tables.store(FIRST + COUNT + 3, 12, foreign << 12 | page)
+    with pytest.raises(Refused):
+        tables.machine_frame(5)
+    tables.unpin(FIRST + COUNT + 3)
+    assert tables.words[3 * 512] == base + 100 << 12 | page
