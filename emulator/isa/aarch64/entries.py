@@ -66,5 +66,5 @@ GRANULE_4K: Final = EntryFormat(
     user=(_WAS_HIDDEN, 0),
 )
 """Four levels, for each of the two roots. What a root's entry hides from user code the kernel has all the same: the
-hypervisor leaves it out of user code's root. In the upper half, the reserved slots are ffffe00000000000 and what follows,
-up to ffffe3ffffffffff."""
+hypervisor leaves it out of user code's root. In the upper half, the reserved slots are ffffe00000000000 and what
+follows, up to ffffe3ffffffffff."""
