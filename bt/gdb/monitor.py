@@ -90,7 +90,7 @@ class Monitor:
     def _tables(self, words: list[str]) -> Iterator[str]:
         if self.target.mappings is None:
             raise UsageError(f"the tables of {self.target.architecture} guests cannot be listed; use `monitor walk`")
-        first = int(words[0], 0) if words else 0
+        first = self._address(words) if words else 0
         lines = 0
         for one in _joined(self.target.mappings(self.session.driver)):
             if one.address + one.size <= first:

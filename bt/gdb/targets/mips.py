@@ -24,6 +24,11 @@ def _plain(name: str) -> Callable[[Any], int]:
     return lambda cpu: int(getattr(cpu, name, 0))
 
 
+def _exception_base(cpu: Any) -> int:
+    """EBase; at full privilege, where the engine shows it by what it is for, the base of the vectors."""
+    return int(cpu.ebase if hasattr(cpu, "ebase") else cpu.exception_base)
+
+
 def _float(number: int) -> Callable[[Any], int]:
     return lambda cpu: int(cpu.registers.fpr[number]) & 0xFFFF_FFFF
 
@@ -47,7 +52,8 @@ def _rows() -> Iterator[Register]:
     yield Register("fcsr", 32, _FPU, of_either("fcsr"), None, "int", 70)
     yield Register("fir", 32, _FPU, lambda _cpu: 0, None, "int", 71)
     for name in ("epc", "entry_hi", "index", "ebase", "context"):
-        yield Register(f"cp0_{name}", 32, _OWN, _plain(name), None, "", 72 if name == "epc" else -1)
+        read = _exception_base if name == "ebase" else _plain(name)
+        yield Register(f"cp0_{name}", 32, _OWN, read, None, "", 72 if name == "epc" else -1)
 
 
 MIPS32: Final = Target("mips:isa32r2", tuple(_rows()), by_frame, "pc", mappings_tlb, word=4)
