@@ -114,6 +114,27 @@ def test_a_filter_leaves_nothing_else(tmp_path: Path) -> None:
     assert all(" patches " in line for line in path.read_text().splitlines())
 
 
+def records_of(path: Path, wanted: str | None) -> list[dict[str, Any]]:
+    """What is traced of a guest that does something of everything, in its first 6 ms."""
+    with bt.open_guest(SAMPLE, bt.Options(memory=64 << 20, cache=False)) as guest:
+        trace = open_trace(path, (SAMPLE,), wanted)
+        trace.attach(guest.session.driver)
+        guest.run(seconds=0.006)
+        trace.close()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_word_of_a_filter_gives_its_part_of_the_whole(tmp_path: Path) -> None:
+    whole = records_of(tmp_path / "whole.jsonl", None)
+    kinds = {one["what"] for one in whole}
+    assert kinds == {"exits", "interrupts", "exceptions", "faults", "calls", "switches", "patches"}
+    for kind in sorted(kinds):
+        assert records_of(tmp_path / f"{kind}.jsonl", kind) == [one for one in whole if one["what"] == kind]
+    both = records_of(tmp_path / "both.jsonl", "faults,switches")
+    assert both == [one for one in whole if one["what"] in ("faults", "switches")]
+    assert all(one["address"] for one in both if one["what"] == "faults")
+
+
 @pytest.mark.parametrize("text", ["nonsense", "level=x", "pc=zz", "name=(", "what=1"])
 def test_what_is_no_filter_is_named(text: str) -> None:
     with pytest.raises(UsageError, match="is none; give exits"):
