@@ -4,6 +4,7 @@ Room: `paravirt/modes/x86`, for engines whose exits are dear (`paravirt.modes.WI
 hypervisor's to write; what a guest writes there changes nothing but what that guest is shown.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from emulator.board.pc import COM1, Pc
@@ -56,11 +57,15 @@ class ShownTime:
 class QuietPort:
     """The line status of the serial port, where a read of it does nothing."""
 
-    def __init__(self, board: Pc, shared: memoryview) -> None:
-        self._shared = shared
+    def __init__(self, board: Pc, shared: memoryview, within: Callable[[], bool]) -> None:
+        """`within` says whether the guest stands in a fixup, which has perhaps read the port but not yet the value."""
+        self._shared, self._within = shared, within
         board.com1.watch_quiet(self._changed)
 
     def _changed(self, status: int, _posts: bool) -> None:
         shared = self._shared
         shared[_PORT] = -(COM1 + LSR if status >= 0 else abi.NO_PORT) & 0xFFFF
-        shared[_VALUE] = status if status >= 0 else 0xFF
+        if status >= 0:
+            shared[_VALUE] = status
+        elif not self._within():
+            shared[_VALUE] = 0xFF

@@ -37,7 +37,12 @@ class X86Ports(X86Requests):
             self._shown_time = ShownTime(self.engine, self.machine.clock, self.shared)
             self._shown_time.look()
         if Operation.READ_PORT in operations:
-            QuietPort(self.board, self.shared)
+            QuietPort(self.board, self.shared, self._within_fixup)
+
+    def _within_fixup(self) -> bool:
+        """Whether the guest stands in a fixup: one that reads several words of the shared page must find them as they
+        were when it read the first."""
+        return self._in_fixup(self.vcpu.rip)
 
     def _open_ports(self) -> None:
         """Have the engine know which accesses to ports need no exit of their own."""
@@ -82,5 +87,5 @@ class X86Ports(X86Requests):
 
     def _budget(self, exit_: Exit) -> None:
         super()._budget(exit_)
-        if self._shown_time is not None:
+        if self._shown_time is not None and not self._within_fixup():
             self._shown_time.look()
