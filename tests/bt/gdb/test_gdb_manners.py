@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
-from emulator.errors import RetrapError
+from bt import guests
+from bt.gdb.symbol_file import write_symbol_file
+from bt.image import load
+from emulator.errors import RetrapError, Unavailable
 from tests.bt.gdb.test_gdb_server import FOLDERS, SAMPLE, Opened, opened
 
 SYSTEM = {
@@ -125,3 +130,21 @@ def test_every_word_of_monitor_does_what_the_documentation_says(one: Opened, tmp
         with pytest.raises(RetrapError):
             monitor(wrong)
     assert one.session.driver.state != state, "it has gone on"
+
+
+@pytest.mark.kernel
+def test_a_stock_kernels_own_symbols_become_a_file_for_gdb(tmp_path: Path) -> None:
+    try:
+        kernel = guests.find("debian-amd64").kernel
+    except Unavailable as error:
+        pytest.skip(str(error))
+    image = load(kernel)
+    assert image.section(".symtab") is None, "there are none but in kallsyms"
+    write_symbol_file(image, tmp_path / "kernel.sym", 0x100_0000)
+    with (tmp_path / "kernel.sym").open("rb") as file:
+        table: Any = ELFFile(file).get_section_by_name(".symtab")
+        written = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
+    for name in ("do_timer", "kmem_cache_alloc", "start_kernel"):
+        own = image.symbols.address_of(name)
+        assert own is not None
+        assert written[name] == own + 0x100_0000
