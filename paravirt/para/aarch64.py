@@ -15,6 +15,7 @@ from emulator.isa.aarch64 import exceptions as x
 from emulator.isa.aarch64.exceptions import AArch64Exception
 from emulator.isa.aarch64.paging import FRAME_MASK, SCTLR_M
 from emulator.isa.exceptions import ArchitecturalException
+from paravirt.abi import AARCH64_FLOATING_POINT_BITS
 from paravirt.abi.calls import Status
 from paravirt.abi.guests import (
     ACCESS_EXECUTE,
@@ -57,7 +58,6 @@ class AArch64Para(ParaGuest, AArch64Hypervisor):
 
     CONVENTION: ClassVar[Convention] = CONVENTIONS["aarch64"]
     KERNEL_LEVEL: ClassVar[int] = 1
-    FLOATING_POINT_TRAPS: ClassVar[bool] = False
     entry_bytes = 8
     levels = 4
 
@@ -93,7 +93,10 @@ class AArch64Para(ParaGuest, AArch64Hypervisor):
         self.vcpu.pc = handler
 
     def _floating_point(self, enabled: bool) -> None:
-        """It cannot be disabled."""
+        wanted = AARCH64_FLOATING_POINT_BITS if enabled else 0
+        if self.vcpu.cpacr != wanted:
+            self.vcpu.cpacr = wanted
+            self.floating_point_changed()
 
     def _thread_register(self, value: int) -> int:
         self._registers.thread_read_only = value

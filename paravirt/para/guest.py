@@ -43,9 +43,6 @@ class ParaGuest(ParaSaving):
     CONVENTION: ClassVar[Convention]
     KERNEL_LEVEL: ClassVar[int]
     """The privilege level of the guest's kernel, as the virtual CPU numbers it."""
-    FLOATING_POINT_TRAPS: ClassVar[bool] = True
-    """The engine can have user code's floating-point instructions fault. Where it cannot, the guest is told before user
-    code is entered with floating point disabled."""
     entry_bytes: int
     levels: int
     byte_order: Any = "little"
@@ -357,9 +354,6 @@ class ParaGuest(ParaSaving):
         self._registers_in(words[:count], flags)
         self._set_open(bool(state & g.STATE_INTERRUPTS))
         self.vcpu.pc = pc
-        if user and not self.FLOATING_POINT_TRAPS and not self.shared[self._fpu_word]:
-            self.exits.count("floating point disabled", "early")
-            self._trap(Trap.FLOATING_POINT, 0, 0)
         return None
 
     def _return_by_jump(self) -> None:

@@ -8,7 +8,7 @@ the `Context` of `paravirt.operations.aarch64`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import Final
 
 from emulator.board.arm_boot import ArmEntry
 from emulator.board.virt import UART, Virt
@@ -54,8 +54,6 @@ class AArch64Hypervisor(AArch64Saving):
     LAYOUT = layout.AARCH64
     FOLLOWS_STORES = True
     USER_LEVEL = 0
-    FLOATING_POINT_TRAPS: ClassVar[bool] = True
-    """Floating point runs where the guest's CPACR_EL1 lets it, and traps elsewhere."""
 
     board: Virt
 
@@ -130,8 +128,7 @@ class AArch64Hypervisor(AArch64Saving):
 
     def _listen(self) -> None:
         """Have the engine keep stores to the serial port, and know when it may."""
-        if self.FLOATING_POINT_TRAPS:
-            self.engine.ask_floating_point(self.vcpu.rights)
+        self.engine.ask_floating_point(self.vcpu.rights)
         self.engine.hand_up_stores(self._store_late)
         self.engine.trust_mappings()
         kinds = self.shadow.frames.kind.data
@@ -283,7 +280,7 @@ class AArch64Hypervisor(AArch64Saving):
             if write and address >> 12 == self.shadow.clean_page and self._pass_store(address):
                 return
             if self.WINDOW.base <= address < self.WINDOW.base + self.WINDOW.size:
-                if not self._fill_window(address):
+                if syndrome & 0x3C == x.PERMISSION_FAULT or not self._fill_window(address):
                     self._refuse(AArch64Exception(x.DATA_SAME, syndrome & 0x1FF_FFFF, address))
                 return
         try:
