@@ -118,7 +118,7 @@ class MipsHypervisor(MipsSaving):
             elif self.vcpu.status & r.STATUS_CU0 and self._perform_for_user(pc):
                 return
         elif code == r.CPU and exit_.error == 1 and self.vcpu.follow_coprocessor():
-            self.exits.count("floating point enabled", "late")  # by a fixup: the processor follows, now that it matters
+            self.exits.count("floating point enabled", "fault")  # by a fixup: the processor follows when it matters
             self._registers.jump(self._registers.restart_address)
             return
         elif code == r.RI and self._perform_for_user(pc):

@@ -165,3 +165,24 @@ def test_floating_point_runs_whatever_cpacr_says(engine: UnicornAArch64Engine) -
     engine.registers.words[CHOICE // 8] = 0  # what is put in its place says the same as Unicorn's
     engine.registers.pc = CODE
     assert guest.run(once)[-1].vector == x.BREAKPOINT
+
+
+@pytest.mark.parametrize("view", [0, 1])
+@pytest.mark.parametrize("rights", [0, 1, 2, 3])
+@pytest.mark.parametrize("register", ["TPIDR_EL0", "PMEVCNTR0_EL0"])
+def test_a_word_says_whether_floating_point_runs(
+    engine: UnicornAArch64Engine, register: str, rights: int, view: int
+) -> None:
+    """It is looked at behind a write of a register that EL0 may have, and not before."""
+    # fadd; str x0, [x1]; fadd; msr, x0; fadd
+    guest = Guest(engine, [FADD, 0xF900_0020, FADD, e.msr(BY_NAME[register].encoding, 0), FADD, e.BRK])
+    engine.set_roots(ROOT, 0, view)
+    engine.registers.level = 0
+    engine.allow_user(0, True)
+    words = guest.memory[DATA - BASE : DATA - BASE + 8].cast("Q")
+    words[0] = 3 << 20
+    engine.ask_floating_point(words)
+    engine.registers.gpr[0], engine.registers.gpr[1] = rights << 20, DATA
+    [seen] = guest.run(once)
+    runs = rights == 3 or (rights == 1 and view == 0)
+    assert (seen.vector, seen.at) == ((x.BREAKPOINT, 20) if runs else (x.FLOATING_POINT, 16))
