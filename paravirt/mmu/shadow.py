@@ -62,6 +62,8 @@ class ShadowPaging(ShadowEntries):
         self._state: object = None
         self._in_vain = 0
         """How often the pool was full again and the guest was where it had been."""
+        self.outside = 0
+        """Pages entered that the guest maps and that are none of its memory: a device's, or nothing's."""
         self._reach = (1 << form.levels[-1].shift + form.levels[-1].bits) - 1
         self._roots: dict[tuple[int, int, int], int] = {}
         """Root table by region, what names the guest's root, and role."""
@@ -288,6 +290,7 @@ class ShadowPaging(ShadowEntries):
             physical, rights = frames.place(walk, at, self.view, write, fetch)
         else:
             physical, rights = self.device_page(walk.frame), self.device_rights(walk)
+            self.outside += 1
         new = physical | form.pages[rights]
         if fetch and self.view == KERNEL_VIEW:
             new = self.code_entry(walk, at, new)

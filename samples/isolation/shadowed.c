@@ -251,6 +251,153 @@ static void window(void)
 }
 #endif
 
+#if defined(__i386__) || defined(__aarch64__) || defined(__arm__)
+/* What an entry is, and where the one is that leads to the last table on the way to an address. */
+#ifdef __i386__
+typedef unsigned long long entry_of_table;
+#define ENTRY_TABLE(page) ((page) | PTE_P | PTE_W | PTE_U)
+#define ENTRY_PAGE(page) ((page) | PTE_P | PTE_W | PTE_U | PTE_A | PTE_D)
+#define ENTRY_LARGE(page) (ENTRY_PAGE(page) | PTE_LARGE)
+#define TABLE_ADDRESS 0xfffff000
+#define LARGE 0x200000
+#define LAST 0x3e00000 /* of the largest page in which memory ends: where it is, */
+#define LAST_OWN 0x100000 /* the bytes that are memory, */
+#define LAST_BYTES LARGE  /* and all */
+#define ENTRY_LAST ENTRY_LARGE(LAST)
+#define OWN_WINDOW 0xff200000
+#define FIXUP_BYTES 0x1e0000
+#define OWN_SHARED 0xff3e0000
+#elif defined(__aarch64__)
+typedef word entry_of_table;
+#define ENTRY_TABLE(page) ((page) | PTE_TABLE)
+#define ENTRY_PAGE(page) ((page) | PTE_PAGE | PTE_USER | PTE_NOT_GLOBAL | PTE_PXN | PTE_UXN)
+#define ENTRY_LARGE(page) ((page) | PTE_BLOCK | PTE_USER | PTE_NOT_GLOBAL | PTE_PXN | PTE_UXN)
+#define TABLE_ADDRESS PTE_ADDRESS
+#define LARGE 0x200000
+#define LAST (PHYSICAL_BASE + 0x3e00000)
+#define LAST_OWN 0x100000
+#define LAST_BYTES LARGE
+#define ENTRY_LAST ENTRY_LARGE(LAST)
+#define OWN_WINDOW 0xffff800007e00000
+#define FIXUP_BYTES 0x1ff000
+#define OWN_SHARED 0xffff800007fff000
+#else
+typedef u32 entry_of_table;
+#define ENTRY_TABLE(page) ((page) | 1)
+#define ENTRY_PAGE(page) ((page) | 0x47f) /* user code too, not executable */
+#define ENTRY_LARGE(page) ((page) | 0x11c1e) /* a section */
+#define TABLE_ADDRESS 0xfffffc00
+#define LARGE 0x100000
+#define LAST (PHYSICAL_BASE + 0x3000000)
+#define LAST_OWN 0xf00000
+#define LAST_BYTES 0x1000000
+#define ENTRY_LAST (ENTRY_LARGE(LAST) | 1 << 18) /* a supersection, which sixteen entries say */
+#define OWN_WINDOW 0xbfc00000
+#define FIXUP_BYTES 0x1fe000
+#define OWN_SHARED 0xbfdfe000
+#endif
+#define HERE (AREA + 0x1000000)
+
+static entry_of_table *above(word address)
+{
+#ifdef __arm__
+	return (entry_of_table *)DIRECT(root) + address / LARGE;
+#else
+	entry_of_table *table = DIRECT(root);
+#ifdef __aarch64__
+	table = DIRECT(table[address >> 39 & 511] & TABLE_ADDRESS);
+#endif
+	table = DIRECT((word)table[address >> 30 & 511] & TABLE_ADDRESS);
+	return &table[address >> 21 & 511];
+#endif
+}
+
+static void set(entry_of_table *at, entry_of_table entry)
+{
+	*(volatile entry_of_table *)at = entry;
+	arch_flush_all();
+}
+
+static void tables(void)
+{
+	word first = page_new(), own = page_new();
+	entry_of_table *at = above(HERE), *lower = DIRECT(first);
+	for (word i = 0; i < LENGTH(foreign); i++) {
+		set(at, ENTRY_TABLE(foreign[i]));
+		nothing_at(HERE, "a table of pages of another's", foreign[i]);
+		set(at, ENTRY_LARGE(foreign[i] & -(word)LARGE));
+		nothing_at(HERE, "a large page", foreign[i]);
+		for (word entry = 0; entry < LARGE / PAGE; entry++) /* looked at, and written: ready to be mapped ahead */
+			lower[entry] = ENTRY_PAGE((entry_of_table)(entry & 1 ? own : foreign[i]));
+		set(at, ENTRY_TABLE(first));
+		for (word entry = 0; entry < 64; entry++)
+			if (entry & 1)
+				write_to(HERE + entry * PAGE);
+			else
+				nothing_at(HERE + entry * PAGE, "a page that is marked", foreign[i]);
+	}
+	set(at, 0);
+	page_drop(first), page_drop(own);
+	print("held tables\n");
+}
+
+static void straddling(void)
+{
+	for (word part = 0; part < LAST_BYTES / LARGE; part++)
+		set(above(HERE) + part, ENTRY_LAST);
+	write_to(HERE);
+	read_from(HERE);
+	check((u32)got == 0x5a5a5a5a, "the beginning is one's own", 0);
+	for (word at = LAST_OWN; at < LAST_BYTES; at += 0x20000)
+		nothing_at(HERE + at, "the rest of a large page", at);
+	for (word part = 0; part < LAST_BYTES / LARGE; part++)
+		set(above(HERE) + part, 0);
+	print("held large pages\n");
+}
+
+/* A table that maps itself to be written, and another, each with and without a flush. */
+static void through_itself(void)
+{
+	word lower = (word)*above(AREA) & TABLE_ADDRESS, upper = (word)above(AREA) & -(word)PAGE;
+	word mapped = AREA + 2 * PAGE + (AREA >> 12) % (LARGE / PAGE) * sizeof(entry_of_table);
+	arch_map(root, AREA + 2 * PAGE, lower & -(word)PAGE, RIGHT_WRITE | RIGHT_USER);
+	arch_map(root, AREA + 3 * PAGE, upper - (word)DIRECT(root) + root, RIGHT_WRITE | RIGHT_USER);
+	arch_flush_all();
+	for (word i = 0; i < LENGTH(foreign); i++) {
+		*(volatile entry_of_table *)mapped = ENTRY_PAGE(foreign[i]);
+		got = ~0ul;
+		catch_fault(read_from, AREA);
+		arch_flush(AREA);
+		nothing_at(AREA, "an entry written by its own mapping", foreign[i]);
+		word slot = AREA + 3 * PAGE + (word)above(HERE) % PAGE;
+		*(volatile entry_of_table *)slot = ENTRY_LARGE(foreign[i] & -(word)LARGE);
+		nothing_at(HERE, "a large page written by a table's mapping", foreign[i]);
+		*(volatile entry_of_table *)slot = ENTRY_TABLE(foreign[i]);
+		arch_flush_all();
+		nothing_at(HERE, "a table written by a table's mapping", foreign[i]);
+		*(volatile entry_of_table *)slot = 0;
+		arch_flush_all();
+	}
+	arch_unmap(root, AREA + 2 * PAGE);
+	arch_unmap(root, AREA + 3 * PAGE);
+	arch_flush_all();
+	print("held a table in itself\n");
+}
+
+static void window(void)
+{
+	for (word page = 0; page < FIXUP_BYTES; page += 0x10000) /* each other page may be the shared one */
+		check(catch_fault(write_to, OWN_WINDOW + page), "a store into fixups", page);
+	print("held the window\n");
+	for (word i = 0; i < PAGE / sizeof(word); i++)
+		catch_fault(write_to, OWN_SHARED + sizeof(word) * i);
+}
+#endif
+
+#if defined(__x86_64__) || defined(OWN_WINDOW)
+#define EVERYTHING
+#endif
+
 void kernel_main(word boot)
 {
 	for (word i = 0; i < POOL; i++)
@@ -263,7 +410,7 @@ void kernel_main(word boot)
 	mapped_pages();
 	without_a_flush();
 	beside_own_pages();
-#ifdef __x86_64__
+#ifdef EVERYTHING
 	tables();
 	straddling();
 	through_itself();
