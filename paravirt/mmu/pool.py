@@ -256,7 +256,7 @@ class TablePool:
                 self._tell_removed(table, differ)
             own[differ] = 0
             seen[:] = guest
-        self.misses[table] = 0
+            self.misses[table] = 0
         return True
 
     def follow(self, table: int, offset: int) -> bool:

@@ -48,7 +48,8 @@ class KvmEngine(Accesses, Translations):
         enter, cpu, request = fcntl.ioctl, self._vm.cpu, api.RUN
         halves, words, alarm, exit_ = self._halves, self._words, self._alarm, self._exit
         reason, dirty, registers, read = api.H_EXIT_REASON, api.W_DIRTY, self.registers, self._traps.read
-        ring, root = self._ring, api.W_CR3
+        root = api.W_CR3
+        ring = self._ring[:8].cast("I") if self._ring is not None else None
         try:
             while True:
                 if (self._due or alarm.look or self._stopped) and not self._midway and self._ends_here(handler):
@@ -73,7 +74,7 @@ class KvmEngine(Accesses, Translations):
                     words[dirty] = 0
                     self._moved = True
                     self._interrupted()
-                    if ring is not None and self._posted:
+                    if ring is not None and ring[0] != ring[1]:
                         self._hand_up_posted(handler)
                     continue
                 except OSError as error:
@@ -84,7 +85,7 @@ class KvmEngine(Accesses, Translations):
                 self._moved = True
                 self._midway = self._incomplete = False
                 self._passed = 0
-                if ring is not None and self._posted:
+                if ring is not None and ring[0] != ring[1]:
                     self._hand_up_posted(handler)
                 if halves[reason] == _HALTED:  # a trap
                     self._dirty = True

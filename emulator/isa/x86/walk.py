@@ -196,6 +196,12 @@ class LinearMemory:
         frame = self._write_frame(address, False) if write else self._read_frame(address, False)
         return frame | address & 0xFFF
 
+    def words_at(self, address: int, count: int) -> list[int] | None:
+        """64-bit words at an aligned linear address, within one page, with supervisor right; raises `Fault`. None where
+        there is no memory."""
+        physical = self._read_frame(address, False) | address & 0xFFF
+        return self._memory_words[physical >> 3 : (physical >> 3) + count].tolist() if physical < self._size else None
+
     def read(self, address: int, size: int, user: bool = False) -> int:
         """`size` bytes at a linear address, with supervisor right unless `user`; raises `Fault`."""
         offset = address & 0xFFF

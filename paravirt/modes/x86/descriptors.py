@@ -77,7 +77,9 @@ class DescriptorCopy:
         vcpu = self._vcpu
         base, limit = vcpu.gdt_base, vcpu.gdt_limit
         vcpu.registers.set_table(0, base, limit)
-        source = self._read(base, limit + 1)
+        source = vcpu.fetch_bytes(base, limit + 1, False)
+        if len(source) <= limit:
+            source = self._read(base, limit + 1)
         if self._show is not None:
             if source != self._source:
                 self._source, self._shown = source, self._clean(source)

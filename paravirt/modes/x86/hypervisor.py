@@ -25,6 +25,7 @@ from paravirt.modes.x86.chain import Chain
 from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.fast_calls import FastSystemCalls
 from paravirt.modes.x86.ports import X86Ports
+from paravirt.modes.x86.returns import QuickReturns
 from paravirt.modes.x86.saved import X86Saving
 from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.stepping import X86Stepping
@@ -72,6 +73,7 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         self._chain: Chain | None = None
         if able.exit_cost >= DEAR:
             self._chain = Chain(self.exits, self._fetch, self._prepare_instruction, self._executed)
+            self.returns = QuickReturns(self.vcpu)
         self._swap_cell = self.exits.cell("SWAP_GS", "trap")
         self._return_cell = self.exits.cell("RETURN_FROM_EXCEPTION", "trap")
         self._faulted: tuple[int, int, int, bool, bool] | None = None
@@ -353,10 +355,13 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         if error & _ERROR_KEY and not write and self._read_code(address):
             return
         rip, level = self._registers.rip, self.vcpu.level
-        if self._fill(address, write, fetch):
+        ahead = self._chain is not None and self._view_level == 3
+        if ahead and self._guard is None and self.shadow.fill_around(address, write, fetch, old=self._ordinary()):
+            self.exits.count("page", "fill")
+        elif self._fill(address, write, fetch):
             if self._view_level == 3:
-                if self._chain is not None:
-                    self.shadow.fill_around(address)
+                if ahead:
+                    self.shadow.fill_around(address, old=self._ordinary())
                 self.descriptors.withhold()
         elif self._chain is not None:
             self._faulted = rip, level, address, write, fetch
@@ -377,6 +382,9 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         if faulted is None or faulted[0] != vcpu.rip or faulted[1] != vcpu.level:
             return
         self._faulted = None
+        if vcpu.level == 3 and self._guard is None and self.shadow.fill_around(*faulted[2:]):
+            self._filled_ahead[0] += 1
+            return
         try:
             self.shadow.fill(*faulted[2:])
         except Fault:

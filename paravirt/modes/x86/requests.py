@@ -11,6 +11,7 @@ from emulator.machine import EndKind, Outcome
 from paravirt.hypervisor import Hypervisor
 from paravirt.modes.x86.copies import ShownTime
 from paravirt.modes.x86.descriptors import DescriptorCopy
+from paravirt.modes.x86.returns import QuickReturns
 from paravirt.modes.x86.shadow import X86Shadow
 from paravirt.modes.x86.vcpu import X86VirtualCpu
 
@@ -25,6 +26,8 @@ class X86Requests(Hypervisor):
     vcpu: X86VirtualCpu
     shadow: X86Shadow
     descriptors: DescriptorCopy
+    returns: QuickReturns | None = None
+    """How IRETQ is done where exits are dear."""
     _registers: X86Registers
     _early: bool
     """The engine cannot have floating point fault: user code is told before it runs."""

@@ -20,8 +20,11 @@ from paravirt.mmu.views import KERNEL_VIEW, PLAIN, USER_VIEW
 _ROOT_SHIFT = 39
 _PAGE_FAULT = 14
 _AROUND = 16
+_AROUND_OLD = 32
 _USED = w.PRESENT | w.ACCESSED | w.USER
+_OLD = w.PRESENT | w.USER
 _WRITTEN = w.DIRTY | w.WRITABLE
+_MOST_BOTH = 64
 _FOR_ITSELF = w.PRESENT | w.WRITABLE | w.ACCESSED
 
 
@@ -53,12 +56,25 @@ class X86Shadow(ShadowPaging):
             eager=eager,
         )
         self._reserved = frozenset(reserved)
+        self._both: dict[tuple[int, int], tuple[tuple[int, int], list[tuple[int, int]]]] = {}
+        """What `both_roots` found, by root tables: their addresses, and the entries on the way to the window."""
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
 
     def _guest_tables(self, memory: GuestMemory, context: w.GuestContext) -> GuestTables:
         """The guest's tables, in the form that it begins with."""
         return LongModeTables(memory.view, context)
+
+    def use(self, view: int) -> None:
+        """Make the current guest root's tables in `view` the ones the engine walks."""
+        names = self.guest.roots
+        if len(names) == 1:  # as it is in long mode
+            self.view = view
+            root = self._roots.get((0, names[0], self.role))
+            if root is not None:
+                self._use((root,))
+                return
+        super().use(view)
 
     def fill(self, address: int, write: bool, fetch: bool) -> None:
         """Make `address` accessible as the guest's tables allow; raises the guest's own exception."""
@@ -84,27 +100,41 @@ class X86Shadow(ShadowPaging):
                 return True
         return True
 
-    def fill_around(self, address: int) -> None:
-        """User view, where exits are dear: map what the guest has accessed of the sixteen pages around one that was
-        just mapped, since its fault handler maps files by as many. `fill_ahead` looks at whole tables, now and then."""
+    def fill_around(self, address: int, write: bool = False, fetch: bool = False, *, old: bool = False) -> bool:
+        """User view, where exits are dear: map what the guest has accessed of the sixteen pages around one, since its
+        fault handler maps files by as many; with `old` also what it has not accessed yet, of twice as many, as a
+        processor may that looks ahead. Whether the one itself was not mapped and now is, for such an access.
+        `fill_ahead` looks at whole tables, now and then."""
         at = self._leaf_of(address)
         table = at >> self._unit
         if at < 0 or self.pool.source[table] < 0 or not self.technique.ahead:
-            return
-        index = at - (table << self._unit) & -_AROUND
+            return False
+        around, used = (_AROUND_OLD, _OLD) if old else (_AROUND, _USED)
+        index = at - (table << self._unit) & -around
         first, mirrored = (table << self._unit) + index, (self.pool.source[table] >> 3) + index
-        words, frames, pages = self._words, self.frames, self.form.pages
-        for place, guest in enumerate(self.pool.guest_words[mirrored : mirrored + _AROUND].tolist(), first):
-            frame = guest & w.FRAME_MASK
-            if words[place] or guest & _USED != _USED or not frames.base <= frame < frames.end:
+        words, frames, seen, guests = self._words, self.frames, self.pool.seen, self.pool.guest_entries
+        kinds, base, end, coherent = frames.kinds, frames.base, frames.end, frames.coherent
+        read, both = self.form.pages[READ], self.form.pages[READ | WRITE]
+        missed, filled = not words[at], 0
+        for place, guest in enumerate(guests[mirrored : mirrored + around].tolist(), first):
+            if guest & used != used or words[place]:
                 continue
-            plain = guest & _WRITTEN == _WRITTEN and frames.kind[frame - frames.base >> 12] == PLAIN
-            entry = frame | pages[READ | WRITE if plain else READ]
-            if frames.coherent:
+            frame = guest & w.FRAME_MASK
+            if not base <= frame < end or guest & w.RESERVED:
+                continue
+            if not guest & w.ACCESSED:
+                guest |= w.ACCESSED
+                guests[mirrored + place - first] = guest
+            plain = guest & _WRITTEN == _WRITTEN and kinds[frame - base >> 12] == PLAIN
+            entry = frame | (both if plain else read)
+            if coherent:
                 entry = entry & ~w.NO_EXECUTE | guest & w.NO_EXECUTE
             words[place] = entry
-            self.pool.seen[place] = guest
-            self.prefilled += 1
+            seen[place] = guest
+            filled += 1
+        self.prefilled += filled
+        entry = words[at]
+        return bool(missed and entry and (entry & w.WRITABLE or not write) and not (fetch and entry & w.NO_EXECUTE))
 
     def enter_again(self) -> None:
         """The engine is to walk the tables in use, whichever it did meanwhile."""
@@ -126,13 +156,24 @@ class X86Shadow(ShadowPaging):
         user = self._roots.get((0, name, USER_VIEW))
         if kernel is None or user is None:
             return None
-        table, address = kernel, self._window_at.base
+        known = self._both.get((kernel, user))
+        if known is not None and all(self._words[at] == entry for at, entry in known[1]):
+            return known[0]
+        table, address, way = kernel, self._window_at.base, []
         for level in range(self._top, 1, -1):
-            entry = self._words[(table << self._unit) + ((address >> self._shifts[level]) & self._masks[level])]
+            at = (table << self._unit) + ((address >> self._shifts[level]) & self._masks[level])
+            entry = self._words[at]
+            way.append((at, entry))
             table = self.pool.table_in(entry) if entry & w.PRESENT else -1
             if table < 0:
                 return None
-        return (self.pool.address_of(kernel), self.pool.address_of(user)) if table == self._window else None
+        if table != self._window:
+            return None
+        both = self.pool.address_of(kernel), self.pool.address_of(user)
+        if len(self._both) == _MOST_BOTH:
+            self._both.clear()
+        self._both[kernel, user] = both, way
+        return both
 
     def install_descriptors(self, address: int) -> bool:
         """User view: map the sanitised descriptor table's page at `address` for the CPU alone."""

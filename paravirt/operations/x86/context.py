@@ -13,6 +13,7 @@ from iced_x86 import Instruction, OpKind, RegisterExt
 
 from emulator.isa.operation import Operation
 from emulator.isa.x86.processor import Fault
+from paravirt.modes.x86.returns import QuickReturns
 from paravirt.modes.x86.vcpu import X86VirtualCpu
 
 Action = Callable[[], None]
@@ -25,6 +26,8 @@ class Context(Protocol):
     """What the operations need of the hypervisor."""
 
     vcpu: X86VirtualCpu
+    returns: QuickReturns | None
+    """How IRETQ is done in haste, where that matters."""
 
     def shadow_begins(self) -> None:
         """STI: the next instruction still runs before an interrupt may come."""

@@ -31,7 +31,18 @@ def _iret(context: Context, instruction: Instruction) -> Action:
     def action() -> None:
         iret(vcpu, size)
 
-    return action
+    returns = context.returns
+    if returns is None or size != 8:
+        return action
+    quickly, learn = returns.done, returns.learn
+
+    def quick() -> None:
+        if not quickly():
+            iret(vcpu, size)
+            if vcpu.level == 3:
+                learn()
+
+    return quick
 
 
 _FAR_RETURN_SIZES = {

@@ -80,3 +80,27 @@ def test_both_roots_are_told_once_both_are_there_and_the_kernels_has_the_window(
     shadow.use(USER_VIEW)
     assert roots[1] == shadow.pool.address_of(shadow._current[0])
     assert shadow.both_roots() == roots
+
+
+def test_whether_the_page_itself_is_mapped_now_is_said_for_the_access(shadow: X86Shadow) -> None:
+    for page, write, fetch, expected in (
+        (1, True, False, True),
+        (2, True, False, False),
+        (5, False, False, True),
+        (5, False, True, False),
+        (4, False, False, False),
+        (40, False, False, False),
+    ):
+        shadow._words[shadow._leaf_of(ADDRESS + page * 4096)] = 0
+        assert shadow.fill_around(ADDRESS + page * 4096, write, fetch) is expected
+    assert not shadow.fill_around(ADDRESS + 4096, False, False), "it was mapped before"
+
+
+def test_what_it_has_not_accessed_yet_may_be_mapped_as_accessed(shadow: X86Shadow) -> None:
+    assert shadow.fill_around(ADDRESS + 3 * 4096, old=True)
+    assert entry(shadow, 16) & w.FRAME_MASK == FIRST + 16 * 4096
+    assert not entry(shadow, 3) & w.WRITABLE
+    assert shadow.pool.guest_entry(shadow._leaf_of(ADDRESS) >> 9, 3) & w.ACCESSED
+    assert entry(shadow, 4) == 0
+    shadow.load_root()
+    assert entry(shadow, 3) != 0

@@ -1,0 +1,93 @@
+"""An IRETQ that is done in haste leaves what the instruction leaves, and any that it cannot do is left alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from emulator.isa.x86 import registers as r
+from emulator.isa.x86.processor import Fault
+from emulator.isa.x86.transfer import iret
+from paravirt.modes.x86.returns import QuickReturns
+from tests.emulator.guest_image import DATA, USER_CODE, USER_DATA
+from tests.paravirt.tiny_guest import TinyGuest
+
+USUAL = r.FLAG_IF | r.FLAG_FIXED
+
+
+@pytest.fixture
+def guest() -> Iterator[TinyGuest]:
+    guest = TinyGuest("f4")
+    yield guest
+    guest.close()
+
+
+def kernel_state(guest: TinyGuest, frame: tuple[int, ...], offset: int = 0) -> None:
+    vcpu = guest.vcpu
+    vcpu.set_privilege(0)
+    vcpu.set_segment(r.CS, 0x10, 0, 0xFFFF_FFFF, 0xA09B00)
+    vcpu.set_segment(r.SS, 0, 0, 0xFFFF_FFFF, 0xC09300)
+    vcpu.rflags = r.FLAG_FIXED
+    vcpu.gpr[r.RSP] = DATA + offset
+    for number, word in enumerate(frame):
+        vcpu.write(DATA + offset + 8 * number, 8, word)
+
+
+def learnt(guest: TinyGuest) -> QuickReturns:
+    returns = QuickReturns(guest.vcpu)
+    for index in (r.ES, r.DS, r.FS, r.GS):
+        guest.vcpu.set_segment(index, 0, 0, 0, 0)
+    kernel_state(guest, (0x1000, USER_CODE, USUAL, 0x2000, USER_DATA))
+    assert not returns.done()
+    iret(guest.vcpu, 8)
+    returns.learn()
+    return returns
+
+
+def test_what_it_does_is_what_iretq_does(guest: TinyGuest) -> None:
+    returns, chance, done = learnt(guest), random.Random(3), 0
+    for _ in range(300):
+        flags = USUAL | chance.choice((0, 1, r.FLAG_RF, r.FLAG_DF | r.FLAG_AC, r.FLAG_TF, chance.getrandbits(22)))
+        frame = (
+            chance.choice((0x1234, 0x4321, 0x7FFF_FFFF_FFFF, 0x8000_0000_0000, 0xFFFF_8000_0000_0000)),
+            chance.choice((*(USER_CODE,) * 9, 0x10, USER_DATA, 0)),
+            flags,
+            chance.getrandbits(64),
+            chance.choice((*(USER_DATA,) * 9, 0, 3, USER_CODE)),
+        )
+        offset = chance.choice((0, 8, 16, 4, 4096 - 40, 4096 - 32))
+        kernel_state(guest, frame, offset)
+        before = guest.vcpu.state
+        quick = returns.done()
+        after = guest.vcpu.state
+        if not quick:
+            assert after == before
+            continue
+        done += 1
+        kernel_state(guest, frame, offset)
+        iret(guest.vcpu, 8)
+        assert guest.vcpu.state == after
+    assert 30 < done < 200
+
+
+@pytest.mark.parametrize("what", ["descriptor", "limit", "data segment", "nested", "level"])
+def test_what_is_not_as_it_was_is_left_to_iretq(guest: TinyGuest, what: str) -> None:
+    returns, vcpu = learnt(guest), guest.vcpu
+    kernel_state(guest, (0x1000, USER_CODE, USUAL, 0x2000, USER_DATA))
+    if what == "descriptor":
+        at = vcpu.gdt_base + (USER_CODE & ~7)
+        vcpu.write(at, 8, vcpu.read(at, 8) & ~(1 << 47))
+    elif what == "limit":
+        vcpu.gdt_limit = (USER_CODE & ~7) - 1
+    elif what == "data segment":
+        vcpu.set_segment(r.FS, USER_DATA, 0, 0xFFFF_FFFF, 0xC0F300)
+    elif what == "nested":
+        vcpu.rflags |= r.FLAG_NT
+    else:
+        vcpu.set_privilege(3)
+    assert not returns.done()
+    if what in ("descriptor", "limit", "nested"):
+        with pytest.raises(Fault):
+            iret(vcpu, 8)
