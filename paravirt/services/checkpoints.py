@@ -10,13 +10,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import numpy as np
 
 from emulator.written import PAGE, populated_pages, written_pages
 from paravirt.services.machine_state import MachineState
+from paravirt.services.page_store import ZERO, PageStore, filled
 from paravirt.services.positions import Position
 
 if TYPE_CHECKING:
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
 
     Ids = NDArray[np.int32]
     Pages = NDArray[np.int64]
-
-ZERO: Final = -1
-"""The contents of a page that is zero throughout."""
-_CHUNK: Final = 256
-"""Pages looked through at a time."""
-_FIRST: Final = 4
-"""Words at the beginning of a page that mostly tell that it is not zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -49,73 +43,6 @@ class Checkpoint:
     """Copies of code that there were."""
 
 
-def _filled(rows: NDArray[np.uint64], pages: Pages) -> NDArray[np.bool_]:
-    """Whether each of some pages is not zero throughout."""
-    found: NDArray[np.bool_] = np.any(rows[pages, :_FIRST], axis=1)
-    rest = np.flatnonzero(~found)
-    for first in range(0, len(rest), _CHUNK):
-        some = rest[first : first + _CHUNK]
-        found[some] = rows[pages[some]].any(axis=1)
-    return found
-
-
-class _Store:
-    """Contents of pages by number, in blocks as they came."""
-
-    def __init__(self) -> None:
-        self._blocks: list[NDArray[np.uint64]] = []
-        self._first: list[int] = []
-        self.next = 0
-        self.bytes = 0
-
-    def add(self, rows: NDArray[np.uint64]) -> int:
-        """Keep some pages; the number of the first."""
-        first = self.next
-        if len(rows):
-            self._blocks.append(rows)
-            self._first.append(first)
-            self.next += len(rows)
-            self.bytes += rows.nbytes
-        return first
-
-    def fetch(self, numbers: Ids, out: NDArray[np.uint64], places: Pages) -> None:
-        """Put contents `numbers` into `out` at `places`."""
-        zero = numbers == ZERO
-        out[places[zero]] = 0
-        chosen = np.flatnonzero(~zero)
-        order = chosen[np.argsort(numbers[chosen], kind="stable")]
-        wanted = numbers[order]
-        blocks = np.searchsorted(np.asarray(self._first), wanted, side="right") - 1
-        for block in np.unique(blocks).tolist():
-            mine = blocks == block
-            out[places[order[mine]]] = self._blocks[block][wanted[mine] - self._first[block]]
-
-    def one(self, number: int) -> NDArray[np.uint64]:
-        """The contents of one number."""
-        if number == ZERO:
-            return np.zeros(PAGE // 8, dtype=np.uint64)
-        block = bisect_right(self._first, number) - 1
-        row: NDArray[np.uint64] = self._blocks[block][number - self._first[block]]
-        return row
-
-    def keep_only(self, used: Ids) -> Ids:
-        """Forget what is not in `used` (ascending, without ZERO); gives the new number of each old one."""
-        renumbered = np.full(self.next, ZERO, dtype=np.int32)
-        blocks, firsts, following = [], [], 0
-        for first, block in zip(self._first, self._blocks, strict=True):
-            mine = used[(used >= first) & (used < first + len(block))]
-            if not len(mine):
-                continue
-            kept = block if len(mine) == len(block) else block[mine - first].copy()
-            renumbered[mine] = np.arange(following, following + len(mine), dtype=np.int32)
-            blocks.append(kept)
-            firsts.append(following)
-            following += len(mine)
-        self._blocks, self._first, self.next = blocks, firsts, following
-        self.bytes = sum(block.nbytes for block in blocks)
-        return renumbered
-
-
 class Checkpoints:
     """The checkpoints of one machine, in order of position, and which contents its memory has now."""
 
@@ -124,7 +51,7 @@ class Checkpoints:
         self._rows = [np.frombuffer(memory, dtype=np.uint64).reshape(-1, PAGE // 8) for memory in memories]
         self._bases = np.cumsum([0, *(len(rows) for rows in self._rows)])
         self._budget = budget
-        self._store = _Store()
+        self._store = PageStore()
         known = [populated_pages(memory) for memory in memories]  # before they are watched
         self._written = written_pages(memories)
         self.kept: list[Checkpoint] = []
@@ -139,7 +66,7 @@ class Checkpoints:
         parts = []
         for base, rows, pages in zip(self._bases.tolist(), self._rows, known, strict=False):
             wanted = np.arange(len(rows)) if pages is None else pages
-            parts.append(wanted[_filled(rows, wanted)] + base)
+            parts.append(wanted[filled(rows, wanted)] + base)
         return np.concatenate(parts)
 
     def _add(self, pages: Pages) -> None:
@@ -150,11 +77,10 @@ class Checkpoints:
             kept = self.current[mine] != ZERO
             if not kept.all():
                 new = np.flatnonzero(~kept)
-                kept[new] = _filled(rows, mine[new] - base)
+                kept[new] = filled(rows, mine[new] - base)
                 mine = mine[kept]
             if len(mine):
-                first = self._store.add(rows[mine - base])
-                self.current[mine] = np.arange(first, first + len(mine), dtype=np.int32)
+                self.current[mine] = self._store.add(rows, mine - base, self.current[mine])
 
     def look(self) -> Pages:
         """Note the contents of what was written; which pages those are."""
@@ -210,8 +136,7 @@ class Checkpoints:
         half = len(self.kept) // 2
         self.kept[1:half] = self.kept[1:half:2]
         every = [self.current, *(one.contents for one in {*self.kept, *self._loose})]
-        used = np.unique(np.concatenate(every))
-        renumbered = self._store.keep_only(used[used != ZERO])
+        renumbered = self._store.keep_only(np.unique(np.concatenate(every)))
         for contents in every:
             real = contents != ZERO
             contents[real] = renumbered[contents[real]]
