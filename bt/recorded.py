@@ -7,8 +7,9 @@ that. `paravirt.services.record` does the rest.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from bt.session import Options, Session, read_initrd
 from bt.snapshot import _KEPT_OPTIONS, ResumedSession, Snapshot, digest_of
 from emulator.errors import BadSnapshot
 from emulator.machine import Limits
+from paravirt.modes import DEAR
 
 if TYPE_CHECKING:
+    from emulator.engine.protocol import Capabilities
     from paravirt.services.recording import Recording
 
 
@@ -37,14 +40,37 @@ def described(session: Session, initrd: Path | None) -> dict[str, Any]:
     else:
         image = Path(session.image_file)
         digest = digest_of(image)
+    capabilities = session.machine.engine.capabilities
+    told["options"]["engine"] = capabilities.name  # not the fastest of a later day
+    if capabilities.lands:
+        told["host"] = _host(capabilities)
     told["image"], told["sha256"] = str(image.resolve()), digest
     return told
+
+
+def _host(capabilities: Capabilities) -> dict[str, Any]:
+    """What the exits of a guest depend on, of an engine that is as its host is."""
+    told = asdict(capabilities)
+    told["exit_cost"] = capabilities.exit_cost >= DEAR
+    return json.loads(json.dumps(told))  # type: ignore[no-any-return]
 
 
 def session_of(
     recording: Recording, console: Callable[[bytes], None], image: Path | None = None, *, cache: bool = True
 ) -> Session:
     """The session that was recorded, at its beginning. Raises `BadSnapshot` where what it needs is another now."""
+    session = _begun(recording, console, image, cache=cache)
+    capabilities, told = session.machine.engine.capabilities, recording.run.get("host")
+    if told != (_host(capabilities) if capabilities.lands else None):
+        session.close()
+        raise BadSnapshot(
+            f"{recording.path}: is of a run on another host, whose {capabilities.name} engine was otherwise; replay it "
+            "there, or record the run anew"
+        )
+    return session
+
+
+def _begun(recording: Recording, console: Callable[[bytes], None], image: Path | None, *, cache: bool) -> Session:
     run = recording.run
     try:
         path = image or Path(str(run["image"]))
@@ -63,7 +89,8 @@ def session_of(
         raise BadSnapshot(f"{run['initrd']}: is not what the guest had when it was recorded; put that back")
     from bt.image import load
 
-    return Session(load(path), replace(Options(**kept), initrd=initrd, limits=limits, cache=cache), console)
+    options = replace(Options(**kept), initrd=initrd, limits=limits, cache=cache, repeats=True)
+    return Session(load(path), options, console)
 
 
 def _resumed(
@@ -73,4 +100,5 @@ def _resumed(
     snapshot = Snapshot(Path(str(named["path"])))
     if snapshot.identity != named["id"]:
         raise BadSnapshot(f"{snapshot.path}: is not the snapshot that {recording.path} began from; put that back")
-    return ResumedSession(snapshot, console, image, limits=limits, cache=cache)
+    engine = str(recording.run["options"]["engine"])
+    return ResumedSession(snapshot, console, image, engine=engine, limits=limits, cache=cache, repeats=True)

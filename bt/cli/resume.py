@@ -102,6 +102,7 @@ class Resumed(Run):
         from bt.snapshot import options_of
 
         arguments: dict[str, Any] = {"limits": limits, "timed": timed, "cache": cached, "engine": engine}
+        arguments["repeats"] = request.services is not None and request.services.record is not None
         run = cls(cast("Any", None), options_of(snapshot, **arguments), request)
         run.snapshot, run.whole = snapshot, whole
         run.arguments = {**arguments, "image": image}

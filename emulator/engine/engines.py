@@ -35,6 +35,13 @@ def open_kvm() -> X86Engine:
     return KvmEngine()
 
 
+def open_repeating_kvm() -> X86Engine:
+    """The host's own CPU, for a run that is recorded or done again. Raises `EngineMissing`, as `open_kvm`."""
+    from emulator.engine.kvm.repeating import RepeatingKvm
+
+    return RepeatingKvm()
+
+
 X86_ENGINES: dict[str, Callable[[], X86Engine]] = {"unicorn": open_unicorn, "kvm": open_kvm}
 """How to open each x86-64 engine; the first is the default."""
 
@@ -83,6 +90,9 @@ ENGINES: dict[str, Mapping[str, Callable[[], Engine]]] = {
 }
 """How to open each engine of each instruction set; an instruction set's first is its default."""
 
+REPEATING: dict[str, Callable[[], Engine]] = {"kvm": open_repeating_kvm}
+"""How to open the engines whose runs repeat only when they are opened for that, by name."""
+
 NAMES = (AUTO, *FASTEST_FIRST)
 """What can be asked for."""
 
@@ -97,17 +107,21 @@ def open_engine(
     lacks: Callable[[Capabilities], str] = _anything,
     passed_over: list[str] | None = None,
     byte_order: str = "little",
+    *,
+    repeats: bool = False,
 ) -> Any:
     """Open an engine of an instruction set by name: its default without one, with "auto" the fastest that will do.
 
     `lacks` says what is missing of an opened engine's capabilities for what it is wanted for, or nothing; `passed_over`
     is given the reasons for which faster ones were not taken; `byte_order` is "big" only where the instruction set has
-    both. Raises
-    `EngineMissing` where the engine cannot be had here or lacks something, `UsageError` for a name that is none.
+    both; `repeats`: the run is recorded, or done again. Raises `EngineMissing` where the engine cannot be had here or
+    lacks something, `UsageError` for a name that is none.
     """
     openers = ENGINES.get(isa)
     if openers and byte_order != "little":
         openers = {name: partial(cast("Any", opener), byte_order) for name, opener in openers.items()}
+    if openers and repeats:
+        openers = {name: REPEATING.get(name, opener) for name, opener in openers.items()}
     if not openers:
         raise EngineMissing(f"no engine runs {isa} guests yet; those of {', '.join(ENGINES)} can be run")
     if name is None:

@@ -1,15 +1,17 @@
 """Recording a run, and doing it again: inputs are given at their moments, and at every tick the guest must be the same.
 
-Room: `paravirt/services`. On a deterministic engine everything else follows from the guest. A run that does not follow
+Room: `paravirt/services`. On a deterministic engine everything else follows from the guest; one that `lands` tells what
+does not. A run that does not follow
 is told by the first tick at which something differs, and by what differs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from emulator.driver import Driver
+from emulator.engine.landing import RepeatingEngine
 from emulator.errors import UsageError, VerifyFailed
 from emulator.machine import Outcome
 from paravirt.hypervisor import Hypervisor
@@ -27,10 +29,10 @@ def cannot_repeat(driver: object) -> str:
     if not isinstance(driver, Hypervisor):
         return "only deprivileged guests are recorded; leave --virt native out"
     capabilities = driver.engine.capabilities
-    if not (capabilities.deterministic and capabilities.pauses_exactly):
+    if not (capabilities.lands or (capabilities.deterministic and capabilities.pauses_exactly)):
         return (
-            f"the {capabilities.name} engine does not count what the guest does, so that the place of an interrupt "
-            "cannot be told; record with --engine unicorn"
+            f"the {capabilities.name} engine was not opened for a run that is recorded, so that the place of an "
+            "interrupt cannot be told; record from the beginning of a run, or with --engine unicorn"
         )
     return ""
 
@@ -87,6 +89,8 @@ class Recorder:
         log = InputLog(driver.machine, driver.machine.poll_input)
         log.on_input = writer.input
         log.connect()
+        if driver.engine.capabilities.lands:
+            cast(RepeatingEngine, driver.engine).on_passed = writer.passed
         self._interval = driver.machine.clock.units_per_second // marks
         self._next = 0
         driver.on_tick = self._tick
@@ -116,6 +120,8 @@ class Replayer:
         self.inputs = InputLog(driver.machine, None)
         self.inputs.inputs = list(recording.inputs)
         self.inputs.connect()
+        if driver.engine.capabilities.lands:
+            cast(RepeatingEngine, driver.engine).repeat(recording.passed)
         driver.on_tick = self._tick
         self._outside = Outcome(_kind(recording), 0, "replayed to where it was ended")
 

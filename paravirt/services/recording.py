@@ -14,18 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from emulator.engine.landing import Passed
 from emulator.errors import BadSnapshot, Unwritable, UsageError, brief
 from paravirt.services.columns import typed
 from paravirt.services.inputs import Input, Moment
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised at every change of a line's meaning; a recording of another format is refused by name."""
 KIND: Final = "retrap recording"
 _MOST_LINES: Final = 50_000_000
 _LONGEST: Final = 1 << 20
 _TOGETHER: Final = 16
 """Marks that are written together: of a process that is killed, the last are lost."""
-INPUT, MARK, END = "input", "mark", "end"
+_REGISTERS: Final = 16
+"""Of the processors whose engines land."""
+INPUT, MARK, END, PASSED = "input", "mark", "end", "passed"
 
 
 class Mark(NamedTuple):
@@ -80,10 +83,18 @@ class Writer:
         data = None if one.data is None else one.data.hex()
         self._line([INPUT, *one.moment, data])
 
+    def passed(self, passed: Passed) -> None:
+        """The engine says what does not follow from the guest."""
+        landing = passed.landing
+        told = None if landing is None else [*landing[:2], list(landing.registers), *landing[3:]]
+        self._add(json.dumps([PASSED, passed.exits, passed.units, told], separators=(",", ":")).encode())
+        if len(self._waiting) >= _TOGETHER:
+            self._flush()
+
     def mark(self, mark: Mark) -> None:
         """The guest is here."""
         self._add(b'["mark",%d,%d,%d,"%b"]' % (*mark[:3], mark.processor.encode()))
-        if len(self._waiting) == _TOGETHER:
+        if len(self._waiting) >= _TOGETHER:
             self._flush()
 
     def end(self, end: End) -> None:
@@ -129,6 +140,8 @@ class Recording:
     run: dict[str, Any]
     inputs: list[Input] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    passed: list[Passed] = field(default_factory=list)
+    """What an engine told whose capabilities say `lands`."""
     end: End | None = None
     """None: the recording broke off, as when its process was killed."""
 
@@ -204,7 +217,23 @@ def _add(recording: Recording, value: list[Any]) -> None:
         recording.inputs.append(Input(moment, None if data is None else typed(bytes, data)))
     elif kind == MARK:
         recording.marks.append(typed(Mark, rest))
+    elif kind == PASSED:
+        recording.passed.append(_passed(recording, typed(Passed, rest)))
     elif kind == END:
         recording.end = typed(End, rest)
     else:
         raise ValueError(f"there is no {str(kind)[:20]!r}")
+
+
+def _passed(recording: Recording, passed: Passed) -> Passed:
+    """Raises `ValueError` for what no engine tells."""
+    landing, before = passed.landing, recording.passed[-1].exits if recording.passed else 0
+    if passed.exits < before or passed.units <= 0:
+        raise ValueError("time goes back")
+    if landing is not None:
+        words = (landing.place, landing.flags, *landing.registers)
+        if len(landing.registers) != _REGISTERS or not all(0 <= word < 1 << 64 for word in words):
+            raise ValueError("registers that no processor has")
+        if landing.meter is not None and not (0 <= landing.meter[0] < _REGISTERS and landing.meter[1]):
+            raise ValueError("a register counts that is none")
+    return passed
