@@ -60,4 +60,5 @@ def _lines(report: Report) -> Iterator[str]:
                 f": {quirk.seen}" if quirk.found else ""
             )
             if quirk.found:
-                yield f"          hidden: {quirk.hidden}"
+                told = "" if quirk.hidden.startswith("not hidden") else "hidden: "
+                yield f"          {told}{quirk.hidden}"

@@ -90,8 +90,11 @@ def verify(
     """Run `guest` as the reference and in each of `modes` on each of `engines` (or that of the options), and compare.
 
     Of `options`, the mode is ignored; the reference runs on the default engine. Raises `Timeout` or `GuestFault` when
-    the reference comes to no end, where the guest's manifest does not say that it must.
+    the reference comes to no end, where the guest's manifest does not say that it must, and `EngineMissing` at once.
     """
+    for engine in engines:  # what is missing is said before anything has run
+        wanted = replace(options, mode=modes[0], engine=engine)
+        wanted.open_engine(guest.image.isa.name, [], guest.image.byte_order).close()
     say(f"{guest.name}: reference run")
     options = replace(options, mode=reference_mode(guest.image.isa.name), plan=None)
     reference = observe(guest.image, replace(options, engine=Options().engine))

@@ -6,6 +6,7 @@ device, without rights to it or without what the engine needs raises `EngineMiss
 
 import ctypes
 import fcntl
+import grp
 import mmap
 import os
 import platform
@@ -50,7 +51,7 @@ def open_device(path: str = PATH) -> int:
         device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except PermissionError:
         raise EngineMissing(
-            f"{path} cannot be opened for reading and writing: join the group that owns it, or {_INSTEAD}"
+            f"{path} cannot be opened for reading and writing: {_who_may(path)}, or {_INSTEAD}"
         ) from None
     except FileNotFoundError:
         raise EngineMissing(f"{path} does not exist: this host offers no KVM; {_INSTEAD}") from None
@@ -62,6 +63,21 @@ def open_device(path: str = PATH) -> int:
         os.close(device)
         raise
     return device
+
+
+def _who_may(path: str) -> str:
+    """What gives a user the rights to a file that is there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "ask its owner for the rights"
+    if status.st_mode & 0o060 != 0o060:
+        return f"its mode is {status.st_mode & 0o777:04o}; have its owner open it to a group of yours"
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    return f"join the group {group}, which may"
 
 
 def _check(device: int, path: str) -> None:

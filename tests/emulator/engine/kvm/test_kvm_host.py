@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ def one_sentence(caught: pytest.ExceptionInfo[EngineMissing]) -> str:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (PermissionError(errno.EACCES, "denied"), "join the group"),
+        (PermissionError(errno.EACCES, "denied"), "cannot be opened for reading and writing: "),
         (FileNotFoundError(errno.ENOENT, "gone"), "does not exist: this host offers no KVM"),
         (OSError(errno.EBUSY, "Device or resource busy"), "Device or resource busy"),
     ],
@@ -40,6 +41,23 @@ def test_a_device_that_cannot_be_had_is_one_sentence(
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(EngineMissing) as caught:
         device.open_device()
+    assert words in one_sentence(caught)
+
+
+@pytest.mark.parametrize(("mode", "words"), [(0o600, "its mode is 0600; have its owner"), (0o660, "join the group ")])
+def test_who_has_no_rights_is_told_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int, words: str
+) -> None:
+    file = tmp_path / "kvm"
+    file.touch()
+    file.chmod(mode)
+
+    def refused(*_arguments: object) -> int:
+        raise PermissionError(errno.EACCES, "denied")
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(EngineMissing) as caught:
+        device.open_device(str(file))
     assert words in one_sentence(caught)
 
 
