@@ -96,7 +96,9 @@ class Crossings:
         """User code was entered with this FS base."""
         vcpu = self._vcpu
         masked = vcpu.fmask & _MASKED == _MASKED and not vcpu.iopl and vcpu.efer & r.EFER_SCE
-        if self.slow >= 0 and (not vcpu.efer & r.EFER_NXE or vcpu.registers.selector(r.SS) != self._user_data):
+        # A kernel that has yet to go back does so by SYSRET, which loads the selector that is expected.
+        other_stack = vcpu.level == 3 and vcpu.registers.selector(r.SS) != self._user_data
+        if self.slow >= 0 and (not vcpu.efer & r.EFER_NXE or other_stack):
             masked = 0
         roots = self._shadow.both_roots() if masked and self._known == (vcpu.lstar, vcpu.star) else None
         if roots is None:
