@@ -355,7 +355,7 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         if error & _ERROR_KEY and not write and self._read_code(address):
             return
         rip, level = self._registers.rip, self.vcpu.level
-        ahead = self._chain is not None and self._view_level == 3
+        ahead = self._chain is not None and self._view_level == 3 and self._shadows
         if ahead and self._guard is None and self.shadow.fill_around(address, write, fetch, old=self._ordinary()):
             self.exits.count("page", "fill")
         elif self._fill(address, write, fetch):
@@ -382,7 +382,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         if faulted is None or faulted[0] != vcpu.rip or faulted[1] != vcpu.level:
             return
         self._faulted = None
-        if vcpu.level == 3 and self._guard is None and self.shadow.fill_around(*faulted[2:]):
+        ahead = vcpu.level == 3 and self._shadows
+        if ahead and self._guard is None and self.shadow.fill_around(*faulted[2:]):
             self._filled_ahead[0] += 1
             return
         try:
@@ -391,9 +392,15 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             return
         self._filled_ahead[0] += 1
         self._own_stores()
-        if vcpu.level == 3:
+        if ahead:
             self.shadow.fill_around(faulted[2])
+        if vcpu.level == 3:
             self.descriptors.withhold()
+
+    @property
+    def _shadows(self) -> bool:
+        """Whether there are tables of the hypervisor's own to be filled: those that are walked may be the guest's."""
+        return isinstance(self.shadow, X86Shadow)
 
     # -- events ---------------------------------------------------------------------------------
 
