@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 BOOTED = 160_000_000
 """Blocks after which Debian's amd64 kernel is about to start its user space."""
+SLICE = 5_000_000
+"""Blocks that are timed together."""
 SECOND = 100_000_000
 """Blocks in a second of guest time."""
 PROMPT = b"/ # "
@@ -177,23 +180,33 @@ def _nothing(_session: Session) -> Callable[[], None]:
 
 
 def _cost(guest: Guest, initrd: bytes, runs: int, attach: Callable[[Session], Callable[[], None]]) -> float:
-    """Processor time that a boot takes longer with something attached, as a share of the same boot without: the least
-    of runs in turns, which others on the host have lengthened least."""
-    plain: list[float] = []
-    attached: list[float] = []
+    """Processor time that a boot takes longer with something attached, as a share of the same boot without. A boot is
+    timed in slices, and of each slice the least of some runs in turns counts: a fraction of a second that nobody else
+    on the host has lengthened is found sooner than a whole boot."""
+    plain: list[list[float]] = []
+    attached: list[list[float]] = []
     for _ in range(runs):
-        for times, make in ((plain, _nothing), (attached, attach)):
-            session = _session(guest, initrd)
-            began = time.process_time()
-            session.machine.begin()
-            session.machine.arm()
-            detach = make(session)
-            _run_to(session, BOOTED)
-            detach()
-            times.append(time.process_time() - began)
-            session.close()
+        for boots, make in ((plain, _nothing), (attached, attach)):
+            boots.append(_slices(_session(guest, initrd), make))
             gc.collect()
-    return min(attached) / min(plain) - 1
+    least: list[float] = [sum(map(min, zip(*boots, strict=True))) for boots in (plain, attached)]
+    return least[1] / least[0] - 1
+
+
+def _slices(session: Session, attach: Callable[[Session], Callable[[], None]]) -> list[float]:
+    """Processor seconds of each slice of a boot, begin and end included."""
+    marks = [time.process_time()]
+    session.machine.begin()
+    session.machine.arm()
+    detach = attach(session)
+    for progress in range(SLICE, BOOTED, SLICE):
+        _run_to(session, progress)
+        marks.append(time.process_time())
+    _run_to(session, BOOTED)
+    detach()
+    marks.append(time.process_time())
+    session.close()
+    return [after - before for before, after in pairwise(marks)]
 
 
 def _checkpoints(guest: Guest, initrd: bytes, runs: int) -> Iterator[Figure]:
