@@ -56,8 +56,9 @@ class X86Shadow(ShadowPaging):
             eager=eager,
         )
         self._reserved = frozenset(reserved)
-        self._both: dict[tuple[int, int], tuple[tuple[int, int], list[tuple[int, int]]]] = {}
-        """What `both_roots` found, by root tables: their addresses, and the entries on the way to the window."""
+        self._both: dict[tuple[int, int, int], tuple[tuple[int, int], list[int], list[int]]] = {}
+        """What `both_roots` found, by root tables and the window's: their addresses, and on the way to the window the
+        places of the entries and what is there."""
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
 
@@ -156,14 +157,17 @@ class X86Shadow(ShadowPaging):
         user = self._roots.get((0, name, USER_VIEW))
         if kernel is None or user is None:
             return None
-        known = self._both.get((kernel, user))
-        if known is not None and all(self._words[at] == entry for at, entry in known[1]):
+        known = self._both.get((kernel, user, self._window))
+        if known is not None and [self._words[at] for at in known[1]] == known[2]:
             return known[0]
-        table, address, way = kernel, self._window_at.base, []
+        table, address = kernel, self._window_at.base
+        places: list[int] = []
+        entries: list[int] = []
         for level in range(self._top, 1, -1):
             at = (table << self._unit) + ((address >> self._shifts[level]) & self._masks[level])
             entry = self._words[at]
-            way.append((at, entry))
+            places.append(at)
+            entries.append(entry)
             table = self.pool.table_in(entry) if entry & w.PRESENT else -1
             if table < 0:
                 return None
@@ -172,7 +176,7 @@ class X86Shadow(ShadowPaging):
         both = self.pool.address_of(kernel), self.pool.address_of(user)
         if len(self._both) == _MOST_BOTH:
             self._both.clear()
-        self._both[kernel, user] = both, way
+        self._both[kernel, user, self._window] = both, places, entries
         return both
 
     def install_descriptors(self, address: int) -> bool:
