@@ -279,7 +279,12 @@ class KvmProcessor:
     def _own_root(self, physical: int) -> None:
         """Put the engine's own entry into a root."""
         place = self._root_places.get(physical) or self._place_of_root(physical)
-        place[0][place[1]] = self._shown_root_entry if physical in self._kernel_roots else self._root_entry
+        words, at = place
+        entry = self._shown_root_entry if physical in self._kernel_roots else self._root_entry
+        if words[at] != entry:
+            if words[at] and not self.findings.flush_by_control:
+                self._changes[(physical & _FRAME_MASK) + 8 * room.SLOT] = -1  # it has other rights from now on
+            words[at] = entry
 
     def _place_of_root(self, physical: int) -> tuple[memoryview, int]:
         """Where the engine's own entry of a root is: the words of its memory, and which."""

@@ -161,7 +161,10 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         if self._crossings is not None and self._crossings.within_fault(self.vcpu.rip):
             # The handler cannot be entered: what comes of that is raised where user code was.
             error, address = self._refault(self._crossings)
-            fault = self._own_fault(address, error) or fault
+            own = self._own_fault(address, error)
+            if own is None:
+                return  # tried again, it is another
+            fault = own
         self._abandon_table_store()
         if self._in_shadow:
             self._end_shadow()

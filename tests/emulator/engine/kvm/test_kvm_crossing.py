@@ -142,3 +142,24 @@ def test_a_page_fault_of_user_code_arrives_in_the_kernels_tables(bench: Bench) -
     words = bench.words[SAVED >> 3 : (SAVED >> 3) + 3]
     assert list(words) == [0x11, 0x22, 0x7000]
     assert engine.registers.control(3) == OTHER_ROOT
+
+
+@pytest.mark.parametrize("address", [room.SHOWN + 0x1000, room.BASE + 12 * 4096])
+def test_nor_is_it_where_the_kernels_tables_were_in_use_before(bench: Bench, address: int) -> None:
+    engine = bench.engine
+    engine.show_memory(1 << 21)
+    crossing = replace(lay_kernel(bench), fault=CODE, fault_address=SAVED)
+    read = f"48b8{address.to_bytes(8, 'little').hex()} 488b00 {UD2}"
+    for root in (OTHER_ROOT, ROOT):
+        bench.start(read)
+        engine.set_root(root)
+        assert bench.go()[:3] == (ExitKind.FAULT, 14, 5)
+    engine.lead_crossing(crossing, lambda _user: None)
+    engine.open_crossing(OTHER_ROOT, ROOT)
+    bench.start(read)
+    engine.set_root(OTHER_ROOT)
+    assert bench.go()[1] == 6
+    bench.start(read)
+    engine.set_root(ROOT)
+    engine.close_crossing()
+    assert bench.go()[:3] == (ExitKind.FAULT, 14, 5)
