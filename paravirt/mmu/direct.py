@@ -49,7 +49,13 @@ def _aarch64() -> Walked:
     return Walked("aarch64", AArch64DirectWalker, AArch64DirectViews)
 
 
-WALKED: Final[dict[str, Callable[[], Walked]]] = {"x86-64": _x86_64, "aarch64": _aarch64}
+def _i386() -> Walked:
+    from paravirt.mmu.direct_i386 import I386DirectViews, I386DirectWalker
+
+    return Walked("i386 PAE", I386DirectWalker, I386DirectViews)
+
+
+WALKED: Final[dict[str, Callable[[], Walked]]] = {"x86-64": _x86_64, "i386": _i386, "aarch64": _aarch64}
 """Instruction sets whose guests' tables an engine can be let walk."""
 
 WAY_WORD, FIRST_WORD, COUNT_WORD, NUMBERS_WORD, REFUSED_WORD = range(5)
@@ -243,7 +249,7 @@ class DirectCalls:
         """Validate and load a root; when all are there that a processor walks, it goes over to direct paging. Until
         then the first is kept, under shadow tables."""
         hypervisor, last = self._hypervisor, self._technique.forms.views.ROOTS - 1
-        if part > last or not hypervisor.is_root(root):
+        if part > last or root & 0xFFF or not hypervisor.is_root(root):
             return -Status.INVALID
         try:
             if self._ready is not None:

@@ -103,11 +103,9 @@ class DirectViews:
         self._executed: dict[int, int] = {}
         """By machine frame, a hash of its contents when it was last mapped executable; nobody can know two of one."""
         self._probe, self._probed = self._make_probe()
-        self._place = window[0]
-        self._leading = self._make_window(*window)
-        slot = next(slot for slot in tables.form.reserved if slot not in reserved)
-        tables.window[slot] = self._make_numbers()
-        self.numbers = self.NUMBERS_AT + (slot << tables.form.levels[-1].shift)
+        self._lends: list[tuple[int, list[int]]] = [(window[0].base, self._make_window(*window))]
+        """What is lent to tables of the guest's: addresses, and by level the entries that lead there."""
+        self.numbers = self._place_numbers(reserved)
         """Guest-virtual address at which the guest reads its frame numbers: 32 bits for each of its machine frames."""
         tables.new_code = set()
 
@@ -121,6 +119,9 @@ class DirectViews:
         """Let the engine look at the tables of `_make_probe`."""
         raise NotImplementedError
 
+    def _root_changed(self) -> None:
+        """A root's entries were changed, which may be the one in use."""
+
     def _stale(self, address: int, write: bool) -> ArchitecturalException:
         """The exception for an access that the walk allows and the processor does not."""
         raise NotImplementedError
@@ -133,20 +134,31 @@ class DirectViews:
         return address >> form.shift & form.entries - 1
 
     def _make_window(self, window: Window, layout: Layout) -> list[int]:
-        """Tables that lead to the hypervisor's window, which one table of pages has; returns by level the entries that
-        lead to it from a guest's tables."""
-        own, host = self.OWN, self._host
-        leading, frame = [0, 0], host.take()
-        leaves, first = host.words(frame), self._index(window.base, 1)
-        fixups = window.fixup_size >> 12
-        for index in range(fixups):
-            leaves[first + index] = layout.window + (index << 12) | own.pages[READ | EXECUTE]
-        leaves[first + fixups] = layout.window + (fixups << 12) | own.pages[READ | WRITE]
-        for level in range(2, self.tables.form.top + 1):
-            leading.append(frame << 12 | own.tables[_ANYTHING])
-            if level < self.tables.form.top:
-                frame = host.take()
-                host.words(frame)[self._index(window.base, level)] = leading[level]
+        """Tables that lead to the hypervisor's window, which one table of pages has."""
+        own, fixups = self.OWN, window.fixup_size >> 12
+        leaves = [layout.window + (index << 12) | own.pages[READ | EXECUTE] for index in range(fixups)]
+        leaves.append(layout.window + (fixups << 12) | own.pages[READ | WRITE])
+        return self._leading_to(window.base, leaves)
+
+    def _leading_to(self, address: int, leaves: Sequence[int]) -> list[int]:
+        """Tables of the hypervisor's that have these entries of pages from an address on; returns by level the entries
+        that lead there from a guest's tables."""
+        host, top, point = self._host, self.tables.form.top, self.OWN.tables[_ANYTHING]
+        first = self._index(address, 1)
+        entries = {}
+        for start in range(0, first + len(leaves), 512):
+            frame = host.take()
+            part = leaves[max(start - first, 0) : start + 512 - first]
+            place = max(first - start, 0)
+            host.words(frame)[place : place + len(part)] = part
+            entries[self._index(address, 2) + (start >> 9)] = frame << 12 | point
+        leading = [0, 0, next(iter(entries.values()))]
+        for level in range(3, top + 1):
+            frame = host.take()
+            for index, entry in entries.items():
+                host.words(frame)[index] = entry
+            leading.append(frame << 12 | point)
+            entries = {self._index(address, level): leading[level]}
         return leading
 
     def _make_probe(self) -> tuple[int, int]:
@@ -156,41 +168,46 @@ class DirectViews:
             self._host.words(upper)[0] = lower << 12 | self.OWN.tables[_ANYTHING]
         return frames[0], frames[-1]
 
-    def _make_numbers(self) -> int:
-        """Map the guest's frame numbers by machine frame, read-only; returns the root's entry that leads there."""
-        domain, own, host = self.tables.domain, self.OWN, self._host
-        upper, directory = host.take(), host.take()
-        pages = -(-4 * domain.count // 4096)
+    def _place_numbers(self, reserved: Collection[int]) -> int:
+        """Have the guest's frame numbers in every root, in a slot that is none of the engine's; their address."""
+        form = self.tables.form
+        slot = next(slot for slot in form.reserved if slot not in reserved)
+        address = self.NUMBERS_AT + (slot << form.levels[-1].shift)
+        self.tables.window[slot] = self._leading_to(address, self._make_numbers())[form.top]
+        return address
+
+    def _make_numbers(self) -> list[int]:
+        """Pages of the guest's frame numbers by machine frame: their entries, read-only."""
+        domain, host = self.tables.domain, self._host
         copy = (domain.guest_array + domain.guest_array.dtype.type(domain.base)).tobytes()
-        for page in range(pages):
-            if page % 512 == 0:
-                table = host.take()
-                host.words(directory)[page >> 9] = table << 12 | own.tables[_ANYTHING]
-            frame = host.take()
-            part = copy[page << 12 : (page << 12) + 4096]
+        leaves = []
+        for start in range(0, len(copy), 4096):
+            frame, part = host.take(), copy[start : start + 4096]
             host.words(frame).view("uint8")[: len(part)] = list(part)
-            host.words(table)[page & 511] = frame << 12 | own.pages[READ]
-        host.words(upper)[0] = directory << 12 | own.tables[_ANYTHING]
-        return upper << 12 | own.tables[READ | EXECUTE]
+            leaves.append(frame << 12 | self.OWN.pages[READ])
+        return leaves
 
     def lend_window(self) -> None:
         """See to it that the root in use leads to the window: where the guest's tables on the way to it end. Raises
         `Refused` where the guest has something there."""
-        tables, frames, address = self.tables, self._frames, self._place.base
-        frame = self._roots[self.WINDOW_ROOT]
-        version = frame, tables.top_changes
+        version = self._roots[self.WINDOW_ROOT], self.tables.top_changes
         if version == self._lent:
             return
+        for address, leading in self._lends:
+            self._lend(address, leading)
+        self._lent = version
+
+    def _lend(self, address: int, leading: Sequence[int]) -> None:
+        tables, frames, frame = self.tables, self._frames, self._roots[self.WINDOW_ROOT]
         for level in range(tables.form.top, 1, -1):
             index, form = self._index(address, level), tables.form.levels[level - 1]
             entry = tables.words[(frame - tables.domain.first) * tables.form.words + index]
             below = ((entry & form.table_address) >> 12) - frames.first
             guests = entry & form.present and not (0 <= below < frames.count and frames.owner[below] == HYPERVISOR)
             if not guests or level == 2 or entry & form.kind_mask != form.table or frames.kind[below] != level - 1:
-                tables.lend(frame, index, self._leading[level])
-                break
+                tables.lend(frame, index, leading[level])
+                return
             frame = below + frames.first
-        self._lent = version
 
     def _user_root(self) -> int:
         version = self._roots[0], self.tables.top_changes
@@ -258,6 +275,7 @@ class DirectViews:
             self.flush_all()
         if self._lent[1] != self.tables.top_changes:
             self.lend_window()
+            self._root_changed()
         fresh = self.tables.new_code
         if fresh:
             self._look_at_code(fresh)

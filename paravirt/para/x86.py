@@ -270,6 +270,13 @@ class I386Para(_X86Para, I386Hypervisor):
             self.paging_changed()
         self.root_loaded()
 
+    def root_taken(self, root: int, part: int) -> None:
+        """CR3 has it, and paging is on."""
+        super().root_taken(root, part)
+        vcpu = self.vcpu
+        vcpu.cr4 |= r.CR4_PAE
+        vcpu.cr0 |= r.CR0_PG
+
     def _thread_register(self, value: int) -> int:
         """GS, as a segment with this base."""
         self.vcpu.set_segment(_GS, _THREAD_SELECTOR, value, FLAT_LIMIT, FLAT_DATA)

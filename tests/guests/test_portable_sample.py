@@ -69,6 +69,8 @@ GROUPS = ("sensitive.", "exceptions.", "paging.", "interrupts.", "user.", "proce
         ("x86-64", "batched", ("self-modifying.reads",)),
         ("aarch64", "direct", ("self-modifying.reads",)),
         ("aarch64", "batched", ("self-modifying.reads",)),
+        ("i386", "direct", ()),
+        ("i386", "batched", ("self-modifying.reads",)),
     ],
 )
 def test_each_group_of_checks_passes_in_the_other_ports_and_whatever_virtualises_memory(

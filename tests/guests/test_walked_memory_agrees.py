@@ -36,6 +36,7 @@ class Walked:
 
 PORTS = {
     "x86_64": Walked("x86-64", 0xFFFF_FFFF_8000_0000, lambda vcpu: [vcpu.cr3], "kernel_pml4"),
+    "i386": Walked("i386 PAE", 0xC000_0000, lambda vcpu: [vcpu.cr3], "kernel_pdpt"),
     "aarch64": Walked(
         "aarch64",
         0xFFFF_8000_0800_0000 - 0x4000_0000,
@@ -100,7 +101,9 @@ def states(isa: str, technique: str, group: str) -> list[tuple[str, str, dict[in
     return found
 
 
-@pytest.mark.parametrize("isa", ["aarch64"])  # x86-64's is compared after each operation of the memory benchmark
+@pytest.mark.parametrize(
+    "isa", ["i386", "aarch64"]
+)  # x86-64's is compared after each operation of the memory benchmark
 def test_memory_and_tables_are_the_same_after_each_check_whatever_is_walked(isa: str) -> None:
     for group in GROUPS:
         wanted = states(isa, "snapshot", group)

@@ -77,7 +77,8 @@ global, since kernel and user code differ in their roots. The reserved slots are
 LONG_MODE_PLAIN: Final = replace(LONG_MODE, kept=0, levels=tuple(replace(level, stripped=0) for level in _LONG))
 """The same for a guest that knows which bits are imposed and has bits 52 to 62 for itself."""
 
-_ABOVE: Final = 0x7FF0_0000_0000_0000
+_ABOVE: Final = 0x7FF0_0000_0000_0000 & ~((w.USER | w.GLOBAL) << _KEPT)
+"""Bits that are reserved: the two at which the guest's own are kept are refused it all the same."""
 PAE: Final = EntryFormat(
     "i386 PAE",
     8,
@@ -95,9 +96,11 @@ PAE: Final = EntryFormat(
             table_address=w.FRAME_MASK,
         ),
     ),
+    kept=_KEPT,
     descriptors=descriptors_allowed,
 )
-"""Three levels; the four entries of the root have no rights, and no software bits."""
+"""Three levels; the four entries of the root have no rights, and no software bits. The lower two are walked in long
+mode, for whose processor the reserved bits are software's."""
 
 
 def _short(shift: int, large: int, table: bool) -> EntryLevel:

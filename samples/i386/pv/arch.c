@@ -3,8 +3,8 @@
 #include "pv.h"
 
 typedef unsigned long long entry;
-extern entry kernel_pdpt[4], kernel_pd[512], image_pt[512];
-extern char __text_start[], __text_end[], __rodata_end[];
+extern entry kernel_pdpt[4], kernel_pd[512], image_pt[512], direct_pt[];
+extern char __text_start[], __text_end[], __rodata_end[], page_tables[], page_tables_end[];
 #define PHYSICAL(symbol) ((word)(symbol) - KERNEL_BASE)
 
 static word boot_parameters;
@@ -16,23 +16,80 @@ const char *arch_command_line(void)
 }
 
 /* ---- page tables ---- */
-static void set_rights(char *start, char *end, entry clear, entry set)
+/* What the hypervisor does with them is a word of the shared page: it keeps others in their place, and they are memory;
+ * or the processor walks them as they are. Then a page that is to be one loses its right to be written first, and what an
+ * entry in use holds is the machine's frame number, which is asked for, or looked up in a table of ours. */
+enum { SHADOWED, ASKED_FOR, LOOKED_UP };
+#define WAY RETRAP_SHARED_WORD(RETRAP_SHARED + 0xc00)
+#define FIRST_FRAME RETRAP_SHARED_WORD(RETRAP_SHARED + 0xc04)
+#define NUMBERS ((const u32 *)RETRAP_SHARED_WORD(RETRAP_SHARED + 0xc0c))
+#define KEPT 50 /* our user and global bits are so many bits higher, since theirs are the hypervisor's */
+#define OURS 0x104ull
+
+static entry get_entry(word pointer)
+{
+	entry found = *(volatile entry *)DIRECT(pointer);
+	word frame = (found & PTE_ADDRESS) >> 12;
+	if (WAY == SHADOWED || !(found & PTE_P) || frame < FIRST_FRAME)
+		return found;
+	if (WAY == LOOKED_UP)
+		return (found & ~(PTE_ADDRESS | OURS | OURS << KEPT)) | (found >> KEPT & OURS) |
+			(entry)NUMBERS[frame - FIRST_FRAME] << 12;
+	struct retrap_update one = {pointer, 0};
+	retrap_pte_read((word)&one, 1);
+	return one.value;
+}
+
+/* The kernel's own mapping of a page, before it becomes a table and when it is none any more. */
+static void may_write(word page, bool writable)
+{
+	if (WAY != SHADOWED)
+		pv_set_entry(PHYSICAL(direct_pt) + page / PAGE * 8,
+			page | PTE_P | PTE_A | PTE_D | PTE_NX | (writable ? PTE_W : 0));
+}
+
+static void set_rights(char *start, char *end, entry rights)
 {
 	for (word a = (word)start; a < (word)end; a += PAGE) {
-		entry *found = &image_pt[a >> 12 & 511];
-		pv_set_entry(PHYSICAL(found), (*found & ~clear) | set);
+		bool table = a >= (word)page_tables && a < (word)page_tables_end;
+		pv_set_entry(PHYSICAL(&image_pt[a >> 12 & 511]),
+			rights ? (a - KERNEL_BASE) | PTE_A | PTE_D | (table ? rights & ~(entry)PTE_W : rights) : 0);
 	}
+}
+
+/* A page that is a table as soon as its entry is stored. */
+static word table_new(void)
+{
+	word page = page_new();
+	may_write(page, false);
+	return page;
+}
+
+/* Nothing leads to a table any more. */
+static void table_drop(word page)
+{
+	may_write(page, true);
+	pv_drain();
+	page_drop(page);
+}
+
+/* A root stays a table while others are in use, so that it is not looked through each time. */
+static void root_is_one(word root)
+{
+	pv_drain();
+	if (WAY != SHADOWED)
+		retrap_pin(root, 3);
 }
 
 void arch_start(word boot)
 {
 	boot_parameters = boot;
 	pv_start();
-	pv_set_entry_now(PHYSICAL(kernel_pdpt), 0); /* the loader's view */
-	set_rights(__text_start, __text_end, PTE_W, 0);
-	set_rights(__text_end, __rodata_end, PTE_W, PTE_NX);
-	set_rights(__rodata_end, __volatile_end, 0, PTE_NX);
-	set_rights(__volatile_end, __text_start + 0x200000, ~0ull, 0);
+	set_rights(__text_start, __text_end, PTE_P);
+	set_rights(__text_end, __rodata_end, PTE_P | PTE_NX);
+	set_rights(__rodata_end, __volatile_end, PTE_P | PTE_W | PTE_NX);
+	set_rights(__volatile_end, __text_start + 0x200000, 0);
+	root_is_one(PHYSICAL(kernel_pdpt));
 	arch_root_switch(0);
 }
 
@@ -42,14 +99,15 @@ word pv_kernel_root(void) { return PHYSICAL(kernel_pdpt); }
  * The directories of a root are there from the start. Physical address of the last-level entry; 0: no table. */
 static word entry_of(word root, word address, bool create)
 {
-	entry *pointers = root ? DIRECT(root) : kernel_pdpt;
-	word directory = address >> 30 == 3 ? PHYSICAL(kernel_pd) : (word)(pointers[address >> 30] & PTE_ADDRESS);
+	word pointers = root ? root : PHYSICAL(kernel_pdpt);
+	word directory = address >> 30 == 3 ? PHYSICAL(kernel_pd) :
+		(word)(get_entry(pointers + 8 * (address >> 30)) & PTE_ADDRESS);
 	word at = directory + (address >> 21 & 511) * 8;
-	entry found = *(entry *)DIRECT(at);
+	entry found = get_entry(at);
 	if (!(found & PTE_P)) {
 		if (!create)
 			return 0;
-		found = page_new() | PTE_P | PTE_W | PTE_A | (root ? PTE_U : 0);
+		found = table_new() | PTE_P | PTE_W | PTE_A | (root ? PTE_U : 0);
 		pv_set_entry_now(at, found);
 	}
 	return (word)(found & PTE_ADDRESS) + (address >> 12 & 511) * 8;
@@ -73,32 +131,36 @@ word arch_root_new(void)
 	word root = page_new();
 	entry *pointers = DIRECT(root);
 	for (u32 i = 0; i < 3; i++)
-		pointers[i] = page_new() | PTE_P;
-	pointers[3] = kernel_pdpt[3];
+		pointers[i] = table_new() | PTE_P;
+	pointers[3] = get_entry(PHYSICAL(kernel_pdpt + 3));
+	may_write(root, false);
+	root_is_one(root);
 	return root;
 }
 
 static void drop_tables(word directory, u32 first, u32 count)
 {
 	for (u32 i = first; i < first + count; i++) {
-		entry found = ((entry *)DIRECT(directory))[i];
+		entry found = get_entry(directory + 8 * i);
 		if (!(found & PTE_P))
 			continue;
 		pv_set_entry_now(directory + 8 * i, 0);
-		page_drop(found & PTE_ADDRESS);
+		table_drop(found & PTE_ADDRESS);
 	}
 }
 
 void arch_root_drop(word root)
 {
-	entry *pointers = DIRECT(root);
 	pv_drain();
 	for (u32 i = 0; i < 3; i++) {
-		word directory = pointers[i] & PTE_ADDRESS;
+		word directory = get_entry(root + 8 * i) & PTE_ADDRESS;
 		drop_tables(directory, 0, 512);
-		page_drop(directory);
+		pv_set_entry_now(root + 8 * i, 0);
+		table_drop(directory);
 	}
-	page_drop(root);
+	if (WAY != SHADOWED)
+		retrap_unpin(root);
+	table_drop(root);
 }
 
 void arch_scratch_drop(void)
@@ -133,8 +195,12 @@ void fpu_reset(void)
 	asm volatile("fninit; ldmxcsr %0" : : "m"(mxcsr));
 }
 
-/* ---- code: nothing to maintain ---- */
-void pv_code_changed(word address, word bytes) { (void)address, (void)bytes; }
+/* ---- code: nothing to maintain but where it runs from our own pages ---- */
+void pv_code_changed(word address, word bytes)
+{
+	if (WAY != SHADOWED)
+		retrap_code_changed(address, bytes);
+}
 
 word code_return(void *to, word value)
 {

@@ -14,7 +14,7 @@
 #define PTE_D 0x040
 #define PTE_LARGE 0x080
 #define PTE_NX 0x8000000000000000
-#define PTE_ADDRESS 0x0000000ffffff000
+#define PTE_ADDRESS 0x000ffffffffff000
 
 #define FRAME_BYTES 64 /* 56, on a boundary of 16 */
 #define FPU_BYTES 512

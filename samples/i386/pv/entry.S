@@ -4,19 +4,66 @@
 #include "retrap_asm.h"
 
 #define PHYS(symbol) ((symbol) - KERNEL_BASE)
+/* Accessed and dirty are set from the start, so that they never change. */
+#define DIRECTORY (PTE_P | PTE_W | PTE_A)
+#define LEAF (PTE_P | PTE_W | PTE_A | PTE_D)
+#define PAGES (0x4000000 / 0x1000)
+#define NX 0x80000000 /* of an entry's upper word */
 
 	.section .head.text, "ax"
 	.globl startup_32
 	.type startup_32, @function
 startup_32: /* paging off, interrupts off, ESI = physical address of boot_params */
 	movl $PHYS(boot_stack_top), %esp
+	cld
+	/* Pages of the direct map, and of the image, whose rights are set in arch_start: only its text is executable. */
+	movl $PHYS(direct_pt), %edi
+	movl $LEAF, %eax
+	movl $NX, %edx
+	movl $PAGES, %ecx
+	call fill
+	movl $PHYS(image_pt), %edi
+	movl $LEAF + 0x1000000, %eax
+	xorl %edx, %edx
+	movl $PHYS(__text_end) - 0x1000000, %ecx
+	shrl $12, %ecx
+	movl $512, %ebx
+	subl %ecx, %ebx
+	call fill
+	movl $NX, %edx
+	movl %ebx, %ecx
+	call fill
+	movl $PHYS(kernel_pd) + 8 * 128, %edi /* DIRECT_MAP */
+	movl $PHYS(direct_pt) + DIRECTORY, %eax
+	xorl %edx, %edx
+	movl $PAGES / 512, %ecx
+	call fill
+	movl $PHYS(image_pt) + DIRECTORY, PHYS(kernel_pd) + 8 * 8
+	movl $PHYS(kernel_pd) + PTE_P, PHYS(kernel_pdpt) + 8 * 3
+	/* The tables themselves are not mapped writable. */
+	movl $PHYS(page_tables), %eax
+1:	movl %eax, %ecx
+	shrl $12, %ecx
+	andl $~PTE_W, PHYS(direct_pt)(, %ecx, 8)
+	andl $511, %ecx
+	andl $~PTE_W, PHYS(image_pt)(, %ecx, 8)
+	addl $0x1000, %eax
+	cmpl $PHYS(page_tables_end), %eax
+	jb 1b
 	movl $RETRAP_CALL_NEW_BASE, %eax
 	movl $PHYS(kernel_pdpt), %ebx
 	xorl %ecx, %ecx
 	movl $RETRAP_CALL, %edx
-	call *%edx
-	movl $high, %eax
-	jmp *%eax
+	pushl $high /* where the call returns to: this address is not mapped any more */
+	jmp *%edx
+fill: /* ECX entries from EDI on, from EDX:EAX on, page by page */
+1:	movl %eax, (%edi)
+	movl %edx, 4(%edi)
+	addl $0x1000, %eax
+	addl $8, %edi
+	decl %ecx
+	jnz 1b
+	ret
 high:
 	movl $boot_stack_top, %esp
 	xorl %ebp, %ebp
@@ -32,43 +79,19 @@ high:
 	.balign 4
 	.long RETRAP_VERSION
 
-	/* Accessed and dirty are set from the start, so that they never change. */
-#define DIRECTORY (PTE_P | PTE_W | PTE_A)
-#define LEAF (PTE_P | PTE_W | PTE_A | PTE_D)
-	.macro leaf physical, more=0
-	.long \physical + LEAF + \more
-	.long 0
-	.endm
-	.section .data.page_tables, "aw"
+	.section .bss.page_tables, "aw", @nobits
 	.balign 4096
-	.globl kernel_pdpt, identity_pd, kernel_pd, image_pt
+	.globl page_tables, page_tables_end, kernel_pdpt, kernel_pd, image_pt, direct_pt
+page_tables:
 kernel_pdpt:
-	.long PHYS(identity_pd) + PTE_P, 0
-	.long 0, 0, 0, 0
-	.long PHYS(kernel_pd) + PTE_P, 0
-	.fill 508, 8, 0
-identity_pd: /* the loader's view, dropped by arch_start */
-	.set i, 0
-	.rept 512
-	leaf i, PTE_LARGE
-	.set i, i + 0x200000
-	.endr
+	.skip 4096
 kernel_pd: /* from 0xc0000000 on: the image at 0xc1000000, 64 MiB of physical memory at DIRECT_MAP */
-	.fill 8, 8, 0
-	.long PHYS(image_pt) + DIRECTORY, 0
-	.fill 119, 8, 0
-	.set i, 0
-	.rept 32
-	.long i + LEAF + PTE_LARGE, 0x80000000 /* not executable */
-	.set i, i + 0x200000
-	.endr
-	.fill 352, 8, 0
-image_pt: /* rights by section are set in arch_start */
-	.set i, 0x1000000
-	.rept 512
-	leaf i
-	.set i, i + 0x1000
-	.endr
+	.skip 4096
+image_pt:
+	.skip 4096
+direct_pt:
+	.skip PAGES * 8
+page_tables_end:
 
 	.section .volatile, "aw", @nobits
 	.balign 4096
