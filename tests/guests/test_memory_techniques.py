@@ -47,6 +47,25 @@ def test_the_sample_is_the_reference_in_all_that_verification_compares(technique
     assert verification.passed, text(verification)
 
 
+@pytest.mark.parametrize("technique", OTHERS)
+@pytest.mark.parametrize("isa", ["i386", "aarch64", "armv7"])
+def test_the_checks_of_memory_pass_in_every_port_whose_tables_are_shadowed(isa: str, technique: str) -> None:
+    expected = (SAMPLES / "portable/portable.expected").read_bytes().splitlines()
+    for group in ("paging.", "memory.", "processes."):
+        printed = bytearray()
+        options = Options(mode="para", memory=64 << 20, technique=technique, command_line=f"only={group}")
+        session = Session(load(SAMPLES / isa / "pv.elf"), options, printed.extend)
+        try:
+            assert session.run().status == 0
+            guard = session.driver.shadow.frames.guard  # type: ignore[union-attr]
+            assert guard is None or guard.followed > 10
+            assert (guard is None) == (technique == "two-stage")
+        finally:
+            session.close()
+        passed = [line for line in printed.splitlines() if line.startswith(b"ok ")]
+        assert passed == [line for line in expected if line.startswith(b"ok " + group.encode())]
+
+
 @pytest.mark.kernel
 @pytest.mark.slow
 @pytest.mark.timeout(900)
