@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from bt.cli.main import cli
 from bt.snapshot_moment import Waiting, moment_of
-from emulator.errors import Unwritable
+from emulator.errors import RetrapError, Unwritable
 from paravirt.services.snapshot import Snapshot
 from tests.paravirt.services.ticking_guest import TickingGuest
 
@@ -121,6 +121,30 @@ def test_a_disk_that_is_full_when_the_moment_comes_costs_the_guest_nothing(
     assert found == {name: plain[name] for name in found}, "the guest came to its end"
     assert kept.read_bytes() == b"the old one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["end.json", "kept"]
+
+
+def test_a_disk_that_fills_under_a_recording_costs_the_guest_nothing(
+    plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = [1 << 20, 10]
+    """Bytes that each call can write: the first line, a part of the next, and no more."""
+
+    def write(descriptor: int, data: bytes) -> int:
+        if not room:
+            _full(descriptor)
+        return real(descriptor, data[: room.pop(0)])
+
+    real = os.write
+    monkeypatch.setattr("paravirt.services.recording.os", SimpleNamespace(**{**vars(os), "write": write}))
+    done = retrap("run", *GUEST, "--record", tmp_path / "run.rec", "--json", tmp_path / "end.json")
+    assert isinstance(done.exception, Unwritable)
+    assert "the recording cannot be written (No space left on device)" in str(done.exception)
+    found = end_of(tmp_path / "end.json")
+    found.pop("outcome")
+    assert found == {name: plain[name] for name in found}, "the guest came to its end"
+    assert (tmp_path / "run.rec").read_bytes().count(b"\n") == 1
+    again = retrap("replay", tmp_path / "run.rec")
+    assert isinstance(again.exception, RetrapError) or "as recorded" in again.stderr, "as far as it goes"
 
 
 @pytest.mark.parametrize("there", [True, False])
