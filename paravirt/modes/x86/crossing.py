@@ -188,6 +188,12 @@ class Crossings:
         """Whether the guest is in the code for page faults."""
         return self.slow >= 0 and self._fault_entry <= pc <= self.slow
 
+    @staticmethod
+    def leaves_fault(pc: int) -> bool:
+        """Whether a HLT at `pc` is the one at `slow`, also where the guest was restored within that code: there is no
+        other before the way out."""
+        return 0 <= pc - abi.CROSSING_CODE < _LEAVE
+
     def refault(self) -> tuple[int, int]:
         """Have the virtual CPU be where user code was at the fault that was begun last, in the user view, but for the
         view itself; error code and address."""

@@ -312,7 +312,7 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
 
     def _general_protection(self, exit_: Exit) -> None:
         rip = self._registers.rip
-        if self._crossings is not None and rip == self._crossings.slow:
+        if self._crossings is not None and self._crossings.leaves_fault(rip):
             exit_.error, exit_.address = self._refault(self._crossings)
             self._page_fault(exit_)
             return
