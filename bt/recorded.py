@@ -43,7 +43,7 @@ def described(session: Session, initrd: Path | None) -> dict[str, Any]:
     capabilities = session.machine.engine.capabilities
     told["options"]["engine"] = capabilities.name  # not the fastest of a later day
     if capabilities.lands:
-        told["host"] = _host(capabilities)
+        told["host"], told["processor"] = _host(capabilities), session.machine.engine.processor
     told["image"], told["sha256"] = str(image.resolve()), digest
     return told
 
@@ -67,6 +67,8 @@ def session_of(
             f"{recording.path}: is of a run on another host, whose {capabilities.name} engine was otherwise; replay it "
             "there, or record the run anew"
         )
+    if capabilities.lands and isinstance(recording.run.get("processor"), int):
+        session.machine.engine.processor = recording.run["processor"]
     return session
 
 

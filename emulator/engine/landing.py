@@ -38,6 +38,8 @@ class Passed(NamedTuple):
 class RepeatingEngine(Engine, Protocol):
     """An engine whose capabilities say `lands`."""
 
+    processor: int
+    """The host's processor on which it runs, if it may: a guest may see which."""
     on_passed: Callable[[Passed], None]
     """Called with all that must be known to do the run again, as it comes."""
 

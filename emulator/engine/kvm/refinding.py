@@ -10,6 +10,7 @@ from typing import Final
 from emulator.engine.kvm import api
 from emulator.engine.kvm.planted import FEW, Planted, signed
 from emulator.engine.kvm.stops import Stops
+from emulator.engine.kvm.stub import KVM_ORDER
 from emulator.engine.landing import Landing
 from emulator.errors import VerifyFailed
 
@@ -17,10 +18,13 @@ _MOST_VISITS: Final = 400_000
 """Visits that are looked at before a place is given up: half a minute."""
 _STRIDE: Final = 100_000
 """Nanoseconds of the first free runs: a landing in a loop is later than that behind its beginning."""
-_SAMPLES, _SAMPLE, _SHARE = 5, 200_000, 0.4
-"""Free runs by which the pace of a loop is known, nanoseconds of each, and how much of what is left is then run."""
-_FASTEST: Final = 5
-"""Rounds in a nanosecond that no loop does."""
+_SAMPLES, _SHARE = 5, 0.4
+"""Free runs by which the pace of a loop is known, and how much of what is left is then run."""
+_NATIVE: Final = (5.0, 200_000)
+_INTERPRETED: Final = (0.005, 60_000)
+"""Rounds in a nanosecond that no loop does, and nanoseconds of the first runs: at level 3, and where KVM interprets."""
+_VERY_FEW: Final = 12
+"""Rounds that are all stopped at."""
 _USUAL, _MARGIN = 25_000, 3_000
 """Nanoseconds of an alarm that a guest does not run, on a slow host, and by how much sooner a run may begin than any
 did."""
@@ -36,7 +40,9 @@ class _Pace:
     """How many rounds the guest does in a time, by the free runs so far. A run may do less, when others had the
     processor, and never more than the best do."""
 
-    def __init__(self) -> None:
+    def __init__(self, fastest: float, sample: int) -> None:
+        """`fastest`: rounds in a nanosecond that no loop does; `sample`: nanoseconds of the first runs."""
+        self._fastest, self._sample = fastest, sample
         self._runs: list[tuple[int, int]] = []
         self.idle = 0
         """Runs in which it got nowhere, since the last in which it did."""
@@ -49,11 +55,11 @@ class _Pace:
 
     def alarm(self, left: int) -> int:
         """One that is over before so many rounds are."""
-        long = [(alarm, rounds) for alarm, rounds in self._runs if alarm >= _SAMPLE // 2]
-        if len(long) < _SAMPLES and left > _FASTEST * _SAMPLE:
-            return _SAMPLE
+        long = [(alarm, rounds) for alarm, rounds in self._runs if alarm >= self._sample // 2]
+        if len(long) < _SAMPLES and left > self._fastest * self._sample:
+            return self._sample
         if not long:
-            return max(1, int(left / _FASTEST))
+            return max(1, int(left / self._fastest))
         speed = max(rounds / (alarm - _USUAL) for alarm, rounds in long)
         overhead = min(alarm - rounds / speed for alarm, rounds in self._runs) - _MARGIN
         return max(1, int(max(overhead, 0.0) + left / speed * _SHARE))
@@ -61,6 +67,9 @@ class _Pace:
 
 class Refinding(Stops):
     """A processor whose guest can be had to land where it did."""
+
+    _slow: bool | None = None
+    """Whether code is slow at level 0; None: it was not tried."""
 
     def _refind(self, landing: Landing, exits: int) -> None:
         """Run to a landing, behind so many exits. Raises `VerifyFailed` where the guest does not come there."""
@@ -106,7 +115,7 @@ class Refinding(Stops):
     def _approach(self, landing: Landing, register: int, step: int) -> bool:
         """Run freely until few rounds are left; whether the guest did neither exit nor come too far before."""
         target, gpr = landing.registers[register], self.registers.gpr
-        pace, alarm, last = _Pace(), _STRIDE, -1
+        pace, alarm, last = _Pace(*_NATIVE), _STRIDE, -1
         for _ in range(_TRIES):
             self._alarm.set(alarm)
             if self._run_guest():
@@ -123,9 +132,31 @@ class Refinding(Stops):
                 pace.ran(alarm, last - left)
             last = left
             if left <= FEW or pace.idle == _IDLE:
-                return True
+                return left <= _VERY_FEW or self._slowly(landing, register, step, left)
             alarm = pace.alarm(left)
         return True
+
+    def _slowly(self, landing: Landing, register: int, step: int, left: int) -> bool:
+        """As `_approach`, at level 0 where that is interpreted: what is left of a loop traps nowhere, as it did not."""
+        if self._slow is None:
+            self._slow = self._interprets()
+        if not self._slow:
+            return True
+        words, at, target = self._words, api.W_REGISTERS + KVM_ORDER[register], landing.registers[register]
+        self._at_level(True)
+        pace, ended = _Pace(*_INTERPRETED), False
+        while left > _VERY_FEW and pace.idle < _IDLE and not ended:
+            alarm = pace.alarm(left)
+            self._alarm.set(alarm)
+            ended = self._run_guest()  # KVM cannot interpret it: the rest is done at level 3
+            self._alarm.take()
+            before, left = left, signed(target - words[at]) // step
+            pace.ran(alarm, before - left)
+        trapped = ended and self._halves[api.H_EXIT_REASON] != api.EXIT_INTERNAL_ERROR
+        self._at_level(False)
+        self._get()
+        self._put()
+        return not trapped and left >= 0
 
     def _lost(self, landing: Landing, exits: int) -> VerifyFailed:
         return VerifyFailed(

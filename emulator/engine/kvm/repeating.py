@@ -4,6 +4,8 @@ Room: `emulator/engine/kvm`. Progress is so much an exit, and what the host's ti
 (`emulator.engine.landing`). A guest that goes on long without an exit lands where it can be found again (`choosing`).
 """
 
+import ctypes
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -21,6 +23,8 @@ UNIT: Final = 10_000
 _SLACK: Final = 1_000_000
 """Nanoseconds that the host's time may be ahead before that is told."""
 
+_library = ctypes.CDLL(None)
+
 
 class RepeatingKvm(Choosing, Refinding):
     """One virtual processor, whose runs repeat."""
@@ -30,6 +34,7 @@ class RepeatingKvm(Choosing, Refinding):
         # What is done without an exit is either not seen, or shows the host's time.
         self.capabilities = replace(self.capabilities, crosses=False, steady_counter=False, lands=True)
         self.on_passed: Callable[[Passed], None] = lambda _passed: None
+        self.processor = int(_library.sched_getcpu())
         self.exits = 0
         """Exits of the guest's own so far."""
         self._added = 0
@@ -84,6 +89,15 @@ class RepeatingKvm(Choosing, Refinding):
             self._added += told.pop().units
 
     # -- running --------------------------------------------------------------------------------
+
+    def run(self, handler: Handler) -> None:
+        """As any engine, but on one of the host's processors: user code sees which by CPUID, and keeps that."""
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {self.processor} & allowed or {min(allowed)})
+        try:
+            super().run(handler)
+        finally:
+            os.sched_setaffinity(0, allowed)
 
     def _loop(self, handler: Handler) -> None:
         exit_ = self._exit

@@ -8,10 +8,11 @@ import fcntl
 from collections.abc import Sequence
 from typing import Final
 
-from emulator.engine.kvm import api
+from emulator.engine.kvm import api, room
 from emulator.engine.kvm.engine import KvmEngine
 from emulator.engine.kvm.planted import Planted, landing_at
 from emulator.engine.kvm.processor import HANDLERS, HANDLERS_END
+from emulator.engine.kvm.stub import LEVEL_0_CODE, LEVEL_0_DATA
 from emulator.engine.landing import Landing
 from emulator.errors import GuestFault
 from emulator.isa.x86 import registers as r
@@ -20,6 +21,12 @@ SOON: Final = 200_000
 """Nanoseconds to the next look where the guest could not be stopped at the last."""
 CAME_NOT, EXITED = -1, -2
 """Of `run_to`: a signal came before the guest did; it exited by itself."""
+_COUNTING, _TRIED_AT = b"\x48\xff\xc0\xeb\xfb", 1024
+"""inc rax; jmp, and where it is put in the stub's page."""
+_TRIALS: Final = (100_000, 200_000, 400_000, 800_000)
+"""Nanoseconds that it runs, until it does at all."""
+_INTERPRETED: Final = 0.02
+"""Rounds in a nanosecond that no processor is so slow as to do."""
 _DB, _GP = 1, 13
 _CS, _SS = api.SEGMENT_WORDS[r.CS], api.SEGMENT_WORDS[r.SS]
 _OWN_FLAGS: Final = r.FLAGS_VALID & ~(r.FLAG_TF | r.FLAG_RF | r.FLAG_IOPL)
@@ -124,3 +131,29 @@ class Stops(KvmEngine):
         rip = self._words[api.W_RIP]
         halted = self._halves[api.H_EXIT_REASON] == api.EXIT_HLT and HANDLERS <= rip < HANDLERS_END
         return rip - HANDLERS >> 4 if halted else -1
+
+    def _at_level(self, kernel: bool) -> None:
+        """Have KVM run the guest's code at level 0, as far as it traps nowhere, or at level 3 again."""
+        words, registers = self._words, self.registers
+        code, stack = (LEVEL_0_CODE, LEVEL_0_DATA) if kernel else (registers.code, registers.stack)
+        words[_CS], words[_CS + 1], words[_CS + 2] = code
+        words[_SS], words[_SS + 1], words[_SS + 2] = stack
+        words[api.W_DIRTY] = api.SYNC_REGISTERS | api.SYNC_SPECIAL
+
+    def _interprets(self) -> bool:
+        """Whether the host interprets level 0, so that code is slow there. The guest stands, and does so again."""
+        code = self._room.page(room.STUB)
+        code[_TRIED_AT : _TRIED_AT + len(_COUNTING)] = _COUNTING
+        words, rounds = self._words, 0
+        for alarm in _TRIALS:
+            words[api.W_RIP], words[api.W_REGISTERS], words[api.W_RFLAGS] = room.STUB + _TRIED_AT, 0, r.FLAG_FIXED
+            self._at_level(True)
+            self._alarm.set(alarm)
+            if self._run_guest():
+                break
+            self._alarm.take()
+            rounds = words[api.W_REGISTERS]
+            if rounds:
+                break
+        self._put()
+        return 0 < rounds < alarm * _INTERPRETED

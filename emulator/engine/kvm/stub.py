@@ -21,10 +21,10 @@ AT_ONCE: Final = len(room.STORE_REGISTERS)
 MOST: Final = 16 * AT_ONCE
 """With more changes than these it is cheaper to forget everything."""
 _DIRTY: Final = api.SYNC_REGISTERS | api.SYNC_SPECIAL
-_KVM_ORDER: Final = (0, 2, 3, 1, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15)
+KVM_ORDER: Final = (0, 2, 3, 1, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15)
 """Place in `struct kvm_regs` of each general register, by encoding."""
-_CODE: Final = segment_words(room.CODE_SELECTOR, 0, 0xFFFF_FFFF, 0xA09B00)
-_DATA: Final = segment_words(room.DATA_SELECTOR, 0, 0xFFFF_FFFF, 0xC09300)
+LEVEL_0_CODE: Final = segment_words(room.CODE_SELECTOR, 0, 0xFFFF_FFFF, 0xA09B00)
+LEVEL_0_DATA: Final = segment_words(room.DATA_SELECTOR, 0, 0xFFFF_FFFF, 0xC09300)
 _CS, _SS = api.SEGMENT_WORDS[r.CS], api.SEGMENT_WORDS[r.SS]
 
 
@@ -56,10 +56,10 @@ class Stub:
             address, value = window(at), find(at)
             if address is None or value is None:
                 return False
-            words[registers + _KVM_ORDER[pointer]], words[registers + _KVM_ORDER[source]] = address, value
+            words[registers + KVM_ORDER[pointer]], words[registers + KVM_ORDER[source]] = address, value
         words[api.W_RIP], words[api.W_RFLAGS] = entry, r.FLAG_FIXED
-        words[_CS], words[_CS + 1], words[_CS + 2] = _CODE
-        words[_SS], words[_SS + 1], words[_SS + 2] = _DATA
+        words[_CS], words[_CS + 1], words[_CS + 2] = LEVEL_0_CODE
+        words[_SS], words[_SS + 1], words[_SS + 2] = LEVEL_0_DATA
         words[api.W_DIRTY] = _DIRTY
         self._run()
         return True
