@@ -72,16 +72,16 @@ class Writer:
         self._checksum = 0
         self._waiting: list[bytes] = []
         """Marks that are written together."""
-        self._missed: UsageError | None = None
+        self.missed: UsageError | None = None
         """Why nothing more is written: a full disk costs the guest nothing, and is told at the end."""
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except (OSError, ValueError) as error:
             raise self._cannot(error) from None
         self._line([KIND, FORMAT, run])
-        if self._missed is not None:
+        if self.missed is not None:
             os.close(self._descriptor)
-            raise self._missed
+            raise self.missed
 
     def input(self, one: Input) -> None:
         """Something came from outside."""
@@ -105,8 +105,8 @@ class Writer:
     def end(self, end: End) -> None:
         """The run ended. Raises `Unwritable` where not all of it could be written."""
         self._line([END, end.kind, end.status, end.by_guest, list(end.mark), *end[4:8], [list(c) for c in end.counts]])
-        if self._missed is not None:
-            raise self._missed
+        if self.missed is not None:
+            raise self.missed
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -129,10 +129,10 @@ class Writer:
         data = b"".join(self._waiting)
         self._waiting.clear()
         try:
-            while data and self._missed is None:
+            while data and self.missed is None:
                 data = data[os.write(self._descriptor, data) :]
         except OSError as error:
-            self._missed = self._cannot(error)
+            self.missed = self._cannot(error)
 
     def _cannot(self, error: OSError | ValueError) -> UsageError:
         reason = error.strerror if isinstance(error, OSError) else error

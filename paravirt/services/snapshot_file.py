@@ -104,7 +104,7 @@ class Snapshot:
         """Whatever goes wrong with what the file says is the file's fault."""
         try:
             yield
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else brief(str(error))
             raise BadSnapshot(f"{self.path}: is no snapshot that can be used: {what}; make it anew") from None
 

@@ -256,11 +256,9 @@ try:
 except Unwritable as error:
     print(error)
 writer = Writer(Path(sys.argv[2]), {})
-try:
-    for number in range(1000):
-        writer.mark(Mark(number, number, number, "00"))
-except Unwritable as error:
-    print(error)
+for number in range(1000):
+    writer.mark(Mark(number, number, number, "00"))
+print(writer.missed)
 """
 
 
