@@ -16,16 +16,16 @@ LOOK: Final = 3_000_000
 """Nanoseconds without an exit between two looks at a guest."""
 _SELDOM, _COUNTED = 1, 1
 """Looks from which on a place behind a call is sought, and a loop whose rounds are counted."""
-_FEW_VISITS: Final = 12
+_FEW_VISITS: Final = 4
 """Visits of a place behind a call while it is sought, beyond which another is better."""
 _ANYWHERE: Final = 60
 """Looks from which on any place will do."""
 _AGAIN: Final = 5_000_000
 """Nanoseconds that a trap stays planted where the guest does not come by."""
-_RARE: Final = 400_000
-"""Nanoseconds from one visit of a place to the next that make it one where the guest comes seldom."""
-_SOUGHT: Final = 2_000_000
-"""Nanoseconds that such places are sought."""
+_RARE, _RARELY = 600_000, 2
+"""Nanoseconds from one visit of a place to the next, so often in a row, where the guest comes seldom."""
+_SOUGHT: Final = 4_000_000
+"""Nanoseconds of processor time that such places are sought."""
 _ROUNDS: Final = 6
 """Rounds of a loop that are compared."""
 _PROBES, _PROBE, _EVEN = 5, 200_000, 20
@@ -60,15 +60,23 @@ class Choosing(Stops):
             return False
         if self._step():
             return True
-        self._alarm.set(_AGAIN)
-        began = self._alarm.now()
-        came = self._run_to((here.place,))
-        taken = self._alarm.now() - began
-        if came < 0:
-            return came == EXITED
-        there = self._here()
-        if there == here or taken > _RARE:
-            return there
+        rare = True
+        for _ in range(_RARELY):
+            self._alarm.set(_AGAIN)
+            began = self._alarm.now()
+            came = self._run_to((here.place,))
+            rare = rare and self._alarm.now() - began > _RARE
+            if came < 0:
+                return came == EXITED
+            there = self._here()
+            if there == here:
+                return there
+            if not rare:
+                break
+            if self._step():
+                return True
+        if rare:
+            return self._at(here.place)
         found: Chosen = False
         if looks >= _SELDOM or stopped:
             found = self._behind_calls()
@@ -128,15 +136,16 @@ class Choosing(Stops):
         """Land behind a call where the guest comes least of some."""
         places = returns(self._vm, self._words[api.W_CR3], self.registers.gpr[4])
         visits: Counter[int] = Counter()
-        self._alarm.set(_SOUGHT)
+        began = self._alarm.now()
         for _ in range(_TRIED):
-            if not places:
+            if not places or self._alarm.now() - began > _SOUGHT:
                 break
+            self._alarm.set(_AGAIN)
             came = self._run_to(places)
             if came == EXITED:
                 return True
             if came == CAME_NOT:
-                break
+                continue
             visits[came] += 1
             if self._step():
                 return True
