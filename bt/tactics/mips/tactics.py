@@ -37,7 +37,7 @@ _REGISTERS: Final = abi.MIPS_REGISTERS
 _SAME: Final = {
     Operation.LOAD_LINKED: "the link is broken at every exception return, as on the bare processor",
     Operation.STORE_CONDITIONAL: "the link is broken at every exception return, as on the bare processor",
-    Operation.USE_COPROCESSOR: "the real coprocessor is usable exactly when the virtual one is",
+    Operation.USE_COPROCESSOR: "the real coprocessor faults where the virtual one does",
     Operation.READ_HARDWARE_REGISTER: "the real HWREna lets it run where the virtual one does",
     Operation.CONDITIONAL_TRAP: "where its condition is true, the exception is the guest's own",
 }

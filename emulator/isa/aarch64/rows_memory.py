@@ -73,7 +73,7 @@ CONTEXTS: Final[tuple[ContextSensitive, ...]] = (
         "floating point and SIMD",
         "every instruction on V registers, FPCR or FPSR",
         "CPACR_EL1.FPEN traps them",
-        "the registers are the guest's own; the enable is kept in the virtual CPU",
+        "the registers are the guest's own; the engine asks the guest's CPACR_EL1, a word of the shared page",
         "DDI 0487, D19.2 (CPACR_EL1)",
     ),
     ContextSensitive(

@@ -73,7 +73,7 @@ CONTEXTS: Final[tuple[ContextSensitive, ...]] = (
         "floating point while it is switched off",
         "VFP and Advanced SIMD instructions",
         "FPEXC.EN or the rights in CPACR are clear",
-        "the real FPEXC and CPACR are the guest's, so it is undefined as it must be",
+        "the engine asks the guest's FPEXC and CPACR, words of the shared page, so it is undefined as it must be",
         "ARM B1.11",
     ),
 )
