@@ -197,6 +197,8 @@ class ShadowPaging(ShadowEntries):
             self.technique.mirrored(table)
         else:
             self.technique.found(table)
+            if self._changes:  # an engine that keeps what it read of a table knows it as it was when it was last linked
+                self.flush_tlb()
         return table
 
     def reset(self) -> None:

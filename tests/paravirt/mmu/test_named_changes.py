@@ -26,6 +26,15 @@ PAGES = (0x4000_0000, 0x4000_1000, 0x4000_2000, 0x4020_0000, 0xFFFF_8000_0000_00
 LARGE = 0x4040_0000
 
 
+class Trees(GuestTables):
+    """Tables of which some are out of reach for a while."""
+
+    def __init__(self, memory: memoryview) -> None:
+        super().__init__(memory)
+        self.gone: dict[int, int] = {}
+        """By the word that led to one of them, what was there."""
+
+
 class Remembering:
     """Keeps every entry that was present and in reach of a root when the engine ran, as a processor may, for ever:
     until it is told that the entry was changed."""
@@ -77,7 +86,7 @@ class Remembering:
 def test_no_entry_that_an_engine_may_keep_changes_without_its_being_told(seed: int) -> None:
     chance, engine, memory = random.Random(seed), Remembering(), GuestMemory(MEMORY)
     context = GuestContext(write_protect=True, no_execute=True)
-    tables = GuestTables(memory.view)
+    tables = Trees(memory.view)
     roots = [tables.root, tables.table()]
     context.root = roots[0]
     shadow = engine.shadow = X86Shadow(engine, memory, context, name_changes=True)
@@ -86,18 +95,27 @@ def test_no_entry_that_an_engine_may_keep_changes_without_its_being_told(seed: i
     pages = CodePages(memory.view, code, window, Untouched(), lambda _: b"", lambda page: page, places, abi.X86_64)
     pages.attach(shadow)
     shadow.use(KERNEL_VIEW)
-    for _ in range(120):
+    for _ in range(200):
         act(chance, shadow, tables, roots, context)
         engine.run()
     assert engine.flushes
     assert shadow.form is LONG_MODE
 
 
-def act(chance: random.Random, shadow: X86Shadow, tables: GuestTables, roots: list[int], context: GuestContext) -> None:
+def act(chance: random.Random, shadow: X86Shadow, tables: Trees, roots: list[int], context: GuestContext) -> None:
     """The guest, or the hypervisor for it, does something."""
     page, root = chance.choice(PAGES), chance.choice(roots)
-    what = chance.randrange(11)
-    if what == 10:  # many entries of one table
+    what = chance.randrange(13)
+    if what > 10:  # a table of pages goes, and comes back with other contents
+        place = tables.place(page, 2, root)
+        gone = tables.gone.pop(place, 0) if not tables.words[place] & w.PRESENT else 0
+        if gone and not gone & w.LARGE:
+            frame = 0x30_0000 + chance.randrange(8) * 4096
+            tables.words[((gone & FRAME_MASK) >> 3) + (page >> 12 & 511)] = frame | RIGHTS
+        elif not gone:
+            tables.gone[place] = tables.words[place]
+        tables.words[place] = gone
+    elif what == 10:  # many entries of one table
         for number in range(16):
             frame = 0x30_0000 + chance.randrange(8) * 4096
             tables.map(PAGES[0] + number * 4096, frame | RIGHTS | w.ACCESSED | w.DIRTY, root=root)
