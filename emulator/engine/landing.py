@@ -21,8 +21,9 @@ class Landing(NamedTuple):
     """The general registers, by encoding."""
     rest: str
     """Hash of the floating-point state, and of the memory that the registers lead to."""
-    meter: tuple[int, int] | None = None
-    """In a loop that comes by here: a register that only grows or only shrinks in it, and by how much a round."""
+    meter: tuple[int, int, int] | None = None
+    """In a loop that comes by here: a register that only grows or only shrinks in it, by how much a round, and how
+    many rounds a millisecond there were."""
 
 
 class Passed(NamedTuple):

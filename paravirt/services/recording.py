@@ -241,6 +241,7 @@ def _passed(recording: Recording, passed: Passed) -> Passed:
         words = (landing.place, landing.flags, *landing.registers)
         if len(landing.registers) != _REGISTERS or not all(0 <= word < 1 << 64 for word in words):
             raise ValueError("registers that no processor has")
-        if landing.meter is not None and not (0 <= landing.meter[0] < _REGISTERS and landing.meter[1]):
+        meter = landing.meter
+        if meter is not None and not (0 <= meter[0] < _REGISTERS and meter[1] and 0 <= meter[2] < 1 << 32):
             raise ValueError("a register counts that is none")
     return passed

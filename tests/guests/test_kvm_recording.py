@@ -41,6 +41,18 @@ def record(path: Path, *guest: str) -> None:
     retrap("run", *guest, "--engine", "kvm", "--timeout", "300", "--record", path)
 
 
+def replay(path: Path) -> None:
+    """Do it again; and again where the host let the guest run past a place, which is told in so many words."""
+    for left in reversed(range(5)):
+        try:
+            assert not retrap("replay", path, "--quiet").return_value
+        except VerifyFailed as error:
+            if not left or "replay it again" not in str(error):
+                raise
+        else:
+            return
+
+
 def changed(path: Path, to: Path, kind: str, change: dict[int, Any]) -> Path:
     """A recording in which fields of the last line of a kind are others, with right checksums."""
     lines = [json.loads(line.rpartition(b" ")[0]) for line in path.read_bytes().splitlines()]
@@ -59,8 +71,8 @@ def changed(path: Path, to: Path, kind: str, change: dict[int, Any]) -> Path:
 @pytest.mark.parametrize("group", ["exceptions", "user.", "interrupts.hlt", "interrupts.timer"])
 def test_a_recorded_run_of_the_sample_is_done_again(group: str, tmp_path: Path) -> None:
     record(tmp_path / "a", SAMPLE, "--memory", "32M", "--append", f"only={group}")
-    assert not retrap("replay", tmp_path / "a").return_value
-    assert not retrap("replay", tmp_path / "a").return_value
+    replay(tmp_path / "a")
+    replay(tmp_path / "a")
 
 
 def test_another_end_is_named(tmp_path: Path) -> None:
@@ -83,4 +95,4 @@ def test_a_recorded_boot_of_a_stock_kernel_is_done_again(tmp_path: Path) -> None
         pytest.skip(f"Debian's kernel is not here: {error}")
     record(tmp_path / "a", "debian-amd64")
     assert b'["end","halted"' in (tmp_path / "a").read_bytes()
-    assert not retrap("replay", tmp_path / "a", "--quiet").return_value
+    replay(tmp_path / "a")

@@ -9,7 +9,7 @@ from typing import Final
 
 from emulator.engine.kvm import api
 from emulator.engine.kvm.planted import can_hold, meter_of, returns, signed
-from emulator.engine.kvm.stops import CAME_NOT, EXITED, SOON, Stops
+from emulator.engine.kvm.stops import CAME_NOT, EXITED, SOON, USUAL, Stops
 from emulator.engine.landing import Landing
 
 LOOK: Final = 3_000_000
@@ -28,7 +28,7 @@ _SOUGHT: Final = 4_000_000
 """Nanoseconds of processor time that such places are sought."""
 _ROUNDS: Final = 6
 """Rounds of a loop that are compared."""
-_PROBES, _PROBE, _EVEN = 5, 200_000, 20
+_PROBES, _PROBE, _EVEN = 8, 200_000, 20
 """Free runs by which a meter is tried, nanoseconds of each, and how much more rounds one may have than another."""
 _COUNTABLE: Final = 400_000
 """Nanoseconds that a loop must have gone on by that pace before."""
@@ -115,7 +115,7 @@ class Choosing(Stops):
             return True
         self._alarm.set(_AGAIN)
         came = self._run_to((place,))
-        return self._here()._replace(meter=meter) if came >= 0 else came == EXITED
+        return self._here()._replace(meter=(*meter, int(pace * 1_000_000))) if came >= 0 else came == EXITED
 
     def _pace(self, register: int, step: int) -> float | None:
         """By how many rounds in a nanosecond a register goes on in free runs; 0.0 where it is begun anew now and then;
@@ -130,7 +130,7 @@ class Choosing(Stops):
                 return 0.0
             rounds.append(signed(gpr[register] - last) // step)
             last = gpr[register]
-        return max(rounds) / _PROBE if 0 < max(rounds) < _EVEN * min(rounds) else 0.0
+        return max(rounds) / (_PROBE - USUAL) if 0 < max(rounds) < _EVEN * min(rounds) else 0.0
 
     def _behind_calls(self) -> Chosen:
         """Land behind a call where the guest comes least of some."""

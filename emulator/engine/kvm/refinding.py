@@ -9,7 +9,7 @@ from typing import Final
 
 from emulator.engine.kvm import api
 from emulator.engine.kvm.planted import FEW, Planted, signed
-from emulator.engine.kvm.stops import Stops
+from emulator.engine.kvm.stops import USUAL, Stops
 from emulator.engine.kvm.stub import KVM_ORDER
 from emulator.engine.landing import Landing
 from emulator.errors import VerifyFailed
@@ -25,9 +25,8 @@ _INTERPRETED: Final = (0.005, 60_000)
 """Rounds in a nanosecond that no loop does, and nanoseconds of the first runs: at level 3, and where KVM interprets."""
 _VERY_FEW: Final = 12
 """Rounds that are all stopped at."""
-_USUAL, _MARGIN = 25_000, 3_000
-"""Nanoseconds of an alarm that a guest does not run, on a slow host, and by how much sooner a run may begin than any
-did."""
+_MARGIN: Final = 3_000
+"""Nanoseconds by which a run may begin sooner than any did."""
 _IDLE: Final = 6
 """Free runs in which the guest got nowhere, after which there are no more."""
 _NEAR: Final = 4096
@@ -40,9 +39,10 @@ class _Pace:
     """How many rounds the guest does in a time, by the free runs so far. A run may do less, when others had the
     processor, and never more than the best do."""
 
-    def __init__(self, fastest: float, sample: int) -> None:
-        """`fastest`: rounds in a nanosecond that no loop does; `sample`: nanoseconds of the first runs."""
-        self._fastest, self._sample = fastest, sample
+    def __init__(self, fastest: float, sample: int, known: float = 0.0) -> None:
+        """`fastest`: rounds in a nanosecond that no loop does; `sample`: nanoseconds of the first runs; `known`: rounds
+        in a nanosecond that this one may do."""
+        self._fastest, self._sample, self._known = fastest, sample, known
         self._runs: list[tuple[int, int]] = []
         self.idle = 0
         """Runs in which it got nowhere, since the last in which it did."""
@@ -50,7 +50,7 @@ class _Pace:
     def ran(self, alarm: int, rounds: int) -> None:
         """An alarm so many nanoseconds ahead let it do so many rounds."""
         self.idle = 0 if rounds else self.idle + 1
-        if rounds:
+        if rounds > 0:
             self._runs.append((alarm, rounds))
 
     def alarm(self, left: int) -> int:
@@ -60,8 +60,9 @@ class _Pace:
             return self._sample
         if not long:
             return max(1, int(left / self._fastest))
-        speed = max(rounds / (alarm - _USUAL) for alarm, rounds in long)
-        overhead = min(alarm - rounds / speed for alarm, rounds in self._runs) - _MARGIN
+        speed = max(self._known, *(rounds / (alarm - USUAL) for alarm, rounds in long))
+        # Runs at half the speed look as if they had begun late.
+        overhead = min(USUAL, *(alarm - rounds / speed for alarm, rounds in self._runs)) - _MARGIN
         return max(1, int(max(overhead, 0.0) + left / speed * _SHARE))
 
 
@@ -112,10 +113,10 @@ class Refinding(Stops):
             "interrupted there: it is another run, or has run too long there to be found again"
         )
 
-    def _approach(self, landing: Landing, register: int, step: int) -> bool:
+    def _approach(self, landing: Landing, register: int, step: int, known: int) -> bool:
         """Run freely until few rounds are left; whether the guest did neither exit nor come too far before."""
         target, gpr = landing.registers[register], self.registers.gpr
-        pace, alarm, last = _Pace(*_NATIVE), _STRIDE, -1
+        pace, alarm, last = _Pace(*_NATIVE, known / 1_000_000), _STRIDE, -1
         for _ in range(_TRIES):
             self._alarm.set(alarm)
             if self._run_guest():
@@ -125,9 +126,8 @@ class Refinding(Stops):
                 continue
             left = signed(target - gpr[register]) // step
             if left < 0:
-                if last >= 0:
-                    return False
-                continue  # the register counts something else still
+                alarm, last = _STRIDE, -1  # the register counts something else still
+                continue
             if last >= 0:
                 pace.ran(alarm, last - left)
             last = left
@@ -162,4 +162,5 @@ class Refinding(Stops):
         return VerifyFailed(
             f"the run diverges from its recording: behind exit {exits} the guest does not come to {landing.place:#x} "
             "as when it was interrupted there"
+            + ("; it may have run past, on a host that others use: replay it again" if landing.meter else "")
         )

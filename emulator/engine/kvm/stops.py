@@ -19,6 +19,8 @@ from emulator.isa.x86 import registers as r
 
 SOON: Final = 200_000
 """Nanoseconds to the next look where the guest could not be stopped at the last."""
+USUAL: Final = 25_000
+"""Nanoseconds of an alarm that a guest does not run, on a slow host."""
 CAME_NOT, EXITED = -1, -2
 """Of `run_to`: a signal came before the guest did; it exited by itself."""
 _COUNTING, _TRIED_AT = b"\x48\xff\xc0\xeb\xfb", 1024
