@@ -200,6 +200,9 @@ class Crossings:
         vcpu, shared = self._vcpu, self._shared
         if vcpu.level != 3:
             self.segments(True)
+        if not 0 <= vcpu.rip - self._fault_entry < user_faults.STORES:
+            for number, word in user_faults.KEPT:  # the code uses them, and puts them back at its end alone
+                vcpu.gpr[number] = shared[word >> 3]
         vcpu.rip = shared[_RIP]
         vcpu.gpr[r.RSP] = shared[_RSP]
         vcpu.registers.rflags = shared[_FLAGS] & _USERS | r.FLAG_IF | r.FLAG_FIXED

@@ -35,6 +35,13 @@ _REGISTERS: Final = (
     ("4c890c25", "4c8b0c25", _R9),
 )
 """How each register is stored and loaded, and its word. RCX and R11 are saved by the engine."""
+KEPT: Final = (
+    *((r.RAX, _RAX), (r.RDX, _RDX), (r.RBX, _RBX), (r.RSI, _RSI), (r.RDI, _RDI), (r.R8, _R8), (r.R9, _R9)),
+    *((r.RCX, abi.CROSSING_SAVED), (r.R11, abi.CROSSING_SAVED + 8)),
+)
+"""Where the registers of user code are while the code here uses them."""
+STORES: Final = 8 * len(_REGISTERS)
+"""Bytes of code at whose end they are there."""
 
 
 @dataclass(frozen=True, slots=True)
