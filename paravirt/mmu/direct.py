@@ -72,6 +72,7 @@ class Direct(Snapshot):
     """What the guest is told: each store a call, and each load."""
     translated: ClassVar[bool] = True
     """Entries are translated for the guest; otherwise it is told where it finds its frame numbers."""
+    not_saved = "what each frame of a guest with direct paging is used as is not saved; take another --memory-technique"
 
     def __init__(self, shadow: ShadowPaging) -> None:
         super().__init__(shadow)

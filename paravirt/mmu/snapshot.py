@@ -24,6 +24,7 @@ class Snapshot:
 
     name = "snapshot"
     ahead = True
+    not_saved = ""
 
     def __init__(self, shadow: ShadowPaging) -> None:
         self._shadow = shadow

@@ -172,6 +172,7 @@ class TwoStage:
 
     name = "two-stage"
     ahead = False
+    not_saved = ""
 
     def __init__(self, shadow: ShadowPaging) -> None:
         self._shadow = shadow

@@ -65,7 +65,8 @@ def refusal(driver: object) -> str:
     if not hasattr(driver, "processor_state"):
         isa = driver.machine.platform.isa
         return f"the state of {isa} guests cannot be saved so; run another, or with another --virt"
-    return ""
+    technique = getattr(driver.shadow, "technique", None)
+    return "" if technique is None else str(technique.not_saved)
 
 
 def exactness(driver: Hypervisor) -> str:
