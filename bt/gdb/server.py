@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
@@ -22,6 +23,8 @@ from paravirt.services.debug import Debugger
 
 _PATIENCE: Final = 10.0
 """Seconds that a gdb may take to read what it is sent."""
+_LOOKED_FOR: Final = 500_000
+"""Nanoseconds in which gdb's next packet mostly comes."""
 _MOST_READ: Final = 0x1000
 _TRAP = 5
 _STACK: Final = frozenset({"rsp", "rbp", "esp", "ebp", "sp", "x29", "r29", "lr"})
@@ -168,12 +171,22 @@ class Server:
             peer = self._peer
             if peer is None:
                 raise Gone
-            ready, _, _ = select.select([peer, self.listener], [], [])
+            ready = self._ready([peer, self.listener])
             if peer in ready:
                 self._receive()
             elif self.listener in ready:
                 self._turn_away()
         return self._waiting.pop(0)
+
+    @staticmethod
+    def _ready(readers: list[socket.socket]) -> list[socket.socket]:
+        """Which of these can be read, when one can. gdb's next packet mostly comes at once, and to wake a processor
+        that sleeps takes longer: so it is looked for awhile first."""
+        until = time.perf_counter_ns() + _LOOKED_FOR
+        ready: list[socket.socket] = []
+        while not ready and time.perf_counter_ns() < until:
+            ready, _, _ = select.select(readers, [], [], 0)
+        return ready or select.select(readers, [], [])[0]
 
     def _turn_away(self) -> None:
         """A second gdb: tell it so, and let it go."""
