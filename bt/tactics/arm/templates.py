@@ -27,13 +27,16 @@ _ENABLE: Final = _RIGHTS + 4
 _REAL_MODE: Final = 0x10
 _EQ, _NE, _HS = 0, 1, 2
 
+Word = int | Callable[[int], int]
+"""A word, or what makes one from its address."""
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """What stands for one instruction."""
 
     name: str
-    words: tuple[int | Callable[[int], int], ...]
+    words: tuple[Word, ...]
     """Words, or what makes one from its address."""
     call: int = -1
     """Index of the word that is a hypercall for the whole instruction; -1: there is none."""
@@ -96,24 +99,16 @@ def save_interrupts(target: int) -> Template:
 def write_control(source: int) -> Template:
     """MSR CPSR_c, Rn, where mode and F stay as they are; otherwise it calls."""
     flags, other = _free(2, source)
-    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
-    words = (
-        _store(flags, _SCRATCH),
-        _store(other, _SCRATCH + 4),
-        0xE10F_0000 | flags << 12,  # mrs flags, cpsr
+    way = (
         _load(other, _STATUS),
         0xE280_0000 | other << 16 | other << 12 | _REAL_MODE,  # add other, other, #0x10
         0xE020_0000 | other << 16 | other << 12 | source,  # eor other, other, source
         0xE310_0000 | other << 16 | 0x5F,  # tst other, #0x5f
         0x0200_0000 | source << 16 | other << 12 | 0x80,  # andeq other, source, #0x80
         _store(other, _INTERRUPT, _EQ),
-        _ahead(len(leave) + 1, _NE),
-        *leave,
-        _ahead(len(leave) + 1, ALWAYS),
-        *leave,
-        UDF,
+        _call_from(0, _NE),
     )
-    return Template("write control field", words, len(words) - 1, 2)
+    return _or_call("write control field", (flags, other), way)
 
 
 def read_thread(target: int) -> Template:
@@ -141,68 +136,67 @@ def _look(register: int) -> tuple[int, int]:
     return 0xEE1D_0F50 | register << 12, 0xEE0D_0F50 | register << 12
 
 
-def write_rights(source: int) -> Template:
-    """MCR CPACR, where nothing but cp10 and cp11 changes; otherwise it calls."""
-    flags, other = _free(2, source)
-    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
-    words = (
-        _store(flags, _SCRATCH),
-        _store(other, _SCRATCH + 4),
-        0xE10F_0000 | flags << 12,  # mrs flags, cpsr
-        _load(other, _RIGHTS),
-        0xE020_0000 | other << 16 | other << 12 | source,  # eor other, other, source
-        0xE3D0_060F | other << 16 | other << 12,  # bics other, other, #0xf00000
-        _store(source, _RIGHTS, _EQ),
-        _ahead(len(leave) + 3, _NE),
-        *_look(other),
+def _or_call(name: str, borrowed: tuple[int, ...], way: tuple[Word, ...], behind: tuple[Word, ...] = ()) -> Template:
+    """`way` with the flags in the first of some registers and the others free, then all back and `behind`; or a jump
+    out of `way` behind all that (`_call_from`), to where they are put back and the guest calls."""
+    places = [(register, _SCRATCH + 4 * number) for number, register in enumerate(borrowed)]
+    leave: tuple[Word, ...] = (0xE128_F000 | borrowed[0], *(_load(register, place) for register, place in places))
+    words: tuple[Word, ...] = (
+        *(_store(register, place) for register, place in places),
+        0xE10F_0000 | borrowed[0] << 12,  # mrs flags, cpsr
+        *way,
         *leave,
+        *behind,
         _ahead(len(leave) + 1, ALWAYS),
         *leave,
         UDF,
     )
-    return Template("write coprocessor access", words, len(words) - 1, 2)
+    return Template(name, words, len(words) - 1, len(borrowed))
+
+
+def _call_from(left: int, condition: int, borrowed: int = 2) -> Word:
+    """The jump out of a way, with `left` words of it and of what is behind still to come."""
+    return _ahead(left + borrowed + 2, condition)
+
+
+def write_rights(source: int) -> Template:
+    """MCR CPACR, where nothing but cp10 and cp11 changes; otherwise it calls."""
+    flags, other = _free(2, source)
+    way = (
+        _load(other, _RIGHTS),
+        0xE020_0000 | other << 16 | other << 12 | source,  # eor other, other, source
+        0xE3D0_060F | other << 16 | other << 12,  # bics other, other, #0xf00000
+        _store(source, _RIGHTS, _EQ),
+        _call_from(2, _NE),
+        *_look(other),
+    )
+    return _or_call("write coprocessor access", (flags, other), way)
 
 
 def read_enable(target: int) -> Template:
     """VMRS FPEXC, where CPACR gives the kernel access to coprocessor 10; otherwise it calls."""
     flags, other = _free(2, target)
-    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
-    words = (
-        _store(flags, _SCRATCH),
-        _store(other, _SCRATCH + 4),
-        0xE10F_0000 | flags << 12,
+    way = (
         _load(other, _RIGHTS),
         0xE310_0601 | other << 16,  # tst other, #0x100000
-        _ahead(1 + len(leave) + 1, _EQ),
+        _call_from(1, _EQ),
         _load(target, _ENABLE),
-        *leave,
-        _ahead(len(leave) + 1, ALWAYS),
-        *leave,
-        UDF,
     )
-    return Template("read floating-point enable", words, len(words) - 1, 2)
+    return _or_call("read floating-point enable", (flags, other), way)
 
 
 def write_enable(source: int) -> Template:
     """VMSR FPEXC, of which EN is kept, likewise."""
     flags, other = _free(2, source)
-    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
-    words = (
-        _store(flags, _SCRATCH),
-        _store(other, _SCRATCH + 4),
-        0xE10F_0000 | flags << 12,
+    way = (
         _load(other, _RIGHTS),
         0xE310_0601 | other << 16,  # tst other, #0x100000
         0x1200_0101 | source << 16 | other << 12,  # andne other, source, #0x40000000
         _store(other, _ENABLE, _NE),
-        _ahead(len(leave) + 3, _EQ),
+        _call_from(2, _EQ),
         *_look(other),
-        *leave,
-        _ahead(len(leave) + 1, ALWAYS),
-        *leave,
-        UDF,
     )
-    return Template("write floating-point enable", words, len(words) - 1, 2)
+    return _or_call("write floating-point enable", (flags, other), way)
 
 
 def access_as_user(word: int) -> Template:
@@ -210,21 +204,12 @@ def access_as_user(word: int) -> Template:
     base, target = word >> 16 & 15, word >> 12 & 15
     index = word & 15
     flags, other = [number for number in range(6) if number not in (base, target, index)][:2]
-    leave = (0xE128_F000 | flags, _load(flags, _SCRATCH), _load(other, _SCRATCH + 4))
-    words = (
-        _store(flags, _SCRATCH),
-        _store(other, _SCRATCH + 4),
-        0xE10F_0000 | flags << 12,
+    way = (
         _load(other, _LIMIT),
         0xE150_0000 | base << 16 | other,  # cmp base, other
-        _ahead(len(leave) + 2, _HS),
-        *leave,
-        word & 0x0FFF_FFFF | ALWAYS << 28,
-        _ahead(len(leave) + 1, ALWAYS),
-        *leave,
-        UDF,
+        _call_from(1, _HS),
     )
-    return Template("access as user", words, len(words) - 1, 2)
+    return _or_call("access as user", (flags, other), way, (word & 0x0FFF_FFFF | ALWAYS << 28,))
 
 
 def access_as_user_t32(word: int) -> Template | None:
@@ -237,28 +222,14 @@ def access_as_user_t32(word: int) -> Template | None:
         return None
     split = (distance & 0xF0) << 4 | distance & 15 if plain & 0x90 == 0x90 else distance
     flags, other, limit = [number for number in range(6) if number not in (base, target)][:3]
-    leave = (
-        0xE128_F000 | flags,
-        _load(flags, _SCRATCH),
-        _load(other, _SCRATCH + 4),
-        _load(limit, _SCRATCH + 8),
-    )
-    words = (
-        _store(flags, _SCRATCH),
-        _store(other, _SCRATCH + 4),
-        _store(limit, _SCRATCH + 8),
-        0xE10F_0000 | flags << 12,
+    way = (
         0xE280_0000 | base << 16 | other << 12 | distance,  # add other, base, #distance
         _load(limit, _LIMIT),
         0xE150_0000 | other << 16 | limit,  # cmp other, limit
-        _ahead(len(leave) + 2, _HS),
-        *leave,
-        plain | base << 16 | target << 12 | split,
-        _ahead(len(leave) + 1, ALWAYS),
-        *leave,
-        UDF,
+        _call_from(1, _HS, 3),
     )
-    return Template("access as user", words, len(words) - 1, 3)
+    behind = (plain | base << 16 | target << 12 | split,)
+    return _or_call("access as user", (flags, other, limit), way, behind)
 
 
 _PLAIN: Final[dict[int, int]] = {
