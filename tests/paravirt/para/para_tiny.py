@@ -15,7 +15,7 @@ import keystone
 
 from bt.image import load
 from bt.session import Options, Session
-from emulator.machine import Limits
+from emulator.machine import Limits, Outcome
 from paravirt.abi.calls import PARA_VERSION, Call
 from paravirt.abi.guests import CONVENTIONS, NOTE_VERSION, Convention
 from paravirt.abi.printing import places
@@ -158,18 +158,33 @@ def file_of(isa: str, code: bytes, directory: Path, *, note: bytes = NOTE) -> Pa
     return path
 
 
+def run(path: Path, mode: str, technique: str) -> tuple[Outcome, Any]:
+    """How a kernel's file ends, and what drove it."""
+    options = Options(mode=mode, memory=64 << 20, cache=False, technique=technique, limits=Limits(host_seconds=60))
+    session = Session(load(path), options, lambda _data: None)
+    try:
+        return session.run(), session.driver
+    finally:
+        session.close()
+
+
+def run_walked(isa: str, code: bytes, tables: Part, up: int, technique: str, directory: Path) -> tuple[Outcome, Any]:
+    """Likewise a para-virtual guest that brings page tables, linked `up` bytes above its place."""
+    form = FORMS[isa]
+    text = Part(".text", code, form.physical + up, form.physical, 7, 0x3000)
+    parts = [text, Part(".retrap.note", NOTE, type=7), tables]
+    path = directory / "direct.elf"
+    path.write_bytes(make_elf(parts, form.physical, machine=form.machine, bits=form.bits))
+    return run(path, "para", technique)
+
+
 def pairs(isa: str, mode: str, count: int, directory: Path, technique: str = "") -> dict[tuple[str, str], int]:
     """Exits but the clock's of `count` disable/enable pairs, run in a mode to a clean end."""
     form = FORMS[isa]
     source = form.para_pairs if mode == "para" else form.pairs
     code = assemble(isa, source, count=count, count_high=count >> 16, count_low=count & 0xFFFF)
     path = file_of(isa, code, directory, note=NOTE if mode == "para" else b"")
-    options = Options(mode=mode, memory=64 << 20, cache=False, technique=technique, limits=Limits(host_seconds=60))
-    session = Session(load(path), options, lambda _data: None)
-    try:
-        outcome = session.run()
-        assert (outcome.clean, outcome.status) == (True, 0), outcome
-        assert isinstance(session.driver, Hypervisor)
-        return {key: number for key, number in session.driver.exits.counts.items() if key[1] != "budget"}
-    finally:
-        session.close()
+    outcome, driver = run(path, mode, technique)
+    assert (outcome.clean, outcome.status) == (True, 0), outcome
+    assert isinstance(driver, Hypervisor)
+    return {key: number for key, number in driver.exits.counts.items() if key[1] != "budget"}

@@ -15,7 +15,7 @@ from emulator.machine import EndKind, Limits, Outcome
 from paravirt.mmu.direct_aarch64 import AArch64DirectViews
 from paravirt.mmu.techniques import PARA_TECHNIQUES
 from tests.bt.image.image_files import Part, make_elf
-from tests.paravirt.para.para_tiny import NOTE, assemble
+from tests.paravirt.para.para_tiny import NOTE, assemble, run_walked
 
 CODE, TABLES, DATA = 0x4010_0000, 0x4010_4000, 0x4011_0000
 UP = 0xFFFF_7FFF_C800_0000
@@ -47,15 +47,7 @@ END = "b over; bad: mov x19, #1; over: mov x8, #{SHUTDOWN}; mov x0, x19; ldr x9,
 
 def run(source: str, technique: str, directory: Path, **names: int) -> tuple[Outcome, Any]:
     code = assemble("aarch64", BEGIN + source + END, **names)
-    text = Part(".text", code, UP + CODE, CODE, 7, 0x2000)
-    path = directory / "direct.elf"
-    path.write_bytes(make_elf([text, Part(".retrap.note", NOTE, type=7), tables()], CODE, machine=183, bits=64))
-    options = Options(mode="para", memory=64 << 20, cache=False, technique=technique, limits=Limits(host_seconds=60))
-    session = Session(load(path), options, lambda _data: None)
-    try:
-        return session.run(), session.driver
-    finally:
-        session.close()
+    return run_walked("aarch64", code, tables(), UP, technique, directory)
 
 
 @pytest.mark.parametrize("technique", PARA_TECHNIQUES)

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from bt.image import load
-from bt.session import Options, Session
-from emulator.machine import EndKind, Limits, Outcome
+from emulator.machine import EndKind, Outcome
 from paravirt.mmu.direct_i386 import I386DirectViews
 from paravirt.mmu.techniques import PARA_TECHNIQUES
-from tests.bt.image.image_files import Part, make_elf
-from tests.paravirt.para.para_tiny import NOTE, assemble
+from tests.bt.image.image_files import Part
+from tests.paravirt.para.para_tiny import assemble, run_walked
 
 CODE, TABLES, DATA = 0x100_0000, 0x100_4000, 0x110_0000
 UP = 0xC000_0000
@@ -51,15 +49,7 @@ def call(name: str, *arguments: int) -> str:
 
 def run(source: str, technique: str, directory: Path, **names: int) -> tuple[Outcome, Any]:
     code = assemble("i386", BEGIN + source + END, **names)
-    text = Part(".text", code, UP + CODE, CODE, 7, 0x3000)
-    path = directory / "direct.elf"
-    path.write_bytes(make_elf([text, Part(".retrap.note", NOTE, type=7), tables()], CODE, machine=3, bits=32))
-    options = Options(mode="para", memory=64 << 20, cache=False, technique=technique, limits=Limits(host_seconds=60))
-    session = Session(load(path), options, lambda _data: None)
-    try:
-        return session.run(), session.driver
-    finally:
-        session.close()
+    return run_walked("i386", code, tables(), UP, technique, directory)
 
 
 @pytest.mark.parametrize("technique", PARA_TECHNIQUES)
