@@ -38,6 +38,8 @@ class FastSystemCalls(X86Requests):
             for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
         }
         self._faults_inside = self.exits.cell("page fault to the guest", "inside")
+        if able.crosses:
+            self.exits.add_from(Operation.SYSTEM_CALL.name, "inside", self._counted)
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
 
     def _show_view(self, view: int) -> None:
@@ -94,7 +96,11 @@ class FastSystemCalls(X86Requests):
             self._show_view(USER_VIEW if user else KERNEL_VIEW)
         elif not user:
             self.engine.open_ports()  # leaving closed them
+
+    def _counted(self) -> int:
+        """Somebody looks at the exit table: what more of them there are is in their cells then."""
         self._count_crossings()
+        return 0
 
     def _count_crossings(self) -> None:
         """Have what was done without an exit in the exit table."""

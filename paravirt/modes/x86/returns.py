@@ -14,7 +14,6 @@ from paravirt.modes.x86.vcpu import X86VirtualCpu
 _FRAME: Final = 40
 """Bytes that IRETQ pops."""
 _USUAL: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_IF | r.FLAG_RF | r.FLAG_AC | r.FLAG_ID | r.FLAG_FIXED
-_DATA: Final = (r.ES, r.DS, r.FS, r.GS)
 _MOST: Final = 16
 """Pairs of selectors that are remembered."""
 Parts = tuple[int, int, int]
@@ -40,13 +39,18 @@ class QuickReturns:
         self._known[code, stack] = (*self._descriptors(code, stack), (one, two, three), (four, five, six))
 
     def _descriptors(self, code: int, stack: int) -> tuple[int, int]:
-        vcpu = self._vcpu
-        return vcpu.read(vcpu.gdt_base + (code & ~7), 8), vcpu.read(vcpu.gdt_base + (stack & ~7), 8)
+        vcpu, code, stack = self._vcpu, code & ~7, stack & ~7
+        base = vcpu.gdt_base
+        if code < stack and base & 7 == 0 and (base & 0xFFF) + stack < 4096:  # as a rule they are neighbours
+            words = vcpu.words_at(base + code, (stack - code >> 3) + 1)
+            if words is not None:
+                return words[0], words[-1]
+        return vcpu.read(base + code, 8), vcpu.read(base + stack, 8)
 
     def done(self) -> bool:
         """Do the IRETQ that the kernel is at, or nothing."""
         vcpu = self._vcpu
-        gpr, segment = vcpu.gpr, vcpu.segment
+        gpr, segment, selector = vcpu.gpr, vcpu.segment, vcpu.registers.selector  # in these four it is the guest's
         stack = gpr[4]
         if vcpu.level or stack & 7 or stack & 0xFFF > 4096 - _FRAME or vcpu.registers.rflags & r.FLAG_NT:
             return False
@@ -60,7 +64,9 @@ class QuickReturns:
                 return False
             if (code | 7 if code > stack else stack | 7) > vcpu.gdt_limit:
                 return False
-            if any(segment(index)[0] for index in _DATA) or self._descriptors(code, stack) != known[:2]:
+            if selector(r.DS) or selector(r.ES) or selector(r.FS) or selector(r.GS):
+                return False
+            if self._descriptors(code, stack) != known[:2]:
                 return False
         except Fault:
             return False
