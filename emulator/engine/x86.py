@@ -153,6 +153,11 @@ class X86Engine(Engine, Protocol):
 class CrossingEngine(X86Engine, Protocol):
     """An engine whose capabilities say `crosses`: SYSCALL and SYSRET of a deprivileged guest need no exit."""
 
+    @property
+    def raw_vector(self) -> int:
+        """Vector of the trap that is about to be handed up, or -1 for another exit."""
+        ...
+
     def lead_crossing(self, crossing: Crossing, crossed: Callable[[bool], None]) -> None:
         """How the guest's kernel is entered and left without an exit, once that is opened; `crossed` is called with
         whether it runs user code now, at an exit behind that, before the handler is."""

@@ -64,6 +64,8 @@ class ShadowEntries:
         """What is compared of an entry that may map a page writable, what it is besides the page's address, and how the
         right is taken away: what stays, and what is added; what is there."""
         self._all = (1 << 8 * form.entry_size) - 1
+        self._right_to_write = form.pages[READ] ^ form.pages[READ | WRITE]
+        """Bits in which an entry that may be written through differs from one of the same page that may not."""
         self._current: tuple[int, ...] = ()
         """Root table in use of every region."""
         self._probe: list[int] = []
@@ -103,9 +105,15 @@ class ShadowEntries:
         """Write an entry of a table of `level`: the only way to change a single one that may be in use."""
         if self._track:
             old = self._words[at]
-            if old & self.form.present and old != entry:
+            if old & self.form.present and old != entry and not (level == 1 and self._widened(old, entry)):
                 self._note(at, level, old)
         self._words[at] = entry
+
+    def _widened(self, old: int, entry: int) -> bool:
+        """Whether an entry of a page only gained the right to write: an engine that still refuses a store by the old
+        one looks at the tables again before it says so, as a processor does."""
+        mask, value = self.form.page_write
+        return old ^ entry == self._right_to_write and entry & mask == value
 
     def _note(self, at: int, level: int, old: int) -> None:
         page = old & self.form.page_mask if level == 1 else -1

@@ -85,8 +85,12 @@ class Snapshot:
             self._stale.discard(view)
             for root in roots:
                 self._shadow.pool.revalidate_from(root)
-        if self._invalidated:
-            self._catch_up(roots)
+        upto = len(self._invalidated)
+        if upto:
+            for root in roots:
+                if self._reached.get(root, 0) != upto:
+                    self._catch_up(roots)
+                    return
 
     def _catch_up(self, roots: tuple[int, ...]) -> None:
         upto, shadow = len(self._invalidated), self._shadow

@@ -107,6 +107,10 @@ class Crossings:
         self._shared[_THREAD] = thread
         self._engine.open_crossing(*roots)
 
+    def leads_back(self, thread: int) -> bool:
+        """Whether a thread, by FS base, that came to the kernel without an exit may be gone back to as it was left."""
+        return self._known is not None and self._shared[_THREAD] == thread
+
     def hold(self) -> None:
         """User code is entered next by the hypervisor."""
         self._shared[_THREAD] = abi.NO_THREAD

@@ -4,7 +4,7 @@ Room: `paravirt/modes/x86`, a part of the hypervisor. `Crossings` is how the eng
 something needs the hypervisor to see the call, and what of its own state follows once the guest has crossed.
 """
 
-from typing import cast
+from typing import Final, cast
 
 from emulator.engine.exit import Exit
 from emulator.engine.protocol import Capabilities
@@ -19,12 +19,16 @@ from paravirt.modes.x86.crossing import Crossings
 from paravirt.modes.x86.requests import X86Requests
 from paravirt.modes.x86.vectors import MOST, Vectors
 
+_GP: Final = 13
+
 
 class FastSystemCalls(X86Requests):
     """Of the hypervisor of an x86 guest, what lets user code and its kernel call and return by themselves."""
 
     _chain: Chain | None
     """What follows at an address of the kernel's, where exits are dear."""
+    _return_cell: list[int]
+    """Where IRETQs are counted."""
 
     def _make_fast_calls(self, able: Capabilities) -> None:
         self._crossings: Crossings | None = None
@@ -33,11 +37,15 @@ class FastSystemCalls(X86Requests):
         """By CR3, the FS base with which user code was entered last."""
         self._came_inside = False
         """The kernel was entered without an exit, and no general-protection fault came since the first exit then."""
+        self._went_back = False
+        """The exit that is about to be handed up was an IRETQ, and is done."""
         self._inside = {
             (operation.name, "inside"): self.exits.cell(operation.name, "inside")
             for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
         }
         self._faults_inside = self.exits.cell("page fault to the guest", "inside")
+        if able.crosses:
+            self.exits.add_from(Operation.SYSTEM_CALL.name, "inside", self._counted)
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
 
     def _show_view(self, view: int) -> None:
@@ -87,6 +95,8 @@ class FastSystemCalls(X86Requests):
         crossings = self._crossings
         if crossings is None or (user and self._view_level == 3) or self._registers.rip == crossings.slow:
             return
+        if not user and self._view_level == 3 and self._goes_back(crossings):
+            return
         crossings.segments(user)
         self._came_inside = not user
         if self._view_level != self.vcpu.level:
@@ -94,7 +104,36 @@ class FastSystemCalls(X86Requests):
             self._show_view(USER_VIEW if user else KERNEL_VIEW)
         elif not user:
             self.engine.open_ports()  # leaving closed them
+
+    def _goes_back(self, crossings: Crossings) -> bool:
+        """Do the IRETQ at which the kernel stands, to which user code came without an exit: then nothing of what serves
+        user code has changed since it was entered, and neither the kernel's view is shown here nor user code's again.
+        Whether that was done; the exit itself is over then."""
+        registers = self._registers
+        known, thread = self._actions.get(registers.rip), registers.segment_base(r.FS)
+        if known is None or known[1] is not self._return_cell or self.returns is None:
+            return False
+        if self._in_shadow or self._stepping is not None or registers.trap_flag:
+            return False
+        if cast(CrossingEngine, self.engine).raw_vector != _GP or not self._ordinary():
+            return False
+        if self._threads.get(self.vcpu.cr3) != thread or not crossings.leads_back(thread) or not self.returns.again():
+            return False
+        self._count(known[1])
+        self.shadow.enter_again()
+        self._returned()
+        crossings.switched(True)
+        self._went_back = True
+        return True
+
+    def _returned(self) -> None:
+        """The guest's handler of a page fault has returned, and the access comes again: fill what it will miss."""
+        raise NotImplementedError
+
+    def _counted(self) -> int:
+        """Somebody looks at the exit table: what more of them there are is in their cells then."""
         self._count_crossings()
+        return 0
 
     def _count_crossings(self) -> None:
         """Have what was done without an exit in the exit table."""

@@ -271,6 +271,9 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     # -- faults ---------------------------------------------------------------------------------
 
     def _fault(self, exit_: Exit) -> None:
+        if self._went_back:
+            self._went_back = False
+            return
         if self.FLAT and exit_.vector == _GP and self.vcpu.level == 0 and not self._in_shadow:
             known = self._actions.get(self._registers.rip)
             if known is not None:  # the hottest path of a run

@@ -25,6 +25,7 @@ _USED = w.PRESENT | w.ACCESSED | w.USER
 _OLD = w.PRESENT | w.USER
 _WRITTEN = w.DIRTY | w.WRITABLE
 _MOST_BOTH = 64
+_MOST_BY_ONE = 96
 _FOR_ITSELF = w.PRESENT | w.WRITABLE | w.ACCESSED
 
 
@@ -136,6 +137,39 @@ class X86Shadow(ShadowPaging):
         self.prefilled += filled
         entry = words[at]
         return bool(missed and entry and (entry & w.WRITABLE or not write) and not (fetch and entry & w.NO_EXECUTE))
+
+    def fill_ahead(self, table: int) -> None:
+        """As elsewhere; of a long-mode guest's table, where there are few such pages, one by one, which is quicker."""
+        pool, frames = self.pool, self.frames
+        source = pool.source[table]
+        if source < 0 or type(self.guest) is not LongModeTables:
+            super().fill_ahead(table)
+            return
+        own, for_user = pool.role_of(table) & 1 == USER_VIEW, self.for_user_too(table)
+        wanted, written = self.guest.ahead_bits(own or for_user)
+        mirrored, shadow, _ = pool.mirrored(table)
+        ready = (mirrored & np.uint64(wanted)) == wanted
+        ready &= shadow == 0
+        places = np.flatnonzero(ready).tolist()
+        if len(places) > _MOST_BY_ONE:
+            super().fill_ahead(table)
+            return
+        words, seen, guests = self._words, pool.seen, pool.guest_entries
+        kinds, base, end = frames.kinds, frames.base, frames.end
+        read, both = self.form.pages[READ], self.form.pages[READ | WRITE]
+        first, number, executable = table << self._unit, source >> 3, frames.coherent and own
+        for index in places:
+            guest = guests[number + index]
+            frame = guest & w.FRAME_MASK
+            if not base <= frame < end:
+                continue
+            plain = guest & written == written and kinds[frame - base >> 12] == PLAIN
+            entry = frame | (both if plain else read)
+            if executable:
+                entry = entry & ~w.NO_EXECUTE | guest & w.NO_EXECUTE
+            words[first + index] = entry
+            seen[first + index] = guest
+            self.prefilled += 1
 
     def enter_again(self) -> None:
         """The engine is to walk the tables in use, whichever it did meanwhile."""

@@ -7,6 +7,7 @@ import pytest
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.walk import GuestContext
 from emulator.memory import GuestMemory
+from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.x86.shadow import X86Shadow
 from tests.paravirt.mmu.test_shadow_reuse import ADDRESS, LEVEL1, LEVEL2, LEVEL3, ROOT_A, NoCode, QuietEngine
@@ -104,3 +105,35 @@ def test_what_it_has_not_accessed_yet_may_be_mapped_as_accessed(shadow: X86Shado
     assert entry(shadow, 4) == 0
     shadow.load_root()
     assert entry(shadow, 3) != 0
+
+
+@pytest.mark.parametrize("view", [USER_VIEW, KERNEL_VIEW])
+@pytest.mark.parametrize("coherent", [False, True])
+@pytest.mark.parametrize("protects", [False, True])
+def test_pages_filled_ahead_one_by_one_are_those_that_are_filled_at_once(
+    shadow: X86Shadow, view: int, coherent: bool, protects: bool
+) -> None:
+    shadow.guest._context.write_protect = protects  # type: ignore[attr-defined]
+    shadow.frames.coherent = coherent
+    shadow.frames.kind[FIRST + 4096 >> 12] = 1
+    shadow.use(view)
+    shadow.fill(ADDRESS, False, False)
+    table = shadow._leaf_of(ADDRESS) >> 9
+    entries, seen = (slice(table << 9, table + 1 << 9) for _ in range(2))
+    found = []
+    for fill in (X86Shadow.fill_ahead, ShadowPaging.fill_ahead):
+        shadow._words[entries] = shadow.pool.seen[seen] = memoryview(bytearray(4096)).cast("Q")
+        before = shadow.prefilled
+        fill(shadow, table)
+        found.append((shadow._words[entries].tolist(), shadow.pool.seen[seen].tolist(), shadow.prefilled - before))
+    assert found[0] == found[1]
+    assert found[0][2] >= 5
+
+
+def test_a_table_is_known_by_its_key_as_soon_as_it_is_made(shadow: X86Shadow) -> None:
+    pool = shadow.pool
+    assert pool.key_of(shadow._current[0]) == (ROOT_A, 4, USER_VIEW, 0)
+    table = pool.mirror((LEVEL1, 1, KERNEL_VIEW, 7))
+    assert pool.key_of(table) == (LEVEL1, 1, KERNEL_VIEW, 7)
+    pool.clear()
+    assert pool.key_of(table) is None
