@@ -52,6 +52,8 @@ class Findings:
     """A store of the processor itself to an entry forgets its translation."""
     flush_by_table: bool = False
     """A store of the processor itself to a part of an entry forgets all translations of the table."""
+    looks_again: bool = True
+    """A store is not refused by an entry that has gained the right to write meanwhile: the tables are looked at."""
     code_is_coherent: bool = True
     """Stores to code are seen, by the guest through any mapping and by the host."""
     crosses: bool = False
@@ -84,6 +86,7 @@ class Findings:
             opens_ports=True,
             shows_segments=True,
             names_changes=not self.flush_by_control,
+            names_gained=not self.looks_again,
             open_bases=self.bases_open,
             steady_counter=self.counter_is_hosts,
             crosses=self.crosses,

@@ -205,8 +205,21 @@ def _translations(bench: Bench) -> dict[str, bool]:
     engine.forget_translations()
     if bench.loads() != 1:
         raise EngineMissing("KVM keeps translations that it was told to forget; run the guest with --engine unicorn")
+    found["looks_again"] = _looks_again(bench)
     found["code_is_coherent"] = _coherent(bench)
     return found
+
+
+def _looks_again(bench: Bench) -> bool:
+    """Whether a store succeeds by an entry that forbade the last one, and that the host has changed since."""
+    bench.page(_DATA, _DATA | 5)
+    bench.engine.forget_translations()
+    store = "c704250020000001000000" + _UD2  # mov dword [data], 1
+    refused = bench.loads() == 1 and bench.see(store)[1] == 14
+    bench.page(_DATA, _DATA | 7)
+    stored = bench.see(store)[1] == 6
+    bench.engine.forget_translations()
+    return refused and stored
 
 
 def _coherent(bench: Bench) -> bool:

@@ -182,6 +182,15 @@ QUIRKS: Final = (
         _MMU,
     ),
     Quirk(
+        "a right that was gained goes unseen",
+        "a store is refused by an entry that has gained the right to write since it was looked at",
+        "a store that is refused, the right, the same store",
+        "none was seen yet: such a host is told of these changes as well (`names_gained`)",
+        "looks_again",
+        False,
+        _MMU,
+    ),
+    Quirk(
         "stores to code go unseen",
         "code that was executed and is then changed through another mapping, or by the host, executes as it was",
         "both, to the instruction behind the store",

@@ -64,6 +64,7 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         self._make_cpu(able)
         self.shadow.frames.execute_only = self._guarded = able.execute_only
         self.shadow.frames.coherent = able.coherent_aliases
+        self.shadow.names_gained = able.names_gained
         self._descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
         show = self.engine.show_segments if able.shows_segments else None
         self.descriptors = self.DESCRIPTORS(self.vcpu, self._descriptors, self.shadow, show)

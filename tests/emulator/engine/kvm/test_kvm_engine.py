@@ -370,6 +370,22 @@ def test_an_alarm_that_goes_off_in_the_stub_is_not_lost(engine: KvmEngine, monke
     assert [exit_.kind for exit_ in guest.run(handler)] == [ExitKind.BUDGET]
 
 
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_right_to_write_that_is_gained_is_seen_as_was_found(
+    engine: KvmEngine, findings: Findings, times: int
+) -> None:
+    guest = BareGuest(engine, f"a3{DATA.to_bytes(8, 'little').hex()} f4")  # mov [data], eax
+    guest.page(DATA >> 12, DATA | 5)
+    for _ in range(times):
+        engine.registers.gpr[0] += 1
+        (seen,) = guest.run()
+        assert (seen.vector, seen.address, seen.rip) == (14, DATA, CODE)
+    guest.page(DATA >> 12, DATA | 7)
+    (seen,) = guest.run()
+    assert (seen.vector == 13) is findings.looks_again
+    assert (guest.words[DATA >> 3] == times) is findings.looks_again
+
+
 def test_many_entries_of_a_table_that_the_host_changed_are_all_seen(engine: KvmEngine) -> None:
     # mov eax, [data]; add eax, [data + 0x1000]; hlt
     guest = BareGuest(
