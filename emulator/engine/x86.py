@@ -163,9 +163,14 @@ class CrossingEngine(X86Engine, Protocol):
         whether it runs user code now, at an exit behind that, before the handler is."""
         ...
 
-    def show_memory(self, size: int) -> tuple[int, int] | None:
-        """Where a guest's kernel may read, and the code that enters it does: the first `size` bytes of physical memory,
-        and what the processor pushed at a page fault (error code, RIP, CS, RFLAGS, RSP, SS). None for too many."""
+    @property
+    def call_frame(self) -> tuple[int, int]:
+        """Where the code that enters a kernel reads what the processor pushed (error code, RIP, CS, RFLAGS, RSP, SS),
+        and the RIP that is there behind a SYSCALL."""
+        ...
+
+    def show_memory(self, size: int) -> int | None:
+        """Where that code may read the first `size` bytes of physical memory. None for too many."""
         ...
 
     def open_crossing(self, kernel: int, user: int) -> None:

@@ -2,9 +2,9 @@
 
 Room: `emulator/engine/kvm`. A SYSCALL of user code and the instruction by which the kernel leaves both fault, through
 gates that lead to a handler's HLT, and out of KVM_RUN, as any other. An open gate leads to code here first: it loads
-the other page table and goes on at level 3. All else goes to the HLT. It is short, since a host may interpret it (half
-a microsecond an instruction, one where memory is read), and trusts nothing: the roots are in a page that level 3 cannot
-reach, and what else it takes from the guest goes back to the guest.
+the other page table and goes on at level 3. It is short, since a host may interpret it (half a microsecond an
+instruction, one where memory is read), and trusts nothing: its operands are in code that level 3 cannot reach, and
+whose trap it is, is told by the root that is loaded, for user code's and the kernel's have gates of their own.
 """
 
 import struct
@@ -16,18 +16,18 @@ from emulator.engine.kvm.device import Vm
 from emulator.engine.kvm.room import Room
 from emulator.isa.x86 import registers as r
 
-_GP, _PF = 13, 14
+_DE, _PF = 0, 14
 _LEAVE: Final = 512
 """Offset of the code for leaving; that for entering is at the beginning."""
 _FAULT: Final = 1024
 """Offset of the code for page faults."""
-_KERNEL, _USER = 0, 8
-"""Offsets in the page of words: the roots."""
-_FRAME_RIP: Final = 8
-"""Offset in the frame of a trap with an error code."""
+_ROOTS: Final = {0: 2, _LEAVE: 16, _FAULT: 2}
+"""Offset of the root in each part, an operand of its code."""
 _FRAME_RSP: Final = room.STACK_TOP - 16
 """Where the RSP is that was pushed last: RSP itself serves as a scratch register meanwhile."""
 _ENTRY_FLAGS: Final = r.FLAG_IF | r.FLAG_FIXED
+_KEPT_FLAGS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_IF | r.FLAG_AC | r.FLAG_ID | r.FLAG_FIXED
+"""What of R11 the kernel begins with as flags, until its code there clears them: no trap, no privilege."""
 
 
 class _Code:
@@ -55,9 +55,12 @@ class _Code:
         end = self._at + len(self.code) + len(code) + 4 + len(behind)
         self.code += code + _relative(address - end) + behind
 
+    def load_root(self) -> None:
+        """The operand is filled in when the gates are opened. It is RSP that is lost."""
+        self.plain("48bc", bytes(8), b"\x0f\x22\xdc")  # mov rsp, ...; mov cr3, rsp
+
     def go(self) -> None:
-        """To level 3, at RCX with the flags in R11 and the RSP of the frame."""
-        self.word("488b25", _FRAME_RSP)  # mov rsp, [...]
+        """To level 3, at RCX with the flags in R11."""
         self.plain("480f07")  # sysretq
 
 
@@ -66,9 +69,9 @@ class Gates:
 
     def __init__(self, vm: Vm, own: Room) -> None:
         self._vm, self._room = vm, own
-        self._words = own.page(room.GATE_WORDS).cast("Q")
         self._code = own.page(room.GATES)
         self._crossing = NOWHERE
+        self._paused = False
         self.pair = (-1, -1)
         """The roots of kernel and user code between which the gates lead; -1 where they are closed."""
 
@@ -79,8 +82,10 @@ class Gates:
         self.close()
         self._crossing = crossing
         if crossing == NOWHERE:
+            self._vm.set_msrs({api.MSR_LSTAR: room.SYSTEM_CALL})
             return
-        self._vm.set_msrs({api.MSR_STAR: room.CODE_SELECTOR << 32 | (crossing.user_code & 0xFFFC) - 16 << 48})
+        star = room.CODE_SELECTOR << 32 | (crossing.user_code & 0xFFFC) - 16 << 48
+        self._vm.set_msrs({api.MSR_STAR: star, api.MSR_LSTAR: room.CALL})
         parts = {0: _entering(crossing), _LEAVE: _leaving(crossing)}
         if crossing.fault:
             parts[_FAULT] = _faulting(crossing)
@@ -89,66 +94,72 @@ class Gates:
 
     def open(self, kernel: int, user: int) -> None:
         """Lead from one of these roots to the other."""
-        if (kernel, user) != self.pair:
-            self._words[_KERNEL >> 3], self._words[_USER >> 3] = kernel, user
-            self.pair = (kernel, user)
-            self._room.lead(_PF, room.GATES)
-            self._room.lead(_GP, room.GATES + _LEAVE)
+        if (kernel, user) != self.pair or self._paused:
+            for at, operand in _ROOTS.items():
+                struct.pack_into("<Q", self._code, at + operand, user if at == _LEAVE else kernel)
+            self.pair, self._paused = (kernel, user), False
+            self._room.part_ports(True)
+            self._lead(True)
+
+    def _lead(self, enabled: bool) -> None:
+        lead = self._room.lead
+        lead(_DE, room.GATES if enabled else None, kernel=False)
+        lead(_DE, room.GATES + _LEAVE if enabled else None, kernel=True)
+        if self._crossing.fault:
+            lead(_PF, room.GATES + _FAULT if enabled else None, kernel=False)
 
     def close(self) -> None:
         """Everything exits."""
         if self.pair[0] >= 0:
-            self.pair = (-1, -1)
-            self._room.lead(_PF, None)
-            self._room.lead(_GP, None)
+            self._lead(False)
+            self.pair, self._paused = (-1, -1), False
+            self._room.part_ports(False)
+
+    def pause(self) -> None:
+        """The next trap exits, whichever it is; `resume` has the gates lead again."""
+        if self.pair[0] >= 0 and not self._paused:
+            self._paused = True
+            self._lead(False)
+
+    def resume(self) -> None:
+        """Go on behind `pause`, if the gates were not closed since."""
+        if self._paused:
+            self._paused = False
+            self._lead(True)
 
 
 def _entering(crossing: Crossing) -> bytes:
-    """SYSCALL that did not leave level 3: a page fault at its target, which is alone in 64 KiB."""
-    code = _Code(room.GATES, _PF)
-    code.plain("817c24", bytes((_FRAME_RIP + 2,)), struct.pack("<I", room.SYSTEM_CALL >> 16 & 0xFFFF_FFFF))
-    if crossing.fault:
-        code.unless_equal(room.GATES + _FAULT)
-    else:
-        code.unless_equal_slowly()
-    code.word("488b25", room.GATE_WORDS + _KERNEL)  # mov rsp, [...]
-    code.plain("0f22dc")  # mov cr3, rsp
+    """SYSCALL that did not leave level 3: a divide error in user code's tables. That it is none of user code's own is
+    seen by the code that it leads to, by the frame."""
+    code = _Code(room.GATES, _DE)
+    code.load_root()
     code.plain("48890c25", _low(crossing.saved))  # mov [saved], rcx
-    code.plain("4c891c25", _low(crossing.saved + 8))  # mov [saved + 8], r11
+    code.plain("4181e3", struct.pack("<I", _KEPT_FLAGS))  # and r11d, ...
     code.plain("48c7c1", _low(crossing.enter))  # mov rcx, enter
-    code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))  # mov r11d, ...
     code.go()
     return code.code
 
 
 def _faulting(crossing: Crossing) -> bytes:
-    """Any other page fault: user code's goes to the kernel's tables, where code of level 3 sees whose it is."""
+    """A page fault in user code's tables goes to the kernel's, where code of level 3 sees whose it is."""
     code = _Code(room.GATES + _FAULT, _PF)
-    code.plain("66817c24", bytes((_FRAME_RIP + 8,)), struct.pack("<H", crossing.user_code))
-    code.unless_equal_slowly()
-    code.plain("0f20dc")  # mov rsp, cr3: the kernel, once it was entered here, has that selector as well
-    code.word("483b25", room.GATE_WORDS + _USER)  # cmp rsp, [...]
-    code.unless_equal_slowly()
-    code.word("488b25", room.GATE_WORDS + _KERNEL)
-    code.plain("0f22dc")
+    code.load_root()
     code.plain("48890c25", _low(crossing.saved))
-    code.plain("4c891c25", _low(crossing.saved + 8))
-    code.plain("0f20d1")  # mov rcx, cr2
-    code.plain("48890c25", _low(crossing.fault_address))
+    code.plain("4c891c25", _low(crossing.saved + 8))  # mov [saved + 8], r11
+    code.plain("0f20d4")  # mov rsp, cr2
     code.plain("48c7c1", _low(crossing.fault))
-    code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))
+    code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))  # mov r11d, ...
     code.go()
     return code.code
 
 
 def _leaving(crossing: Crossing) -> bytes:
-    """The kernel's HLT in the place of its last SYSRET."""
-    code = _Code(room.GATES + _LEAVE, _GP)
-    code.plain("48817c24", bytes((_FRAME_RIP,)), _low(crossing.leave))
+    """The kernel's divide error in the place of its last SYSRET; its others go to the handler."""
+    code = _Code(room.GATES + _LEAVE, _DE)
+    code.plain("48813c24", _low(crossing.leave))  # cmp [rsp], leave: there is no error code
     code.unless_equal_slowly()
-    code.word("488b25", room.GATE_WORDS + _USER)
-    code.plain("0f22dc")
-    code.word("66c705", room.PORTS_WORD, struct.pack("<H", room.PORTS_CLOSED))
+    code.load_root()
+    code.word("488b25", _FRAME_RSP)  # mov rsp, [...]
     code.go()
     return code.code
 

@@ -6,6 +6,7 @@ engine itself as if the host had no quirk at all. Made once a process, in a few 
 
 import functools
 import mmap
+import struct
 import time
 from dataclasses import replace
 
@@ -237,10 +238,13 @@ def _coherent(bench: Bench) -> bool:
 def lay_kernel(bench: Bench, code: str = "") -> Crossing:
     """A kernel in page tables of its own that counts its entries in the other page, does `code`, and leaves."""
     bench.words[OTHER_ROOT >> 3] = bench.words[ROOT >> 3]
-    # inc qword [other]; mov rcx, [saved]; mov r11, [saved + 8]; leave: hlt
-    text = bytes.fromhex("48ff042500300000 488b0c2500200000 4c8b1c2508200000" + code + "f4")
-    entry, leave = _CODE + 256, _CODE + 256 + len(text) - 1
-    bench.memory[entry : leave + 1] = text
+    frame, _ = bench.engine.call_frame
+    # inc qword [other]; mov r8, rax; mov rax, [frame + 32]; mov rsp, rax; mov rax, r8; mov rcx, [saved]; div dword [0]
+    text = bytes.fromhex("48ff042500300000 4989c0 48a1") + struct.pack("<Q", frame + 32)
+    text += bytes.fromhex("4889c4 4c89c0 488b0c2500200000" + code)
+    entry, leave = _CODE + 256, _CODE + 256 + len(text)
+    text += bytes.fromhex("f73425") + struct.pack("<I", leave + 8) + bytes(8)
+    bench.memory[entry : entry + len(text)] = text
     return Crossing(entry, leave, _DATA, leave, 0x33)
 
 

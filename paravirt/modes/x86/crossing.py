@@ -3,7 +3,7 @@
 Room: `paravirt/modes/x86`, for engines that say `crosses`. The hypervisor opens the way whenever it enters user code in
 an ordinary state, and closes it with whatever makes a difference. The guest itself does the harmless part: code in the
 last page of the fixups, at which the kernel is entered, and the fixup of SYSRET. At the next exit the virtual CPU is
-made to be where the guest is.
+made to be where the guest is. A divide error of user code comes the same way as a SYSCALL, and is told apart there.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 _SWAPGS: Final = bytes.fromhex("0f01f8")
 _SYSRETQ: Final = bytes.fromhex("480f07")
-_HLT: Final = b"\xf4"
-_LEAVE: Final = 1024
-"""Offset of the HLT in the page of code."""
+_LEAVE: Final = 2048
+"""Offset in the page of code of the division by zero by which the kernel is left, and of its operand."""
+_ZERO: Final = _LEAVE + 8
+_NO_CALL: Final = (1 << 64) - 1
+"""Instead of a page fault's error code: user code has divided by zero."""
 _MASKED: Final = r.FLAGS_STATUS | r.FLAG_TF | r.FLAG_IF | r.FLAG_DF | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 """Flags that SYSCALL must clear: the kernel begins with none of them."""
 _SAVED, _TARGET, _TO, _THREAD, _COUNT = (
@@ -41,7 +43,7 @@ _SAVED, _TARGET, _TO, _THREAD, _COUNT = (
     )
 )
 _ERROR, _RIP, _FLAGS, _RSP, _ADDRESS, _FAULTS, _HANDLER = ((abi.CROSSING_FAULT >> 3) + word for word in range(7))
-_FAULT_ADDRESS: Final = abi.SHARED_PAGE + user_faults.ADDRESS
+_FLAGS_WORD: Final = abi.CROSSING_REGISTERS + 8 * 7
 _STACK_SELECTOR: Final = (abi.SELECTORS >> 3) + r.SS
 _USERS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_TF | r.FLAG_NT | r.FLAG_AC | r.FLAG_RF | r.FLAG_ID
 _SCRATCH: Final = abi.SCRATCH + 8 * (abi.SCRATCH_WORDS - 1)
@@ -65,13 +67,16 @@ class Crossings:
         first = abi.CROSSING_CODE - abi.FIXUP_BASE
         self._code = window[first : first + 4096]
         self._hypercalls, self._looked = hypercalls, 0
-        self._leave = leave = abi.CROSSING_CODE + _LEAVE
+        self.leave = leave = abi.CROSSING_CODE + _LEAVE
+        """Where the kernel divides by zero to go back to user code."""
         hypercalls[leave] = Hypercall(leave, Operation.RETURN_FROM_SYSTEM_CALL, leave, _SYSRETQ)
         self._known: tuple[int, int] | None = None
         """LSTAR and STAR of the way that the engine was told."""
         self._balance = 0
         self.slow = -1
         """Where code for page faults of user code leaves one to the hypervisor; -1 where there is no such code."""
+        self._none = -1
+        """Where that for system calls leaves what is none."""
         self._faults = self._fault_entry = self._user_data = 0
         """Such faults that were looked at; where that code begins; the selector that user code has in SS."""
         self.close()
@@ -84,7 +89,7 @@ class Crossings:
         if key == self._known or len(self._hypercalls) == self._looked:
             return
         if not any(
-            call.operation is Operation.RETURN_FROM_SYSTEM_CALL and address != self._leave
+            call.operation is Operation.RETURN_FROM_SYSTEM_CALL and address != self.leave
             for address, call in self._hypercalls.items()
         ):
             self._looked = len(self._hypercalls)
@@ -194,38 +199,47 @@ class Crossings:
 
     @staticmethod
     def leaves_fault(pc: int) -> bool:
-        """Whether a HLT at `pc` is the one at `slow`, also where the guest was restored within that code: there is no
-        other before the way out."""
+        """Whether a HLT at `pc` is the one at `slow`, or that for what is no call, also where the guest was restored
+        within that code: there is no other before the way out."""
         return 0 <= pc - abi.CROSSING_CODE < _LEAVE
 
-    def refault(self) -> tuple[int, int]:
+    def stays(self, pc: int) -> bool:
+        """Whether a guest that comes to its hypervisor from `pc` never got from user code to its kernel."""
+        return pc in (self.slow, self._none) and pc >= 0
+
+    def refault(self) -> tuple[int, int] | None:
         """Have the virtual CPU be where user code was at the fault that was begun last, in the user view, but for the
-        view itself; error code and address."""
+        view itself; error code and address. None for a divide error."""
         vcpu, shared = self._vcpu, self._shared
+        page = shared[_ERROR] != _NO_CALL
         if vcpu.level != 3:
             self.segments(True)
-        if not 0 <= vcpu.rip - self._fault_entry < user_faults.STORES:
+        if page and not 0 <= vcpu.rip - self._fault_entry < user_faults.STORES:
             for number, word in user_faults.KEPT:  # the code uses them, and puts them back at its end alone
                 vcpu.gpr[number] = shared[word >> 3]
         vcpu.rip = shared[_RIP]
         vcpu.gpr[r.RSP] = shared[_RSP]
         vcpu.registers.rflags = shared[_FLAGS] & _USERS | r.FLAG_IF | r.FLAG_FIXED
-        return int(shared[_ERROR]), int(shared[_ADDRESS])
+        return (int(shared[_ERROR]), int(shared[_ADDRESS])) if page else None
 
     def _lead(self, step: Step | None) -> None:
         """Write the code at which the kernel is entered, and tell the engine."""
         vcpu, shared = self._vcpu, self._shared
         swaps = step is not None and vcpu.fetch(step[0], len(_SWAPGS)) == _SWAPGS
         shared[_TARGET] = step[0] + len(_SWAPGS) if step is not None and swaps else vcpu.lstar
-        shared[_TO] = self._leave
+        shared[_TO] = self.leave
         code = self._entry(swaps)
         self._code[: len(code)] = code
-        self._code[_LEAVE : _LEAVE + 1] = _HLT
+        self._code[_LEAVE:_ZERO] = (
+            bytes.fromhex("f73425") + _low(abi.CROSSING_CODE + _ZERO) + b"\xf4"
+        )  # div dword [...]
+        self._code[_ZERO : _ZERO + 8] = bytes(8)
         begin, saved = abi.CROSSING_CODE, abi.SHARED_PAGE + abi.CROSSING_SAVED
+        self._none = begin + len(code) - 1
         user_code = (vcpu.star >> 48 & 0xFFFF) + 16 & 0xFFFF | 3
         fault, end = self._lead_faults(len(code) + 15 & ~15, user_code)
         self._engine.lead_crossing(
-            Crossing(begin, begin + (end or len(code)), saved, self._leave, user_code, fault, _FAULT_ADDRESS),
+            Crossing(begin, begin + (end or len(code)), saved, self.leave, user_code, fault),
             self._crossed,
         )
 
@@ -236,7 +250,8 @@ class Crossings:
         shown = self._engine.show_memory(frames.end) if not frames.base else None
         if handler is None or shown is None:
             return 0, 0
-        code, halt = user_faults.fault_code(handler, shown, frames.end, user_code - 8, vcpu.copies_selectors)
+        places = shown, self._engine.call_frame[0]
+        code, halt = user_faults.fault_code(handler, places, frames.end, user_code - 8, vcpu.copies_selectors)
         end = offset + len(code)
         if end > _LEAVE:
             raise ValueError(f"{len(code)} bytes for page faults do not fit before the way out")
@@ -247,27 +262,47 @@ class Crossings:
         return self._fault_entry, end
 
     def _entry(self, swaps: bool) -> bytes:
-        """What is left to do of SYSCALL, and the SWAPGS behind it."""
+        """What is left to do of SYSCALL, and the SWAPGS behind it; and at its end, a HLT for what was none."""
         vcpu = self._vcpu
         selector = vcpu.star >> 32 & 0xFFFC
-        parts = [_text("48890425", _SCRATCH)]  # mov [scratch], rax
+        frame, site = self._engine.call_frame
+        parts = [_store(abi.INTERRUPT_DELTA, abi.INTERRUPTS_DISABLED), _text("48ff0425", abi.CROSSINGS)]  # inc [...]
         if vcpu.copies_selectors:
             parts += _store(abi.SELECTORS + 8 * r.CS, selector), _store(abi.SELECTORS + 8 * r.SS, selector + 8 & 0xFFFF)
-        parts += _store(abi.INTERRUPT_DELTA, abi.INTERRUPTS_DISABLED), _text("48ff0425", abi.CROSSINGS)  # inc [...]
         if swaps:
             parts += (
                 bytes.fromhex("f3480faec8"),  # rdgsbase rax
                 _text("48870425", abi.KERNEL_GS_BASE),  # xchg [...], rax
                 bytes.fromhex("f3480faed8"),  # wrgsbase rax
             )
-        parts += _text("488b0c25", abi.CROSSING_SAVED), _text("4c8b1c25", abi.CROSSING_SAVED + 8)  # mov rcx; mov r11
-        parts += _text("488b0425", _SCRATCH), _text("ff2425", abi.CROSSING_TARGET)  # mov rax, [...]; jmp [...]
-        return b"".join(parts)
+        parts += _store(_FLAGS_WORD, r.FLAG_FIXED), b"\x48\xc7\xc4", _low(abi.SHARED_PAGE + _FLAGS_WORD)  # mov rsp, ...
+        parts += b"\x9d", _frame(frame + 32), bytes.fromhex("4889c4")  # popfq; mov rax, [...]; mov rsp, rax
+        parts += _text("488b0c25", abi.CROSSING_SAVED), _text("488b0425", _SCRATCH)  # mov rcx, [...]; mov rax, [...]
+        parts.append(_text("ff2425", abi.CROSSING_TARGET))  # jmp [...]
+        call = b"".join(parts)
+        other = _frame(frame + 8) + _text("48890425", abi.CROSSING_FAULT + 8)  # mov [...], rax
+        other += _frame(frame + 24) + _text("48890425", abi.CROSSING_FAULT + 16)
+        other += _frame(frame + 32) + _text("48890425", abi.CROSSING_FAULT + 24)
+        other += _store(abi.CROSSING_FAULT, -1)
+        other += _text("488b0c25", abi.CROSSING_SAVED) + _text("488b0425", _SCRATCH) + b"\xf4"
+        begin = _text("48890425", _SCRATCH) + _frame(frame + 8)  # mov [scratch], rax; mov rax, [...]
+        begin += b"\x48\xb9" + struct.pack("<Q", site) + bytes.fromhex("4839c8")  # mov rcx, ...; cmp rax, rcx
+        return begin + b"\x0f\x85" + struct.pack("<I", len(call)) + call + other  # jne other
+
+
+def _frame(address: int) -> bytes:
+    """Load RAX from an address."""
+    return b"\x48\xa1" + struct.pack("<Q", address)
+
+
+def _low(address: int) -> bytes:
+    """The address of a word of the hypervisor's window as an operand."""
+    return struct.pack("<I", address & 0xFFFF_FFFF)
 
 
 def _text(code: str, offset: int, *behind: bytes) -> bytes:
     """An instruction with a word of the shared page as its operand."""
-    return bytes.fromhex(code) + struct.pack("<I", abi.SHARED_PAGE + offset & 0xFFFF_FFFF) + b"".join(behind)
+    return bytes.fromhex(code) + _low(abi.SHARED_PAGE + offset) + b"".join(behind)
 
 
 def _store(offset: int, value: int) -> bytes:

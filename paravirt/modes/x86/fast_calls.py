@@ -35,8 +35,6 @@ class FastSystemCalls(X86Requests):
         """How user code calls the kernel without an exit, where the engine can do that."""
         self._threads: dict[int, int] = {}
         """By CR3, the FS base with which user code was entered last."""
-        self._came_inside = False
-        """The kernel was entered without an exit, and no general-protection fault came since the first exit then."""
         self._went_back = False
         """The exit that is about to be handed up was an IRETQ, and is done."""
         self._inside = {
@@ -93,17 +91,14 @@ class FastSystemCalls(X86Requests):
     def _crossed(self, user: bool) -> None:
         """The guest has perhaps gone from user code to its kernel or back, without an exit."""
         crossings = self._crossings
-        if crossings is None or (user and self._view_level == 3) or self._registers.rip == crossings.slow:
+        if crossings is None or (user and self._view_level == 3) or crossings.stays(self._registers.rip):
             return
         if not user and self._view_level == 3 and self._goes_back(crossings):
             return
         crossings.segments(user)
-        self._came_inside = not user
         if self._view_level != self.vcpu.level:
             self._view_level = self.vcpu.level
             self._show_view(USER_VIEW if user else KERNEL_VIEW)
-        elif not user:
-            self.engine.open_ports()  # leaving closed them
 
     def _goes_back(self, crossings: Crossings) -> bool:
         """Do the IRETQ at which the kernel stands, to which user code came without an exit: then nothing of what serves
@@ -143,17 +138,17 @@ class FastSystemCalls(X86Requests):
             for (operation, _), cell in self._inside.items():
                 cell[0] = back if operation == Operation.RETURN_FROM_SYSTEM_CALL.name else into
 
-    def _refault(self, crossings: Crossings) -> tuple[int, int]:
+    def _refault(self, crossings: Crossings) -> tuple[int, int] | None:
         """A page fault of user code is not one of those that reach the kernel without an exit, or something is wrong on
-        the way: go back to user code, to where it was raised. Error code and address."""
+        the way: go back to user code, to where it was raised. Error code and address; None for a divide error."""
         seen = self._view_level == 3
-        error, address = crossings.refault()
+        found = crossings.refault()
         if seen:
             self.shadow.enter_again()
         else:
             self._view_level = 3
             self._show_view(USER_VIEW)
-        return error, address
+        return found
 
     def descriptors_changed(self) -> None:
         """A descriptor-table register was loaded."""

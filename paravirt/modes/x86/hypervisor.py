@@ -34,7 +34,7 @@ from paravirt.operations.x86 import PREPARE, pop_flags
 from paravirt.translator import Hypercall
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_DB, _UD, _NM, _GP, _PF = 1, 6, 7, 13, 14
+_DE, _DB, _UD, _NM, _GP, _PF = 0, 1, 6, 7, 13, 14
 _ERROR_PRESENT, _ERROR_WRITE, _ERROR_USER, _ERROR_FETCH, _ERROR_KEY = 1, 2, 4, 0x10, 0x20
 _CODE64, _DATA = 0xA09B00, 0xC09300
 _FLAT = 0xFFFF_FFFF
@@ -161,8 +161,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _raise(self, fault: ArchitecturalException) -> None:
         if self._crossings is not None and self._crossings.within_fault(self.vcpu.rip):
             # The handler cannot be entered: what comes of that is raised where user code was.
-            error, address = self._refault(self._crossings)
-            own = self._own_fault(address, error)
+            found = self._refault(self._crossings)
+            own = self._own_fault(found[1], found[0]) if found is not None else Fault(_DE)
             if own is None:
                 return  # tried again, it is another
             fault = own
@@ -283,6 +283,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
                     self._follow(self._chain)
                 return
         handler = self._faults.get(exit_.vector)
+        if exit_.vector == _DE and self._crossings is not None and self._registers.rip == self._crossings.leave:
+            handler = self._general_protection  # the kernel's SYSRET: an operation like others
         if handler is not None:
             handler(exit_)
             return
@@ -317,7 +319,12 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _general_protection(self, exit_: Exit) -> None:
         rip = self._registers.rip
         if self._crossings is not None and self._crossings.leaves_fault(rip):
-            exit_.error, exit_.address = self._refault(self._crossings)
+            fault = self._refault(self._crossings)
+            if fault is None:
+                self.exits.count("exception to the guest", "fault")
+                self._raise(Fault(_DE))
+                return
+            exit_.error, exit_.address = fault
             self._page_fault(exit_)
             return
         if self._in_shadow:
@@ -328,9 +335,6 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
                 self._act(known)
                 if self._chain is not None and known[1] is self._swap_cell:
                     self._follow(self._chain)
-                return
-            if self._came_inside:  # ports are still closed then: what a fixup did is done again
-                self._came_inside = False
                 return
         elif self.descriptors.reveal():
             if self._crossings is not None:

@@ -121,19 +121,21 @@ _JE, _JNE, _JAE, _JNS, _JMP = "0f84", "0f85", "0f83", "0f89", "e9"
 
 def fault_code(handler: Handler, shown: tuple[int, int], size: int, user_data: int, copies: bool) -> tuple[bytes, int]:
     """The code, and the offset in it of the HLT behind which the hypervisor decides. `shown` is `show_memory`'s answer
-    for `size` bytes; `user_data` the only selector in SS that user code may have; `copies`: the shared page has copies
-    of selectors."""
+    for `size` bytes, and where a trap's frame is; `user_data` the only selector in SS that user code may have;
+    `copies`: the shared page has copies of selectors."""
     memory, frame = shown
     code = _Code()
     for store, _, word in _REGISTERS:
         code.shared(store, word)
-    code.shared("48892425", RSP)  # mov [...], rsp
+    code.shared("48892425", ADDRESS)  # mov [...], rsp
     code.shared("48c70425", abi.INTERRUPT_DELTA, _half(abi.INTERRUPTS_DISABLED))
     code.plain("48bb", _whole(frame))  # mov rbx, frame
     code.plain("488b4308")  # mov rax, [rbx + 8]
     code.shared("48890425", RIP)
     code.plain("488b4318")  # mov rax, [rbx + 24]
     code.shared("48890425", FLAGS)
+    code.plain("488b4320")  # mov rax, [rbx + 32]
+    code.shared("48890425", RSP)
     code.plain("4c8b4b28")  # mov r9, [rbx + 40]
     code.plain("488b1b")  # mov rbx, [rbx]
     code.shared("48891c25", ERROR)
