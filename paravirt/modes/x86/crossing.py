@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SWAPGS: Final = bytes.fromhex("0f01f8")
 _SYSRETQ: Final = bytes.fromhex("480f07")
-_LEAVE: Final = 2048
+_LEAVE: Final = 1152
 """Offset in the page of code of the division by zero by which the kernel is left, and of its operand."""
 _ZERO: Final = _LEAVE + 8
 _NO_CALL: Final = (1 << 64) - 1
