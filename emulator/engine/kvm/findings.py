@@ -42,6 +42,14 @@ class Findings:
     """The host's own user segments can be loaded, although the descriptor table in GDTR has none."""
     host_selectors_shown: bool = False
     """Reads of segment registers show the host's selectors."""
+    descriptors_are_hosts: bool = False
+    """LAR, LSL, VERR and VERW look at the host's descriptor table, not at the one in GDTR."""
+    processor_shown: bool = False
+    """RDTSCP and RDPID show the number of the host's processor, not MSR_TSC_AUX."""
+    calls_answered: bool = False
+    """VMCALL or VMMCALL of user code is answered by KVM."""
+    compatibility_interpreted: bool = False
+    """32-bit code is interpreted, and what the interpreter does not know is undefined."""
     tables_fault: bool = True
     """CR4.UMIP makes SGDT and its like fault in user mode."""
     flush_by_control: bool = True

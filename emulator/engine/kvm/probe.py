@@ -26,6 +26,8 @@ _CR4 = r.CR4_PAE | r.CR4_OSFXSR
 _EFER = r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE
 _ROUNDS = 40
 _CROSSINGS = 8
+_SHOWN, _NUMBER = 0x40, 0x5A
+"""Offset of a descriptor that no host's table has for user code; a processor that no host has."""
 Seen = tuple[ExitKind, int, int, int]
 """Kind, vector, error code, offset of RIP in the code."""
 
@@ -151,9 +153,28 @@ def _instructions(bench: Bench) -> dict[str, bool]:
     bench.go()
     found["host_selectors_shown"] = (state.gpr[r.RAX], state.gpr[r.RBX]) != (0x13, 0x1B)
     found["host_segments_open"] = see("66b82b00 8ed8" + _UD2)[1] == 6
+    found |= _user_code(bench)
     found["counter_is_hosts"] = not found["time_stamp_faults"] and _counts(bench)
     found["identify_is_hosts"], found["identify_faults"] = _identify(bench)
     return found
+
+
+def _user_code(bench: Bench) -> dict[str, bool]:
+    """What user code sees that its kernel has no say in, by name of the finding."""
+    engine, state = bench.engine, bench.engine.registers
+    engine.show_segments(bytes(_SHOWN) + (0x00CF_F300_0000_FFFF).to_bytes(8, "little"))
+    bench.see(f"b8{_SHOWN | 3:02x}000000 0f02d8" + _UD2)  # mov eax, selector; lar ebx, eax
+    seen = {"descriptors_are_hosts": not state.rflags & r.FLAG_ZF}
+    engine.show_segments(b"")
+    taken = engine.set_processor_number(_NUMBER)
+    at = bench.see("0f01f9" + _UD2)[3]
+    seen["processor_shown"] = at == 3 and not (taken and state.gpr[r.RCX] == _NUMBER)
+    engine.set_processor_number(0)
+    seen["calls_answered"] = any(bench.see(code + _UD2)[3] == 3 for code in ("0f01c1", "0f01d9"))
+    bench.start("d9e8" + _UD2)
+    state.set_segment(r.CS, 0x23, 0, 0xFFFF_FFFF, 0xCFFB00)
+    seen["compatibility_interpreted"] = bench.go()[3] != 2
+    return seen
 
 
 def _counts(bench: Bench) -> bool:

@@ -242,6 +242,10 @@ class KvmProcessor:
         except OSError:
             return False
 
+    def set_processor_number(self, number: int) -> bool:
+        """Have RDTSCP and RDPID show this; whether KVM took it."""
+        return self._vm.set_msrs({api.MSR_TSC_AUX: number})
+
     # -- what only some engines need --------------------------------------------------------------
 
     def open_ports(self, enabled: bool = True) -> None:

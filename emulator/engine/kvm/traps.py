@@ -27,6 +27,8 @@ _DB, _BP, _UD, _GP, _PF = 1, 3, 6, 13, 14
 _BY_TABLE: Final = 7
 _FROM_IDT: Final = 2
 """Lowest bits of the error code of an INT n that its gate refuses."""
+_OF_32_BITS: Final = {0xCC: _BP, 0xCE: 4}
+"""INT3, and INTO, which is undefined only while the overflow flag is set: the vectors that they ask for."""
 _TARGETS: Final = (room.SYSTEM_CALL, room.SYSTEM_CALL_32)
 _STEPPED: Final = 1 << 14
 _LONG_CODE: Final = 1 << 21
@@ -128,7 +130,8 @@ class Traps:
             registers.advance(1)
 
     def _undefined(self) -> None:
-        """#UD: INT n where KVM delivers none, or a fetch from where no memory is."""
+        """#UD: INT n where KVM delivers none, INT3 and INTO of 32-bit code that it interprets, or a fetch from where no
+        memory is."""
         code, exit_ = self.code(), self.exit
         if not code:
             exit_.kind, exit_.address = ExitKind.UNBACKED, self._registers.rip
@@ -136,6 +139,8 @@ class Traps:
         start = next((at for at, byte in enumerate(code) if byte not in _PREFIXES and byte & 0xF0 != 0x40), 0)
         if code[start] == 0xCD and len(code) > start + 1:
             exit_.kind, exit_.vector, exit_.length = ExitKind.SOFTWARE_INTERRUPT, code[start + 1], start + 2
+        elif code[start] in _OF_32_BITS and not self._registers.segment(r.CS)[3] & _LONG_CODE:
+            exit_.kind, exit_.vector, exit_.length = ExitKind.SOFTWARE_INTERRUPT, _OF_32_BITS[code[start]], start + 1
 
     def code(self, offset: int = 0) -> bytes:
         """The bytes at RIP, or so many behind it, as the processor fetches them."""

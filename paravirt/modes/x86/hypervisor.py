@@ -14,7 +14,7 @@ from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.decode import instruction_at, row_of
-from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
+from emulator.isa.x86.delivery import interrupt, protected_or, raise_exception, software_interrupt, undefined_or
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.transfer import syscall
 from paravirt import abi, layout
@@ -37,6 +37,8 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _DB, _UD, _NM, _GP, _PF = 1, 6, 7, 13, 14
 _ERROR_PRESENT, _ERROR_WRITE, _ERROR_USER, _ERROR_FETCH, _ERROR_KEY = 1, 2, 4, 0x10, 0x20
 _CODE64, _DATA = 0xA09B00, 0xC09300
+_SYSTEM_ENTER = 1 << 11
+"""Of CPUID's leaf 1, EDX."""
 _FLAT = 0xFFFF_FFFF
 _RET = 0xC3
 
@@ -149,7 +151,16 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _may_deliver(self) -> bool:
         return self._stepping is None and not self._in_shadow and self.vcpu.interrupts_enabled
 
+    def _deliver_waiting(self) -> None:
+        # Where exits are dear the guest's next stop is a tenth of a millisecond away, in a fixup again, perhaps.
+        pc = self.vcpu.rip
+        within = self._chain is not None and self._in_fixup(pc) and pc not in self.code.fixup_sites
+        if not (within and self._step_out()):
+            super()._deliver_waiting()
+
     def _take_interrupt(self) -> None:
+        if self._shown_time is not None:
+            self._shown_time.look()  # the tick may have come within a fixup, which may read it
         vector = self.board.acknowledge()
         self._event("interrupt", vector, 0, self.vcpu.rip)
         interrupt(self.vcpu, vector)
@@ -336,9 +347,17 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             if self._crossings is not None:
                 self._crossings.close()
             return
+        elif self._lacks(rip, exit_.error):
+            self._refuse(Fault(_UD))
+            return
         elif self._perform_for_user(rip):
             return
         self._refuse(Fault(_GP, exit_.error))
+
+    def _lacks(self, rip: int, error: int) -> bool:
+        """Whether user code was refused an instruction that the guest's processor does not have at all."""
+        has_system_enter = self.vcpu.IDENTIFY(1, 0)[3] & _SYSTEM_ENTER != 0
+        return not error and protected_or(self.vcpu.fetch(rip, 3), has_system_enter) is not None
 
     def _emulate_undefined(self) -> bool:
         """ICEBP and RDPMC arrive as invalid opcodes; whatever else is undefined is the guest's."""
