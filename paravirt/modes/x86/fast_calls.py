@@ -185,7 +185,8 @@ class FastSystemCalls(X86Requests):
         self.descriptors.keeps = crossings.leads
 
     def _cannot_deliver(self) -> None:
-        if self.vcpu.level == 3 or (self._crossings is not None and self._in_fixup(self.vcpu.rip)):
+        waits = self._crossings is not None and not self._in_shadow and self._in_fixup(self.vcpu.rip)
+        if self.vcpu.level == 3 or waits:
             # User code with IOPL 3 may open its flag without an exit, and a fixup may be about to go back to user code
             # without one: look again at the next block.
             self.engine.set_deadline(self.engine.progress + 2)

@@ -151,7 +151,16 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _may_deliver(self) -> bool:
         return self._stepping is None and not self._in_shadow and self.vcpu.interrupts_enabled
 
+    def _deliver_waiting(self) -> None:
+        # Where exits are dear the guest's next stop is a tenth of a millisecond away, in a fixup again, perhaps.
+        pc = self.vcpu.rip
+        within = self._chain is not None and self._in_fixup(pc) and pc not in self.code.fixup_sites
+        if not (within and self._step_out()):
+            super()._deliver_waiting()
+
     def _take_interrupt(self) -> None:
+        if self._shown_time is not None:
+            self._shown_time.look()  # the tick may have come within a fixup, which may read it
         vector = self.board.acknowledge()
         self._event("interrupt", vector, 0, self.vcpu.rip)
         interrupt(self.vcpu, vector)
