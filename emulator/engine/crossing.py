@@ -13,9 +13,9 @@ class Crossing:
     """What the engine's own code needs to know. Roots, and when, are `X86Engine.open_crossing`'s."""
 
     enter: int = 0
-    """Code at which the kernel is entered, at level 3. It does what is left to do of SYSCALL: the flags are still the
-    user's, and RSP is in the trap's frame (`CrossingEngine.call_frame`). If that is not of a SYSCALL at all, user code
-    has raised a divide error."""
+    """Code at which the kernel is entered, at level 3, with R11 in RSP. It does what is left to do of SYSCALL; RSP is
+    in the trap's frame (`CrossingEngine.call_frame`). If that is not of a SYSCALL at all, user code has raised a divide
+    error."""
     enter_end: int = 0
     """Behind that code: a guest within it is between two instructions of its own."""
     saved: int = 0

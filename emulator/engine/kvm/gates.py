@@ -26,8 +26,6 @@ _ROOTS: Final = {0: 2, _LEAVE: 16, _FAULT: 2}
 _FRAME_RSP: Final = room.STACK_TOP - 16
 """Where the RSP is that was pushed last: RSP itself serves as a scratch register meanwhile."""
 _ENTRY_FLAGS: Final = r.FLAG_IF | r.FLAG_FIXED
-_KEPT_FLAGS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_IF | r.FLAG_AC | r.FLAG_ID | r.FLAG_FIXED
-"""What of R11 the kernel begins with as flags, until its code there clears them: no trap, no privilege."""
 
 
 class _Code:
@@ -134,8 +132,9 @@ def _entering(crossing: Crossing) -> bytes:
     code = _Code(room.GATES, _DE)
     code.load_root()
     code.plain("48890c25", _low(crossing.saved))  # mov [saved], rcx
-    code.plain("4181e3", struct.pack("<I", _KEPT_FLAGS))  # and r11d, ...
+    code.plain("4c89dc")  # mov rsp, r11
     code.plain("48c7c1", _low(crossing.enter))  # mov rcx, enter
+    code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))  # mov r11d, ...
     code.go()
     return code.code
 

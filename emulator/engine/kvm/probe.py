@@ -260,8 +260,9 @@ def lay_kernel(bench: Bench, code: str = "") -> Crossing:
     """A kernel in page tables of its own that counts its entries in the other page, does `code`, and leaves."""
     bench.words[OTHER_ROOT >> 3] = bench.words[ROOT >> 3]
     frame, _ = bench.engine.call_frame
-    # inc qword [other]; mov r8, rax; mov rax, [frame + 32]; mov rsp, rax; mov rax, r8; mov rcx, [saved]; div dword [0]
-    text = bytes.fromhex("48ff042500300000 4989c0 48a1") + struct.pack("<Q", frame + 32)
+    # mov r11, rsp; inc qword [other]; mov r8, rax; mov rax, [frame + 32]; mov rsp, rax; mov rax, r8
+    # mov rcx, [saved]; leave: div dword [zero]
+    text = bytes.fromhex("4989e3 48ff042500300000 4989c0 48a1") + struct.pack("<Q", frame + 32)
     text += bytes.fromhex("4889c4 4c89c0 488b0c2500200000" + code)
     entry, leave = _CODE + 256, _CODE + 256 + len(text)
     text += bytes.fromhex("f73425") + struct.pack("<I", leave + 8) + bytes(8)

@@ -43,7 +43,6 @@ _SAVED, _TARGET, _TO, _THREAD, _COUNT = (
     )
 )
 _ERROR, _RIP, _FLAGS, _RSP, _ADDRESS, _FAULTS, _HANDLER = ((abi.CROSSING_FAULT >> 3) + word for word in range(7))
-_FLAGS_WORD: Final = abi.CROSSING_REGISTERS + 8 * 7
 _STACK_SELECTOR: Final = (abi.SELECTORS >> 3) + r.SS
 _USERS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_TF | r.FLAG_NT | r.FLAG_AC | r.FLAG_RF | r.FLAG_ID
 _SCRATCH: Final = abi.SCRATCH + 8 * (abi.SCRATCH_WORDS - 1)
@@ -275,8 +274,7 @@ class Crossings:
                 _text("48870425", abi.KERNEL_GS_BASE),  # xchg [...], rax
                 bytes.fromhex("f3480faed8"),  # wrgsbase rax
             )
-        parts += _store(_FLAGS_WORD, r.FLAG_FIXED), b"\x48\xc7\xc4", _low(abi.SHARED_PAGE + _FLAGS_WORD)  # mov rsp, ...
-        parts += b"\x9d", _frame(frame + 32), bytes.fromhex("4889c4")  # popfq; mov rax, [...]; mov rsp, rax
+        parts += _frame(frame + 32), bytes.fromhex("4889c4")  # mov rax, [...]; mov rsp, rax
         parts += _text("488b0c25", abi.CROSSING_SAVED), _text("488b0425", _SCRATCH)  # mov rcx, [...]; mov rax, [...]
         parts.append(_text("ff2425", abi.CROSSING_TARGET))  # jmp [...]
         call = b"".join(parts)
@@ -285,7 +283,8 @@ class Crossings:
         other += _frame(frame + 32) + _text("48890425", abi.CROSSING_FAULT + 24)
         other += _store(abi.CROSSING_FAULT, -1)
         other += _text("488b0c25", abi.CROSSING_SAVED) + _text("488b0425", _SCRATCH) + b"\xf4"
-        begin = _text("48890425", _SCRATCH) + _frame(frame + 8)  # mov [scratch], rax; mov rax, [...]
+        begin = _text("48890425", _SCRATCH) + bytes.fromhex("4989e3")  # mov [scratch], rax; mov r11, rsp
+        begin += _frame(frame + 8)  # mov rax, [...]
         begin += b"\x48\xb9" + struct.pack("<Q", site) + bytes.fromhex("4839c8")  # mov rcx, ...; cmp rax, rcx
         return begin + b"\x0f\x85" + struct.pack("<I", len(call)) + call + other  # jne other
 
