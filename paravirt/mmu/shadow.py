@@ -6,7 +6,7 @@ the guest edits its tables is a `Technique` (`techniques`). Permissions accumula
 table does not depend on where it is linked. Both forms of tables, the guest's and the engine's, are data.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -119,14 +119,13 @@ class ShadowPaging(ShadowEntries):
         """Drop the translations of one page in both views: here now, and in any other address space before it runs."""
         self.technique.invalidated(address)
 
-    def roots_of(self, address: int) -> Iterator[int]:
+    def roots_of(self, address: int) -> tuple[int, ...]:
         """The root tables that there are of the current address space for `address`: the kernel's, and user code's."""
         region = self.guest.region(address)
-        name = self.guest.roots[region]
-        for role in (self.role if self.view == KERNEL_VIEW else KERNEL_VIEW, USER_VIEW):
-            root = self._roots.get((region, name, role))
-            if root is not None:
-                yield root
+        name, known = self.guest.roots[region], self._roots
+        kernel = known.get((region, name, self.role if self.view == KERNEL_VIEW else KERNEL_VIEW))
+        user = known.get((region, name, USER_VIEW))
+        return tuple(root for root in (kernel, user) if root is not None)
 
     def forget_root(self, root: int) -> None:
         """A root table that is not in use: it is looked for by its key when its address space runs next."""
