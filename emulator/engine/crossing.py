@@ -29,6 +29,19 @@ class Crossing:
     """Code behind that for entering, at which a page fault of user code arrives in the kernel's tables, at level 3,
     with the address that it is about in RSP and all registers but RCX and R11, which are saved as above. 0 where such
     faults exit."""
+    back: int = 0
+    """A HLT of the hypervisor's in the kernel's tables at which RAX is stored, as an entry of a page, at the offset RCX
+    in `tables`, and IRETQ done to the address in RDX with the RSP and the flags that there are. 0 for none."""
+    back_together: int = 0
+    """Another, at which sixteen entries are stored that are at the offset RAX of `blocks`."""
+    back_saved: tuple[int, ...] = ()
+    """Words with RAX, RCX, RDX, RSI and RDI for user code."""
+    blocks: int = 0
+    """Where 32 KiB of such entries are, in the kernel's tables."""
+    tables: int = 0
+    """Engine-physical address of the page tables."""
+    tables_size: int = 0
+    """Bytes of them, a power of two."""
 
 
 NOWHERE: Final = Crossing()

@@ -173,6 +173,12 @@ class CrossingEngine(X86Engine, Protocol):
         """Where that code may read the first `size` bytes of physical memory. None for too many."""
         ...
 
+    def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
+        """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
+        what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
+        them `Crossing.back` may store in. None where it cannot."""
+        ...
+
     def open_crossing(self, kernel: int, user: int) -> None:
         """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""
         ...

@@ -193,12 +193,16 @@ class ShadowPaging(ShadowEntries):
         table = pool.find(key)
         if table is None:
             table = pool.mirror(key)
+            self._made(table, level, role)
             self.technique.mirrored(table)
         else:
             self.technique.found(table)
             if self._changes:  # an engine that keeps what it read of a table knows it as it was when it was last linked
                 self.flush_tlb()
         return table
+
+    def _made(self, _table: int, _level: int, _role: int) -> None:
+        """A table is new."""
 
     def reset(self) -> None:
         """Forget every shadow table (the pool is full), and make the roots anew. Raises `ShadowPoolExhausted` when even

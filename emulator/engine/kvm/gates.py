@@ -13,53 +13,22 @@ from typing import Final
 from emulator.engine.crossing import NOWHERE, Crossing
 from emulator.engine.kvm import api, room
 from emulator.engine.kvm.device import Vm
+from emulator.engine.kvm.level_0 import FRAME_RSP, Level0, low
+from emulator.engine.kvm.returning import CONSTANTS, returning
 from emulator.engine.kvm.room import Room
 from emulator.isa.x86 import registers as r
 
-_DE, _PF = 0, 14
+_DE, _GP, _PF = 0, 13, 14
 _LEAVE: Final = 512
 """Offset of the code for leaving; that for entering is at the beginning."""
 _FAULT: Final = 1024
 """Offset of the code for page faults."""
-_ROOTS: Final = {0: 2, _LEAVE: 16, _FAULT: 2}
-"""Offset of the root in each part, an operand of its code."""
-_FRAME_RSP: Final = room.STACK_TOP - 16
-"""Where the RSP is that was pushed last: RSP itself serves as a scratch register meanwhile."""
+_BACK: Final = 1536
+"""Offset of the code for IRETQ."""
+_FLAT_DATA, _LONG_CODE = 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF
+_TO_USER: Final = (_LEAVE, _BACK)
+"""Parts that load user code's root; the others load the kernel's."""
 _ENTRY_FLAGS: Final = r.FLAG_IF | r.FLAG_FIXED
-
-
-class _Code:
-    """Machine code at a place of the engine's room."""
-
-    def __init__(self, at: int, vector: int) -> None:
-        self._at, self._slow = at, room.HANDLERS + vector * room.SPACING
-        self.code = b""
-
-    def plain(self, text: str, *operands: bytes) -> None:
-        """Bytes as they are."""
-        self.code += bytes.fromhex(text) + b"".join(operands)
-
-    def unless_equal(self, target: int) -> None:
-        """JNE."""
-        self.code += b"\x0f\x85" + _relative(target - (self._at + len(self.code) + 6))
-
-    def unless_equal_slowly(self) -> None:
-        """JNE to the handler's HLT, with the frame as it was pushed."""
-        self.unless_equal(self._slow)
-
-    def word(self, text: str, address: int, behind: bytes = b"") -> None:
-        """An instruction with a word of the engine's as its operand; `behind` is its immediate."""
-        code = bytes.fromhex(text)
-        end = self._at + len(self.code) + len(code) + 4 + len(behind)
-        self.code += code + _relative(address - end) + behind
-
-    def load_root(self) -> None:
-        """The operand is filled in when the gates are opened. It is RSP that is lost."""
-        self.plain("48bc", bytes(8), b"\x0f\x22\xdc")  # mov rsp, ...; mov cr3, rsp
-
-    def go(self) -> None:
-        """To level 3, at RCX with the flags in R11."""
-        self.plain("480f07")  # sysretq
 
 
 class Gates:
@@ -70,6 +39,8 @@ class Gates:
         self._code = own.page(room.GATES)
         self._crossing = NOWHERE
         self._paused = False
+        self._roots: dict[int, bool] = {}
+        """Where the code has roots as operands, and whether user code's."""
         self.pair = (-1, -1)
         """The roots of kernel and user code between which the gates lead; -1 where they are closed."""
 
@@ -87,14 +58,26 @@ class Gates:
         parts = {0: _entering(crossing), _LEAVE: _leaving(crossing)}
         if crossing.fault:
             parts[_FAULT] = _faulting(crossing)
-        for at, code in parts.items():
-            self._code[at : at + len(code)] = code
+        if crossing.back:
+            parts[_BACK] = self._returning(crossing)
+        for at, part in parts.items():
+            self._code[at : at + len(part.code)] = part.code
+        self._roots = {at + root: at in _TO_USER for at, part in parts.items() for root in part.roots}
+
+    def _returning(self, crossing: Crossing) -> Level0:
+        window = self._room.window(crossing.tables)
+        assert window is not None, "there are few such regions"
+        self._code[-len(CONSTANTS) :] = CONSTANTS
+        self._room.keep_descriptors(crossing.user_code - 8, (_FLAT_DATA, _LONG_CODE))
+        code = Level0(room.GATES + _BACK, _GP)
+        returning(code, crossing, window)
+        return code
 
     def open(self, kernel: int, user: int) -> None:
         """Lead from one of these roots to the other."""
         if (kernel, user) != self.pair or self._paused:
-            for at, operand in _ROOTS.items():
-                struct.pack_into("<Q", self._code, at + operand, user if at == _LEAVE else kernel)
+            for at, of_user in self._roots.items():
+                struct.pack_into("<Q", self._code, at, user if of_user else kernel)
             self.pair, self._paused = (kernel, user), False
             self._room.part_ports(True)
             self._lead(True)
@@ -105,6 +88,8 @@ class Gates:
         lead(_DE, room.GATES + _LEAVE if enabled else None, kernel=True)
         if self._crossing.fault:
             lead(_PF, room.GATES + _FAULT if enabled else None, kernel=False)
+        if self._crossing.back:
+            lead(_GP, room.GATES + _BACK if enabled else None, kernel=True)
 
     def close(self) -> None:
         """Everything exits."""
@@ -126,52 +111,41 @@ class Gates:
             self._lead(True)
 
 
-def _entering(crossing: Crossing) -> bytes:
+def _entering(crossing: Crossing) -> Level0:
     """SYSCALL that did not leave level 3: a divide error in user code's tables. That it is none of user code's own is
     seen by the code that it leads to, by the frame."""
-    code = _Code(room.GATES, _DE)
+    code = Level0(room.GATES, _DE)
     code.load_root()
-    code.plain("48890c25", _low(crossing.saved))  # mov [saved], rcx
+    code.plain("48890c25", low(crossing.saved))  # mov [saved], rcx
     code.plain("4c89dc")  # mov rsp, r11
-    code.plain("48c7c1", _low(crossing.enter))  # mov rcx, enter
+    code.plain("48c7c1", low(crossing.enter))  # mov rcx, enter
     code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))  # mov r11d, ...
     code.go()
-    return code.code
+    return code
 
 
-def _faulting(crossing: Crossing) -> bytes:
+def _faulting(crossing: Crossing) -> Level0:
     """A page fault in user code's tables goes to the kernel's, where code of level 3 sees whose it is."""
-    code = _Code(room.GATES + _FAULT, _PF)
+    code = Level0(room.GATES + _FAULT, _PF)
     code.load_root()
-    code.plain("48890c25", _low(crossing.saved))
-    code.plain("4c891c25", _low(crossing.saved + 8))  # mov [saved + 8], r11
+    code.plain("48890c25", low(crossing.saved))
+    code.plain("4c891c25", low(crossing.saved + 8))  # mov [saved + 8], r11
     code.plain("0f20d4")  # mov rsp, cr2
-    code.plain("48c7c1", _low(crossing.fault))
+    code.plain("48c7c1", low(crossing.fault))
     code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))  # mov r11d, ...
     code.go()
-    return code.code
+    return code
 
 
-def _leaving(crossing: Crossing) -> bytes:
+def _leaving(crossing: Crossing) -> Level0:
     """The kernel's divide error in the place of its last SYSRET; its others go to the handler."""
-    code = _Code(room.GATES + _LEAVE, _DE)
-    code.plain("48813c24", _low(crossing.leave))  # cmp [rsp], leave: there is no error code
+    code = Level0(room.GATES + _LEAVE, _DE)
+    code.plain("48813c24", low(crossing.leave))  # cmp [rsp], leave: there is no error code
     code.unless_equal_slowly()
     code.load_root()
-    code.word("488b25", _FRAME_RSP)  # mov rsp, [...]
+    code.word("488b25", FRAME_RSP)  # mov rsp, [...]
     code.go()
-    return code.code
-
-
-def _relative(distance: int) -> bytes:
-    return struct.pack("<i", distance)
-
-
-def _low(address: int) -> bytes:
-    """An address of the top or the bottom 2 GiB as a sign-extended operand. Raises `ValueError` for others."""
-    if (address + (1 << 31)) >> 32 & 0xFFFF_FFFF:
-        raise ValueError(f"{address:#x} cannot be an operand of 32 bits")
-    return struct.pack("<I", address & 0xFFFF_FFFF)
+    return code
 
 
 __all__ = ["Gates"]

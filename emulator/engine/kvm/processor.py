@@ -16,6 +16,7 @@ from emulator.engine.kvm.device import Read, Vm, Write
 from emulator.engine.kvm.findings import Findings
 from emulator.engine.kvm.gates import Gates
 from emulator.engine.kvm.registers import KvmRegisters, segment_words
+from emulator.engine.kvm.returning import MOST_TABLES
 from emulator.engine.kvm.room import Room
 from emulator.engine.kvm.stub import Stub
 from emulator.engine.kvm.traps import Traps
@@ -277,6 +278,16 @@ class KvmProcessor:
     def show_memory(self, size: int) -> int | None:
         """Where the code that enters a kernel reads physical memory; None for too much."""
         return self._room.show_memory(size)
+
+    def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
+        """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
+        what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
+        them `Crossing.back` may store in. None where it cannot."""
+        tables = regions[0][1]
+        if not self.findings.host_segments_open or tables >> 12 > MOST_TABLES or tables & tables - 1:
+            return None
+        own = self._room
+        return tuple(own.show_more(number, *region) for number, region in enumerate(regions)), own.marks()
 
     def open_crossing(self, kernel: int, user: int) -> None:
         """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""

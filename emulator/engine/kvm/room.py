@@ -50,6 +50,8 @@ STUB_END: Final = STUB + _PAGE
 GATES: Final = BASE + _GATES * _PAGE
 """Code that some traps lead to before their handlers (`gates.py`)."""
 GATES_END: Final = GATES + _PAGE
+MARKS: Final = BASE + 10 * _PAGE
+"""Two pages: which of a hypervisor's tables map pages for user code alone, a byte each."""
 GDT_NONE: Final = BASE + _GDT_NONE * _PAGE
 """A descriptor table in which user code finds nothing."""
 GDT_USER: Final = BASE + _GDT_USER * _PAGE
@@ -84,8 +86,9 @@ _USER: Final = 4
 _EXECUTABLE: Final = 1 | _USER | 0x20
 _READABLE: Final = 1 | _USER | 0x20 | 1 << 63
 _MOST_SHOWN: Final = 4
+_MORE_SHOWN: Final = 3
 
-_KERNELS: Final = 3 + _DIRECTORIES + _MOST_SHOWN
+_KERNELS: Final = 3 + _DIRECTORIES + _MOST_SHOWN + _MORE_SHOWN
 _TABLES: Final = _KERNELS + 3
 """Tables in front of the pages: one each of levels 3, 2 and 1, the window's of level 2, those of what is shown, and
 again one each of levels 3 to 1 for roots of a kernel's."""
@@ -116,6 +119,7 @@ class Room:
         """Index in `words` behind a trap's frame: SS, RSP, RFLAGS, CS, RIP, error code come before it, at -1 to -6."""
         self._shown_gigabytes: dict[int, int] = {}
         self._shown = b""
+        self._kept = 0, b""
         self._ports_open = self._apart = False
         self._fill_tables()
         self._fill_handlers()
@@ -216,6 +220,7 @@ class Room:
         kept = table[:_SHOWN].ljust(min(size, _SHOWN), b"\0")
         self.memory[self._at(_GDT_USER) : self._at(_GDT_USER) + len(kept)] = kept
         self._shown = bytes(table)
+        self._show_kept()
 
     def descriptor(self, selector: int) -> int:
         """The descriptor that user code finds for a selector; 0 for none."""
@@ -232,6 +237,28 @@ class Room:
             self.words[table * 512 + (block & 511)] = block << 21 | _READABLE | _LARGE
             self.words[_KERNELS * 512 + 128 + (block >> 9)] = PHYSICAL + table * _PAGE | _SUPERVISOR | _USER
         return SHOWN
+
+    def show_more(self, number: int, physical: int, size: int) -> int:
+        """Show another region likewise, the first, second or third; where that is. It begins at a block of 2 MiB."""
+        table = 3 + _DIRECTORIES + _MOST_SHOWN + number
+        for block in range(size + (1 << 21) - 1 >> 21):
+            self.words[table * 512 + block] = physical + (block << 21) | _READABLE | _LARGE
+        self.words[_KERNELS * 512 + 128 + _MOST_SHOWN + number] = PHYSICAL + table * _PAGE | _SUPERVISOR | _USER
+        return SHOWN + (_MOST_SHOWN + number << 30)
+
+    def marks(self) -> memoryview:
+        """The bytes that say which tables map pages for user code."""
+        at = self._at(MARKS - BASE >> 12)
+        return memoryview(self.memory)[at : at + 2 * _PAGE]
+
+    def keep_descriptors(self, selector: int, descriptors: tuple[int, ...]) -> None:
+        """Have descriptors from a selector on in the table that is shown, whatever `show` is given."""
+        self._kept = selector & 0xFFF8, struct.pack(f"<{len(descriptors)}Q", *descriptors)
+        self._show_kept()
+
+    def _show_kept(self) -> None:
+        at, kept = self._at(_GDT_USER) + self._kept[0], self._kept[1]
+        self.memory[at : at + len(kept)] = kept
 
     def window(self, physical: int) -> int | None:
         """Where the stub reaches a physical address; None where it does not."""

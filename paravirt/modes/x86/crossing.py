@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from emulator.engine.crossing import Crossing
@@ -17,7 +18,8 @@ from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.descriptors import FLAT_DATA, FLAT_LIMIT, KERNEL_CODE, USER_CODE, USER_DATA
 from paravirt import abi
-from paravirt.modes.x86 import user_faults
+from paravirt.modes.x86 import user_faults, user_returns
+from paravirt.modes.x86.shadow import BLOCKS, BLOCKS_SIZE
 from paravirt.translator import Hypercall
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ _LEAVE: Final = 1152
 _ZERO: Final = _LEAVE + 8
 _NO_CALL: Final = (1 << 64) - 1
 """Instead of a page fault's error code: user code has divided by zero."""
+_BACK: Final = 1184
+_INVALIDATE_AT: Final = _BACK + 1760
+"""Offsets of the code for IRETQ, and for INVLPG."""
+_LOWEST_SELECTOR, _SELECTORS_END = 16, 0xFF00
 _MASKED: Final = r.FLAGS_STATUS | r.FLAG_TF | r.FLAG_IF | r.FLAG_DF | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 """Flags that SYSCALL must clear: the kernel begins with none of them."""
 _SAVED, _TARGET, _TO, _THREAD, _COUNT = (
@@ -43,6 +49,21 @@ _SAVED, _TARGET, _TO, _THREAD, _COUNT = (
     )
 )
 _ERROR, _RIP, _FLAGS, _RSP, _ADDRESS, _FAULTS, _HANDLER = ((abi.CROSSING_FAULT >> 3) + word for word in range(7))
+_RETURN_THREAD, _RETURN_CODE, _RETURN_SLOW = (
+    offset >> 3 for offset in (abi.RETURN_THREAD, abi.RETURN_CODE, abi.RETURN_SLOW)
+)
+_SEEN, _RETURNS, _ROOT, _LOGGED = (
+    offset >> 3 for offset in (user_returns.SEEN, user_returns.RETURNS, user_returns.ROOT, user_returns.LOGGED)
+)
+_ROOT_OF, _INVALIDATE, _BEHIND, _KERNEL_ROOT, _LISTED, _WAITING = (
+    offset >> 3
+    for offset in (
+        *(user_returns.ROOT_OF, user_returns.INVALIDATE, user_returns.BEHIND, user_returns.KERNEL_ROOT),
+        *(user_returns.LISTED, user_returns.WAITING),
+    )
+)
+_LIST: Final = abi.INVALIDATE_LIST >> 3
+_LOG: Final = abi.RETURN_LOG >> 3
 _STACK_SELECTOR: Final = (abi.SELECTORS >> 3) + r.SS
 _USERS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_TF | r.FLAG_NT | r.FLAG_AC | r.FLAG_RF | r.FLAG_ID
 _SCRATCH: Final = abi.SCRATCH + 8 * (abi.SCRATCH_WORDS - 1)
@@ -76,8 +97,14 @@ class Crossings:
         """Where code for page faults of user code leaves one to the hypervisor; -1 where there is no such code."""
         self._none = -1
         """Where that for system calls leaves what is none."""
-        self._faults = self._fault_entry = self._user_data = 0
-        """Such faults that were looked at; where that code begins; the selector that user code has in SS."""
+        self._fault_entry = self._user_data = 0
+        """Where that code begins; the selector that user code has in SS."""
+        self._memory = 0
+        """Where the guest's memory is shown to that code."""
+        self.invalidations = 0
+        """INVLPGs done without an exit."""
+        self._back = -1
+        """Where the engine does IRETQ; -1 where it does not."""
         self.close()
 
     def learn(self, step: Step | None) -> None:
@@ -109,6 +136,11 @@ class Crossings:
             self.close()
             return
         self._shared[_THREAD] = thread
+        if self._back >= 0:
+            self._shared[_RETURN_THREAD] = thread
+            first = self._shadow.pool.physical
+            self._shared[_KERNEL_ROOT], self._shared[_ROOT] = roots[0] - first, roots[1] - first
+            self._shared[_ROOT_OF] = vcpu.cr3
         self._engine.open_crossing(*roots)
 
     def leads_back(self, thread: int) -> bool:
@@ -117,11 +149,11 @@ class Crossings:
 
     def hold(self) -> None:
         """User code is entered next by the hypervisor."""
-        self._shared[_THREAD] = abi.NO_THREAD
+        self._shared[_THREAD] = self._shared[_RETURN_THREAD] = abi.NO_THREAD
 
     def close(self) -> None:
         """It is entered and left by the hypervisor."""
-        self._shared[_THREAD] = abi.NO_THREAD
+        self._shared[_THREAD] = self._shared[_RETURN_THREAD] = abi.NO_THREAD
         self._engine.close_crossing()
 
     def code_changed(self, page: int) -> bool:
@@ -136,6 +168,7 @@ class Crossings:
         if self._known is not None:
             self._known, self._looked = None, 0
             self.close()
+            self._shared[_INVALIDATE] = 0
 
     def tables_changed(self) -> None:
         """The guest loaded a descriptor table or its task register: its handlers may be others."""
@@ -155,7 +188,11 @@ class Crossings:
     def begin(self, user: bool) -> None:
         """Count from here on."""
         self._balance = -1 if user else 0
-        self._shared[_COUNT] = self._shared[_FAULTS] = self._faults = 0
+        if self._known is None:
+            self._shared[_THREAD] = self._shared[_RETURN_THREAD] = abi.NO_THREAD
+            self._shared[_INVALIDATE] = 0
+        for word in (_COUNT, _FAULTS, _SEEN, _RETURNS, _LOGGED, _LISTED, _WAITING):
+            self._shared[word] = 0
 
     def segments(self, user: bool) -> None:
         """Have the virtual CPU loaded CS and SS as SYSCALL or SYSRET does."""
@@ -176,7 +213,12 @@ class Crossings:
     def counts(self) -> tuple[int, int]:
         """How often the kernel was entered, and left, without an exit: leaves follow from the side the guest is on."""
         into = int(self._shared[_COUNT])
-        return into, max(0, into + self.faults + self._balance + (self._vcpu.level == 3))
+        return into, max(0, into + self.faults + self._balance + (self._vcpu.level == 3) - self.returns)
+
+    @property
+    def returns(self) -> int:
+        """How often IRETQ led to user code without an exit."""
+        return int(self._shared[_RETURNS])
 
     @property
     def faults(self) -> int:
@@ -186,11 +228,68 @@ class Crossings:
     def new_fault(self) -> tuple[int, int, int, bool, bool] | None:
         """The last of them, if it was not looked at: RIP, level, address, whether it was a store, or a fetch."""
         shared = self._shared
-        if shared[_FAULTS] == self._faults:
+        if shared[_FAULTS] == shared[_SEEN]:
             return None
-        self._faults = shared[_FAULTS]
+        shared[_SEEN] = shared[_FAULTS]
         error = shared[_ERROR]
         return shared[_RIP], 3, shared[_ADDRESS], error & 2 != 0, error & 16 != 0
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether IRETQ may lead to user code without an exit."""
+        return self._back >= 0
+
+    @property
+    def noted(self) -> bool:
+        """Whether entries were made without an exit since `drain`."""
+        return self._shared[_LOGGED] != 0 or self._shared[_LISTED] != 0
+
+    def drain(self) -> None:
+        """Take over what was noted of the entries that were made without an exit."""
+        shared = self._shared
+        count = min(shared[_LOGGED], user_returns.MOST)
+        shared[_LOGGED] = 0
+        for at in range(_LOG, _LOG + 2 * count, 2):
+            place, guest = shared[at], shared[at + 1]
+            if place & 1:
+                self._shadow.made_together(place >> 3, guest)
+            else:
+                self._shadow.made_elsewhere(place >> 3, guest)
+        count = min(shared[_LISTED], user_returns.MOST)
+        if count:
+            shared[_LISTED] = shared[_WAITING] = 0
+            self.invalidations += count
+            self._vcpu.forget_translations()
+            for at in range(_LIST, _LIST + count):
+                self._shadow.invalidate(shared[at])
+
+    def undo_return(self) -> None:
+        """The engine has not done IRETQ at its HLT: let the guest come to its own, as it was."""
+        shared = self._shared
+        shared[_RETURNS] -= shared[_RETURNS] > 0
+        shared[_SEEN] = 0  # the fault was not dealt with
+        self.abandon(self._vcpu.rip)
+
+    def abandon(self, pc: int) -> bool:
+        """Whether the guest is in the code for IRETQ or INVLPG, also where it was restored there, and now is where the
+        hypervisor does that. What the code needs may not be there, or its guest's stack may not."""
+        at, vcpu, shared = pc - abi.CROSSING_CODE, self._vcpu, self._shared
+        if not _BACK <= at < 4096:
+            return False
+        back = at < _INVALIDATE_AT
+        kept = user_returns.KEPT if back else user_returns.KEPT_OF_INVALIDATION
+        if at - (_BACK if back else _INVALIDATE_AT) >= (
+            user_returns.STORES if back else user_returns.STORES_OF_INVALIDATION
+        ):
+            for number, word in kept:
+                vcpu.gpr[number] = shared[word >> 3]
+            if not back:
+                kept_flags = shared[user_returns.KEPT_FLAGS >> 3] & _USERS
+                vcpu.registers.rflags = kept_flags | vcpu.registers.rflags & ~_USERS
+        elif not back:
+            vcpu.gpr[r.RCX] = shared[(abi.SCRATCH >> 3) + 1]
+        vcpu.rip = shared[_RETURN_SLOW if back else _BEHIND]
+        return True
 
     def within_fault(self, pc: int) -> bool:
         """Whether the guest is in the code for page faults."""
@@ -237,10 +336,8 @@ class Crossings:
         self._none = begin + len(code) - 1
         user_code = (vcpu.star >> 48 & 0xFFFF) + 16 & 0xFFFF | 3
         fault, end = self._lead_faults(len(code) + 15 & ~15, user_code)
-        self._engine.lead_crossing(
-            Crossing(begin, begin + (end or len(code)), saved, self.leave, user_code, fault),
-            self._crossed,
-        )
+        way = Crossing(begin, begin + (end or len(code)), saved, self.leave, user_code, fault)
+        self._engine.lead_crossing(self._lead_returns(way), self._crossed)
 
     def _lead_faults(self, offset: int, user_code: int) -> tuple[int, int]:
         """Write the code for page faults of user code; where it begins, and the offset of its end. Zeros for none."""
@@ -249,6 +346,7 @@ class Crossings:
         shown = self._engine.show_memory(frames.end) if not frames.base else None
         if handler is None or shown is None:
             return 0, 0
+        self._memory = shown
         places = shown, self._engine.call_frame[0]
         code, halt = user_faults.fault_code(handler, places, frames.end, user_code - 8, vcpu.copies_selectors)
         end = offset + len(code)
@@ -259,6 +357,42 @@ class Crossings:
         self._fault_entry, self._user_data = abi.CROSSING_CODE + offset, user_code - 8
         self.slow = self._fault_entry + halt
         return self._fault_entry, end
+
+    def _lead_returns(self, way: Crossing) -> Crossing:
+        """Write the code for IRETQ, where page faults are delivered without an exit, and tell the engine of it."""
+        vcpu, shadow, self._back = self._vcpu, self._shadow, -1
+        known = way.fault and vcpu.copies_selectors and _LOWEST_SELECTOR <= way.user_code < _SELECTORS_END
+        regions = shadow.regions() if known else None
+        shown = self._engine.show_tables(regions) if regions is not None else None
+        if regions is None or shown is None:
+            return way
+        (tables, size), frames = regions[0], shadow.frames
+        shadow.tell_marks(shown[1])
+        at_tables, sources, kinds = shown[0]
+        guests, blocks = sources + BLOCKS, sources + BLOCKS + BLOCKS_SIZE
+        there = user_returns.Shown(self._memory, frames.end, at_tables, tables, size, sources, guests, kinds)
+        code, halt, together = user_returns.return_code(there, way.user_code)
+        invalidating = user_returns.invalidating_code(there)
+        for at, part, end in ((_BACK, code, _INVALIDATE_AT), (_INVALIDATE_AT, invalidating, len(self._code))):
+            if at + len(part) > end:
+                raise ValueError(f"{len(part)} bytes for IRETQ or INVLPG do not fit into the page")
+            self._code[at : at + len(part)] = part
+        self._shared[_INVALIDATE] = abi.CROSSING_CODE + _INVALIDATE_AT
+        self._shared[_RETURN_CODE] = abi.CROSSING_CODE + _BACK
+        self._back = abi.CROSSING_CODE + _BACK + halt
+        for place in (halt, together):
+            back = abi.CROSSING_CODE + _BACK + place
+            self._hypercalls[back] = Hypercall(back, Operation.RETURN_FROM_EXCEPTION, back, b"")
+        saved = tuple(abi.SHARED_PAGE + word for word in user_returns.SAVED)
+        return replace(
+            way,
+            back=self._back,
+            back_together=self._back - halt + together,
+            back_saved=saved,
+            tables=tables,
+            tables_size=size,
+            blocks=blocks,
+        )
 
     def _entry(self, swaps: bool) -> bytes:
         """What is left to do of SYSCALL, and the SWAPGS behind it; and at its end, a HLT for what was none."""

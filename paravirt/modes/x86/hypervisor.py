@@ -103,7 +103,11 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         )
 
     def _own_memory(self) -> Mapping[int, memoryview]:
-        return {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}
+        own = {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}
+        if self.engine.capabilities.crosses:
+            own[layout.KINDS_BASE] = self.shadow.frames.kinds_memory
+            own[layout.SOURCES_BASE] = self.shadow.sources_memory
+        return own
 
     def _handlers(self) -> Handlers:
         return {
@@ -177,6 +181,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             if own is None:
                 return  # tried again, it is another
             fault = own
+        elif self._crossings is not None and self._crossings.abandon(self.vcpu.rip):
+            return  # the hypervisor does the instruction, and sees what comes of that
         self._abandon_table_store()
         if self._in_shadow:
             self._end_shadow()
@@ -227,6 +233,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _finish_hypercall(self, call: Hypercall) -> Action:
         """STI's shadow is over when its fixup calls; POPF's fixup leaves the flags on the stack."""
         vcpu, resume = self.vcpu, call.resume
+        if call.operation is Operation.RETURN_FROM_EXCEPTION and self._crossings is not None:
+            return self._crossings.undo_return
         if call.operation is Operation.ENABLE_INTERRUPTS:
 
             def deliver() -> None:
@@ -347,6 +355,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
                 if self._chain is not None and known[1] is self._swap_cell:
                     self._follow(self._chain)
                 return
+            if self._crossings is not None and self._crossings.abandon(rip):
+                return
         elif self.descriptors.reveal():
             if self._crossings is not None:
                 self._crossings.close()
@@ -415,6 +425,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         ahead = vcpu.level == 3 and self._shadows
         if ahead and self._guard is None and self.shadow.fill_around(*faulted[2:]):
             self._filled_ahead[0] += 1
+            if self._crossings is not None and self._crossings.goes_back:
+                self.shadow.learn_block(faulted[2])
             return
         try:
             self.shadow.fill(*faulted[2:])

@@ -4,6 +4,7 @@ Room: `paravirt/modes/x86`. The processor reads descriptors with supervisor righ
 has: entries without the user bit are for it alone.
 """
 
+import mmap
 from collections.abc import Collection
 
 import numpy as np
@@ -25,6 +26,11 @@ _USED = w.PRESENT | w.ACCESSED | w.USER
 _OLD = w.PRESENT | w.USER
 _WRITTEN = w.DIRTY | w.WRITABLE
 _MOST_BOTH = 64
+_NOTHING = 0xFFFF_FFFF
+_NO_GUEST = 1 << 63
+"""No present entry of a guest's."""
+BLOCKS, BLOCKS_SIZE = 4 * layout.TABLE_COUNT, 32 << 10
+_BLOCKS = BLOCKS_SIZE >> 3
 _MOST_BY_ONE = 96
 _FOR_ITSELF = w.PRESENT | w.WRITABLE | w.ACCESSED
 
@@ -60,6 +66,14 @@ class X86Shadow(ShadowPaging):
         self._both: dict[tuple[int, int, int], tuple[tuple[int, int], list[int], list[int]]] = {}
         """What `both_roots` found, by root tables and the window's: their addresses, and on the way to the window the
         places of the entries and what is there."""
+        self.sources_memory = memoryview(mmap.mmap(-1, BLOCKS + 2 * BLOCKS_SIZE))
+        self._sources = self.sources_memory[:BLOCKS].cast("I")
+        """By table, the number of the frame that it mirrors, for code of the kernel's view."""
+        self._blocks = self.sources_memory[BLOCKS:].cast("Q")
+        """Behind that: blocks of sixteen entries of the guest's that map no page writable, and then what is made of
+        them, which is the same wherever the guest has them."""
+        self._marks: memoryview | None = None
+        """Where the engine is told of user code's tables of pages."""
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
 
@@ -89,6 +103,96 @@ class X86Shadow(ShadowPaging):
         """Take the bit away that forbids execution where the guest has not set it."""
         forbidden = np.uint64(w.NO_EXECUTE)
         return bits & ~forbidden | guest & forbidden
+
+    # -- entries that are made without an exit ---------------------------------------------------
+
+    def regions(self) -> tuple[tuple[int, int], ...] | None:
+        """Engine-physical address and size of the tables, of what each mirrors, and of what each frame is; None where
+        there may be more to an entry than that says."""
+        frames = self.frames
+        if frames.base or not frames.coherent or frames.guard is not None or type(self.guest) is not LongModeTables:
+            return None
+        tables, sources = self.pool.memory, self.sources_memory
+        return (
+            (self.pool.physical, len(tables)),
+            (layout.SOURCES_BASE, len(sources)),
+            (layout.KINDS_BASE, len(frames.kinds_memory)),
+        )
+
+    def tell_marks(self, marks: memoryview) -> None:
+        """From now on say in these bytes, one for each unit, which tables map pages for user code."""
+        self._marks = marks
+        marks[:] = bytes(len(marks))
+        for table in range(self.pool.used):
+            key = self.pool.key_of(table)
+            if key is not None:
+                self._made(table, key[1], key[2])
+
+    def _made(self, table: int, level: int, role: int) -> None:
+        source = self.pool.source[table]
+        self._sources[table] = source >> 12 if source >= 0 else _NOTHING
+        if self._marks is not None and level == 1 and role == USER_VIEW and self.pool.source[table] >= 0:
+            self._marks[table] = 1
+
+    def _forget(self) -> None:
+        if self._marks is not None:
+            self._marks[:] = bytes(len(self._marks))
+        super()._forget()
+
+    def made_elsewhere(self, at: int, guest: int) -> None:
+        """An entry of user code's, at a place of the pool's words, was made of this entry of the guest's, or so the
+        guest says: it goes if that does not fit."""
+        table = at >> self._unit
+        if self._marks is None or not 0 <= table < self.pool.used or not self._marks[table]:
+            return
+        entry = self._words[at]
+        if entry and not self._fits(entry, guest):
+            self.replace(at, 1, 0)
+            self.flush_tlb()
+        self.pool.seen[at] = guest
+        self.prefilled += 1
+
+    def learn_block(self, address: int) -> None:
+        """The guest's handler has mapped several pages around `address`: perhaps it does so for others as well."""
+        at = self._leaf_of(address)
+        table, own, guests = at >> self._unit, self._blocks, self.pool.guest_entries
+        if at < 0 or self._marks is None or not self._marks[table]:
+            return
+        first = (self.pool.source[table] >> 3) + (at - (table << self._unit) & -_AROUND)
+        block = (address >> 16 & 255) * _AROUND
+        for place, guest in enumerate(guests[first : first + _AROUND].tolist(), block):
+            entry = 0
+            if guest & _USED == _USED:
+                frame = guest & w.FRAME_MASK
+                if guest & w.WRITABLE or not self.frames.base <= frame < self.frames.end:
+                    own[block] = _NO_GUEST
+                    return
+                entry = (frame | self.form.pages[READ]) & ~w.NO_EXECUTE | guest & w.NO_EXECUTE
+            own[place], own[_BLOCKS + place] = guest, entry
+
+    def made_together(self, at: int, block: int) -> None:
+        """The same of sixteen entries, made of a block."""
+        first, own, at = (block & BLOCKS_SIZE - 1) >> 3 & -_AROUND, self._blocks, at & -_AROUND
+        table = at >> self._unit
+        if self._marks is None or not 0 <= table < self.pool.used or not self._marks[table]:
+            return
+        if self._words[at : at + _AROUND] == own[_BLOCKS + first : _BLOCKS + first + _AROUND]:
+            self.pool.seen[at : at + _AROUND] = own[first : first + _AROUND]
+            self.prefilled += _AROUND
+            return
+        for number in range(_AROUND):
+            if own[_BLOCKS + first + number]:
+                self.made_elsewhere(at + number, own[first + number])
+
+    def _fits(self, entry: int, guest: int) -> bool:
+        """Whether an entry is one that may be made of the guest's."""
+        frame, frames = guest & w.FRAME_MASK, self.frames
+        if guest & _USED != _USED or entry & w.FRAME_MASK != frame or not frames.base <= frame < frames.end:
+            return False
+        if guest & w.NO_EXECUTE & ~entry:
+            return False
+        plain = guest & _WRITTEN == _WRITTEN and frames.kinds[frame - frames.base >> 12] == PLAIN
+        return plain or not entry & w.WRITABLE
 
     def user_reaches(self, address: int) -> bool:
         """Whether the tables in use let user code reach `address`."""

@@ -221,3 +221,91 @@ def test_nor_is_it_where_the_kernels_tables_were_in_use_before(bench: Bench, add
     engine.set_root(ROOT)
     engine.close_crossing()
     assert bench.go()[:3] == (ExitKind.FAULT, 14, refused(address))
+
+
+BACK_SAVED = (0x2080, 0x2088, 0x2090, 0x2098, 0x20A0)
+ENTRIES, MARKED, BLOCKS = 0x6000, 0x6000 >> 12, 0x4000
+
+
+def back(bench: Bench, rax: int, rcx: int, rdx: int, together: bool = False) -> tuple[ExitKind, int, int, int]:
+    """User code calls a kernel that goes back by the engine's IRETQ with these registers; user code ends by an
+    undefined instruction. The tables are all of memory, of which one page is marked."""
+    values = ((b"\x48\xb8", rax), (b"\x48\xb9", rcx), (b"\x48\xba", rdx))
+    code = b"".join(text + (value & (1 << 64) - 1).to_bytes(8, "little") for text, value in values).hex()
+    kernel = "48bc7856341200000000" + code + "f9 fd f4"  # mov rsp, ...; ...; stc; std; hlt
+    crossing = lay_kernel(bench, kernel)
+    halt = crossing.leave - 1
+    shown = bench.engine.show_tables([(0, 1 << 16)] * 3)
+    if shown is None:
+        pytest.skip("this host's KVM has no segments that user code may load anyhow")
+    shown[1][MARKED] = 1
+    for number, at in enumerate(BACK_SAVED):
+        bench.words[at >> 3] = 0x1111 * (number + 1)
+    places = {"back_together": halt, "back": 1} if together else {"back": halt, "back_together": 1}
+    crossing = replace(crossing, tables=0, tables_size=1 << 16, back_saved=BACK_SAVED, blocks=BLOCKS, **places)
+    bench.engine.lead_crossing(crossing, lambda _user: None)
+    bench.engine.show_segments(bytes(8))
+    bench.start(SYSCALL + UD2)
+    bench.engine.set_root(ROOT)
+    bench.engine.open_crossing(OTHER_ROOT, ROOT)
+    return bench.go()
+
+
+def test_iretq_stores_an_entry_and_leads_to_user_code_without_an_exit(bench: Bench) -> None:
+    kind, vector, _, at = back(bench, 0x8000_0000_0000_5067, ENTRIES + 0x128, CODE + 2)
+    gpr, registers = bench.engine.registers.gpr, bench.engine.registers
+    assert (kind, vector, at) == (ExitKind.FAULT, 6, 2)
+    assert bench.engine.entered == 1
+    assert bench.words[ENTRIES + 0x128 >> 3] == 0x8000_0000_0000_5067
+    assert (gpr[r.RAX], gpr[r.RCX], gpr[r.RDX], gpr[r.RSP]) == (0x1111, 0x2222, 0x3333, 0x12345678)
+    assert registers.rflags & (r.FLAG_CF | r.FLAG_DF) == r.FLAG_CF | r.FLAG_DF
+    assert (registers.selector(r.CS), registers.selector(r.SS)) == (0x33, 0x2B)
+    assert registers.control(3) == ROOT
+
+
+def test_what_the_entry_maps_is_there_at_once(bench: Bench) -> None:
+    bench.words[0x5000 >> 3], bench.words[0x3000 >> 3] = 0x77, 0x33
+    shown = bench.engine.show_tables([(0, 1 << 16)] * 3)
+    assert shown is not None
+    entry = bench.page(0xA000, 0x3007)
+    shown[1][entry >> 12] = 1
+    bench.memory[CODE + 2 : CODE + 12] = bytes.fromhex("48a1") + (0xA000).to_bytes(8, "little")  # mov rax, [0xa000]
+    saved = bytes(bench.memory[CODE + 2 : CODE + 12])
+    bench.start(saved.hex() + UD2)
+    assert bench.go()[1] == 6
+    assert bench.engine.registers.gpr[r.RAX] == 0x33
+    bench.memory[CODE + 64 : CODE + 76] = saved + bytes.fromhex(UD2)
+    assert back(bench, 0x5007, entry, CODE + 64)[1:] == (6, 0, 74)
+    assert bench.engine.registers.gpr[r.RAX] == 0x77
+
+
+@pytest.mark.parametrize("rcx", [0x5000, ENTRIES - 8, 0x1_0000_5000, -0xB000])
+def test_a_kernel_stores_in_no_table_that_is_not_marked(bench: Bench, rcx: int) -> None:
+    before = bytes(bench.memory[0x4000:0x7000])
+    kind, vector, _, at = back(bench, 0x5067, rcx, CODE + 2)
+    assert (kind, vector) == (ExitKind.FAULT, 13)
+    assert at > 256
+    assert bytes(bench.memory[0x4000:0x7000]) == before
+    assert bench.engine.registers.control(3) == OTHER_ROOT
+    assert back(bench, 0x80, rcx, CODE + 2, together=True)[1] == 13
+    assert bytes(bench.memory[0x4000:0x7000]) == before
+
+
+def test_a_kernel_can_name_neither_the_hypervisors_memory_nor_an_address_that_is_none(bench: Bench) -> None:
+    assert back(bench, -1, ENTRIES + 0x13, -1)[:2] == (ExitKind.FAULT, 14)
+    assert bench.words[ENTRIES + 0x10 >> 3] == 0x8000_000F_FFFF_F07F
+    assert bench.engine.registers.rip == 0x7FFF_FFFF_FFFF
+    assert bench.engine.registers.selector(r.CS) == 0x33
+
+
+def test_sixteen_entries_are_stored_at_once(bench: Bench) -> None:
+    for number in range(16):
+        bench.words[(BLOCKS + 0x180 >> 3) + number] = 0x5025 + 4096 * number
+        bench.words[(ENTRIES + 0x280 >> 3) + number] = 7
+    assert back(bench, 0xFFF8_0180, ENTRIES + 0x2FF, CODE + 2, together=True)[:2] == (ExitKind.FAULT, 6)
+    stored = bench.words[ENTRIES + 0x280 >> 3 : (ENTRIES + 0x280 >> 3) + 16]
+    assert list(stored) == [0x5025 + 4096 * number for number in range(16)]
+    gpr = bench.engine.registers.gpr
+    assert [gpr[number] for number in (r.RAX, r.RCX, r.RDX, r.RSI, r.RDI)] == [0x1111 * n for n in range(1, 6)]
+    assert bench.engine.entered == 1
+    assert bench.engine.registers.rflags & r.FLAG_DF
