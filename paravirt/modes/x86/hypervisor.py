@@ -396,12 +396,17 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             return
         rip, level = self._registers.rip, self.vcpu.level
         ahead = self._chain is not None and self._view_level == 3 and self._shadows
-        if ahead and self._guard is None and self.shadow.fill_around(address, write, fetch, old=self._ordinary()):
+        old = ahead and self._ordinary()
+        if ahead and self._guard is None and self.shadow.fill_around(address, write, fetch, old=old):
             self.exits.count("page", "fill")
+            if old:
+                self.shadow.fill_elsewhere(address)
         elif self._fill(address, write, fetch):
             if self._view_level == 3:
                 if ahead:
-                    self.shadow.fill_around(address, old=self._ordinary())
+                    self.shadow.fill_around(address, old=old)
+                if old:
+                    self.shadow.fill_elsewhere(address)
                 self.descriptors.withhold()
         elif self._chain is not None:
             self._faulted = rip, level, address, write, fetch

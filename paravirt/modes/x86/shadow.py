@@ -21,11 +21,12 @@ from paravirt.mmu.views import KERNEL_VIEW, PLAIN, USER_VIEW
 _ROOT_SHIFT = 39
 _PAGE_FAULT = 14
 _AROUND = 16
-_AROUND_OLD = 32
+_AROUND_OLD = 64
 _USED = w.PRESENT | w.ACCESSED | w.USER
 _OLD = w.PRESENT | w.USER
 _WRITTEN = w.DIRTY | w.WRITABLE
 _MOST_BOTH = 64
+_MOST_HOT = 4
 _NOTHING = 0xFFFF_FFFF
 _NO_GUEST = 1 << 63
 """No present entry of a guest's."""
@@ -74,12 +75,21 @@ class X86Shadow(ShadowPaging):
         them, which is the same wherever the guest has them."""
         self._marks: memoryview | None = None
         """Where the engine is told of user code's tables of pages."""
+        self._hot: dict[int, int] = {}
+        """Where user code missed pages lately: an address by 2 MiB."""
+        self._cold = True
+        """They were not filled since a root was loaded."""
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
 
     def _guest_tables(self, memory: GuestMemory, context: w.GuestContext) -> GuestTables:
         """The guest's tables, in the form that it begins with."""
         return LongModeTables(memory.view, context)
+
+    def load_root(self) -> None:
+        """The guest loaded another root and flushed by it: drop what it has changed, and switch."""
+        self._cold = True
+        super().load_root()
 
     def use(self, view: int) -> None:
         """Make the current guest root's tables in `view` the ones the engine walks."""
@@ -208,8 +218,8 @@ class X86Shadow(ShadowPaging):
 
     def fill_around(self, address: int, write: bool = False, fetch: bool = False, *, old: bool = False) -> bool:
         """User view, where exits are dear: map what the guest has accessed of the sixteen pages around one, since its
-        fault handler maps files by as many; with `old` also what it has not accessed yet, of twice as many, as a
-        processor may that looks ahead. Whether the one itself was not mapped and now is, for such an access.
+        fault handler maps files by as many; with `old` also what it has not accessed yet, of four times as many, as
+        a processor may that looks ahead. Whether the one itself was not mapped and now is, for such an access.
         `fill_ahead` looks at whole tables, now and then."""
         at = self._leaf_of(address)
         table = at >> self._unit
@@ -241,6 +251,24 @@ class X86Shadow(ShadowPaging):
         self.prefilled += filled
         entry = words[at]
         return bool(missed and entry and (entry & w.WRITABLE or not write) and not (fetch and entry & w.NO_EXECUTE))
+
+    def fill_elsewhere(self, address: int) -> None:
+        """User view, likewise: where user code has missed other pages before, it is likely to do so again, also in the
+        address space of a child; fill those as well, after another root was loaded."""
+        block, hot = address >> 21, self._hot
+        hot.pop(block, None)
+        if self._cold:
+            self._cold = False
+            for other in hot.values():
+                if self._leaf_of(other) < 0:
+                    try:
+                        self.fill(other, False, False)
+                    except Fault:
+                        continue
+                self.fill_around(other, old=True)
+        hot[block] = address
+        if len(hot) > _MOST_HOT:
+            del hot[next(iter(hot))]
 
     def fill_ahead(self, table: int) -> None:
         """As elsewhere; of a long-mode guest's table, where there are few such pages, one by one, which is quicker."""

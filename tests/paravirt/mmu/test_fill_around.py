@@ -139,6 +139,24 @@ def test_a_table_is_known_by_its_key_as_soon_as_it_is_made(shadow: X86Shadow) ->
     assert pool.key_of(table) is None
 
 
+def test_pages_that_were_missed_lately_are_filled_with_the_first_behind_a_load_of_the_root(shadow: X86Shadow) -> None:
+    words, other = shadow.pool.guest_words, ADDRESS + (4 << 21)
+    words[(LEVEL2 >> 3) + (other >> 21 & 511)] = OTHER | USED | w.WRITABLE
+    words[OTHER >> 3] = FIRST + 0x2_0000 | USED
+    shadow.fill(other, False, False)
+    shadow.fill_elsewhere(other)
+    shadow.fill_elsewhere(ADDRESS)
+    words[OTHER >> 3] ^= 0x1_0000
+    shadow.load_root()
+    assert shadow._leaf_of(other) < 0 or not entry(shadow, 4 << 9)
+    shadow.fill_elsewhere(ADDRESS)
+    assert entry(shadow, 4 << 9) & w.FRAME_MASK == FIRST + 0x2_0000 ^ 0x1_0000
+    words[OTHER >> 3] = 0
+    shadow.load_root()
+    shadow.fill_elsewhere(ADDRESS)
+    assert not entry(shadow, 4 << 9), "what the guest does not map is none of these"
+
+
 def made(shadow: X86Shadow, page: int, guest: int, shadow_entry: int) -> int:
     """Have the guest note that an entry was made of one of its own; what is there then."""
     at = shadow._leaf_of(ADDRESS) + page
