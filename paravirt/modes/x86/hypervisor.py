@@ -402,6 +402,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             if old:
                 self.shadow.fill_elsewhere(address)
         elif self._fill(address, write, fetch):
+            if self._view_level == 0 and self._crossings is not None and self._crossings.within_fault(rip):
+                self._refault(self._crossings)  # nobody sees the guest on that way: user code tries once more
             if self._view_level == 3:
                 if ahead:
                     self.shadow.fill_around(address, old=old)

@@ -7,7 +7,7 @@ import pytest
 
 from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.kvm import room
-from emulator.engine.kvm.probe import OTHER_ROOT, ROOT, Bench, findings_of_host, lay_kernel
+from emulator.engine.kvm.probe import OTHER_ROOT, ROOT, Bench, findings_of_host, lay_kernel, leaves_harmlessly
 from emulator.errors import EngineMissing
 from emulator.isa.x86 import registers as r
 
@@ -146,6 +146,11 @@ def test_the_code_for_callers_is_read_and_executed_by_user_code_and_not_written(
         begin(bench, f"48bb{room.CALL.to_bytes(8, 'little').hex()}{opcode}" + UD2)
         bench.engine.close_crossing()
         assert bench.go()[1] == vector
+
+
+def test_a_kernel_that_leaves_to_no_address_faults_at_level_3_and_has_nothing_stored(bench: Bench) -> None:
+    assert leaves_harmlessly(bench)
+    assert bench.engine.registers.selector(r.CS) == 0x33
 
 
 def test_ports_are_open_to_the_kernel_and_closed_to_user_code_while_the_way_is_open(bench: Bench) -> None:
