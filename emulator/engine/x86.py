@@ -81,6 +81,10 @@ class X86Registers(Protocol):
         ...
 
 
+Burst = Callable[[int, bytes], bool]
+"""Takes bytes that were written to a port one after another; or does not, and says so."""
+
+
 class X86Engine(Engine, Protocol):
     """An x86-64 CPU with its memory, driven by one handler."""
 
@@ -116,10 +120,11 @@ class X86Engine(Engine, Protocol):
         """
         ...
 
-    def post_ports(self, ports: Sequence[tuple[int, int]]) -> None:
+    def post_ports(self, ports: Sequence[tuple[int, int]], burst: Burst | None = None) -> None:
         """Allow writes to these ports (first, count) to be handed up late: in order, before whatever exit comes next.
 
-        The registers at such an exit are those of the later one.
+        The registers at such an exit are those of the later one. Several bytes in a row to one port may be offered to
+        `burst` instead.
         """
         ...
 
@@ -163,9 +168,20 @@ class CrossingEngine(X86Engine, Protocol):
         whether it runs user code now, at an exit behind that, before the handler is."""
         ...
 
-    def show_memory(self, size: int) -> tuple[int, int] | None:
-        """Where a guest's kernel may read, and the code that enters it does: the first `size` bytes of physical memory,
-        and what the processor pushed at a page fault (error code, RIP, CS, RFLAGS, RSP, SS). None for too many."""
+    @property
+    def call_frame(self) -> tuple[int, int]:
+        """Where the code that enters a kernel reads what the processor pushed (error code, RIP, CS, RFLAGS, RSP, SS),
+        and the RIP that is there behind a SYSCALL."""
+        ...
+
+    def show_memory(self, size: int) -> int | None:
+        """Where that code may read the first `size` bytes of physical memory. None for too many."""
+        ...
+
+    def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
+        """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
+        what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
+        them `Crossing.back` may store in. None where it cannot."""
         ...
 
     def open_crossing(self, kernel: int, user: int) -> None:

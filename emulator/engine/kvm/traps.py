@@ -23,7 +23,7 @@ _NOT_RF_IOPL: Final = _MASK ^ r.FLAG_RF ^ _IOPL
 _USERS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_TF | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 """Flags that user code can change by itself."""
 _HANDLERS, _HANDLERS_END = room.HANDLERS, room.HANDLERS_END
-_DB, _BP, _UD, _GP, _PF = 1, 3, 6, 13, 14
+_DE, _DB, _BP, _UD, _GP, _PF = 0, 1, 3, 6, 13, 14
 _BY_TABLE: Final = 7
 _FROM_IDT: Final = 2
 """Lowest bits of the error code of an INT n that its gate refuses."""
@@ -81,6 +81,8 @@ class Traps:
         elif vector == _GP:
             if error & _BY_TABLE == _FROM_IDT:
                 self._software(error >> 3)
+            elif registers.rip == room.CALL_RARE:
+                self._system_call(registers.rflags)
         elif vector <= _UD:
             self._rare(vector)
 
@@ -109,8 +111,10 @@ class Traps:
             exit_.length = 1
 
     def _rare(self, vector: int) -> None:
-        """#DB, #BP and #UD, which may stand for something else."""
+        """#DE, #DB, #BP and #UD, which may stand for something else."""
         registers, exit_, found = self._registers, self.exit, self._findings
+        if vector == _DE and registers.rip == room.CALL_SITE:
+            self._system_call(registers.rflags)
         if vector == _BP:
             length = 1 if self.code(-1)[:1] == b"\xcc" else 2
             registers.rip = registers.rip - length & _MASK

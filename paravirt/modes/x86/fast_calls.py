@@ -4,6 +4,7 @@ Room: `paravirt/modes/x86`, a part of the hypervisor. `Crossings` is how the eng
 something needs the hypervisor to see the call, and what of its own state follows once the guest has crossed.
 """
 
+from collections.abc import Callable
 from typing import Final, cast
 
 from emulator.engine.exit import Exit
@@ -35,18 +36,28 @@ class FastSystemCalls(X86Requests):
         """How user code calls the kernel without an exit, where the engine can do that."""
         self._threads: dict[int, int] = {}
         """By CR3, the FS base with which user code was entered last."""
-        self._came_inside = False
-        """The kernel was entered without an exit, and no general-protection fault came since the first exit then."""
         self._went_back = False
         """The exit that is about to be handed up was an IRETQ, and is done."""
         self._inside = {
             (operation.name, "inside"): self.exits.cell(operation.name, "inside")
             for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
         }
+        self._returns_inside = self.exits.cell(Operation.RETURN_FROM_EXCEPTION.name, "inside")
+        self._invalidations = self.exits.cell(Operation.INVALIDATE_PAGE.name, "inside")
         self._faults_inside = self.exits.cell("page fault to the guest", "inside")
         if able.crosses:
             self.exits.add_from(Operation.SYSTEM_CALL.name, "inside", self._counted)
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
+
+    def _handler(self) -> Callable[[Exit], None]:
+        handle = super()._handler()
+        return self.exits.handler(self._handle_noted) if self.engine.capabilities.crosses else handle
+
+    def _handle_noted(self, exit_: Exit) -> None:
+        """An exit, before which the guest may have noted what was done without one."""
+        if self._crossings is not None and self._crossings.noted:
+            self._crossings.drain()
+        self._handle(exit_)
 
     def _show_view(self, view: int) -> None:
         """Ports, descriptors and memory as they are in a view."""
@@ -93,17 +104,16 @@ class FastSystemCalls(X86Requests):
     def _crossed(self, user: bool) -> None:
         """The guest has perhaps gone from user code to its kernel or back, without an exit."""
         crossings = self._crossings
-        if crossings is None or (user and self._view_level == 3) or self._registers.rip == crossings.slow:
+        if crossings is not None and crossings.noted:
+            crossings.drain()
+        if crossings is None or (user and self._view_level == 3) or crossings.stays(self._registers.rip):
             return
         if not user and self._view_level == 3 and self._goes_back(crossings):
             return
         crossings.segments(user)
-        self._came_inside = not user
         if self._view_level != self.vcpu.level:
             self._view_level = self.vcpu.level
             self._show_view(USER_VIEW if user else KERNEL_VIEW)
-        elif not user:
-            self.engine.open_ports()  # leaving closed them
 
     def _goes_back(self, crossings: Crossings) -> bool:
         """Do the IRETQ at which the kernel stands, to which user code came without an exit: then nothing of what serves
@@ -140,20 +150,22 @@ class FastSystemCalls(X86Requests):
         if self._crossings is not None:
             into, back = self._crossings.counts
             self._faults_inside[0] = self._crossings.faults
+            self._returns_inside[0] = self._crossings.returns
+            self._invalidations[0] = self._crossings.invalidations
             for (operation, _), cell in self._inside.items():
                 cell[0] = back if operation == Operation.RETURN_FROM_SYSTEM_CALL.name else into
 
-    def _refault(self, crossings: Crossings) -> tuple[int, int]:
+    def _refault(self, crossings: Crossings) -> tuple[int, int] | None:
         """A page fault of user code is not one of those that reach the kernel without an exit, or something is wrong on
-        the way: go back to user code, to where it was raised. Error code and address."""
+        the way: go back to user code, to where it was raised. Error code and address; None for a divide error."""
         seen = self._view_level == 3
-        error, address = crossings.refault()
+        found = crossings.refault()
         if seen:
             self.shadow.enter_again()
         else:
             self._view_level = 3
             self._show_view(USER_VIEW)
-        return error, address
+        return found
 
     def descriptors_changed(self) -> None:
         """A descriptor-table register was loaded."""
