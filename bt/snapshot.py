@@ -64,12 +64,14 @@ def save_session(session: Session, path: Path, console: bytes = b"", parent: Sna
     else:
         image = Path(session.image_file)
         digest = digest_of(image)
+    wide_vectors = session.machine.engine.capabilities.wide_vectors
     description = {
         "image": str(image.resolve()),
         "sha256": digest,
         "options": {name: getattr(options, name) for name in _KEPT_OPTIONS},
         "console": console[-CONSOLE_KEPT:].hex(),
         "printed": len(console),
+        "wide_vectors": wide_vectors or (isinstance(session, ResumedSession) and session.had_wide_vectors),
     }
     columns = Columns()
     translator = session.later if isinstance(session, ResumedSession) else session.translator
@@ -283,6 +285,22 @@ class ResumedSession(Session):
         except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise BadSnapshot(f"{self.snapshot.path}: cannot be gone on with: {brief(str(error))}") from None
         return translator
+
+    @property
+    def had_wide_vectors(self) -> bool:
+        """Its user code may have found AVX and its like (`Capabilities.wide_vectors`) before."""
+        return self.snapshot.description.get("wide_vectors") is True
+
+    @property
+    def caution(self) -> str:
+        """What may become of the guest on this engine, as a sentence; empty where nothing can."""
+        able = self.machine.engine.capabilities
+        if able.wide_vectors or not self.had_wide_vectors:
+            return ""
+        return (
+            "programs of this guest may have chosen AVX on the host where they began, and end by SIGILL with the "
+            f"{able.name} engine, which has none"
+        )
 
     @property
     def printed(self) -> bytes:

@@ -68,8 +68,9 @@ class Driver:
         return self.resume()
 
     def resume(self) -> Outcome:
-        """Go on where the run was ended by `end`, as if it had not been; until the next end."""
-        self.outcome = None
+        """Go on where the run was ended by `end`, as if it had not been; until the next end. A guest that shut down
+        stays so."""
+        self.outcome = None if self.board.shutdown is None else self.machine.over()
         handler = self._handler() if self.around is None else self.around(self._handler())
         while self.outcome is None:
             self.engine.run(handler)

@@ -49,6 +49,11 @@ class Outcome:
         """The guest ended by its own will."""
         return self.kind in (EndKind.POWER_OFF, EndKind.RESET, EndKind.DEBUG_EXIT, EndKind.HALTED)
 
+    @property
+    def final(self) -> bool:
+        """The guest does not go on from here: it was not merely stopped."""
+        return self.kind not in (EndKind.INTERRUPTED, EndKind.STOPPED)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

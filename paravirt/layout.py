@@ -41,6 +41,12 @@ DESCRIPTORS_SIZE = 17 * 4096
 
 OPEN_BUS = DESCRIPTORS_BASE + (1 << 24)
 
+KINDS_BASE = OPEN_BUS + (1 << 24)
+"""x86-64: what each frame of the guest's memory is, a byte each."""
+
+SOURCES_BASE = KINDS_BASE + (1 << 30)
+"""x86-64: what each shadow table mirrors, a frame's number of 32 bits each."""
+
 X86_64 = Layout(TABLES_BASE, TABLE_COUNT << 12, CODE_BASE, CODE_COUNT, WINDOW_BASE, WINDOW_SIZE, OPEN_BUS)
 """Above all that the walker of `emulator.isa.x86.walk` lets a guest address (`PHYSICAL_BITS`)."""
 

@@ -115,6 +115,12 @@ class Resumed(Run):
         session.beforehand = lambda: self._print_again(session)
         return session
 
+    def _tell_engine(self) -> None:
+        super()._tell_engine()
+        caution = cast("ResumedSession", self._session).caution
+        if caution:
+            click.echo(f"retrap: {caution}", err=True)
+
     def _print_again(self, session: ResumedSession) -> Outcome | None:
         """Show what was printed before; the end of the run, where that is what it was to run to."""
         printed = session.printed

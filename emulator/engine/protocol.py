@@ -63,6 +63,9 @@ class Capabilities:
     """User code loads segments by what `show_segments` was given, and not from the table in GDTR."""
     names_changes: bool = False
     """Translations are kept until the engine is told which went: `flush_tlb` without the changed entries is slow."""
+    names_gained: bool = False
+    """That goes for an entry as well which only gained the right to write: no look at the tables before a store by it
+    is refused."""
     open_bases: bool = False
     """RDFSBASE, WRGSBASE and their like work in user mode, and what they set is found in the registers at an exit."""
     steady_counter: bool = False

@@ -153,14 +153,30 @@ class X86Engine(Engine, Protocol):
 class CrossingEngine(X86Engine, Protocol):
     """An engine whose capabilities say `crosses`: SYSCALL and SYSRET of a deprivileged guest need no exit."""
 
+    @property
+    def raw_vector(self) -> int:
+        """Vector of the trap that is about to be handed up, or -1 for another exit."""
+        ...
+
     def lead_crossing(self, crossing: Crossing, crossed: Callable[[bool], None]) -> None:
         """How the guest's kernel is entered and left without an exit, once that is opened; `crossed` is called with
         whether it runs user code now, at an exit behind that, before the handler is."""
         ...
 
-    def show_memory(self, size: int) -> tuple[int, int] | None:
-        """Where a guest's kernel may read, and the code that enters it does: the first `size` bytes of physical memory,
-        and what the processor pushed at a page fault (error code, RIP, CS, RFLAGS, RSP, SS). None for too many."""
+    @property
+    def call_frame(self) -> tuple[int, int]:
+        """Where the code that enters a kernel reads what the processor pushed (error code, RIP, CS, RFLAGS, RSP, SS),
+        and the RIP that is there behind a SYSCALL."""
+        ...
+
+    def show_memory(self, size: int) -> int | None:
+        """Where that code may read the first `size` bytes of physical memory. None for too many."""
+        ...
+
+    def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
+        """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
+        what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
+        them `Crossing.back` may store in. None where it cannot."""
         ...
 
     def open_crossing(self, kernel: int, user: int) -> None:

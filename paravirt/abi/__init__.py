@@ -113,6 +113,38 @@ what the processor gave as its error, RIP, RFLAGS, RSP and address; how many rea
 CROSSING_REGISTERS = 0x1F8
 """Offset of eight words for the code between."""
 
+RETURN_THREAD = 0x240
+"""Offset: the FS base with which user code may be gone back to by IRETQ without an exit, written by the hypervisor;
+NO_THREAD for none."""
+
+RETURN_CODE = 0x248
+"""Offset: where the hypervisor's code is that does so, written by the hypervisor."""
+
+RETURN_SLOW = 0x250
+"""Offset: where that code goes on when it does not, written by the fixup."""
+
+RETURN_WORDS = 0x258
+"""Offset of eight words of that code (`paravirt.modes.x86.user_returns`)."""
+
+RETURN_REGISTERS = 0x298
+"""Offset of nine words for its registers."""
+
+INVALIDATE_WORDS = INVALIDATE_CODE = 0x2E0
+"""Offset of nine words for INVLPG without an exit. The first is where the hypervisor's code is, 0 for nowhere."""
+
+INVALIDATE_ADDRESS = 0x2E8
+"""Offset: the operand, written by the fixup."""
+
+INVALIDATE_BEHIND = 0x2F0
+"""Offset: the HLT of the fixup, behind which that code goes on; written by the fixup."""
+
+INVALIDATE_LIST = 0x600
+"""Offset of 32 words: addresses of INVLPGs that were done so."""
+
+RETURN_LOG = 0x400
+"""Offset of 32 pairs of words: entries of user code's tables that were made so, by offset in the tables, and what the
+guest's entry was."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:

@@ -64,12 +64,16 @@ class ShadowEntries:
         """What is compared of an entry that may map a page writable, what it is besides the page's address, and how the
         right is taken away: what stays, and what is added; what is there."""
         self._all = (1 << 8 * form.entry_size) - 1
+        self._right_to_write = form.pages[READ] ^ form.pages[READ | WRITE]
+        """Bits in which an entry that may be written through differs from one of the same page that may not."""
         self._current: tuple[int, ...] = ()
         """Root table in use of every region."""
         self._probe: list[int] = []
         self._changes: list[tuple[int, int]] = []
         """Entries that were changed since the last flush, where the engine must be told: engine-physical address, and
         that of the page that it mapped, or -1 for a block or a table."""
+        self.names_gained = False
+        """The engine must be told of entries that only gained the right to write, too."""
         self._track = name_changes
         if name_changes:
             self.pool.on_removed = self._note_all
@@ -103,9 +107,15 @@ class ShadowEntries:
         """Write an entry of a table of `level`: the only way to change a single one that may be in use."""
         if self._track:
             old = self._words[at]
-            if old & self.form.present and old != entry:
+            if old & self.form.present and old != entry and not (level == 1 and self._gained(old, entry)):
                 self._note(at, level, old)
         self._words[at] = entry
+
+    def _gained(self, old: int, entry: int) -> bool:
+        """Whether an entry of a page only gained the right to write, and the engine looks at the tables again before it
+        refuses a store by the old one, as a processor does."""
+        mask, value = self.form.page_write
+        return old ^ entry == self._right_to_write and entry & mask == value and not self.names_gained
 
     def _note(self, at: int, level: int, old: int) -> None:
         page = old & self.form.page_mask if level == 1 else -1

@@ -7,6 +7,7 @@ copy; one that user code is in executes as it is, and every other way to write i
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,7 +60,9 @@ class Frames:
         self.base = base
         self.end = base + size
         self.count = size >> 12
-        self.kinds = memoryview(bytearray(self.count))
+        self.kinds_memory = memoryview(mmap.mmap(-1, max(self.count + 0xFFF & ~0xFFF, 0x1000)))
+        """In whole pages, what follows."""
+        self.kinds = self.kinds_memory[: self.count]
         """Per frame: plain, may be code, active code (a translated copy is mapped), or user code."""
         self.kind = np.frombuffer(self.kinds, dtype=np.uint8)
         """The same memory."""

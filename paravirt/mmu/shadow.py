@@ -6,7 +6,7 @@ the guest edits its tables is a `Technique` (`techniques`). Permissions accumula
 table does not depend on where it is linked. Both forms of tables, the guest's and the engine's, are data.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -119,14 +119,13 @@ class ShadowPaging(ShadowEntries):
         """Drop the translations of one page in both views: here now, and in any other address space before it runs."""
         self.technique.invalidated(address)
 
-    def roots_of(self, address: int) -> Iterator[int]:
+    def roots_of(self, address: int) -> tuple[int, ...]:
         """The root tables that there are of the current address space for `address`: the kernel's, and user code's."""
         region = self.guest.region(address)
-        name = self.guest.roots[region]
-        for role in (self.role if self.view == KERNEL_VIEW else KERNEL_VIEW, USER_VIEW):
-            root = self._roots.get((region, name, role))
-            if root is not None:
-                yield root
+        name, known = self.guest.roots[region], self._roots
+        kernel = known.get((region, name, self.role if self.view == KERNEL_VIEW else KERNEL_VIEW))
+        user = known.get((region, name, USER_VIEW))
+        return tuple(root for root in (kernel, user) if root is not None)
 
     def forget_root(self, root: int) -> None:
         """A root table that is not in use: it is looked for by its key when its address space runs next."""
@@ -194,12 +193,16 @@ class ShadowPaging(ShadowEntries):
         table = pool.find(key)
         if table is None:
             table = pool.mirror(key)
+            self._made(table, level, role)
             self.technique.mirrored(table)
         else:
             self.technique.found(table)
             if self._changes:  # an engine that keeps what it read of a table knows it as it was when it was last linked
                 self.flush_tlb()
         return table
+
+    def _made(self, _table: int, _level: int, _role: int) -> None:
+        """A table is new."""
 
     def reset(self) -> None:
         """Forget every shadow table (the pool is full), and make the roots anew. Raises `ShadowPoolExhausted` when even

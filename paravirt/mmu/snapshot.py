@@ -33,6 +33,8 @@ class Snapshot:
         next: they may have been global, and such a one goes everywhere."""
         self._reached: dict[int, int] = {}
         """By root table, how many of these it has dropped."""
+        self._again = False
+        """The last of these was invalidated once more, and no root that is not in use has dropped it since."""
 
     def mirrored(self, table: int) -> None:
         """Its snapshot was just taken."""
@@ -59,24 +61,41 @@ class Snapshot:
 
     def invalidated(self, address: int) -> None:
         """One path is compared."""
-        shadow = self._shadow
-        flush = len(self._invalidated) == _MOST_INVALIDATED
-        if flush:
-            shadow.pool.revalidate_all()
-            self._invalidated.clear()
-            self._reached.clear()
-        self._invalidated.append(address)
-        pages = 0
-        for root in shadow.roots_of(address):
+        shadow, dropped, reached = self._shadow, self._invalidated, self._reached
+        roots, flush, pages = shadow.roots_of(address), False, 0
+        if dropped and dropped[-1] == address:
+            self._drop_last_again(roots)
+        else:
+            if len(dropped) == _MOST_INVALIDATED:
+                flush = True
+                shadow.pool.revalidate_all()
+                dropped.clear()
+                reached.clear()
+            self._again = False
+            dropped.append(address)
+        upto = len(dropped)
+        for root in roots:
             level = shadow.invalidate_in(root, address)
-            flush |= level > 1
-            pages += level == 1
-            if self._reached.get(root, 0) == len(self._invalidated) - 1:
-                self._reached[root] = len(self._invalidated)
+            if level == 1:
+                pages += 1
+            elif level:
+                flush = True
+            if reached.get(root, 0) == upto - 1:
+                reached[root] = upto
         if flush:
             shadow.flush_tlb()
         elif pages:
             shadow.flush_page(address, pages)
+
+    def _drop_last_again(self, roots: tuple[int, ...]) -> None:
+        """An address that is borrowed is invalidated again and again: it is remembered once, and dropped again by every
+        root that did so before, but for those that do it now."""
+        if not self._again:
+            self._again = True
+            reached, upto = self._reached, len(self._invalidated)
+            for root, count in reached.items():
+                if count == upto and root not in roots:
+                    reached[root] = upto - 1
 
     def entered(self, view: int, roots: tuple[int, ...]) -> None:
         """Drop in the roots in use what was flushed while they were not."""
@@ -84,8 +103,12 @@ class Snapshot:
             self._stale.discard(view)
             for root in roots:
                 self._shadow.pool.revalidate_from(root)
-        if self._invalidated:
-            self._catch_up(roots)
+        upto = len(self._invalidated)
+        if upto:
+            for root in roots:
+                if self._reached.get(root, 0) != upto:
+                    self._catch_up(roots)
+                    return
 
     def _catch_up(self, roots: tuple[int, ...]) -> None:
         upto, shadow = len(self._invalidated), self._shadow
@@ -96,9 +119,11 @@ class Snapshot:
                     if shadow.guest.region(address) == region:
                         shadow.invalidate_in(root, address)
                 self._reached[root] = upto
+                self._again = False
 
     def forget(self) -> None:
         """All tables are gone."""
         self._invalidated.clear()
         self._reached.clear()
+        self._again = False
         self._stale = set()

@@ -78,6 +78,8 @@ WITHOUT_EXIT: tuple[tuple[str, bool, Operation], ...] = (
     ("open_bases", True, Operation.SWAP_GS),
     ("open_bases", True, Operation.WRITE_MODEL_SPECIFIC_REGISTER),
     ("crosses", True, Operation.RETURN_FROM_SYSTEM_CALL),
+    ("crosses", True, Operation.RETURN_FROM_EXCEPTION),
+    ("crosses", True, Operation.INVALIDATE_PAGE),
     ("opens_ports", True, Operation.READ_PORT),
     ("steady_counter", True, Operation.READ_TIME_STAMP),
     ("shows_selectors", False, Operation.READ_SEGMENT_SELECTOR),

@@ -23,6 +23,8 @@ from paravirt.services.positions import Position
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from emulator.machine import Outcome
+
     Ids = NDArray[np.int32]
     Pages = NDArray[np.int64]
 
@@ -41,6 +43,8 @@ class Checkpoint:
     """Inputs that it had got."""
     code: int
     """Copies of code that there were."""
+    ended: Outcome | None
+    """How the guest has ended, where this is its end."""
 
 
 class Checkpoints:
@@ -89,12 +93,19 @@ class Checkpoints:
         return pages
 
     def take(
-        self, position: Position, state: MachineState, console: int, inputs: int, *, keep: bool = True
+        self,
+        position: Position,
+        state: MachineState,
+        console: int,
+        inputs: int,
+        *,
+        ended: Outcome | None = None,
+        keep: bool = True,
     ) -> Checkpoint:
         """Make a checkpoint of the machine as it is, in place of one at the same position; `keep` it among others."""
         self.look()
         code = state.derived.code.used if state.derived is not None else 0
-        new = Checkpoint(position, state, self.current.copy(), console, inputs, code)
+        new = Checkpoint(position, state, self.current.copy(), console, inputs, code, ended)
         if keep:
             at = bisect_right(self.kept, position, key=lambda one: one.position)
             if at and self.kept[at - 1].position == position:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from emulator.errors import UsageError, VerifyFailed
+from emulator.machine import Outcome
 from emulator.memory import PAGE_SIZE
 from paravirt.hypervisor import Hypervisor
 from paravirt.services.breakpoints import Stop, StopKind, Stops
@@ -41,6 +42,8 @@ class Debugger:
             self.stops._begun = True
         self._exact = True
         """The timeline knows where in its block the guest is."""
+        self._ended: Outcome | None = None
+        """How the guest has ended, where there is no timeline to know it."""
 
     # -- memory ---------------------------------------------------------------------------------
 
@@ -103,6 +106,7 @@ class Debugger:
 
     def changed(self) -> None:
         """The guest was changed by hand: its history goes on from here."""
+        self._ended = None
         if self.timeline is not None:
             self._leave_block()
             self.timeline.diverge()
@@ -119,9 +123,19 @@ class Debugger:
         return self._forward(self.stops.step)
 
     def _forward(self, act: Callable[[], Stop]) -> Stop:
+        """Go on; a guest that has ended does not."""
+        timeline = self.timeline
+        ended = self._ended if timeline is None else timeline.ended
+        if ended is not None:
+            return Stop(StopKind.ENDED, self.driver.pc, ended)
         self._leave_block()
         stop = act()
         self._exact = False
+        if stop.outcome is not None and stop.outcome.final:
+            if timeline is None:
+                self._ended = stop.outcome
+            else:
+                timeline.ended = stop.outcome
         return stop
 
     def _leave_block(self) -> None:

@@ -80,7 +80,7 @@ class Travel:
         self._block: Checkpoint | None = None
         """The machine at the beginning of the block that is under way, while it is."""
         self.ended: Outcome | None = None
-        """How the guest ended, once it was run to its end."""
+        """How the guest has ended, while it is at its end: it does not go on from there."""
         self.end = Position(0)
         """The furthest position that was reached."""
         self._next = 0
@@ -113,13 +113,17 @@ class Travel:
     def _checkpoint(self) -> None:
         position = Position(self.engine.progress_state.done)
         self._next = position.progress + self.interval
-        self.checkpoints.take(position, capture(self.driver, whole=False), self.console.printed, self.inputs.next)
+        self._take(position, keep=True)
 
     def loose_checkpoint(self) -> Checkpoint:
         """A checkpoint of here that is forgotten with its last reference."""
         assert self._block is None
+        return self._take(self.position, keep=False)
+
+    def _take(self, position: Position, *, keep: bool) -> Checkpoint:
         state = capture(self.driver, whole=False)
-        return self.checkpoints.take(self.position, state, self.console.printed, self.inputs.next, keep=False)
+        printed, inputs = self.console.printed, self.inputs.next
+        return self.checkpoints.take(position, state, printed, inputs, ended=self.ended, keep=keep)
 
     # -- going ----------------------------------------------------------------------------------
 
@@ -158,6 +162,7 @@ class Travel:
         self.console.printed = checkpoint.console
         self.inputs.next = checkpoint.inputs
         self.inputs.connect()
+        self.ended = checkpoint.ended
         self._block, self._steps = None, 0
         self._next = checkpoint.position.progress + self.interval
 
@@ -168,16 +173,24 @@ class Travel:
     def _forward(self, progress: int | None) -> Outcome:
         """Run until so much progress is made."""
         driver, engine = self.driver, self.engine
+        if self.ended is not None:
+            return self.ended
         if progress is not None:
             if engine.progress_state.done >= progress:
                 return PAUSED
             engine.pause_at(progress, lambda: driver.end(PAUSED))
         try:
-            outcome = driver.resume()
+            return self._resume()
         finally:
             engine.pause_at(None)
             self._note_end()
-        if outcome is not PAUSED and outcome.kind not in (EndKind.INTERRUPTED, EndKind.STOPPED):
+
+    def _resume(self) -> Outcome:
+        """Have the guest go on, unless it has ended."""
+        if self.ended is not None:
+            return self.ended
+        outcome = self.driver.resume()
+        if outcome.final:
             self.ended = outcome
         return outcome
 
@@ -224,6 +237,8 @@ class Travel:
 
         def seen(address: int) -> None:
             nonlocal count
+            if driver.outcome is not None:
+                return  # the engine goes on to the end of the block, the guest does not
             count += 1
             begins(address)
             if stop(count):
@@ -235,7 +250,7 @@ class Travel:
                 engine.pause_at(
                     ahead if ahead is not None else engine.progress_state.done + 1, lambda: driver.end(PAUSED)
                 )
-                outcome = driver.resume()
+                outcome = self._resume()
             finally:
                 engine.pause_at(None)
                 engine.unobserve(observer)
@@ -243,6 +258,8 @@ class Travel:
 
     def step(self) -> Outcome:
         """Do one instruction: the guest is in another state then. It ends where the guest does."""
+        if self.ended is not None:
+            return self.ended
         before = self.driver.state
         for _ in range(_ATTEMPTS):
             outcome = self._step()

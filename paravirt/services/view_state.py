@@ -98,6 +98,7 @@ def reinstate_views(shadow: ShadowPaging, state: ViewState) -> None:
     technique._stale = set(state.stale)
     technique._invalidated[:] = state.invalidated
     technique._reached = dict(state.reached)
+    technique._again = False
     if hasattr(shadow, "descriptor_pages"):
         shadow.descriptor_pages = dict(state.descriptor_pages)
     shadow.fills, shadow.prefilled = state.fills, state.prefilled

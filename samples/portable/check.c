@@ -2,20 +2,31 @@
 #include "kernel.h"
 
 u32 checks_done, checks_failed;
+word rounds = ROUNDS; /* \"rounds=N\" on the command line, where that is fewer */
 bool return_broken; /* found by sensitive.return: nothing that returns from an exception is tried then */
 static const char *failure;
 static word failure_got, failure_wanted;
 static char chosen[40]; /* "only=PREFIX" on the command line */
 
+/* What follows `name` on the command line, up to the next blank; NULL where it is not there. */
+static const char *word_after(const char *command_line, const char *name, word length)
+{
+	for (const char *c = command_line; c && *c; c++)
+		if (!memcmp(c, name, length) && (c == command_line || c[-1] == ' '))
+			return c + length;
+	return NULL;
+}
+
 void choose_checks(const char *command_line)
 {
-	for (const char *c = command_line; c && *c; c++) {
-		if (memcmp(c, "only=", 5) || (c != command_line && c[-1] != ' '))
-			continue;
-		for (u32 i = 0; i < sizeof(chosen) - 1 && c[5 + i] && c[5 + i] != ' '; i++)
-			chosen[i] = c[5 + i];
-		return;
-	}
+	const char *only = word_after(command_line, "only=", 5), *number = word_after(command_line, "rounds=", 7);
+	for (u32 i = 0; only && i < sizeof(chosen) - 1 && only[i] && only[i] != ' '; i++)
+		chosen[i] = only[i];
+	word asked = 0;
+	for (; number && *number >= '0' && *number <= '9' && asked < ROUNDS; number++)
+		asked = asked * 10 + (*number - '0');
+	if (asked && asked < ROUNDS)
+		rounds = asked;
 }
 
 static bool is_chosen(const char *name)

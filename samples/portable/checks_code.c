@@ -31,7 +31,7 @@ static void check_own_page(void)
 	word page = page_new();
 	set_page(CODE, page, BOTH);
 	code_return((void *)CODE + 0x7e0, 0);
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		sync_code(CODE + 0x7e0, code_set_value((void *)CODE + 0x7e0, i));
 		stale += run(CODE + 0x7e0) != i;
 	}
@@ -44,7 +44,7 @@ static void check_double_mapping(void)
 	set_page(ALIAS, page, RIGHT_WRITE);
 	code_return((void *)ALIAS + 0x20, 0);
 	set_page(CODE, page, RIGHT_EXECUTE);
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		word bytes = code_set_value((void *)ALIAS + 0x20, i);
 		sync_code(ALIAS + 0x20, bytes);
 		sync_code(CODE + 0x20, bytes);
@@ -59,7 +59,7 @@ static void check_flips(void)
 	word page = page_new();
 	set_page(CODE, page, RIGHT_WRITE);
 	code_return((void *)CODE + 0x40, 0);
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		set_page(CODE, page, RIGHT_WRITE);
 		word bytes = code_set_value((void *)CODE + 0x40, i);
 		set_page(CODE, page, RIGHT_EXECUTE);
@@ -73,7 +73,7 @@ static void check_flips(void)
  * round keeps a page in between, so that frames and addresses meet in all combinations. */
 static void check_reused(void)
 {
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		word other = i % 3 ? 0 : page_new();
 		word page = page_new(), at = CODE + i % 7 * PAGE, offset = i % 5 * 64;
 		set_page(at, page, RIGHT_WRITE);
@@ -92,7 +92,7 @@ static void check_sensitive_own(void)
 {
 	word page = page_new();
 	set_page(CODE, page, BOTH);
-	for (word i = 0; i < ROUNDS; i++) {
+	for (word i = 0; i < rounds; i++) {
 		word which = i % code_variants();
 		sync_code(CODE + 0x200, code_variant((void *)CODE + 0x200, which));
 		stale += !code_variant_right(which, run(CODE + 0x200));
@@ -104,7 +104,7 @@ static void check_sensitive_alias(void)
 {
 	word page = page_new();
 	set_page(CODE, page, RIGHT_EXECUTE);
-	for (word i = 0; i < ROUNDS; i++) {
+	for (word i = 0; i < rounds; i++) {
 		word which = i % code_variants(), bytes = code_variant(DIRECT(page) + 0x200, which);
 		sync_code((word)DIRECT(page) + 0x200, bytes);
 		sync_code(CODE + 0x200, bytes);
@@ -116,7 +116,7 @@ static void check_sensitive_alias(void)
 static void check_sensitive_flips(void)
 {
 	word page = page_new();
-	for (word i = 0; i < ROUNDS; i++) {
+	for (word i = 0; i < rounds; i++) {
 		word which = i % code_variants();
 		set_page(CODE, page, RIGHT_WRITE);
 		word bytes = code_variant((void *)CODE + 0x200, which);

@@ -2,7 +2,7 @@
  * controller shows the request, and so knows what must happen when interrupts are enabled. */
 #include "kernel.h"
 
-#define PAIRS 1000000
+#define PAIRS (100 * rounds) /* a million */
 #define PATIENCE 100000000ul /* turns of an empty loop before a missing tick is a failure */
 
 static volatile word inside VOLATILE_DATA, violations VOLATILE_DATA;
@@ -139,7 +139,7 @@ static void check_nested_sections(void)
 {
 	begin_watch();
 	interrupts_on();
-	for (u32 i = 0; i < 100000; i++) {
+	for (u32 i = 0; i < PAIRS / 10; i++) {
 		word outer = interrupts_save();
 		inside = 1;
 		word inner = interrupts_save();

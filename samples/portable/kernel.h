@@ -36,6 +36,7 @@ struct check {
 	bool reports_itself; /* user programs name their own checks */
 };
 extern u32 checks_done, checks_failed;
+extern word rounds; /* of what is done many times: at most ROUNDS */
 extern bool return_broken;
 void choose_checks(const char *command_line);
 void run_checks(const struct check *checks, word count);

@@ -28,6 +28,7 @@
 #define QUERY_RETURN_PC 3  /* where this call returns to, as the kernel has it */
 #define QUERY_KERNEL_PAGE 4 /* an address of the kernel's memory */
 #define QUERY_THREAD 5
+#define QUERY_ROUNDS 6       /* how often a form of self-modifying code is tried */
 
 #define RIGHT_WRITE 1
 #define RIGHT_EXECUTE 2
@@ -63,6 +64,6 @@
 
 #define PHASES 6
 #define STEPS 300
-#define ROUNDS 10000
+#define ROUNDS 10000 /* of each form of self-modifying code; rounds=N on the command line asks for fewer */
 
 #endif

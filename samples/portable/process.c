@@ -377,6 +377,7 @@ static word query(word what, const struct frame *frame)
 	case QUERY_RETURN_PC: return frame_pc(frame);
 	case QUERY_KERNEL_PAGE: return (word)&heap_counts;
 	case QUERY_THREAD: return current->thread;
+	case QUERY_ROUNDS: return rounds;
 	}
 	return ~0ul;
 }

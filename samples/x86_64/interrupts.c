@@ -2,7 +2,7 @@
  * waits until the controller shows the request, and so knows what must happen at an enable. */
 #include "kernel.h"
 
-#define PAIRS 1000000
+#define PAIRS (100 * rounds) /* a million */
 #define PATIENCE 100000000ul /* turns of an empty loop before a missing tick is a failure */
 
 static volatile u64 inside VOLATILE_DATA, violations VOLATILE_DATA;
@@ -168,7 +168,7 @@ static void check_pairs(void)
 /* The same by PUSHF, CLI, POPF: the way kernels guard a section whose caller may hold off interrupts. */
 static void check_saved_pairs(void)
 {
-	u64 left = 100000;
+	u64 left = PAIRS / 10;
 	inside = violations = ticks = 0;
 	trap_hook[0x20] = watch_inside;
 	timer_start(1000);

@@ -126,6 +126,8 @@ struct check {
 	bool reports_itself;   /* user programs name their own checks */
 };
 extern u32 checks_done, checks_failed;
+#define ROUNDS 10000 /* of each form of self-modifying code */
+extern u64 rounds;   /* at most so many: what "rounds=N" on the command line asks for */
 extern bool iret_broken;
 void run_checks(const struct check *checks, u64 count);
 void report(const char *name, bool ok, const char *what, u64 got, u64 want);

@@ -343,6 +343,7 @@ static u64 query(u64 what, const struct frame *frame)
 	case QUERY_ENTRY_FLAGS: return read_flags();
 	case QUERY_RETURN_RIP: return frame->rip;
 	case QUERY_RETURN_FLAGS: return frame->rflags;
+	case QUERY_ROUNDS: return rounds;
 	}
 	return ~0ul;
 }

@@ -3,7 +3,6 @@
  * between, as the architecture asks. Interrupts are off and masked. */
 #include "kernel.h"
 
-#define ROUNDS 10000
 #define CODE (SCRATCH_AREA + 0xc00000)
 #define ALIAS (SCRATCH_AREA + 0xd00000)
 #define WRITABLE (PTE_P | PTE_W | PTE_NX)
@@ -63,7 +62,7 @@ static void check_own_page(void)
 	u64 page = page_new();
 	set_page(CODE, page, BOTH);
 	memcpy((void *)CODE + 0x7f0, store_and_run, sizeof(store_and_run));
-	for (u32 i = 1; i <= ROUNDS; i++)
+	for (u32 i = 1; i <= rounds; i++)
 		stale += ((code)CODE + 0x7f0)(i) != i;
 	unmap_page(CODE);
 	page_drop(page);
@@ -74,7 +73,7 @@ static void check_own_page_sensitive(void)
 	u64 page = page_new();
 	set_page(CODE, page, BOTH);
 	memcpy((void *)CODE + 0x100, store_beside_sensitive, sizeof(store_beside_sensitive));
-	for (u32 i = 1; i <= ROUNDS; i++)
+	for (u32 i = 1; i <= rounds; i++)
 		stale += ((code)CODE + 0x100)(i) != i;
 	unmap_page(CODE);
 	page_drop(page);
@@ -86,7 +85,7 @@ static void check_double_mapping(void)
 	set_page(ALIAS, page, WRITABLE);
 	memcpy((void *)ALIAS + 0x20, store_and_run + 6, 6);
 	set_page(CODE, page, EXECUTABLE);
-	for (u32 i = 1; i <= ROUNDS; i++) {
+	for (u32 i = 1; i <= rounds; i++) {
 		*(volatile u32 *)(ALIAS + 0x21) = i;
 		serialise();
 		stale += ((code)CODE + 0x20)(0) != i;
@@ -100,7 +99,7 @@ static void check_flips(void)
 {
 	u64 page = page_new();
 	memcpy(direct(page) + 0x40, store_and_run + 6, 6);
-	for (u32 i = 1; i <= ROUNDS; i++) {
+	for (u32 i = 1; i <= rounds; i++) {
 		set_page(CODE, page, WRITABLE);
 		*(volatile u32 *)(CODE + 0x41) = i;
 		set_page(CODE, page, EXECUTABLE);
@@ -114,7 +113,7 @@ static void check_flips(void)
  * third round keeps a page in between, so that frames and addresses meet in all combinations. */
 static void check_reused(void)
 {
-	for (u32 i = 1; i <= ROUNDS; i++) {
+	for (u32 i = 1; i <= rounds; i++) {
 		u64 other = i % 3 ? 0 : page_new();
 		u64 page = page_new(), at = CODE + i % 7 * 4096;
 		set_page(at, page, WRITABLE);
@@ -133,7 +132,7 @@ static void check_sensitive_own(void)
 {
 	u64 page = page_new();
 	set_page(CODE, page, BOTH);
-	for (u32 i = 0; i < ROUNDS; i++) {
+	for (u32 i = 0; i < rounds; i++) {
 		write_variant((void *)CODE + 0x200, i);
 		stale += variant_is_stale(CODE + 0x200, i);
 	}
@@ -145,7 +144,7 @@ static void check_sensitive_alias(void)
 {
 	u64 page = page_new();
 	set_page(CODE, page, EXECUTABLE);
-	for (u32 i = 0; i < ROUNDS; i++) {
+	for (u32 i = 0; i < rounds; i++) {
 		write_variant(direct(page) + 0x200, i);
 		serialise();
 		stale += variant_is_stale(CODE + 0x200, i);
@@ -157,7 +156,7 @@ static void check_sensitive_alias(void)
 static void check_sensitive_flips(void)
 {
 	u64 page = page_new();
-	for (u32 i = 0; i < ROUNDS; i++) {
+	for (u32 i = 0; i < rounds; i++) {
 		set_page(CODE, page, WRITABLE);
 		write_variant((void *)CODE + 0x200, i);
 		set_page(CODE, page, EXECUTABLE);
@@ -169,7 +168,7 @@ static void check_sensitive_flips(void)
 
 static void check_sensitive_reused(void)
 {
-	for (u32 i = 0; i < ROUNDS; i++) {
+	for (u32 i = 0; i < rounds; i++) {
 		u64 page = page_new(), at = CODE + i % 5 * 4096;
 		write_variant(direct(page) + i % 11 * 8, i);
 		set_page(at, page, EXECUTABLE);
@@ -186,7 +185,7 @@ static void check_reads(void)
 {
 	u64 page = page_new();
 	set_page(CODE, page, EXECUTABLE);
-	for (u32 i = 0; i < ROUNDS; i++) {
+	for (u32 i = 0; i < rounds; i++) {
 		write_variant(direct(page) + 0x300, i);
 		serialise();
 		stale += variant_is_stale(CODE + 0x300, i);
@@ -203,7 +202,7 @@ asm(".text\n.balign 16\n.type patch_here, @function\npatch_here: xorl %eax, %eax
 static void check_kernel_text(void)
 {
 	u64 *site = direct(PHYSICAL(patch_here)), original = *site;
-	for (u32 i = 0; i < ROUNDS; i++) {
+	for (u32 i = 0; i < rounds; i++) {
 		write_variant(site, i);
 		serialise();
 		stale += variant_is_stale((u64)patch_here, i);
@@ -220,7 +219,7 @@ static void check_page_crossing(void)
 	set_page(CODE, first, BOTH);
 	set_page(CODE + 4096, second, BOTH);
 	memcpy((void *)CODE + 4093, store_and_run + 6, 6);
-	for (u32 i = 1; i <= ROUNDS; i++) {
+	for (u32 i = 1; i <= rounds; i++) {
 		*(volatile u8 *)(CODE + 4094 + i % 4) = i;
 		u32 wanted;
 		memcpy(&wanted, (void *)CODE + 4094, 4);

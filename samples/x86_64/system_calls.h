@@ -30,6 +30,7 @@
 #define QUERY_ENTRY_FLAGS 6 /* RFLAGS inside the kernel */
 #define QUERY_RETURN_RIP 7  /* RIP and RFLAGS of the caller, as the kernel has them */
 #define QUERY_RETURN_FLAGS 8
+#define QUERY_ROUNDS 9 /* how often a form of self-modifying code is tried */
 
 #define RIGHT_WRITE 1
 #define RIGHT_EXECUTE 2

@@ -12,6 +12,7 @@ import pytest
 from bt.loadtime import LoadTimeTranslator
 from emulator.engine import engines
 from emulator.errors import EngineMissing
+from emulator.isa.x86 import registers as r
 from emulator.machine import EndKind, Limits, Machine
 from paravirt.modes import must_trap, without_exit
 from paravirt.modes.x86.hypervisor import X86Hypervisor
@@ -19,11 +20,14 @@ from tests.emulator.guest_image import (
     DATA,
     ENTRY,
     GDT,
+    IDT,
     KERNEL,
     KERNEL_CODE,
     KERNEL_STACK,
     MEMORY,
     PROGRAM,
+    TASK,
+    TSS,
     USER_CODE,
     GuestImage,
 )
@@ -158,6 +162,27 @@ def test_a_kernel_reads_what_32_bit_user_code_loaded(make: Callable[[str], Guest
     guest.put(PROGRAM + 0x200, load("ds", OTHER_DATA) + f"ea{_b(PROGRAM + 0x300)} {USER_CODE:02x}00")
     guest.put(PROGRAM + 0x300, CALLS + LAST)
     assert guest.run()[0] == OTHER_DATA
+
+
+def test_user_code_that_divides_by_zero_is_delivered_as_such_while_calls_come_by_the_same_trap(
+    make: Callable[[str], Guest],
+) -> None:
+    # mov r11d, ...; xor ecx, ecx; stc; div ecx; the handler: pop rsi; pop rdi; pop rdx; pop rbx
+    program = CALLS + f"41bb{_b(0x1234)} 31c9 f9"
+    guest = make(program + "f7f1")
+    guest.gate(0, KERNEL + 0x900)
+    guest.put(KERNEL + 0x900, "5e 5f 5a 5b" + END)
+    vcpu = guest.hypervisor.vcpu
+    vcpu.idt_base, vcpu.idt_limit = IDT, 0xFFF
+    vcpu.set_segment(r.TR, TASK, TSS, 0x67, 0x8B00)
+    guest.hypervisor.descriptors_changed()
+    guest.run()
+    gpr = vcpu.gpr
+    assert (gpr[r.RSI], gpr[r.RDI] & 0xFFFF) == (PROGRAM + len(bytes.fromhex(program)), USER_CODE)
+    assert (gpr[r.RDX] & r.FLAG_CF, gpr[r.RBX]) == (r.FLAG_CF, KERNEL_STACK - 0x100)
+    assert (gpr[r.RCX], gpr[r.R11]) == (0, 0x1234)
+    if guest.machine.engine.capabilities.crosses:
+        assert guest.hypervisor.exits.counts["SYSTEM_CALL", "inside"] > ROUNDS - 4
 
 
 def test_a_descriptor_that_the_kernel_changed_is_what_user_code_loads_next(make: Callable[[str], Guest]) -> None:

@@ -114,6 +114,14 @@ def test_a_state_is_the_same_reached_forwards_or_backwards(whole: tuple[str, Who
         assert driver.state == state
 
 
+def test_a_guest_that_has_shut_down_stays_so(whole: tuple[str, Whole]) -> None:
+    _, known = whole
+    known.timeline.goto(Position(known.last))
+    for go_on in (known.timeline.run, known.timeline.run, known.timeline.step, known.driver.resume):
+        assert go_on() == known.outcome
+        assert fingerprint(known.driver) == known.end
+
+
 def test_a_reverse_watchpoint_lands_on_every_store_one_after_the_other(whole: tuple[str, Whole]) -> None:
     _, known = whole
     timeline, memory = known.timeline, known.session.machine.memory

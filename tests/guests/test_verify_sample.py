@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def options(guest: Guest) -> Options:
-    return Options(memory=guest.memory, limits=Limits(host_seconds=280), cache=False)
+    return Options(memory=guest.memory, limits=Limits(host_seconds=280), cache=False, command_line="rounds=500")
 
 
 @pytest.fixture(scope="module")

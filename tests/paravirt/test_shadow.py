@@ -204,6 +204,31 @@ def test_a_global_page_that_was_invalidated_is_gone_in_every_address_space(view:
     assert mmu.access(PAGE) == OTHER + 4096
 
 
+@pytest.mark.parametrize("view", [KERNEL_VIEW, USER_VIEW])
+def test_a_page_that_is_invalidated_again_and_again_is_gone_in_every_address_space_each_time(view: int) -> None:
+    mmu = mapped(FRAME | P | W | U | G)
+    first, second = mmu.tables.root, mmu.tables.table()
+    mmu.tables.map(PAGE, OTHER | P | W | U | G, root=second)
+
+    def enter(root: int) -> int:
+        mmu.context.root = root
+        mmu.shadow.load_root()
+        mmu.shadow.use(view)
+        return mmu.access(PAGE)
+
+    assert (enter(first), enter(second)) == (FRAME, OTHER)
+    for turn in range(1, 7):
+        frame = FRAME + turn * 4096
+        mmu.tables.map(PAGE, frame | P | W | U | G, root=first)  # while the second is in use
+        for _ in range(turn % 3 + 1):
+            mmu.shadow.invalidate(PAGE)
+        assert enter(first) == frame
+        mmu.tables.map(PAGE, frame | P | W | U | G, root=second)
+        mmu.shadow.invalidate(PAGE)
+        mmu.shadow.invalidate(PAGE)
+        assert enter(second) == frame
+
+
 def test_every_one_of_many_invalidations_counts() -> None:
     mmu = mapped(FRAME | P | W | U)
     for number in range(600):

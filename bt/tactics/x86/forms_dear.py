@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from iced_x86 import Code, Instruction, OpKind, Register
+from iced_x86 import Code, Instruction, OpKind, Register, RegisterExt
 
 from bt.tactics.tactics import Refused
 from bt.tactics.x86 import assemble as asm
@@ -23,9 +23,15 @@ from paravirt.abi import (
     CROSSING_LEAVE,
     CROSSING_THREAD,
     INTERRUPT_PENDING,
+    INVALIDATE_ADDRESS,
+    INVALIDATE_BEHIND,
+    INVALIDATE_CODE,
     KERNEL_GS_BASE,
     QUIET_PORT,
     QUIET_VALUE,
+    RETURN_CODE,
+    RETURN_SLOW,
+    RETURN_THREAD,
     SELECTORS,
     SHARED_PAGE,
     TIME_BASE,
@@ -37,6 +43,10 @@ from paravirt.abi import (
 _RDX: Final = 2
 _FS_BASE: Final = 0xC000_0100
 _SYSRETQ: Final = bytes.fromhex("480f07")
+_IRETQ: Final = bytes.fromhex("48cf")
+_TEST: Final = bytes.fromhex("f644242004 7502")
+"""test byte [rsp + 32], 4; jne, over what follows."""
+_MOST_JUMPS: Final = 3
 _NUMBERS: Final = {Register.ES: 0, Register.CS: 1, Register.SS: 2, Register.DS: 3, Register.FS: 4, Register.GS: 5}
 
 CODES: Final = {
@@ -44,6 +54,7 @@ CODES: Final = {
     Operation.READ_TIME_STAMP: frozenset({int(Code.RDTSC)}),
     Operation.READ_PORT: frozenset({int(Code.IN_AL_DX)}),
     Operation.WRITE_MODEL_SPECIFIC_REGISTER: frozenset({int(Code.WRMSR)}),
+    Operation.INVALIDATE_PAGE: frozenset({int(Code.INVLPG_M)}),
     Operation.READ_SEGMENT_SELECTOR: frozenset(SELECTOR_SIZES),
     Operation.RETURN_FROM_SYSTEM_CALL: frozenset({int(Code.SYSRETQ)}),
 }
@@ -59,6 +70,7 @@ class DearForms(Forms64):
         self.INLINE_CODES = Forms64.INLINE_CODES | codes
         self.INSTEAD_OF_TRAP = codes
         self.NEVER_FAULTS = codes & CODES[Operation.WRITE_MODEL_SPECIFIC_REGISTER]
+        self._returns = Operation.RETURN_FROM_EXCEPTION in operations
         self._selectors = Operation.READ_SEGMENT_SELECTOR in operations
 
     def reads_own_selector(self, instruction: Instruction) -> bool:
@@ -77,9 +89,13 @@ class DearForms(Forms64):
         raw = (ground.code + ground.after)[end - length : end]
         if kind == Code.SWAPGS:
             behind = _leaves(ground, end) if int(Code.SYSRETQ) in self.INSTEAD_OF_TRAP else 0
-            return (return_by_swap(), length + behind) if behind else (swap_gs(), length)
+            if behind:
+                return return_by_swap(), length + behind
+            return swap_and_return() if self._returns and _goes_back(ground, end) else swap_gs(), length
         if kind == Code.SYSRETQ:
             return return_from_system_call(raw), length
+        if kind == Code.INVLPG_M:
+            return invalidate_page(instruction, raw), length
         if kind == Code.RDTSC:
             return read_time_stamp(), length
         if kind == Code.IN_AL_DX:
@@ -174,6 +190,62 @@ def return_from_system_call(code: bytes) -> Template:
     return Template(
         "return to user code", body + asm.HLT, (call,), scratch=frozenset({0}), changes_view=True, ends=True
     )
+
+
+def _goes_back(ground: Ground, at: int) -> bool:
+    """Whether IRETQ comes next at offset `at`, behind jumps, and a test of the stack's segment: Linux looks whether it
+    is in a local descriptor table, which the flat ones that user code has otherwise are not."""
+    for _ in range(_MOST_JUMPS):
+        jump = ground.code[at : at + asm.JUMP_LENGTH]
+        if len(jump) < asm.JUMP_LENGTH or not ground.known:
+            return False
+        if jump[0] == 0xEB:
+            at += asm.SHORT_BRANCH_LENGTH + int.from_bytes(jump[1:2], "little", signed=True)
+        elif jump[0] == 0xE9:
+            at += asm.JUMP_LENGTH + int.from_bytes(jump[1:], "little", signed=True)
+        else:
+            break
+        if at < 0:
+            return False
+    return any(ground.code[at : at + len(code)] == code for code in (_TEST + _IRETQ, _IRETQ))
+
+
+def swap_and_return() -> Template:
+    """SWAPGS where IRETQ is next: that as well, by the hypervisor's code at level 3, where the thread is the one that
+    was left and nothing waits. Where that code does not do it, it comes back, and the guest goes on to its IRETQ. The
+    flags go: what comes next does not look at them."""
+    rax, swap = asm.RAX, swap_gs()
+    back = asm.load(rax, scratch(0))
+    away = asm.store(_word(RETURN_SLOW), rax) + bytes.fromhex("ff2425") + asm.displacement(_word(RETURN_CODE))
+    fast = bytes.fromhex("488d05") + len(away).to_bytes(4, "little") + away  # lea rax, [behind]; ...; jmp [...]
+    checks = (
+        asm.READ_FS_BASE_RAX + bytes.fromhex("483b0425") + asm.displacement(_word(RETURN_THREAD)),  # cmp rax, [thread]
+        bytes.fromhex("833c25") + asm.displacement(_word(INTERRUPT_PENDING)) + b"\0",  # cmp dword [pending], 0
+    )
+    behind = fast
+    for check in reversed(checks):
+        behind = check + asm.jump_if_not_zero(len(behind)) + behind
+    code = swap.code + asm.store(scratch(0), rax) + behind + back
+    return Template("swap GS base, and return", code, scratch=frozenset({0}), changes_view=True)
+
+
+def invalidate_page(instruction: Instruction, code: bytes) -> Template:
+    """INVLPG, of an address in a register: by the hypervisor's code at level 3, if there is any. That comes back to the
+    HLT for all that it does not do. `code` is the instruction. Raises `Refused` for other operands."""
+    number = RegisterExt.number(instruction.memory_base)
+    if code[0] != 0x0F or code[2] >> 6 or code[2] & 7 in (4, 5) or len(code) != 3:
+        raise Refused("its operand is not an address in one of the first registers")
+    rax, rcx = asm.RAX, asm.RCX
+    operand = bytes((0x48, 0x8D, number & 7))  # lea rax, [...]
+    away = asm.store(_word(INVALIDATE_BEHIND), rax) + asm.load(rax, scratch(0))
+    away += asm.store(scratch(1), rcx) + asm.load(rcx, _word(INVALIDATE_CODE))
+    jump = bytes.fromhex("ffe1")  # jmp rcx
+    restore = asm.load(rcx, scratch(1))
+    away += asm.jump_if_rcx_zero(len(jump)) + jump + restore
+    body = asm.store(scratch(0), rax) + operand + asm.store(_word(INVALIDATE_ADDRESS), rax)
+    body += bytes.fromhex("488d05") + len(away).to_bytes(4, "little") + away  # lea rax, [the HLT]
+    call = Call(len(body), Operation.INVALIDATE_PAGE, inside=True, instruction=code)
+    return Template("invalidate a page", body + asm.HLT, (call,), scratch=frozenset({0, 1}), changes_view=True)
 
 
 def read_time_stamp() -> Template:

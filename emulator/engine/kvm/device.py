@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from emulator.engine.kvm import api
 from emulator.errors import EngineMissing
+from emulator.isa.x86.identity import identify
 
 PATH = "/dev/kvm"
 _ROOM_FOR_TSS = 0xFFFB_D000
@@ -130,6 +131,7 @@ class Vm:
         leaves = bytearray(8 + 40 * _LEAVES)
         struct.pack_into("<I", leaves, 0, _LEAVES)
         fcntl.ioctl(self.device, api.GET_SUPPORTED_CPUID, leaves)
+        self._show_vendor(leaves)
         self.leaves = leaves
         fcntl.ioctl(self.cpu, api.SET_CPUID2, leaves)
         size = fcntl.ioctl(self.device, api.GET_VCPU_MMAP_SIZE, 0)
@@ -138,6 +140,15 @@ class Vm:
         ports = fcntl.ioctl(self.device, api.CHECK_EXTENSION, api.CAP_COALESCED_PIO)
         self.ring = ring * mmap.PAGESIZE if ring and ports else 0
         """Offset of the ring of coalesced port writes in `run`; 0 where there is none."""
+
+    @staticmethod
+    def _show_vendor(leaves: bytearray) -> None:
+        """Name the vendor that guests are shown: where KVM interprets code, it does as that one's processors do. Theirs
+        refuse SYSCALL outside 64-bit mode, where others go on at an address that a deprivileged guest has not set."""
+        (count,) = struct.unpack_from("<I", leaves)
+        for at in range(8, 8 + 40 * count, 40):
+            if struct.unpack_from("<I", leaves, at)[0] == 0:
+                struct.pack_into("<3I", leaves, at + 16, *identify(0, 0)[1:])
 
     def leaf(self, number: int, subleaf: int = 0) -> tuple[int, int, int, int]:
         """EAX, EBX, ECX, EDX of a CPUID leaf that KVM supports, or zeros."""

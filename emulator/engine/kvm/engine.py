@@ -110,6 +110,7 @@ class KvmEngine(Accesses, Translations):
     def _is_due(self) -> bool:
         """Whether the deadline is reached and a BUDGET exit may be handed up; sets the alarm again if not."""
         self._alarm.look = False
+        self._gates.resume()
         left = self._deadline - self._alarm.now()
         if left <= 0 and self._moved:
             return True

@@ -42,6 +42,14 @@ class Findings:
     """The host's own user segments can be loaded, although the descriptor table in GDTR has none."""
     host_selectors_shown: bool = False
     """Reads of segment registers show the host's selectors."""
+    descriptors_are_hosts: bool = False
+    """LAR, LSL, VERR and VERW look at the host's descriptor table, not at the one in GDTR."""
+    processor_shown: bool = False
+    """RDTSCP and RDPID show the number of the host's processor, not MSR_TSC_AUX."""
+    calls_answered: bool = False
+    """VMCALL or VMMCALL of user code is answered by KVM."""
+    compatibility_interpreted: bool = False
+    """32-bit code is interpreted, and what the interpreter does not know is undefined."""
     tables_fault: bool = True
     """CR4.UMIP makes SGDT and its like fault in user mode."""
     flush_by_control: bool = True
@@ -52,6 +60,8 @@ class Findings:
     """A store of the processor itself to an entry forgets its translation."""
     flush_by_table: bool = False
     """A store of the processor itself to a part of an entry forgets all translations of the table."""
+    looks_again: bool = True
+    """A store is not refused by an entry that has gained the right to write meanwhile: the tables are looked at."""
     code_is_coherent: bool = True
     """Stores to code are seen, by the guest through any mapping and by the host."""
     crosses: bool = False
@@ -84,6 +94,7 @@ class Findings:
             opens_ports=True,
             shows_segments=True,
             names_changes=not self.flush_by_control,
+            names_gained=not self.looks_again,
             open_bases=self.bases_open,
             steady_counter=self.counter_is_hosts,
             crosses=self.crosses,

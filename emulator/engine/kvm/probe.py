@@ -6,6 +6,7 @@ engine itself as if the host had no quirk at all. Made once a process, in a few 
 
 import functools
 import mmap
+import struct
 import time
 from dataclasses import replace
 
@@ -26,6 +27,8 @@ _CR4 = r.CR4_PAE | r.CR4_OSFXSR
 _EFER = r.EFER_LME | r.EFER_LMA | r.EFER_NXE | r.EFER_SCE
 _ROUNDS = 40
 _CROSSINGS = 8
+_SHOWN, _NUMBER = 0x40, 0x5A
+"""Offset of a descriptor that no host's table has for user code; a processor that no host has."""
 Seen = tuple[ExitKind, int, int, int]
 """Kind, vector, error code, offset of RIP in the code."""
 
@@ -151,9 +154,28 @@ def _instructions(bench: Bench) -> dict[str, bool]:
     bench.go()
     found["host_selectors_shown"] = (state.gpr[r.RAX], state.gpr[r.RBX]) != (0x13, 0x1B)
     found["host_segments_open"] = see("66b82b00 8ed8" + _UD2)[1] == 6
+    found |= _user_code(bench)
     found["counter_is_hosts"] = not found["time_stamp_faults"] and _counts(bench)
     found["identify_is_hosts"], found["identify_faults"] = _identify(bench)
     return found
+
+
+def _user_code(bench: Bench) -> dict[str, bool]:
+    """What user code sees that its kernel has no say in, by name of the finding."""
+    engine, state = bench.engine, bench.engine.registers
+    engine.show_segments(bytes(_SHOWN) + (0x00CF_F300_0000_FFFF).to_bytes(8, "little"))
+    bench.see(f"b8{_SHOWN | 3:02x}000000 0f02d8" + _UD2)  # mov eax, selector; lar ebx, eax
+    seen = {"descriptors_are_hosts": not state.rflags & r.FLAG_ZF}
+    engine.show_segments(b"")
+    taken = engine.set_processor_number(_NUMBER)
+    at = bench.see("0f01f9" + _UD2)[3]
+    seen["processor_shown"] = at == 3 and not (taken and state.gpr[r.RCX] == _NUMBER)
+    engine.set_processor_number(0)
+    seen["calls_answered"] = any(bench.see(code + _UD2)[3] == 3 for code in ("0f01c1", "0f01d9"))
+    bench.start("d9e8" + _UD2)
+    state.set_segment(r.CS, 0x23, 0, 0xFFFF_FFFF, 0xCFFB00)
+    seen["compatibility_interpreted"] = bench.go()[3] != 2
+    return seen
 
 
 def _counts(bench: Bench) -> bool:
@@ -205,8 +227,21 @@ def _translations(bench: Bench) -> dict[str, bool]:
     engine.forget_translations()
     if bench.loads() != 1:
         raise EngineMissing("KVM keeps translations that it was told to forget; run the guest with --engine unicorn")
+    found["looks_again"] = _looks_again(bench)
     found["code_is_coherent"] = _coherent(bench)
     return found
+
+
+def _looks_again(bench: Bench) -> bool:
+    """Whether a store succeeds by an entry that forbade the last one, and that the host has changed since."""
+    bench.page(_DATA, _DATA | 5)
+    bench.engine.forget_translations()
+    store = "c704250020000001000000" + _UD2  # mov dword [data], 1
+    refused = bench.loads() == 1 and bench.see(store)[1] == 14
+    bench.page(_DATA, _DATA | 7)
+    stored = bench.see(store)[1] == 6
+    bench.engine.forget_translations()
+    return refused and stored
 
 
 def _coherent(bench: Bench) -> bool:
@@ -224,10 +259,14 @@ def _coherent(bench: Bench) -> bool:
 def lay_kernel(bench: Bench, code: str = "") -> Crossing:
     """A kernel in page tables of its own that counts its entries in the other page, does `code`, and leaves."""
     bench.words[OTHER_ROOT >> 3] = bench.words[ROOT >> 3]
-    # inc qword [other]; mov rcx, [saved]; mov r11, [saved + 8]; leave: hlt
-    text = bytes.fromhex("48ff042500300000 488b0c2500200000 4c8b1c2508200000" + code + "f4")
-    entry, leave = _CODE + 256, _CODE + 256 + len(text) - 1
-    bench.memory[entry : leave + 1] = text
+    frame, _ = bench.engine.call_frame
+    # mov r11, rsp; inc qword [other]; mov r8, rax; mov rax, [frame + 32]; mov rsp, rax; mov rax, r8
+    # mov rcx, [saved]; leave: div dword [zero]
+    text = bytes.fromhex("4989e3 48ff042500300000 4989c0 48a1") + struct.pack("<Q", frame + 32)
+    text += bytes.fromhex("4889c4 4c89c0 488b0c2500200000" + code)
+    entry, leave = _CODE + 256, _CODE + 256 + len(text)
+    text += bytes.fromhex("f73425") + struct.pack("<I", leave + 8) + bytes(8)
+    bench.memory[entry : entry + len(text)] = text
     return Crossing(entry, leave, _DATA, leave, 0x33)
 
 
@@ -249,9 +288,23 @@ def _crosses(bench: Bench, found: Findings) -> bool:
         costs.append(time.perf_counter_ns() - begin)
         if (kind, vector, at, words[_OTHER >> 3]) != (ExitKind.FAULT, 6, 11, _CROSSINGS):
             break
+    safe = len(costs) == 4 and leaves_harmlessly(bench)
     engine.lead_crossing(NOWHERE, lambda _user: None)
     engine.set_root(ROOT)
-    return len(costs) == 4 and min(costs) / 1000 < 2 * _CROSSINGS * found.exit_cost
+    return safe and min(costs) / 1000 < 2 * _CROSSINGS * found.exit_cost
+
+
+def leaves_harmlessly(bench: Bench) -> bool:
+    """Whether a kernel that leaves to an address that is none faults at level 3. Some processors' SYSRET faults at
+    level 0, whose frame is pushed where the RSP leads that the kernel chose: into the engine's own tables, say."""
+    stack, nowhere = _SPARE + 0x800, 1 << 47
+    chosen = b"\x48\xb9" + nowhere.to_bytes(8, "little") + b"\x48\xbc" + stack.to_bytes(8, "little")  # mov rcx; mov rsp
+    bench.engine.lead_crossing(lay_kernel(bench, chosen.hex()), lambda _user: None)
+    bench.start("0f05" + _UD2)
+    bench.engine.open_crossing(OTHER_ROOT, ROOT)
+    before = bytes(bench.memory[_SPARE : _SPARE + 4096])
+    found = bench.go()
+    return found == (ExitKind.FAULT, 13, 0, nowhere - _CODE) and bench.memory[_SPARE : _SPARE + 4096] == before
 
 
 def _speed(bench: Bench) -> tuple[float, bool]:
@@ -276,4 +329,4 @@ def _speed(bench: Bench) -> tuple[float, bool]:
     return round(min(costs[1:]) / 1000, 1), taken < 10_000_000
 
 
-__all__ = ["Bench", "api", "findings_of_host", "lay_kernel"]
+__all__ = ["Bench", "api", "findings_of_host", "lay_kernel", "leaves_harmlessly"]

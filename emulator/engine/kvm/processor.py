@@ -16,6 +16,7 @@ from emulator.engine.kvm.device import Read, Vm, Write
 from emulator.engine.kvm.findings import Findings
 from emulator.engine.kvm.gates import Gates
 from emulator.engine.kvm.registers import KvmRegisters, segment_words
+from emulator.engine.kvm.returning import MOST_TABLES
 from emulator.engine.kvm.room import Room
 from emulator.engine.kvm.stub import Stub
 from emulator.engine.kvm.traps import Traps
@@ -26,6 +27,8 @@ from emulator.isa.x86 import registers as r
 
 QUANTUM: Final = 100_000
 """Nanoseconds that a guest gets at least between two BUDGET exits: entering it takes a good part of that."""
+_RATHER_LATE: Final = 10 * QUANTUM
+"""Nanoseconds until one looks again whether a guest stands that is likely to exit before."""
 FOREVER: Final = 1 << 62
 _ALL: Final = api.SYNC_REGISTERS | api.SYNC_SPECIAL | api.SYNC_EVENTS
 _DIRTY: Final = api.SYNC_REGISTERS | api.SYNC_SPECIAL
@@ -103,9 +106,9 @@ class KvmProcessor:
         self._flip = 0
         self._changes: dict[int, int] = {}
         self._root_places: dict[int, tuple[memoryview, int]] = {}
-        self._root_entry, self._shown_root_entry = self._room.root_entry, self._room.shown_root_entry
+        self._root_entry, self._kernel_root_entry = self._room.root_entry, self._room.kernel_root_entry
         self._kernel_roots: set[int] = set()
-        """Roots of which code that enters a kernel may read what the engine shows; forgotten when all tables are."""
+        """Roots of a guest's kernel, to which gates have led; forgotten when all tables are."""
         self._posted: list[tuple[int, int]] = []
         self._prepare()
 
@@ -142,20 +145,23 @@ class KvmProcessor:
         events, rip = self._bytes, self._words[api.W_RIP]
         self._signalled()
         events[api.IMMEDIATE_EXIT] = 0
-        self._midway = (
+        under_way = (
             bool(events[api.EVENT_INJECTED] or events[api.EVENT_PENDING])
             # The trap's handler is reached and its HLT not executed: let it. And so for a gate, and what is behind it.
             or HANDLERS <= rip < HANDLERS_END
             or room.SYSTEM_CALL <= rip < room.SYSTEM_CALLS_END
+            or room.CALL <= rip < room.CALL_END
             or room.GATES <= rip < room.GATES_END
             or self._crossing.enter <= rip < self._crossing.enter_end
-            or self._may_break(rip)
         )
+        self._midway = under_way or self._may_break(rip)
         if not self._midway:
             self._incomplete = False
             self._get()
-        elif self._gates.pair[0] >= 0 and not self._passed:
-            self._alarm.set(QUANTUM)  # what is under way may end without an exit
+        elif under_way:
+            self._passed = 0
+            self._gates.pause()  # what is under way would end without an exit, and the next, too
+            self._alarm.set(_RATHER_LATE)
 
     def _may_break(self, rip: int) -> bool:
         """Whether a #BP may be under way, of which KVM does not tell ("the API does not provide the instruction length"
@@ -242,6 +248,10 @@ class KvmProcessor:
         except OSError:
             return False
 
+    def set_processor_number(self, number: int) -> bool:
+        """Have RDTSCP and RDPID show this; whether KVM took it."""
+        return self._vm.set_msrs({api.MSR_TSC_AUX: number})
+
     # -- what only some engines need --------------------------------------------------------------
 
     def open_ports(self, enabled: bool = True) -> None:
@@ -260,14 +270,28 @@ class KvmProcessor:
         self._crossing, self._on_crossed = crossing, crossed
         self._gates.lead(crossing)
 
-    def show_memory(self, size: int) -> tuple[int, int] | None:
-        """Where the code that enters a kernel reads physical memory, and the frame of a fault; None for too much."""
+    @property
+    def call_frame(self) -> tuple[int, int]:
+        """Where the code that enters a kernel reads the frame of a trap, and the RIP in that of a SYSCALL."""
+        return room.FRAME, room.CALL_SITE
+
+    def show_memory(self, size: int) -> int | None:
+        """Where the code that enters a kernel reads physical memory; None for too much."""
         return self._room.show_memory(size)
+
+    def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
+        """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
+        what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
+        them `Crossing.back` may store in. None where it cannot."""
+        tables = regions[0][1]
+        if not self.findings.host_segments_open or tables >> 12 > MOST_TABLES or tables & tables - 1:
+            return None
+        own = self._room
+        return tuple(own.show_more(number, *region) for number, region in enumerate(regions)), own.marks()
 
     def open_crossing(self, kernel: int, user: int) -> None:
         """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""
-        if self._crossing.fault:
-            self._kernel_roots.add(kernel)
+        self._kernel_roots.add(kernel)
         for root in (kernel, user):
             self._own_root(root)
         self._gates.open(kernel, user)
@@ -280,7 +304,7 @@ class KvmProcessor:
         """Put the engine's own entry into a root."""
         place = self._root_places.get(physical) or self._place_of_root(physical)
         words, at = place
-        entry = self._shown_root_entry if physical in self._kernel_roots else self._root_entry
+        entry = self._kernel_root_entry if physical in self._kernel_roots else self._root_entry
         if words[at] != entry:
             if words[at] and not self.findings.flush_by_control:
                 self._changes[(physical & _FRAME_MASK) + 8 * room.SLOT] = -1  # it has other rights from now on

@@ -13,6 +13,7 @@ from emulator.engine.kvm.findings import Findings
 _DOCUMENT: Final = "https://docs.kernel.org/virt/kvm/api.html"
 _PVM: Final = "https://lore.kernel.org/lkml/20240226143630.33643-1-jiangshanlai@gmail.com/"
 """The software KVM that the kernel's mailing list was shown; hosts have variants of it."""
+_CALLS: Final = "https://docs.kernel.org/virt/kvm/x86/hypercalls.html"
 _MMU: Final = "https://docs.kernel.org/virt/kvm/x86/mmu.html"
 
 
@@ -162,6 +163,49 @@ QUIRKS: Final = (
         _PVM,
     ),
     Quirk(
+        "LAR looks at the host's segments",
+        "LAR, LSL, VERR and VERW find the host's own user segments alone, whatever the guest's table holds; the limit "
+        "of 78H names the host's processor, as Linux has it for getcpu",
+        "LAR of a segment that the table has",
+        "not hidden: nothing faults, and the table is the host's. Kernel code has planted traps there; what user code "
+        "learns is what is so on each 64-bit Linux, but for that limit, and no 32-bit code segment",
+        "descriptors_are_hosts",
+        True,
+        _PVM,
+    ),
+    Quirk(
+        "RDTSCP shows the host's processor",
+        "RDTSCP and RDPID give the number of the host's processor on which the guest happens to run; MSR_TSC_AUX is "
+        "taken and has no effect",
+        "RDTSCP against MSR_TSC_AUX",
+        "not hidden: CPUID offers neither, and kernel code has planted traps there. A guest's getcpu in its vDSO may "
+        "say 1 in a machine of one processor; that of the system call is right, and so is what glibc takes from rseq",
+        "processor_shown",
+        True,
+        _PVM,
+    ),
+    Quirk(
+        "VMMCALL is answered",
+        "VMCALL or VMMCALL of user code gives -1 (not permitted) in RAX, and faults on no processor's terms",
+        "both, against #UD",
+        "not hidden: KVM refuses every call of level 3 and changes RAX alone. #GP in place of #UD is put right by the "
+        "hypervisor (`delivery.protected_or`)",
+        "calls_answered",
+        True,
+        _CALLS,
+    ),
+    Quirk(
+        "32-bit code is interpreted",
+        "code of a 32-bit segment runs a thousand times slower, and what KVM's interpreter does not know (arithmetic "
+        "of x87 and SSE, BOUND, AAA, POPCNT) is undefined",
+        "FLD1 in a 32-bit segment",
+        "INT n, INT3 and INTO are told by their code, and SYSCALL by the vendor that the guest is shown; programs of "
+        "integers run, others get SIGILL: run them with --engine unicorn",
+        "compatibility_interpreted",
+        True,
+        _PVM,
+    ),
+    Quirk(
         "SGDT shows real tables",
         "CR4.UMIP is ignored: SGDT, SIDT, SLDT, STR and SMSW show what the processor has",
         "SGDT, STR and SMSW with CR4.UMIP set",
@@ -178,6 +222,15 @@ QUIRKS: Final = (
         "`flush_tlb` is told the entries: the engine's stub stores them once more (`stub.py`), or the mapped page is "
         "taken away",
         "flush_by_control",
+        False,
+        _MMU,
+    ),
+    Quirk(
+        "a right that was gained goes unseen",
+        "a store is refused by an entry that has gained the right to write since it was looked at",
+        "a store that is refused, the right, the same store",
+        "none was seen yet: such a host is told of these changes as well (`names_gained`)",
+        "looks_again",
         False,
         _MMU,
     ),

@@ -130,7 +130,8 @@ class KvmRegisters:
 
     def selector(self, index: int) -> int:
         """The visible part of a segment register."""
-        return self.segment(index)[0]
+        kept = self._segments.get(index)
+        return kept[0] if kept is not None else self._words[api.SEGMENT_WORDS[index] + 1] >> 32 & 0xFFFF
 
     def set_segment(self, index: int, selector: int, base: int, limit: int, attributes: int) -> None:
         """Load a segment register with its hidden part; CPL stays as it is."""

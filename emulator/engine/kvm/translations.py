@@ -98,6 +98,8 @@ class Translations(KvmProcessor):
     def _few(self) -> tuple[list[int], list[int]] | None:
         """What is to be stored again: entries, and of which tables a part, since much of them was changed. None where
         that does not help."""
+        if len(self._changes) <= AT_ONCE and WHOLE_TABLE not in self._changes.values():
+            return list(self._changes), []
         by_table: dict[int, list[int]] = {}
         tables = []
         for at, page in self._changes.items():

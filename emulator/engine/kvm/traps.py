@@ -23,10 +23,12 @@ _NOT_RF_IOPL: Final = _MASK ^ r.FLAG_RF ^ _IOPL
 _USERS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_TF | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 """Flags that user code can change by itself."""
 _HANDLERS, _HANDLERS_END = room.HANDLERS, room.HANDLERS_END
-_DB, _BP, _UD, _GP, _PF = 1, 3, 6, 13, 14
+_DE, _DB, _BP, _UD, _GP, _PF = 0, 1, 3, 6, 13, 14
 _BY_TABLE: Final = 7
 _FROM_IDT: Final = 2
 """Lowest bits of the error code of an INT n that its gate refuses."""
+_OF_32_BITS: Final = {0xCC: _BP, 0xCE: 4}
+"""INT3, and INTO, which is undefined only while the overflow flag is set: the vectors that they ask for."""
 _TARGETS: Final = (room.SYSTEM_CALL, room.SYSTEM_CALL_32)
 _STEPPED: Final = 1 << 14
 _LONG_CODE: Final = 1 << 21
@@ -79,6 +81,8 @@ class Traps:
         elif vector == _GP:
             if error & _BY_TABLE == _FROM_IDT:
                 self._software(error >> 3)
+            elif registers.rip == room.CALL_RARE:
+                self._system_call(registers.rflags)
         elif vector <= _UD:
             self._rare(vector)
 
@@ -107,8 +111,10 @@ class Traps:
             exit_.length = 1
 
     def _rare(self, vector: int) -> None:
-        """#DB, #BP and #UD, which may stand for something else."""
+        """#DE, #DB, #BP and #UD, which may stand for something else."""
         registers, exit_, found = self._registers, self.exit, self._findings
+        if vector == _DE and registers.rip == room.CALL_SITE:
+            self._system_call(registers.rflags)
         if vector == _BP:
             length = 1 if self.code(-1)[:1] == b"\xcc" else 2
             registers.rip = registers.rip - length & _MASK
@@ -128,7 +134,8 @@ class Traps:
             registers.advance(1)
 
     def _undefined(self) -> None:
-        """#UD: INT n where KVM delivers none, or a fetch from where no memory is."""
+        """#UD: INT n where KVM delivers none, INT3 and INTO of 32-bit code that it interprets, or a fetch from where no
+        memory is."""
         code, exit_ = self.code(), self.exit
         if not code:
             exit_.kind, exit_.address = ExitKind.UNBACKED, self._registers.rip
@@ -136,6 +143,8 @@ class Traps:
         start = next((at for at, byte in enumerate(code) if byte not in _PREFIXES and byte & 0xF0 != 0x40), 0)
         if code[start] == 0xCD and len(code) > start + 1:
             exit_.kind, exit_.vector, exit_.length = ExitKind.SOFTWARE_INTERRUPT, code[start + 1], start + 2
+        elif code[start] in _OF_32_BITS and not self._registers.segment(r.CS)[3] & _LONG_CODE:
+            exit_.kind, exit_.vector, exit_.length = ExitKind.SOFTWARE_INTERRUPT, _OF_32_BITS[code[start]], start + 1
 
     def code(self, offset: int = 0) -> bytes:
         """The bytes at RIP, or so many behind it, as the processor fetches them."""

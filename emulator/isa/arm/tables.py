@@ -14,6 +14,7 @@ import numpy as np
 from emulator.isa.arm import exceptions as x
 from emulator.isa.arm.exceptions import ArmException
 from emulator.isa.arm.paging import (
+    CLIENT,
     EXECUTE,
     MANAGER,
     READ,
@@ -103,6 +104,8 @@ class ArmTables:
         self.walker = Walker(memory.cast("I"), base, context)
         self.result = PageWalk(2)
         self._lookups = {simple: _lookup(simple) for simple in (False, True)}
+        self._small = tuple(rights.tobytes() for rights in self._lookups[False])
+        """The rights of kernel and user without an access flag, by a descriptor's 12 low bits."""
 
     @property
     def roots(self) -> tuple[int, ...]:
@@ -130,6 +133,8 @@ class ArmTables:
 
     def walk(self, address: int, write: bool, user: bool, fetch: bool) -> PageWalk:
         """Translate for an access. Raises the guest's abort."""
+        if self._is_small(address, EXECUTE if fetch else WRITE if write else READ, user):
+            return self.result
         found = self.walker.walk(address, write, user, fetch)
         walk = self.result
         walk.address, walk.frame = address, found.physical
@@ -152,6 +157,38 @@ class ArmTables:
             walk.entries[2] = _FLAT if found.descriptor < 0 else found.descriptor
             walk.attributes = 0 if found.descriptor & 1 << 17 and found.descriptor >= 0 else GLOBAL
         return walk
+
+    def _is_small(self, address: int, wanted: int, user: bool) -> bool:
+        """Whether it is nearly every access: to a small page, by a table and a client's domain, and allowed. The
+        translation is in `result` then."""
+        context, words, base = self._context, self.walker.words, self.walker.base
+        split, count = context.ttbcr & 7, len(words)
+        if split or context.sctlr & (SCTLR_M | SCTLR_AFE) != SCTLR_M:
+            return False
+        root = context.ttbr0 & 0xFFFF_C000
+        at = (root - base >> 2) + (address >> 20)
+        if not 0 <= at < count:
+            return False
+        first = words[at]
+        if first & 3 != 1 or context.dacr >> 2 * (first >> DOMAIN_SHIFT & 15) & 3 != CLIENT:
+            return False
+        at = ((first & 0xFFFF_FC00) - base >> 2) + (address >> 12 & 0xFF)
+        if not 0 <= at < count:
+            return False
+        second = words[at]
+        kernel, other = self._small[0][second & 0xFFF], self._small[1][second & 0xFFF]
+        if first & _PXN:
+            kernel &= ~EXECUTE
+        if not (other if user else kernel) & wanted:
+            return False
+        walk = self.result
+        walk.address, walk.frame, walk.region = address, second & 0xFFFF_F000, 0
+        walk.rights = kernel << KERNEL_SHIFT | other << USER_SHIFT
+        walk.level, walk.size = 1, 12
+        walk.entries[1], walk.entries[2] = second, first
+        walk.tables[1], walk.tables[2] = first & 0xFFFF_FC00, root
+        walk.attributes = 0 if second & _NOT_GLOBAL else GLOBAL
+        return True
 
     def above(self, entry: int) -> int:
         """Of a first-level entry that points to a table: what the kernel's and user code's rights to the pages below

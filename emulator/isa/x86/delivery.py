@@ -26,6 +26,7 @@ from emulator.isa.x86.processor import (
     DOUBLE_FAULT,
     GENERAL_PROTECTION,
     INTERRUPT_FLAG,
+    INVALID_OPCODE,
     INVALID_TSS,
     LONG_MODE,
     MASK64,
@@ -87,6 +88,18 @@ def undefined_or(cpu: Processor, code: bytes) -> Fault | None:
         return Fault(DEBUG_EXCEPTION)
     if code[:2] == b"\x0f\x33":
         return Fault(GENERAL_PROTECTION, 0)
+    return None
+
+
+def protected_or(code: bytes, system_enter: bool) -> Fault | None:
+    """What to raise instead of #GP(0) where an engine refuses `code` of user mode as privileged, or None.
+
+    VMCALL without a hypervisor to call, MONITOR and MWAIT are #UD there (SDM vol. 2 and 3), as SYSENTER and SYSEXIT are
+    on a processor that does not say to have them (`system_enter`).
+    """
+    undefined = code[:2] == b"\x0f\x01" and code[2:3] in (b"\xc1", b"\xc8", b"\xc9")
+    if undefined or (not system_enter and code[:2] in (b"\x0f\x34", b"\x0f\x35")):
+        return Fault(INVALID_OPCODE)
     return None
 
 

@@ -113,9 +113,13 @@ class LongModeTables:
     ) -> tuple[NDArray[np.bool_], NDArray[np.uint64], NDArray[np.bool_]]:
         """Pages whose accessed bit is set; writable where the dirty bit is, too."""
         words = entries.view(np.uint64)
-        wanted = np.uint64(w.PRESENT | w.ACCESSED | (w.USER if user else 0))
-        written = np.uint64(w.DIRTY | w.WRITABLE if user or self._context.write_protect else w.DIRTY)
+        wanted, written = map(np.uint64, self.ahead_bits(user))
         return (words & wanted) == wanted, words & np.uint64(w.FRAME_MASK), (words & written) == written
+
+    def ahead_bits(self, user: bool) -> tuple[int, int]:
+        """The bits of an entry whose page may be mapped ahead, and those with which it may be written."""
+        wanted = w.PRESENT | w.ACCESSED | (w.USER if user else 0)
+        return wanted, w.DIRTY | w.WRITABLE if user or self._context.write_protect else w.DIRTY
 
     def no_code(self, _address: int) -> ArchitecturalException:
         """A bus without a device gives all ones, which is no instruction."""

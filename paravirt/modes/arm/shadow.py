@@ -16,11 +16,12 @@ import numpy as np
 from emulator.engine.arm import FULL, OTHER, ArmEngine
 from emulator.isa.arm.paging import SCTLR_AFE, SCTLR_M, TranslationContext
 from emulator.isa.arm.tables import APART, DOMAIN_SHIFT, OWN_DOMAIN, USER_TABLES, ArmTables
+from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.paging import EXECUTE, GLOBAL, KERNEL_SHIFT, READ, USER_SHIFT, WRITE, PageWalk
 from emulator.memory import GuestMemory
 from paravirt import abi, layout
 from paravirt.mmu.shadow import ShadowPaging
-from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
+from paravirt.mmu.views import KERNEL_VIEW, MAY_BE_CODE, USER_VIEW
 
 WORLD: Final = {KERNEL_VIEW: OTHER, USER_VIEW: FULL}
 """The kernel runs in the engine's other world, so that a switch needs no flush."""
@@ -38,6 +39,8 @@ _MIB: Final = 20
 _UNIT: Final = USER_TABLES.unit
 _TABLE_MASK: Final = USER_TABLES.table_mask
 _SUPERSECTION: Final = 1 << 18 | 2
+_ROOT_MASK: Final = 0xFFFF_C000
+"""Of TTBR0, where there is no TTBR1."""
 
 
 class ArmShadow(ShadowPaging):
@@ -200,35 +203,80 @@ class ArmShadow(ShadowPaging):
     def invalidate(self, address: int) -> None:
         """As the base. A table may be at two places in the user's view, of which the other was perhaps seen to have
         changed before: what the engine has of this one goes in any case."""
-        super().invalidate(address)
+        self.technique.invalidated(address)
         self._flush_user_page(address)
+        if self.view == KERNEL_VIEW and self.technique.ahead:
+            self._enter_invalidated(address)
+
+    def _enter_invalidated(self, address: int) -> None:
+        """A page that the guest has mapped before it invalidates it, as kernels do that borrow an address for a moment,
+        is used next: it is entered now, if it is a small page of memory that does not execute, and its table is linked.
+        What may be code is mapped by an address of the kernel's to be written (`patch_text`), or not yet."""
+        pool, frames, words = self.pool, self.frames, self._words
+        root = self._current[self.guest.region(address) if len(self._current) > 1 else 0]
+        at = (root << self._unit) + (address >> _MIB)
+        link = words[at]
+        if not link:
+            return
+        leaf = (link & _TABLE_MASK) - pool.physical >> _UNIT
+        source, index = pool.source[leaf], address >> 12 & 0xFF
+        if source < 0 or words[(leaf << self._unit) + index]:
+            return
+        entry = pool.guest_entries[(source >> 2) + index]
+        number = (entry & PAGE_MASK) - frames.base >> 12
+        if not entry & 2 or not 0 <= number < frames.count or frames.guard is not None:
+            return
+        write = frames.kinds[number] == MAY_BE_CODE
+        if frames.kinds[number] and not write:
+            return
+        try:
+            walk = self.guest.walk(address, write, False, False)
+        except ArchitecturalException:
+            return
+        if pool.seen[at] == walk.entries[2]:
+            self._install(walk, write, False)
+            self.prefilled += 1
 
     def _flush_user_page(self, address: int) -> None:
         for root in self._entered[USER_VIEW]:
             if self._words[(root << self._unit) + (address >> _MIB)]:
                 self._cpu.flush_page(FULL, address)
 
+    def roots_of(self, address: int) -> tuple[int, ...]:
+        """As the base, of one region."""
+        context = self.context
+        if context.ttbcr & 7 or not context.sctlr & SCTLR_M:
+            return super().roots_of(address)
+        name, known = context.ttbr0 & _ROOT_MASK, self._roots
+        kernel, user = known.get((0, name, KERNEL_VIEW)), known.get((0, name, USER_VIEW))
+        if kernel is None:
+            return () if user is None else (user,)
+        return (kernel,) if user is None else (kernel, user)
+
     def invalidate_in(self, table: int, address: int) -> int:
         """As the base, written out for two levels: kernels invalidate page by page. Sixteen entries may be one large
         page, or one supersection."""
         pool, words, seen = self.pool, self._words, self.pool.seen
-        at = (table << self._unit) + (address >> _MIB)
-        if seen[at] & _SUPERSECTION == _SUPERSECTION:
+        index = address >> _MIB
+        at = (table << self._unit) + index
+        known, entry = seen[at], words[at]
+        if known & _SUPERSECTION == _SUPERSECTION:
             return 2 * pool.revalidate(table)
-        entry = words[at]
         if not entry:
             return 0
-        if pool.guest_entry(table, address >> _MIB) != seen[at]:
+        source, guest = pool.source, pool.guest_entries
+        if (guest[(source[table] >> 2) + index] if source[table] >= 0 else 0) != known:
             self.replace(at, 2, 0)
             return 2
-        leaf = pool.table_in(entry)
-        if pool.source[leaf] < 0:
+        leaf = (entry & _TABLE_MASK) - pool.physical >> _UNIT
+        if source[leaf] < 0:
             return 0
         index = address >> 12 & 0xFF
         at = (leaf << self._unit) + index
-        if seen[at] & 3 == 1:
+        known = seen[at]
+        if known & 3 == 1:
             return 2 * pool.revalidate(leaf)
-        if not words[at] or pool.guest_entry(leaf, index) == seen[at]:
+        if not words[at] or guest[(source[leaf] >> 2) + index] == known:
             return 0
         self.replace(at, 1, 0)
         return 1

@@ -3,13 +3,14 @@
 Room: `paravirt/modes/x86`, for engines that say `crosses`. The hypervisor opens the way whenever it enters user code in
 an ordinary state, and closes it with whatever makes a difference. The guest itself does the harmless part: code in the
 last page of the fixups, at which the kernel is entered, and the fixup of SYSRET. At the next exit the virtual CPU is
-made to be where the guest is.
+made to be where the guest is. A divide error of user code comes the same way as a SYSCALL, and is told apart there.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from emulator.engine.crossing import Crossing
@@ -17,7 +18,8 @@ from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.descriptors import FLAT_DATA, FLAT_LIMIT, KERNEL_CODE, USER_CODE, USER_DATA
 from paravirt import abi
-from paravirt.modes.x86 import user_faults
+from paravirt.modes.x86 import user_faults, user_returns
+from paravirt.modes.x86.shadow import BLOCKS, BLOCKS_SIZE
 from paravirt.translator import Hypercall
 
 if TYPE_CHECKING:
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
 
 _SWAPGS: Final = bytes.fromhex("0f01f8")
 _SYSRETQ: Final = bytes.fromhex("480f07")
-_HLT: Final = b"\xf4"
-_LEAVE: Final = 1024
-"""Offset of the HLT in the page of code."""
+_LEAVE: Final = 1152
+"""Offset in the page of code of the division by zero by which the kernel is left, and of its operand."""
+_ZERO: Final = _LEAVE + 8
+_NO_CALL: Final = (1 << 64) - 1
+"""Instead of a page fault's error code: user code has divided by zero."""
+_BACK: Final = 1184
+_INVALIDATE_AT: Final = _BACK + 1760
+"""Offsets of the code for IRETQ, and for INVLPG."""
+_LOWEST_SELECTOR, _SELECTORS_END = 16, 0xFF00
 _MASKED: Final = r.FLAGS_STATUS | r.FLAG_TF | r.FLAG_IF | r.FLAG_DF | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 """Flags that SYSCALL must clear: the kernel begins with none of them."""
 _SAVED, _TARGET, _TO, _THREAD, _COUNT = (
@@ -41,7 +49,21 @@ _SAVED, _TARGET, _TO, _THREAD, _COUNT = (
     )
 )
 _ERROR, _RIP, _FLAGS, _RSP, _ADDRESS, _FAULTS, _HANDLER = ((abi.CROSSING_FAULT >> 3) + word for word in range(7))
-_FAULT_ADDRESS: Final = abi.SHARED_PAGE + user_faults.ADDRESS
+_RETURN_THREAD, _RETURN_CODE, _RETURN_SLOW = (
+    offset >> 3 for offset in (abi.RETURN_THREAD, abi.RETURN_CODE, abi.RETURN_SLOW)
+)
+_SEEN, _RETURNS, _ROOT, _LOGGED = (
+    offset >> 3 for offset in (user_returns.SEEN, user_returns.RETURNS, user_returns.ROOT, user_returns.LOGGED)
+)
+_ROOT_OF, _INVALIDATE, _BEHIND, _KERNEL_ROOT, _LISTED, _WAITING = (
+    offset >> 3
+    for offset in (
+        *(user_returns.ROOT_OF, user_returns.INVALIDATE, user_returns.BEHIND, user_returns.KERNEL_ROOT),
+        *(user_returns.LISTED, user_returns.WAITING),
+    )
+)
+_LIST: Final = abi.INVALIDATE_LIST >> 3
+_LOG: Final = abi.RETURN_LOG >> 3
 _STACK_SELECTOR: Final = (abi.SELECTORS >> 3) + r.SS
 _USERS: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_TF | r.FLAG_NT | r.FLAG_AC | r.FLAG_RF | r.FLAG_ID
 _SCRATCH: Final = abi.SCRATCH + 8 * (abi.SCRATCH_WORDS - 1)
@@ -65,15 +87,24 @@ class Crossings:
         first = abi.CROSSING_CODE - abi.FIXUP_BASE
         self._code = window[first : first + 4096]
         self._hypercalls, self._looked = hypercalls, 0
-        self._leave = leave = abi.CROSSING_CODE + _LEAVE
+        self.leave = leave = abi.CROSSING_CODE + _LEAVE
+        """Where the kernel divides by zero to go back to user code."""
         hypercalls[leave] = Hypercall(leave, Operation.RETURN_FROM_SYSTEM_CALL, leave, _SYSRETQ)
         self._known: tuple[int, int] | None = None
         """LSTAR and STAR of the way that the engine was told."""
         self._balance = 0
         self.slow = -1
         """Where code for page faults of user code leaves one to the hypervisor; -1 where there is no such code."""
-        self._faults = self._fault_entry = self._user_data = 0
-        """Such faults that were looked at; where that code begins; the selector that user code has in SS."""
+        self._none = -1
+        """Where that for system calls leaves what is none."""
+        self._fault_entry = self._user_data = 0
+        """Where that code begins; the selector that user code has in SS."""
+        self._memory = 0
+        """Where the guest's memory is shown to that code."""
+        self.invalidations = 0
+        """INVLPGs done without an exit."""
+        self._back = -1
+        """Where the engine does IRETQ; -1 where it does not."""
         self.close()
 
     def learn(self, step: Step | None) -> None:
@@ -84,7 +115,7 @@ class Crossings:
         if key == self._known or len(self._hypercalls) == self._looked:
             return
         if not any(
-            call.operation is Operation.RETURN_FROM_SYSTEM_CALL and address != self._leave
+            call.operation is Operation.RETURN_FROM_SYSTEM_CALL and address != self.leave
             for address, call in self._hypercalls.items()
         ):
             self._looked = len(self._hypercalls)
@@ -105,15 +136,24 @@ class Crossings:
             self.close()
             return
         self._shared[_THREAD] = thread
+        if self._back >= 0:
+            self._shared[_RETURN_THREAD] = thread
+            first = self._shadow.pool.physical
+            self._shared[_KERNEL_ROOT], self._shared[_ROOT] = roots[0] - first, roots[1] - first
+            self._shared[_ROOT_OF] = vcpu.cr3
         self._engine.open_crossing(*roots)
+
+    def leads_back(self, thread: int) -> bool:
+        """Whether a thread, by FS base, that came to the kernel without an exit may be gone back to as it was left."""
+        return self._known is not None and self._shared[_THREAD] == thread
 
     def hold(self) -> None:
         """User code is entered next by the hypervisor."""
-        self._shared[_THREAD] = abi.NO_THREAD
+        self._shared[_THREAD] = self._shared[_RETURN_THREAD] = abi.NO_THREAD
 
     def close(self) -> None:
         """It is entered and left by the hypervisor."""
-        self._shared[_THREAD] = abi.NO_THREAD
+        self._shared[_THREAD] = self._shared[_RETURN_THREAD] = abi.NO_THREAD
         self._engine.close_crossing()
 
     def code_changed(self, page: int) -> bool:
@@ -128,6 +168,7 @@ class Crossings:
         if self._known is not None:
             self._known, self._looked = None, 0
             self.close()
+            self._shared[_INVALIDATE] = 0
 
     def tables_changed(self) -> None:
         """The guest loaded a descriptor table or its task register: its handlers may be others."""
@@ -147,7 +188,11 @@ class Crossings:
     def begin(self, user: bool) -> None:
         """Count from here on."""
         self._balance = -1 if user else 0
-        self._shared[_COUNT] = self._shared[_FAULTS] = self._faults = 0
+        if self._known is None:
+            self._shared[_THREAD] = self._shared[_RETURN_THREAD] = abi.NO_THREAD
+            self._shared[_INVALIDATE] = 0
+        for word in (_COUNT, _FAULTS, _SEEN, _RETURNS, _LOGGED, _LISTED, _WAITING):
+            self._shared[word] = 0
 
     def segments(self, user: bool) -> None:
         """Have the virtual CPU loaded CS and SS as SYSCALL or SYSRET does."""
@@ -168,7 +213,12 @@ class Crossings:
     def counts(self) -> tuple[int, int]:
         """How often the kernel was entered, and left, without an exit: leaves follow from the side the guest is on."""
         into = int(self._shared[_COUNT])
-        return into, max(0, into + self.faults + self._balance + (self._vcpu.level == 3))
+        return into, max(0, into + self.faults + self._balance + (self._vcpu.level == 3) - self.returns)
+
+    @property
+    def returns(self) -> int:
+        """How often IRETQ led to user code without an exit."""
+        return int(self._shared[_RETURNS])
 
     @property
     def faults(self) -> int:
@@ -178,11 +228,68 @@ class Crossings:
     def new_fault(self) -> tuple[int, int, int, bool, bool] | None:
         """The last of them, if it was not looked at: RIP, level, address, whether it was a store, or a fetch."""
         shared = self._shared
-        if shared[_FAULTS] == self._faults:
+        if shared[_FAULTS] == shared[_SEEN]:
             return None
-        self._faults = shared[_FAULTS]
+        shared[_SEEN] = shared[_FAULTS]
         error = shared[_ERROR]
         return shared[_RIP], 3, shared[_ADDRESS], error & 2 != 0, error & 16 != 0
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether IRETQ may lead to user code without an exit."""
+        return self._back >= 0
+
+    @property
+    def noted(self) -> bool:
+        """Whether entries were made without an exit since `drain`."""
+        return self._shared[_LOGGED] != 0 or self._shared[_LISTED] != 0
+
+    def drain(self) -> None:
+        """Take over what was noted of the entries that were made without an exit."""
+        shared = self._shared
+        count = min(shared[_LOGGED], user_returns.MOST)
+        shared[_LOGGED] = 0
+        for at in range(_LOG, _LOG + 2 * count, 2):
+            place, guest = shared[at], shared[at + 1]
+            if place & 1:
+                self._shadow.made_together(place >> 3, guest)
+            else:
+                self._shadow.made_elsewhere(place >> 3, guest)
+        count = min(shared[_LISTED], user_returns.MOST)
+        if count:
+            shared[_LISTED] = shared[_WAITING] = 0
+            self.invalidations += count
+            self._vcpu.forget_translations()
+            for at in range(_LIST, _LIST + count):
+                self._shadow.invalidate(shared[at])
+
+    def undo_return(self) -> None:
+        """The engine has not done IRETQ at its HLT: let the guest come to its own, as it was."""
+        shared = self._shared
+        shared[_RETURNS] -= shared[_RETURNS] > 0
+        shared[_SEEN] = 0  # the fault was not dealt with
+        self.abandon(self._vcpu.rip)
+
+    def abandon(self, pc: int) -> bool:
+        """Whether the guest is in the code for IRETQ or INVLPG, also where it was restored there, and now is where the
+        hypervisor does that. What the code needs may not be there, or its guest's stack may not."""
+        at, vcpu, shared = pc - abi.CROSSING_CODE, self._vcpu, self._shared
+        if not _BACK <= at < 4096:
+            return False
+        back = at < _INVALIDATE_AT
+        kept = user_returns.KEPT if back else user_returns.KEPT_OF_INVALIDATION
+        if at - (_BACK if back else _INVALIDATE_AT) >= (
+            user_returns.STORES if back else user_returns.STORES_OF_INVALIDATION
+        ):
+            for number, word in kept:
+                vcpu.gpr[number] = shared[word >> 3]
+            if not back:
+                kept_flags = shared[user_returns.KEPT_FLAGS >> 3] & _USERS
+                vcpu.registers.rflags = kept_flags | vcpu.registers.rflags & ~_USERS
+        elif not back:
+            vcpu.gpr[r.RCX] = shared[(abi.SCRATCH >> 3) + 1]
+        vcpu.rip = shared[_RETURN_SLOW if back else _BEHIND]
+        return True
 
     def within_fault(self, pc: int) -> bool:
         """Whether the guest is in the code for page faults."""
@@ -190,40 +297,47 @@ class Crossings:
 
     @staticmethod
     def leaves_fault(pc: int) -> bool:
-        """Whether a HLT at `pc` is the one at `slow`, also where the guest was restored within that code: there is no
-        other before the way out."""
+        """Whether a HLT at `pc` is the one at `slow`, or that for what is no call, also where the guest was restored
+        within that code: there is no other before the way out."""
         return 0 <= pc - abi.CROSSING_CODE < _LEAVE
 
-    def refault(self) -> tuple[int, int]:
+    def stays(self, pc: int) -> bool:
+        """Whether a guest that comes to its hypervisor from `pc` never got from user code to its kernel."""
+        return pc in (self.slow, self._none) and pc >= 0
+
+    def refault(self) -> tuple[int, int] | None:
         """Have the virtual CPU be where user code was at the fault that was begun last, in the user view, but for the
-        view itself; error code and address."""
+        view itself; error code and address. None for a divide error."""
         vcpu, shared = self._vcpu, self._shared
+        page = shared[_ERROR] != _NO_CALL
         if vcpu.level != 3:
             self.segments(True)
-        if not 0 <= vcpu.rip - self._fault_entry < user_faults.STORES:
+        if page and not 0 <= vcpu.rip - self._fault_entry < user_faults.STORES:
             for number, word in user_faults.KEPT:  # the code uses them, and puts them back at its end alone
                 vcpu.gpr[number] = shared[word >> 3]
         vcpu.rip = shared[_RIP]
         vcpu.gpr[r.RSP] = shared[_RSP]
         vcpu.registers.rflags = shared[_FLAGS] & _USERS | r.FLAG_IF | r.FLAG_FIXED
-        return int(shared[_ERROR]), int(shared[_ADDRESS])
+        return (int(shared[_ERROR]), int(shared[_ADDRESS])) if page else None
 
     def _lead(self, step: Step | None) -> None:
         """Write the code at which the kernel is entered, and tell the engine."""
         vcpu, shared = self._vcpu, self._shared
         swaps = step is not None and vcpu.fetch(step[0], len(_SWAPGS)) == _SWAPGS
         shared[_TARGET] = step[0] + len(_SWAPGS) if step is not None and swaps else vcpu.lstar
-        shared[_TO] = self._leave
+        shared[_TO] = self.leave
         code = self._entry(swaps)
         self._code[: len(code)] = code
-        self._code[_LEAVE : _LEAVE + 1] = _HLT
+        self._code[_LEAVE:_ZERO] = (
+            bytes.fromhex("f73425") + _low(abi.CROSSING_CODE + _ZERO) + b"\xf4"
+        )  # div dword [...]
+        self._code[_ZERO : _ZERO + 8] = bytes(8)
         begin, saved = abi.CROSSING_CODE, abi.SHARED_PAGE + abi.CROSSING_SAVED
+        self._none = begin + len(code) - 1
         user_code = (vcpu.star >> 48 & 0xFFFF) + 16 & 0xFFFF | 3
         fault, end = self._lead_faults(len(code) + 15 & ~15, user_code)
-        self._engine.lead_crossing(
-            Crossing(begin, begin + (end or len(code)), saved, self._leave, user_code, fault, _FAULT_ADDRESS),
-            self._crossed,
-        )
+        way = Crossing(begin, begin + (end or len(code)), saved, self.leave, user_code, fault)
+        self._engine.lead_crossing(self._lead_returns(way), self._crossed)
 
     def _lead_faults(self, offset: int, user_code: int) -> tuple[int, int]:
         """Write the code for page faults of user code; where it begins, and the offset of its end. Zeros for none."""
@@ -232,7 +346,9 @@ class Crossings:
         shown = self._engine.show_memory(frames.end) if not frames.base else None
         if handler is None or shown is None:
             return 0, 0
-        code, halt = user_faults.fault_code(handler, shown, frames.end, user_code - 8, vcpu.copies_selectors)
+        self._memory = shown
+        places = shown, self._engine.call_frame[0]
+        code, halt = user_faults.fault_code(handler, places, frames.end, user_code - 8, vcpu.copies_selectors)
         end = offset + len(code)
         if end > _LEAVE:
             raise ValueError(f"{len(code)} bytes for page faults do not fit before the way out")
@@ -242,28 +358,84 @@ class Crossings:
         self.slow = self._fault_entry + halt
         return self._fault_entry, end
 
+    def _lead_returns(self, way: Crossing) -> Crossing:
+        """Write the code for IRETQ, where page faults are delivered without an exit, and tell the engine of it."""
+        vcpu, shadow, self._back = self._vcpu, self._shadow, -1
+        known = way.fault and vcpu.copies_selectors and _LOWEST_SELECTOR <= way.user_code < _SELECTORS_END
+        regions = shadow.regions() if known else None
+        shown = self._engine.show_tables(regions) if regions is not None else None
+        if regions is None or shown is None:
+            return way
+        (tables, size), frames = regions[0], shadow.frames
+        shadow.tell_marks(shown[1])
+        at_tables, sources, kinds = shown[0]
+        guests, blocks = sources + BLOCKS, sources + BLOCKS + BLOCKS_SIZE
+        there = user_returns.Shown(self._memory, frames.end, at_tables, tables, size, sources, guests, kinds)
+        code, halt, together = user_returns.return_code(there, way.user_code)
+        invalidating = user_returns.invalidating_code(there)
+        for at, part, end in ((_BACK, code, _INVALIDATE_AT), (_INVALIDATE_AT, invalidating, len(self._code))):
+            if at + len(part) > end:
+                raise ValueError(f"{len(part)} bytes for IRETQ or INVLPG do not fit into the page")
+            self._code[at : at + len(part)] = part
+        self._shared[_INVALIDATE] = abi.CROSSING_CODE + _INVALIDATE_AT
+        self._shared[_RETURN_CODE] = abi.CROSSING_CODE + _BACK
+        self._back = abi.CROSSING_CODE + _BACK + halt
+        for place in (halt, together):
+            back = abi.CROSSING_CODE + _BACK + place
+            self._hypercalls[back] = Hypercall(back, Operation.RETURN_FROM_EXCEPTION, back, b"")
+        saved = tuple(abi.SHARED_PAGE + word for word in user_returns.SAVED)
+        return replace(
+            way,
+            back=self._back,
+            back_together=self._back - halt + together,
+            back_saved=saved,
+            tables=tables,
+            tables_size=size,
+            blocks=blocks,
+        )
+
     def _entry(self, swaps: bool) -> bytes:
-        """What is left to do of SYSCALL, and the SWAPGS behind it."""
+        """What is left to do of SYSCALL, and the SWAPGS behind it; and at its end, a HLT for what was none."""
         vcpu = self._vcpu
         selector = vcpu.star >> 32 & 0xFFFC
-        parts = [_text("48890425", _SCRATCH)]  # mov [scratch], rax
+        frame, site = self._engine.call_frame
+        parts = [_store(abi.INTERRUPT_DELTA, abi.INTERRUPTS_DISABLED), _text("48ff0425", abi.CROSSINGS)]  # inc [...]
         if vcpu.copies_selectors:
             parts += _store(abi.SELECTORS + 8 * r.CS, selector), _store(abi.SELECTORS + 8 * r.SS, selector + 8 & 0xFFFF)
-        parts += _store(abi.INTERRUPT_DELTA, abi.INTERRUPTS_DISABLED), _text("48ff0425", abi.CROSSINGS)  # inc [...]
         if swaps:
             parts += (
                 bytes.fromhex("f3480faec8"),  # rdgsbase rax
                 _text("48870425", abi.KERNEL_GS_BASE),  # xchg [...], rax
                 bytes.fromhex("f3480faed8"),  # wrgsbase rax
             )
-        parts += _text("488b0c25", abi.CROSSING_SAVED), _text("4c8b1c25", abi.CROSSING_SAVED + 8)  # mov rcx; mov r11
-        parts += _text("488b0425", _SCRATCH), _text("ff2425", abi.CROSSING_TARGET)  # mov rax, [...]; jmp [...]
-        return b"".join(parts)
+        parts += _frame(frame + 32), bytes.fromhex("4889c4")  # mov rax, [...]; mov rsp, rax
+        parts += _text("488b0c25", abi.CROSSING_SAVED), _text("488b0425", _SCRATCH)  # mov rcx, [...]; mov rax, [...]
+        parts.append(_text("ff2425", abi.CROSSING_TARGET))  # jmp [...]
+        call = b"".join(parts)
+        other = _frame(frame + 8) + _text("48890425", abi.CROSSING_FAULT + 8)  # mov [...], rax
+        other += _frame(frame + 24) + _text("48890425", abi.CROSSING_FAULT + 16)
+        other += _frame(frame + 32) + _text("48890425", abi.CROSSING_FAULT + 24)
+        other += _store(abi.CROSSING_FAULT, -1)
+        other += _text("488b0c25", abi.CROSSING_SAVED) + _text("488b0425", _SCRATCH) + b"\xf4"
+        begin = _text("48890425", _SCRATCH) + bytes.fromhex("4989e3")  # mov [scratch], rax; mov r11, rsp
+        begin += _frame(frame + 8)  # mov rax, [...]
+        begin += b"\x48\xb9" + struct.pack("<Q", site) + bytes.fromhex("4839c8")  # mov rcx, ...; cmp rax, rcx
+        return begin + b"\x0f\x85" + struct.pack("<I", len(call)) + call + other  # jne other
+
+
+def _frame(address: int) -> bytes:
+    """Load RAX from an address."""
+    return b"\x48\xa1" + struct.pack("<Q", address)
+
+
+def _low(address: int) -> bytes:
+    """The address of a word of the hypervisor's window as an operand."""
+    return struct.pack("<I", address & 0xFFFF_FFFF)
 
 
 def _text(code: str, offset: int, *behind: bytes) -> bytes:
     """An instruction with a word of the shared page as its operand."""
-    return bytes.fromhex(code) + struct.pack("<I", abi.SHARED_PAGE + offset & 0xFFFF_FFFF) + b"".join(behind)
+    return bytes.fromhex(code) + _low(abi.SHARED_PAGE + offset) + b"".join(behind)
 
 
 def _store(offset: int, value: int) -> bytes:

@@ -4,7 +4,8 @@ Room: `paravirt/modes/x86`, a part of the hypervisor. `Crossings` is how the eng
 something needs the hypervisor to see the call, and what of its own state follows once the guest has crossed.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Final, cast
 
 from emulator.engine.exit import Exit
 from emulator.engine.protocol import Capabilities
@@ -19,26 +20,44 @@ from paravirt.modes.x86.crossing import Crossings
 from paravirt.modes.x86.requests import X86Requests
 from paravirt.modes.x86.vectors import MOST, Vectors
 
+_GP: Final = 13
+
 
 class FastSystemCalls(X86Requests):
     """Of the hypervisor of an x86 guest, what lets user code and its kernel call and return by themselves."""
 
     _chain: Chain | None
     """What follows at an address of the kernel's, where exits are dear."""
+    _return_cell: list[int]
+    """Where IRETQs are counted."""
 
     def _make_fast_calls(self, able: Capabilities) -> None:
         self._crossings: Crossings | None = None
         """How user code calls the kernel without an exit, where the engine can do that."""
         self._threads: dict[int, int] = {}
         """By CR3, the FS base with which user code was entered last."""
-        self._came_inside = False
-        """The kernel was entered without an exit, and no general-protection fault came since the first exit then."""
+        self._went_back = False
+        """The exit that is about to be handed up was an IRETQ, and is done."""
         self._inside = {
             (operation.name, "inside"): self.exits.cell(operation.name, "inside")
             for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
         }
+        self._returns_inside = self.exits.cell(Operation.RETURN_FROM_EXCEPTION.name, "inside")
+        self._invalidations = self.exits.cell(Operation.INVALIDATE_PAGE.name, "inside")
         self._faults_inside = self.exits.cell("page fault to the guest", "inside")
+        if able.crosses:
+            self.exits.add_from(Operation.SYSTEM_CALL.name, "inside", self._counted)
         self._vectors = Vectors(self.engine) if able.wide_vectors else None
+
+    def _handler(self) -> Callable[[Exit], None]:
+        handle = super()._handler()
+        return self.exits.handler(self._handle_noted) if self.engine.capabilities.crosses else handle
+
+    def _handle_noted(self, exit_: Exit) -> None:
+        """An exit, before which the guest may have noted what was done without one."""
+        if self._crossings is not None and self._crossings.noted:
+            self._crossings.drain()
+        self._handle(exit_)
 
     def _show_view(self, view: int) -> None:
         """Ports, descriptors and memory as they are in a view."""
@@ -85,36 +104,68 @@ class FastSystemCalls(X86Requests):
     def _crossed(self, user: bool) -> None:
         """The guest has perhaps gone from user code to its kernel or back, without an exit."""
         crossings = self._crossings
-        if crossings is None or (user and self._view_level == 3) or self._registers.rip == crossings.slow:
+        if crossings is not None and crossings.noted:
+            crossings.drain()
+        if crossings is None or (user and self._view_level == 3) or crossings.stays(self._registers.rip):
+            return
+        if not user and self._view_level == 3 and self._goes_back(crossings):
             return
         crossings.segments(user)
-        self._came_inside = not user
         if self._view_level != self.vcpu.level:
             self._view_level = self.vcpu.level
             self._show_view(USER_VIEW if user else KERNEL_VIEW)
-        elif not user:
-            self.engine.open_ports()  # leaving closed them
+
+    def _goes_back(self, crossings: Crossings) -> bool:
+        """Do the IRETQ at which the kernel stands, to which user code came without an exit: then nothing of what serves
+        user code has changed since it was entered, and neither the kernel's view is shown here nor user code's again.
+        Whether that was done; the exit itself is over then."""
+        registers = self._registers
+        known, thread = self._actions.get(registers.rip), registers.segment_base(r.FS)
+        if known is None or known[1] is not self._return_cell or self.returns is None:
+            return False
+        if self._in_shadow or self._stepping is not None or registers.trap_flag:
+            return False
+        if cast(CrossingEngine, self.engine).raw_vector != _GP or not self._ordinary():
+            return False
+        if self._threads.get(self.vcpu.cr3) != thread or not crossings.leads_back(thread) or not self.returns.again():
+            return False
+        self._count(known[1])
+        self.shadow.enter_again()
+        self._returned()
+        crossings.switched(True)
+        self._went_back = True
+        return True
+
+    def _returned(self) -> None:
+        """The guest's handler of a page fault has returned, and the access comes again: fill what it will miss."""
+        raise NotImplementedError
+
+    def _counted(self) -> int:
+        """Somebody looks at the exit table: what more of them there are is in their cells then."""
         self._count_crossings()
+        return 0
 
     def _count_crossings(self) -> None:
         """Have what was done without an exit in the exit table."""
         if self._crossings is not None:
             into, back = self._crossings.counts
             self._faults_inside[0] = self._crossings.faults
+            self._returns_inside[0] = self._crossings.returns
+            self._invalidations[0] = self._crossings.invalidations
             for (operation, _), cell in self._inside.items():
                 cell[0] = back if operation == Operation.RETURN_FROM_SYSTEM_CALL.name else into
 
-    def _refault(self, crossings: Crossings) -> tuple[int, int]:
+    def _refault(self, crossings: Crossings) -> tuple[int, int] | None:
         """A page fault of user code is not one of those that reach the kernel without an exit, or something is wrong on
-        the way: go back to user code, to where it was raised. Error code and address."""
+        the way: go back to user code, to where it was raised. Error code and address; None for a divide error."""
         seen = self._view_level == 3
-        error, address = crossings.refault()
+        found = crossings.refault()
         if seen:
             self.shadow.enter_again()
         else:
             self._view_level = 3
             self._show_view(USER_VIEW)
-        return error, address
+        return found
 
     def descriptors_changed(self) -> None:
         """A descriptor-table register was loaded."""
@@ -151,7 +202,8 @@ class FastSystemCalls(X86Requests):
         self.descriptors.keeps = crossings.leads
 
     def _cannot_deliver(self) -> None:
-        if self.vcpu.level == 3 or (self._crossings is not None and self._in_fixup(self.vcpu.rip)):
+        waits = self._crossings is not None and not self._in_shadow and self._in_fixup(self.vcpu.rip)
+        if self.vcpu.level == 3 or waits:
             # User code with IOPL 3 may open its flag without an exit, and a fixup may be about to go back to user code
             # without one: look again at the next block.
             self.engine.set_deadline(self.engine.progress + 2)

@@ -14,7 +14,7 @@ from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
 from emulator.isa.x86.decode import instruction_at, row_of
-from emulator.isa.x86.delivery import interrupt, raise_exception, software_interrupt, undefined_or
+from emulator.isa.x86.delivery import interrupt, protected_or, raise_exception, software_interrupt, undefined_or
 from emulator.isa.x86.processor import Fault
 from emulator.isa.x86.transfer import syscall
 from paravirt import abi, layout
@@ -34,9 +34,11 @@ from paravirt.operations.x86 import PREPARE, pop_flags
 from paravirt.translator import Hypercall
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_DB, _UD, _NM, _GP, _PF = 1, 6, 7, 13, 14
+_DE, _DB, _UD, _NM, _GP, _PF = 0, 1, 6, 7, 13, 14
 _ERROR_PRESENT, _ERROR_WRITE, _ERROR_USER, _ERROR_FETCH, _ERROR_KEY = 1, 2, 4, 0x10, 0x20
 _CODE64, _DATA = 0xA09B00, 0xC09300
+_SYSTEM_ENTER = 1 << 11
+"""Of CPUID's leaf 1, EDX."""
 _FLAT = 0xFFFF_FFFF
 _RET = 0xC3
 
@@ -64,6 +66,7 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         self._make_cpu(able)
         self.shadow.frames.execute_only = self._guarded = able.execute_only
         self.shadow.frames.coherent = able.coherent_aliases
+        self.shadow.names_gained = able.names_gained
         self._descriptors = memoryview(mmap.mmap(-1, layout.DESCRIPTORS_SIZE))
         show = self.engine.show_segments if able.shows_segments else None
         self.descriptors = self.DESCRIPTORS(self.vcpu, self._descriptors, self.shadow, show)
@@ -100,7 +103,11 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         )
 
     def _own_memory(self) -> Mapping[int, memoryview]:
-        return {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}
+        own = {layout.TABLES_BASE: memoryview(self.shadow.pool.memory), layout.DESCRIPTORS_BASE: self._descriptors}
+        if self.engine.capabilities.crosses:
+            own[layout.KINDS_BASE] = self.shadow.frames.kinds_memory
+            own[layout.SOURCES_BASE] = self.shadow.sources_memory
+        return own
 
     def _handlers(self) -> Handlers:
         return {
@@ -148,7 +155,16 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _may_deliver(self) -> bool:
         return self._stepping is None and not self._in_shadow and self.vcpu.interrupts_enabled
 
+    def _deliver_waiting(self) -> None:
+        # Where exits are dear the guest's next stop is a tenth of a millisecond away, in a fixup again, perhaps.
+        pc = self.vcpu.rip
+        within = self._chain is not None and self._in_fixup(pc) and pc not in self.code.fixup_sites
+        if not (within and self._step_out()):
+            super()._deliver_waiting()
+
     def _take_interrupt(self) -> None:
+        if self._shown_time is not None:
+            self._shown_time.look()  # the tick may have come within a fixup, which may read it
         vector = self.board.acknowledge()
         self._event("interrupt", vector, 0, self.vcpu.rip)
         interrupt(self.vcpu, vector)
@@ -160,11 +176,13 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _raise(self, fault: ArchitecturalException) -> None:
         if self._crossings is not None and self._crossings.within_fault(self.vcpu.rip):
             # The handler cannot be entered: what comes of that is raised where user code was.
-            error, address = self._refault(self._crossings)
-            own = self._own_fault(address, error)
+            found = self._refault(self._crossings)
+            own = self._own_fault(found[1], found[0]) if found is not None else Fault(_DE)
             if own is None:
                 return  # tried again, it is another
             fault = own
+        elif self._crossings is not None and self._crossings.abandon(self.vcpu.rip):
+            return  # the hypervisor does the instruction, and sees what comes of that
         self._abandon_table_store()
         if self._in_shadow:
             self._end_shadow()
@@ -215,6 +233,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _finish_hypercall(self, call: Hypercall) -> Action:
         """STI's shadow is over when its fixup calls; POPF's fixup leaves the flags on the stack."""
         vcpu, resume = self.vcpu, call.resume
+        if call.operation is Operation.RETURN_FROM_EXCEPTION and self._crossings is not None:
+            return self._crossings.undo_return
         if call.operation is Operation.ENABLE_INTERRUPTS:
 
             def deliver() -> None:
@@ -271,6 +291,9 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     # -- faults ---------------------------------------------------------------------------------
 
     def _fault(self, exit_: Exit) -> None:
+        if self._went_back:
+            self._went_back = False
+            return
         if self.FLAT and exit_.vector == _GP and self.vcpu.level == 0 and not self._in_shadow:
             known = self._actions.get(self._registers.rip)
             if known is not None:  # the hottest path of a run
@@ -279,6 +302,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
                     self._follow(self._chain)
                 return
         handler = self._faults.get(exit_.vector)
+        if exit_.vector == _DE and self._crossings is not None and self._registers.rip == self._crossings.leave:
+            handler = self._general_protection  # the kernel's SYSRET: an operation like others
         if handler is not None:
             handler(exit_)
             return
@@ -313,7 +338,12 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
     def _general_protection(self, exit_: Exit) -> None:
         rip = self._registers.rip
         if self._crossings is not None and self._crossings.leaves_fault(rip):
-            exit_.error, exit_.address = self._refault(self._crossings)
+            fault = self._refault(self._crossings)
+            if fault is None:
+                self.exits.count("exception to the guest", "fault")
+                self._raise(Fault(_DE))
+                return
+            exit_.error, exit_.address = fault
             self._page_fault(exit_)
             return
         if self._in_shadow:
@@ -325,16 +355,23 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
                 if self._chain is not None and known[1] is self._swap_cell:
                     self._follow(self._chain)
                 return
-            if self._came_inside:  # ports are still closed then: what a fixup did is done again
-                self._came_inside = False
+            if self._crossings is not None and self._crossings.abandon(rip):
                 return
         elif self.descriptors.reveal():
             if self._crossings is not None:
                 self._crossings.close()
             return
+        elif self._lacks(rip, exit_.error):
+            self._refuse(Fault(_UD))
+            return
         elif self._perform_for_user(rip):
             return
         self._refuse(Fault(_GP, exit_.error))
+
+    def _lacks(self, rip: int, error: int) -> bool:
+        """Whether user code was refused an instruction that the guest's processor does not have at all."""
+        has_system_enter = self.vcpu.IDENTIFY(1, 0)[3] & _SYSTEM_ENTER != 0
+        return not error and protected_or(self.vcpu.fetch(rip, 3), has_system_enter) is not None
 
     def _emulate_undefined(self) -> bool:
         """ICEBP and RDPMC arrive as invalid opcodes; whatever else is undefined is the guest's."""
@@ -359,12 +396,19 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             return
         rip, level = self._registers.rip, self.vcpu.level
         ahead = self._chain is not None and self._view_level == 3 and self._shadows
-        if ahead and self._guard is None and self.shadow.fill_around(address, write, fetch, old=self._ordinary()):
+        old = ahead and self._ordinary()
+        if ahead and self._guard is None and self.shadow.fill_around(address, write, fetch, old=old):
             self.exits.count("page", "fill")
+            if old:
+                self.shadow.fill_elsewhere(address)
         elif self._fill(address, write, fetch):
+            if self._view_level == 0 and self._crossings is not None and self._crossings.within_fault(rip):
+                self._refault(self._crossings)  # nobody sees the guest on that way: user code tries once more
             if self._view_level == 3:
                 if ahead:
-                    self.shadow.fill_around(address, old=self._ordinary())
+                    self.shadow.fill_around(address, old=old)
+                if old:
+                    self.shadow.fill_elsewhere(address)
                 self.descriptors.withhold()
         elif self._chain is not None:
             self._faulted = rip, level, address, write, fetch
@@ -388,6 +432,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         ahead = vcpu.level == 3 and self._shadows
         if ahead and self._guard is None and self.shadow.fill_around(*faulted[2:]):
             self._filled_ahead[0] += 1
+            if self._crossings is not None and self._crossings.goes_back:
+                self.shadow.learn_block(faulted[2])
             return
         try:
             self.shadow.fill(*faulted[2:])

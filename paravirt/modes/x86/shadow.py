@@ -4,6 +4,7 @@ Room: `paravirt/modes/x86`. The processor reads descriptors with supervisor righ
 has: entries without the user bit are for it alone.
 """
 
+import mmap
 from collections.abc import Collection
 
 import numpy as np
@@ -20,11 +21,18 @@ from paravirt.mmu.views import KERNEL_VIEW, PLAIN, USER_VIEW
 _ROOT_SHIFT = 39
 _PAGE_FAULT = 14
 _AROUND = 16
-_AROUND_OLD = 32
+_AROUND_OLD = 64
 _USED = w.PRESENT | w.ACCESSED | w.USER
 _OLD = w.PRESENT | w.USER
 _WRITTEN = w.DIRTY | w.WRITABLE
 _MOST_BOTH = 64
+_MOST_HOT = 4
+_NOTHING = 0xFFFF_FFFF
+_NO_GUEST = 1 << 63
+"""No present entry of a guest's."""
+BLOCKS, BLOCKS_SIZE = 4 * layout.TABLE_COUNT, 32 << 10
+_BLOCKS = BLOCKS_SIZE >> 3
+_MOST_BY_ONE = 96
 _FOR_ITSELF = w.PRESENT | w.WRITABLE | w.ACCESSED
 
 
@@ -59,12 +67,29 @@ class X86Shadow(ShadowPaging):
         self._both: dict[tuple[int, int, int], tuple[tuple[int, int], list[int], list[int]]] = {}
         """What `both_roots` found, by root tables and the window's: their addresses, and on the way to the window the
         places of the entries and what is there."""
+        self.sources_memory = memoryview(mmap.mmap(-1, BLOCKS + 2 * BLOCKS_SIZE))
+        self._sources = self.sources_memory[:BLOCKS].cast("I")
+        """By table, the number of the frame that it mirrors, for code of the kernel's view."""
+        self._blocks = self.sources_memory[BLOCKS:].cast("Q")
+        """Behind that: blocks of sixteen entries of the guest's that map no page writable, and then what is made of
+        them, which is the same wherever the guest has them."""
+        self._marks: memoryview | None = None
+        """Where the engine is told of user code's tables of pages."""
+        self._hot: dict[int, int] = {}
+        """Where user code missed pages lately: an address by 2 MiB."""
+        self._cold = True
+        """They were not filled since a root was loaded."""
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
 
     def _guest_tables(self, memory: GuestMemory, context: w.GuestContext) -> GuestTables:
         """The guest's tables, in the form that it begins with."""
         return LongModeTables(memory.view, context)
+
+    def load_root(self) -> None:
+        """The guest loaded another root and flushed by it: drop what it has changed, and switch."""
+        self._cold = True
+        super().load_root()
 
     def use(self, view: int) -> None:
         """Make the current guest root's tables in `view` the ones the engine walks."""
@@ -89,6 +114,96 @@ class X86Shadow(ShadowPaging):
         forbidden = np.uint64(w.NO_EXECUTE)
         return bits & ~forbidden | guest & forbidden
 
+    # -- entries that are made without an exit ---------------------------------------------------
+
+    def regions(self) -> tuple[tuple[int, int], ...] | None:
+        """Engine-physical address and size of the tables, of what each mirrors, and of what each frame is; None where
+        there may be more to an entry than that says."""
+        frames = self.frames
+        if frames.base or not frames.coherent or frames.guard is not None or type(self.guest) is not LongModeTables:
+            return None
+        tables, sources = self.pool.memory, self.sources_memory
+        return (
+            (self.pool.physical, len(tables)),
+            (layout.SOURCES_BASE, len(sources)),
+            (layout.KINDS_BASE, len(frames.kinds_memory)),
+        )
+
+    def tell_marks(self, marks: memoryview) -> None:
+        """From now on say in these bytes, one for each unit, which tables map pages for user code."""
+        self._marks = marks
+        marks[:] = bytes(len(marks))
+        for table in range(self.pool.used):
+            key = self.pool.key_of(table)
+            if key is not None:
+                self._made(table, key[1], key[2])
+
+    def _made(self, table: int, level: int, role: int) -> None:
+        source = self.pool.source[table]
+        self._sources[table] = source >> 12 if source >= 0 else _NOTHING
+        if self._marks is not None and level == 1 and role == USER_VIEW and self.pool.source[table] >= 0:
+            self._marks[table] = 1
+
+    def _forget(self) -> None:
+        if self._marks is not None:
+            self._marks[:] = bytes(len(self._marks))
+        super()._forget()
+
+    def made_elsewhere(self, at: int, guest: int) -> None:
+        """An entry of user code's, at a place of the pool's words, was made of this entry of the guest's, or so the
+        guest says: it goes if that does not fit."""
+        table = at >> self._unit
+        if self._marks is None or not 0 <= table < self.pool.used or not self._marks[table]:
+            return
+        entry = self._words[at]
+        if entry and not self._fits(entry, guest):
+            self.replace(at, 1, 0)
+            self.flush_tlb()
+        self.pool.seen[at] = guest
+        self.prefilled += 1
+
+    def learn_block(self, address: int) -> None:
+        """The guest's handler has mapped several pages around `address`: perhaps it does so for others as well."""
+        at = self._leaf_of(address)
+        table, own, guests = at >> self._unit, self._blocks, self.pool.guest_entries
+        if at < 0 or self._marks is None or not self._marks[table]:
+            return
+        first = (self.pool.source[table] >> 3) + (at - (table << self._unit) & -_AROUND)
+        block = (address >> 16 & 255) * _AROUND
+        for place, guest in enumerate(guests[first : first + _AROUND].tolist(), block):
+            entry = 0
+            if guest & _USED == _USED:
+                frame = guest & w.FRAME_MASK
+                if guest & w.WRITABLE or not self.frames.base <= frame < self.frames.end:
+                    own[block] = _NO_GUEST
+                    return
+                entry = (frame | self.form.pages[READ]) & ~w.NO_EXECUTE | guest & w.NO_EXECUTE
+            own[place], own[_BLOCKS + place] = guest, entry
+
+    def made_together(self, at: int, block: int) -> None:
+        """The same of sixteen entries, made of a block."""
+        first, own, at = (block & BLOCKS_SIZE - 1) >> 3 & -_AROUND, self._blocks, at & -_AROUND
+        table = at >> self._unit
+        if self._marks is None or not 0 <= table < self.pool.used or not self._marks[table]:
+            return
+        if self._words[at : at + _AROUND] == own[_BLOCKS + first : _BLOCKS + first + _AROUND]:
+            self.pool.seen[at : at + _AROUND] = own[first : first + _AROUND]
+            self.prefilled += _AROUND
+            return
+        for number in range(_AROUND):
+            if own[_BLOCKS + first + number]:
+                self.made_elsewhere(at + number, own[first + number])
+
+    def _fits(self, entry: int, guest: int) -> bool:
+        """Whether an entry is one that may be made of the guest's."""
+        frame, frames = guest & w.FRAME_MASK, self.frames
+        if guest & _USED != _USED or entry & w.FRAME_MASK != frame or not frames.base <= frame < frames.end:
+            return False
+        if guest & w.NO_EXECUTE & ~entry:
+            return False
+        plain = guest & _WRITTEN == _WRITTEN and frames.kinds[frame - frames.base >> 12] == PLAIN
+        return plain or not entry & w.WRITABLE
+
     def user_reaches(self, address: int) -> bool:
         """Whether the tables in use let user code reach `address`."""
         table = self._current[0]
@@ -103,8 +218,8 @@ class X86Shadow(ShadowPaging):
 
     def fill_around(self, address: int, write: bool = False, fetch: bool = False, *, old: bool = False) -> bool:
         """User view, where exits are dear: map what the guest has accessed of the sixteen pages around one, since its
-        fault handler maps files by as many; with `old` also what it has not accessed yet, of twice as many, as a
-        processor may that looks ahead. Whether the one itself was not mapped and now is, for such an access.
+        fault handler maps files by as many; with `old` also what it has not accessed yet, of four times as many, as
+        a processor may that looks ahead. Whether the one itself was not mapped and now is, for such an access.
         `fill_ahead` looks at whole tables, now and then."""
         at = self._leaf_of(address)
         table = at >> self._unit
@@ -136,6 +251,57 @@ class X86Shadow(ShadowPaging):
         self.prefilled += filled
         entry = words[at]
         return bool(missed and entry and (entry & w.WRITABLE or not write) and not (fetch and entry & w.NO_EXECUTE))
+
+    def fill_elsewhere(self, address: int) -> None:
+        """User view, likewise: where user code has missed other pages before, it is likely to do so again, also in the
+        address space of a child; fill those as well, after another root was loaded."""
+        block, hot = address >> 21, self._hot
+        hot.pop(block, None)
+        if self._cold:
+            self._cold = False
+            for other in hot.values():
+                if self._leaf_of(other) < 0:
+                    try:
+                        self.fill(other, False, False)
+                    except Fault:
+                        continue
+                self.fill_around(other, old=True)
+        hot[block] = address
+        if len(hot) > _MOST_HOT:
+            del hot[next(iter(hot))]
+
+    def fill_ahead(self, table: int) -> None:
+        """As elsewhere; of a long-mode guest's table, where there are few such pages, one by one, which is quicker."""
+        pool, frames = self.pool, self.frames
+        source = pool.source[table]
+        if source < 0 or type(self.guest) is not LongModeTables:
+            super().fill_ahead(table)
+            return
+        own, for_user = pool.role_of(table) & 1 == USER_VIEW, self.for_user_too(table)
+        wanted, written = self.guest.ahead_bits(own or for_user)
+        mirrored, shadow, _ = pool.mirrored(table)
+        ready = (mirrored & np.uint64(wanted)) == wanted
+        ready &= shadow == 0
+        places = np.flatnonzero(ready).tolist()
+        if len(places) > _MOST_BY_ONE:
+            super().fill_ahead(table)
+            return
+        words, seen, guests = self._words, pool.seen, pool.guest_entries
+        kinds, base, end = frames.kinds, frames.base, frames.end
+        read, both = self.form.pages[READ], self.form.pages[READ | WRITE]
+        first, number, executable = table << self._unit, source >> 3, frames.coherent and own
+        for index in places:
+            guest = guests[number + index]
+            frame = guest & w.FRAME_MASK
+            if not base <= frame < end:
+                continue
+            plain = guest & written == written and kinds[frame - base >> 12] == PLAIN
+            entry = frame | (both if plain else read)
+            if executable:
+                entry = entry & ~w.NO_EXECUTE | guest & w.NO_EXECUTE
+            words[first + index] = entry
+            seen[first + index] = guest
+            self.prefilled += 1
 
     def enter_again(self) -> None:
         """The engine is to walk the tables in use, whichever it did meanwhile."""

@@ -5,8 +5,11 @@ Room: `paravirt/modes/x86`, a part of the hypervisor. To a guest that steps, a f
 
 from typing import Final
 
+from iced_x86 import FlowControl, Mnemonic
+
 from emulator.engine.exit import Exit
 from emulator.isa.x86 import registers as r
+from emulator.isa.x86.decode import instruction_at
 from emulator.isa.x86.delivery import raise_exception
 from emulator.isa.x86.processor import Fault
 from paravirt.modes.x86.requests import X86Requests
@@ -16,6 +19,13 @@ _DB: Final = 1
 _TF: Final = r.FLAG_TF
 _BS: Final = 1 << 14
 """Of DR6: a single step."""
+
+_SHOW_FLAGS: Final = frozenset(
+    {Mnemonic.PUSHF, Mnemonic.PUSHFD, Mnemonic.PUSHFQ, Mnemonic.POPF, Mnemonic.POPFD, Mnemonic.POPFQ}
+)
+_BRANCHES: Final = frozenset({FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH})
+_LONGEST_WAY: Final = 64
+"""Instructions of a fixup that are looked at."""
 
 
 class X86Stepping(X86Requests):
@@ -41,6 +51,39 @@ class X86Stepping(X86Requests):
             return
         self.exits.count("exception to the guest", "fault")
         self._single_stepped()
+
+    def _step_out(self) -> bool:
+        """An interrupt waits, and the guest stands within a fixup: have its rest run an instruction at a time. Whether
+        that is done: not where the trap flag would be seen, or lost on the way to user code."""
+        if self._in_shadow or self._registers.trap_flag or not self._ends_plainly(self.vcpu.rip):
+            return False
+        self.shadow_begins()
+        return self._in_shadow
+
+    def _ends_plainly(self, pc: int) -> bool:
+        """Whether a fixup goes from here back to the guest's code, or to the hypervisor, and does nothing with the
+        flags as a whole before."""
+        furthest = pc
+        for _ in range(_LONGEST_WAY):
+            instruction = instruction_at(bytes(self.code.fixup_byte(at) for at in range(pc, pc + 15)), pc)
+            if instruction is None or instruction.mnemonic in _SHOW_FLAGS:
+                return False
+            flow = instruction.flow_control
+            ends = flow == FlowControl.RETURN or instruction.mnemonic == Mnemonic.HLT
+            if flow in _BRANCHES:
+                target = int(instruction.near_branch_target)
+                if self._in_fixup(target):
+                    if target <= pc:
+                        return False
+                    furthest = max(furthest, target)
+                elif flow == FlowControl.UNCONDITIONAL_BRANCH:
+                    ends = True
+            elif flow != FlowControl.NEXT and not ends:
+                return False
+            if ends and pc >= furthest:
+                return True
+            pc = int(instruction.next_ip)
+        return False
 
     def _end_shadow(self) -> None:
         self._in_shadow = False

@@ -9,7 +9,6 @@ hypervisor.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +16,7 @@ from emulator.isa.x86 import registers as r
 from emulator.isa.x86.descriptors import gate_parts
 from emulator.isa.x86.processor import Fault
 from paravirt import abi
+from paravirt.modes.x86.machine_code import MachineCode, half, whole
 from paravirt.modes.x86.vcpu import X86VirtualCpu
 
 _PF: Final = 14
@@ -76,72 +76,34 @@ def handler_of(vcpu: X86VirtualCpu) -> Handler | None:
     return Handler(gate, (low, high), target, selector, task + 4)
 
 
-class _Code:
-    """Machine code with places to jump to."""
-
-    def __init__(self) -> None:
-        self.code = bytearray()
-        self._jumps: list[tuple[int, str]] = []
-        self.places: dict[str, int] = {}
-
-    def plain(self, text: str, *operands: bytes) -> None:
-        """Bytes as they are."""
-        self.code += bytes.fromhex(text) + b"".join(operands)
-
-    def shared(self, text: str, offset: int, *behind: bytes) -> None:
-        """An instruction with a word of the shared page as its operand."""
-        self.plain(text, _half(abi.SHARED_PAGE + offset), *behind)
-
-    def jump(self, text: str, place: str) -> None:
-        """A jump with a distance of 32 bits."""
-        self.code += bytes.fromhex(text) + bytes(4)
-        self._jumps.append((len(self.code), place))
-
-    def here(self, place: str) -> None:
-        """Jumps to this name lead here."""
-        self.places[place] = len(self.code)
-
-    def finish(self) -> bytes:
-        """The code, its jumps filled in."""
-        for behind, place in self._jumps:
-            struct.pack_into("<i", self.code, behind - 4, self.places[place] - behind)
-        return bytes(self.code)
-
-
-def _half(value: int) -> bytes:
-    return struct.pack("<I", value & 0xFFFF_FFFF)
-
-
-def _whole(value: int) -> bytes:
-    return struct.pack("<Q", value & 0xFFFF_FFFF_FFFF_FFFF)
-
-
 _JE, _JNE, _JAE, _JNS, _JMP = "0f84", "0f85", "0f83", "0f89", "e9"
 
 
 def fault_code(handler: Handler, shown: tuple[int, int], size: int, user_data: int, copies: bool) -> tuple[bytes, int]:
     """The code, and the offset in it of the HLT behind which the hypervisor decides. `shown` is `show_memory`'s answer
-    for `size` bytes; `user_data` the only selector in SS that user code may have; `copies`: the shared page has copies
-    of selectors."""
+    for `size` bytes, and where a trap's frame is; `user_data` the only selector in SS that user code may have;
+    `copies`: the shared page has copies of selectors."""
     memory, frame = shown
-    code = _Code()
+    code = MachineCode()
     for store, _, word in _REGISTERS:
         code.shared(store, word)
-    code.shared("48892425", RSP)  # mov [...], rsp
-    code.shared("48c70425", abi.INTERRUPT_DELTA, _half(abi.INTERRUPTS_DISABLED))
-    code.plain("48bb", _whole(frame))  # mov rbx, frame
+    code.shared("48892425", ADDRESS)  # mov [...], rsp
+    code.shared("48c70425", abi.INTERRUPT_DELTA, half(abi.INTERRUPTS_DISABLED))
+    code.plain("48bb", whole(frame))  # mov rbx, frame
     code.plain("488b4308")  # mov rax, [rbx + 8]
     code.shared("48890425", RIP)
     code.plain("488b4318")  # mov rax, [rbx + 24]
     code.shared("48890425", FLAGS)
+    code.plain("488b4320")  # mov rax, [rbx + 32]
+    code.shared("48890425", RSP)
     code.plain("4c8b4b28")  # mov r9, [rbx + 40]
     code.plain("488b1b")  # mov rbx, [rbx]
     code.shared("48891c25", ERROR)
-    code.plain("4181f9", _half(user_data))  # cmp r9d, selector
+    code.plain("4181f9", half(user_data))  # cmp r9d, selector
     code.jump(_JNE, "slow")
     code.plain("f6c304")  # test bl, user
     code.jump(_JE, "slow")
-    code.plain("f7c3", _half(~0x17))  # test ebx, all but what is known
+    code.plain("f7c3", half(~0x17))  # test ebx, all but what is known
     code.jump(_JNE, "slow")
     code.shared("488b1425", ADDRESS)  # mov rdx, [...]
     _walk(code, memory, size)
@@ -157,13 +119,13 @@ def fault_code(handler: Handler, shown: tuple[int, int], size: int, user_data: i
     return code.finish(), code.places["halt"]
 
 
-def _walk(code: _Code, memory: int, size: int) -> None:
+def _walk(code: MachineCode, memory: int, size: int) -> None:
     """Walk the guest's tables for RDX: RDI has what all entries have, R8 what any has."""
     code.shared("488b0425", abi.CONTROL_REGISTERS + 0x18)  # mov rax, [cr3]
-    code.plain("4825", _half(~0xFFF))  # and rax, ...
-    code.plain("48b9", _whole(memory))  # mov rcx, ...
-    code.plain("be", _half(size))  # mov esi, ...
-    code.plain("49b9", _whole(0x000F_FFFF_FFFF_F000))  # mov r9, ...
+    code.plain("4825", half(~0xFFF))  # and rax, ...
+    code.plain("48b9", whole(memory))  # mov rcx, ...
+    code.plain("be", half(size))  # mov esi, ...
+    code.plain("49b9", whole(0x000F_FFFF_FFFF_F000))  # mov r9, ...
     code.plain("4883cfff 4531c0")  # or rdi, -1; xor r8d, r8d
     for shift in (39, 30, 21, 12):
         code.plain("4839f0")  # cmp rax, rsi
@@ -181,7 +143,7 @@ def _walk(code: _Code, memory: int, size: int) -> None:
     code.jump(_JNE, "slow")
 
 
-def _judge(code: _Code) -> None:
+def _judge(code: MachineCode) -> None:
     """Whether the guest's tables forbid what was tried: its own error code is in EBX then."""
     code.plain("f6c302")  # test bl, write
     code.jump(_JE, "read")
@@ -201,33 +163,33 @@ def _judge(code: _Code) -> None:
     code.plain("83e312 83cb04")
 
 
-def _deliver(code: _Code, handler: Handler, user_data: int, copies: bool) -> None:
+def _deliver(code: MachineCode, handler: Handler, user_data: int, copies: bool) -> None:
     """Enter the handler, if it is still there."""
     code.here("deliver")
-    code.plain("48b9", _whole(handler.gate))  # mov rcx, ...
-    code.plain("48b8", _whole(handler.words[0]))  # mov rax, ...
+    code.plain("48b9", whole(handler.gate))  # mov rcx, ...
+    code.plain("48b8", whole(handler.words[0]))  # mov rax, ...
     code.plain("483901")  # cmp [rcx], rax
     code.jump(_JNE, "slow")
-    code.plain("817908", _half(handler.words[1]))  # cmp dword [rcx + 8], ...
+    code.plain("817908", half(handler.words[1]))  # cmp dword [rcx + 8], ...
     code.jump(_JNE, "slow")
-    code.plain("48b9", _whole(handler.stack))
+    code.plain("48b9", whole(handler.stack))
     code.plain("488b09 4883e1f0")  # mov rcx, [rcx]; and rcx, -16
-    code.plain("48c741f8", _half(user_data))  # mov qword [rcx - 8], ...
+    code.plain("48c741f8", half(user_data))  # mov qword [rcx - 8], ...
     code.shared("488b0425", RSP)
     code.plain("488941f0")  # mov [rcx - 16], rax
     code.shared("488b0425", FLAGS)
     # mov r8, rax; or eax, RF; and eax, ~IOPL; mov [rcx - 24], rax
-    code.plain("4989c0 0d", _half(r.FLAG_RF), b"\x25", _half(~r.FLAG_IOPL), bytes.fromhex("488941e8"))
-    code.plain("48c741e0", _half(user_data + 8))  # mov qword [rcx - 32], ...
+    code.plain("4989c0 0d", half(r.FLAG_RF), b"\x25", half(~r.FLAG_IOPL), bytes.fromhex("488941e8"))
+    code.plain("48c741e0", half(user_data + 8))  # mov qword [rcx - 32], ...
     code.shared("488b0425", RIP)
     code.plain("488941d8 488959d0 488d49d0")  # mov [rcx - 40], rax; mov [rcx - 48], rbx; lea rcx, [rcx - 48]
     code.shared("48891425", abi.CONTROL_REGISTERS + 0x10)  # mov [cr2], rdx
     if copies:
-        code.shared("48c70425", abi.SELECTORS + 8 * r.CS, _half(handler.selector))
-        code.shared("48c70425", abi.SELECTORS + 8 * r.SS, _half(0))
+        code.shared("48c70425", abi.SELECTORS + 8 * r.CS, half(handler.selector))
+        code.shared("48c70425", abi.SELECTORS + 8 * r.SS, half(0))
     code.shared("48ff0425", COUNT)  # inc qword [...]
     # and r8d, ...; or r8d, ...; mov [...], r8; mov rsp, ...; popfq; mov rsp, rcx
-    code.plain("4181e0", _half(_KEPT), bytes.fromhex("4181c8"), _half(r.FLAG_IF | r.FLAG_FIXED))
+    code.plain("4181e0", half(_KEPT), bytes.fromhex("4181c8"), half(r.FLAG_IF | r.FLAG_FIXED))
     code.shared("4c890425", _STACK)
     code.shared("48c7c4", _STACK)
     code.plain("9d 4889cc")

@@ -9,13 +9,14 @@
 typedef word (*code)(void);
 
 static word run(word at) { return ((code)at)(); }
+static word rounds_asked(void) { return SYS(SYS_QUERY, QUERY_ROUNDS); }
 
-static word own_page(void)
+static word own_page(word rounds)
 {
 	word stale = 0;
 	SYS(SYS_MAP, CODE, BOTH);
 	code_return((void *)CODE + 0x7e0, 0);
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		sync_code(CODE + 0x7e0, code_set_value((void *)CODE + 0x7e0, i));
 		stale += run(CODE + 0x7e0) != i;
 	}
@@ -23,13 +24,13 @@ static word own_page(void)
 	return stale;
 }
 
-static word double_mapping(void)
+static word double_mapping(word rounds)
 {
 	word stale = 0;
 	SYS(SYS_MAP, ALIAS, RIGHT_WRITE);
 	code_return((void *)ALIAS + 0x20, 0);
 	SYS(SYS_ALIAS, CODE, ALIAS, RIGHT_EXECUTE);
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		word bytes = code_set_value((void *)ALIAS + 0x20, i);
 		sync_code(ALIAS + 0x20, bytes);
 		sync_code(CODE + 0x20, bytes);
@@ -40,12 +41,12 @@ static word double_mapping(void)
 	return stale;
 }
 
-static word flips(void)
+static word flips(word rounds)
 {
 	word stale = 0;
 	SYS(SYS_MAP, CODE, RIGHT_WRITE);
 	code_return((void *)CODE + 0x40, 0);
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		SYS(SYS_PROTECT, CODE, RIGHT_WRITE);
 		word bytes = code_set_value((void *)CODE + 0x40, i);
 		SYS(SYS_PROTECT, CODE, RIGHT_EXECUTE);
@@ -56,10 +57,10 @@ static word flips(void)
 	return stale;
 }
 
-static word reused(void)
+static word reused(word rounds)
 {
 	word stale = 0;
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		word at = CODE + i % 7 * PAGE, offset = i % 5 * 64;
 		SYS(SYS_MAP, at, BOTH);
 		code_return((void *)at + offset, 0);
@@ -72,10 +73,11 @@ static word reused(void)
 
 word run_code(void)
 {
-	CHECK("user-code.own-page", WANT(own_page(), 0));
-	CHECK("user-code.double-mapping", WANT(double_mapping(), 0));
-	CHECK("user-code.write-execute-flips", WANT(flips(), 0));
-	CHECK("user-code.reused-pages", WANT(reused(), 0));
+	word rounds = rounds_asked();
+	CHECK("user-code.own-page", WANT(own_page(rounds), 0));
+	CHECK("user-code.double-mapping", WANT(double_mapping(rounds), 0));
+	CHECK("user-code.write-execute-flips", WANT(flips(rounds), 0));
+	CHECK("user-code.reused-pages", WANT(reused(rounds), 0));
 	return 0;
 }
 
@@ -91,10 +93,11 @@ static void await(word which, word turn)
 
 word run_code_writer(void)
 {
+	word rounds = rounds_asked();
 	SYS(SYS_SHARE, SHARED, RIGHT_WRITE, 0);
 	SYS(SYS_SHARE, SHARED_CODE, RIGHT_WRITE, 1);
 	code_return((void *)SHARED_CODE + 0x80, 0);
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		await(1, i - 1);
 		sync_code(SHARED_CODE + 0x80, code_set_value((void *)SHARED_CODE + 0x80, i));
 		TURNS[0] = i;
@@ -104,10 +107,10 @@ word run_code_writer(void)
 
 word run_code_runner(void)
 {
-	word stale = 0;
+	word stale = 0, rounds = rounds_asked();
 	SYS(SYS_SHARE, SHARED, RIGHT_WRITE, 0);
 	SYS(SYS_SHARE, SHARED_CODE, RIGHT_EXECUTE, 1);
-	for (word i = 1; i <= ROUNDS; i++) {
+	for (word i = 1; i <= rounds; i++) {
 		await(0, i);
 		sync_code(SHARED_CODE + 0x80, 32);
 		stale += run(SHARED_CODE + 0x80) != i;

@@ -1,7 +1,6 @@
 /* Self-modifying code in user mode, 10 000 rounds of each form, with the timer running. */
 #include "user.h"
 
-#define ROUNDS 10000
 #define CODE 0x20000000
 #define ALIAS 0x21000000
 
@@ -32,14 +31,14 @@ static void put(u64 address, const u8 *from, u64 n)
 		((volatile u8 *)address)[i] = from[i];
 }
 
-static u64 own_page(void)
+static u64 own_page(u64 rounds)
 {
 	u64 stale = 0;
 	SYS(SYS_MAP, CODE, RIGHT_WRITE | RIGHT_EXECUTE);
 	put(CODE + 0x7f0, store_and_run, sizeof(store_and_run));
-	for (u64 i = 1; i <= ROUNDS; i++)
+	for (u64 i = 1; i <= rounds; i++)
 		stale += ((code)(CODE + 0x7f0))(i) != i;
-	for (u64 i = 0; i < ROUNDS; i++) {
+	for (u64 i = 0; i < rounds; i++) {
 		u64 v = i % LENGTH(variants);
 		*(volatile u64 *)CODE = *(const u64 *)variants[v].bytes;
 		stale += (((code)CODE)(2) & variants[v].mask) != variants[v].value;
@@ -48,13 +47,13 @@ static u64 own_page(void)
 	return stale;
 }
 
-static u64 double_mapping(void)
+static u64 double_mapping(u64 rounds)
 {
 	u64 stale = 0;
 	SYS(SYS_MAP, ALIAS, RIGHT_WRITE);
 	put(ALIAS + 0x20, store_and_run + 6, 6);
 	SYS(SYS_ALIAS, CODE, ALIAS, RIGHT_EXECUTE);
-	for (u64 i = 1; i <= ROUNDS; i++) {
+	for (u64 i = 1; i <= rounds; i++) {
 		*(volatile u32 *)(ALIAS + 0x21) = i;
 		serialise();
 		stale += ((code)(CODE + 0x20))(0) != i;
@@ -64,12 +63,12 @@ static u64 double_mapping(void)
 	return stale;
 }
 
-static u64 flips(void)
+static u64 flips(u64 rounds)
 {
 	u64 stale = 0;
 	SYS(SYS_MAP, CODE, RIGHT_WRITE);
 	put(CODE + 0x40, store_and_run + 6, 6);
-	for (u64 i = 1; i <= ROUNDS; i++) {
+	for (u64 i = 1; i <= rounds; i++) {
 		SYS(SYS_PROTECT, CODE, RIGHT_WRITE);
 		*(volatile u32 *)(CODE + 0x41) = i;
 		SYS(SYS_PROTECT, CODE, RIGHT_EXECUTE);
@@ -79,10 +78,10 @@ static u64 flips(void)
 	return stale;
 }
 
-static u64 reused(void)
+static u64 reused(u64 rounds)
 {
 	u64 stale = 0;
-	for (u64 i = 1; i <= ROUNDS; i++) {
+	for (u64 i = 1; i <= rounds; i++) {
 		u64 at = CODE + i % 7 * 4096;
 		SYS(SYS_MAP, at, RIGHT_WRITE | RIGHT_EXECUTE);
 		put(at + i % 5 * 16, store_and_run + 6, 6);
@@ -95,9 +94,10 @@ static u64 reused(void)
 
 u64 run_self_modifying(void)
 {
-	CHECK("user-self-modifying.own-page", WANT(own_page(), 0));
-	CHECK("user-self-modifying.double-mapping", WANT(double_mapping(), 0));
-	CHECK("user-self-modifying.write-execute-flips", WANT(flips(), 0));
-	CHECK("user-self-modifying.reused-pages", WANT(reused(), 0));
+	u64 rounds = SYS(SYS_QUERY, QUERY_ROUNDS);
+	CHECK("user-self-modifying.own-page", WANT(own_page(rounds), 0));
+	CHECK("user-self-modifying.double-mapping", WANT(double_mapping(rounds), 0));
+	CHECK("user-self-modifying.write-execute-flips", WANT(flips(rounds), 0));
+	CHECK("user-self-modifying.reused-pages", WANT(reused(rounds), 0));
 	return 0;
 }

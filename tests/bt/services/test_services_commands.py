@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bt.cli.main import cli
+from bt.snapshot import ResumedSession
 from bt.snapshot_moment import Moment, moment_of
 from emulator.errors import BadSnapshot, EngineMissing, RetrapError, Unwritable, UsageError, VerifyFailed
 from paravirt.services.snapshot import Snapshot
@@ -230,6 +231,18 @@ def test_a_warm_start_is_kept_and_prints_the_same(tmp_path: Path, monkeypatch: p
     done(retrap("run", *guest, "--json", tmp_path / "again.json", "--warm"))
     assert console(tmp_path / "again.json") == console(tmp_path / "cold.json"), "a damaged one is made anew"
     assert outcome(tmp_path / "again.json") == outcome(tmp_path / "cold.json")
+
+
+def test_programs_that_may_have_chosen_avx_are_gone_on_with_in_a_warning(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = tmp_path / "second.snapshot"
+    with monkeypatch.context() as context:
+        context.setattr(ResumedSession, "had_wide_vectors", True)
+        done(retrap("resume", made.snapshot, "--snapshot-at", "console:sti-hlt", "--to", second))
+    warned = "end by SIGILL with the unicorn engine"
+    assert warned in done(retrap("resume", second)).output
+    assert warned not in done(retrap("resume", made.snapshot)).output
 
 
 @pytest.mark.kvm

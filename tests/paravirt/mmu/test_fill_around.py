@@ -7,11 +7,12 @@ import pytest
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.walk import GuestContext
 from emulator.memory import GuestMemory
+from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from paravirt.modes.x86.shadow import X86Shadow
 from tests.paravirt.mmu.test_shadow_reuse import ADDRESS, LEVEL1, LEVEL2, LEVEL3, ROOT_A, NoCode, QuietEngine
 
-FIRST = 0x2_0000
+FIRST, OTHER = 0x2_0000, 0x6_0000
 USED = w.PRESENT | w.USER | w.ACCESSED
 PAGES = {
     0: USED,
@@ -104,3 +105,129 @@ def test_what_it_has_not_accessed_yet_may_be_mapped_as_accessed(shadow: X86Shado
     assert entry(shadow, 4) == 0
     shadow.load_root()
     assert entry(shadow, 3) != 0
+
+
+@pytest.mark.parametrize("view", [USER_VIEW, KERNEL_VIEW])
+@pytest.mark.parametrize("coherent", [False, True])
+@pytest.mark.parametrize("protects", [False, True])
+def test_pages_filled_ahead_one_by_one_are_those_that_are_filled_at_once(
+    shadow: X86Shadow, view: int, coherent: bool, protects: bool
+) -> None:
+    shadow.guest._context.write_protect = protects  # type: ignore[attr-defined]
+    shadow.frames.coherent = coherent
+    shadow.frames.kind[FIRST + 4096 >> 12] = 1
+    shadow.use(view)
+    shadow.fill(ADDRESS, False, False)
+    table = shadow._leaf_of(ADDRESS) >> 9
+    entries, seen = (slice(table << 9, table + 1 << 9) for _ in range(2))
+    found = []
+    for fill in (X86Shadow.fill_ahead, ShadowPaging.fill_ahead):
+        shadow._words[entries] = shadow.pool.seen[seen] = memoryview(bytearray(4096)).cast("Q")
+        before = shadow.prefilled
+        fill(shadow, table)
+        found.append((shadow._words[entries].tolist(), shadow.pool.seen[seen].tolist(), shadow.prefilled - before))
+    assert found[0] == found[1]
+    assert found[0][2] >= 5
+
+
+def test_a_table_is_known_by_its_key_as_soon_as_it_is_made(shadow: X86Shadow) -> None:
+    pool = shadow.pool
+    assert pool.key_of(shadow._current[0]) == (ROOT_A, 4, USER_VIEW, 0)
+    table = pool.mirror((LEVEL1, 1, KERNEL_VIEW, 7))
+    assert pool.key_of(table) == (LEVEL1, 1, KERNEL_VIEW, 7)
+    pool.clear()
+    assert pool.key_of(table) is None
+
+
+def test_pages_that_were_missed_lately_are_filled_with_the_first_behind_a_load_of_the_root(shadow: X86Shadow) -> None:
+    words, other = shadow.pool.guest_words, ADDRESS + (4 << 21)
+    words[(LEVEL2 >> 3) + (other >> 21 & 511)] = OTHER | USED | w.WRITABLE
+    words[OTHER >> 3] = FIRST + 0x2_0000 | USED
+    shadow.fill(other, False, False)
+    shadow.fill_elsewhere(other)
+    shadow.fill_elsewhere(ADDRESS)
+    words[OTHER >> 3] ^= 0x1_0000
+    shadow.load_root()
+    assert shadow._leaf_of(other) < 0 or not entry(shadow, 4 << 9)
+    shadow.fill_elsewhere(ADDRESS)
+    assert entry(shadow, 4 << 9) & w.FRAME_MASK == FIRST + 0x2_0000 ^ 0x1_0000
+    words[OTHER >> 3] = 0
+    shadow.load_root()
+    shadow.fill_elsewhere(ADDRESS)
+    assert not entry(shadow, 4 << 9), "what the guest does not map is none of these"
+
+
+def made(shadow: X86Shadow, page: int, guest: int, shadow_entry: int) -> int:
+    """Have the guest note that an entry was made of one of its own; what is there then."""
+    at = shadow._leaf_of(ADDRESS) + page
+    shadow.pool.words[at] = shadow_entry
+    shadow.made_elsewhere(at, guest)
+    return int(shadow.pool.words[at])
+
+
+@pytest.fixture
+def marked(shadow: X86Shadow) -> X86Shadow:
+    shadow.tell_marks(memoryview(bytearray(8192)))
+    return shadow
+
+
+def test_an_entry_that_was_made_without_an_exit_follows_the_guests_own(marked: X86Shadow) -> None:
+    guest = FIRST + 7 * 4096 | USED
+    marked.pool.guest_words[(LEVEL1 >> 3) + 7] = guest
+    good = guest & w.FRAME_MASK | w.DIRTY | USED
+    assert made(marked, 7, guest, good) == good
+    marked.load_root()
+    assert entry(marked, 7) == good
+    marked.pool.guest_words[(LEVEL1 >> 3) + 7] = 0
+    marked.load_root()
+    assert entry(marked, 7) == 0
+
+
+@pytest.mark.parametrize(
+    ("guest", "made_of_it"),
+    [
+        (FIRST | USED, FIRST + 4096 | USED),
+        (FIRST | USED | w.WRITABLE, FIRST | USED | w.WRITABLE),
+        (FIRST | USED | w.NO_EXECUTE, FIRST | USED),
+        (FIRST | w.PRESENT | w.USER, FIRST | USED),
+        (1 << 40 | USED, 1 << 40 | USED),
+    ],
+)
+def test_an_entry_that_the_guests_does_not_give_goes(marked: X86Shadow, guest: int, made_of_it: int) -> None:
+    assert made(marked, 9, guest, made_of_it) == 0
+
+
+def test_a_frame_that_may_be_code_is_not_left_writable(marked: X86Shadow) -> None:
+    guest = FIRST | USED | w.DIRTY | w.WRITABLE
+    assert made(marked, 9, guest, guest) == guest
+    marked.mark_code(FIRST >> 12, FIRST >> 12)
+    assert made(marked, 9, guest, guest) == 0
+
+
+def test_what_is_noted_of_other_tables_is_not_looked_at(marked: X86Shadow) -> None:
+    for place in (0, marked._leaf_of(ADDRESS) - 512 & ~511, marked.pool.used << 9, 1 << 60):
+        before = bytes(marked.pool.entries)
+        marked.made_elsewhere(place, FIRST | USED)
+        marked.made_together(place, 0)
+        assert bytes(marked.pool.entries) == before
+
+
+def test_blocks_are_learnt_of_pages_that_may_not_be_written_alone(marked: X86Shadow) -> None:
+    at, words = marked._leaf_of(ADDRESS), marked.pool.guest_words
+    marked.learn_block(ADDRESS)
+    block = (ADDRESS >> 16 & 255) * 128
+    assert list(marked._blocks[block >> 3 : (block >> 3) + 2]) != [FIRST | PAGES[0], FIRST + 4096 | PAGES[1]]
+    for number in range(16):
+        words[(LEVEL1 >> 3) + number] = FIRST + number * 4096 | USED if number != 3 else 0
+        marked.pool.words[at + number] = 0
+    marked.learn_block(ADDRESS)
+    made_of_it = marked._blocks[4096 + (block >> 3) : 4096 + (block >> 3) + 16]
+    marked.pool.words[at : at + 16] = made_of_it
+    marked.made_together(at + 5, block)
+    marked.load_root()
+    for number in range(16):
+        expected = 0 if number == 3 else FIRST + number * 4096 | USED | w.DIRTY
+        assert entry(marked, number) == expected
+    words[(LEVEL1 >> 3) + 8] = 0
+    marked.load_root()
+    assert (entry(marked, 8), entry(marked, 9) != 0) == (0, True)

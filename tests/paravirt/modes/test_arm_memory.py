@@ -206,6 +206,30 @@ def test_a_large_page_is_invalidated_by_any_of_its_addresses(technique: str) -> 
 
 
 @EVERY
+def test_an_address_that_is_borrowed_for_a_moment_reaches_each_page_it_is_given(technique: str) -> None:
+    """Mapped, invalidated, stored through, unmapped, invalidated, for one frame after another; then it is mapped for
+    reading alone, and not at all."""
+    turns = [3, 5, 3, 9]
+    code = "mov r11, #0; "
+    for turn, number in enumerate(turns):
+        code += descriptor(1, number, KERNEL_PAGE) + flush(page(1)) + constant(8, page(1))
+        code += f"ldr r{turn + 1}, [r8]; str r8, [r8, #{4 + 4 * turn}]; " + constant(8, SECOND + 4)
+        code += "mov r9, #0; str r9, [r8]; " + flush(page(1))
+    code += descriptor(1, 3, READ_PAGE | 1 << 9) + flush(page(1)) + constant(8, page(1)) + "str r9, [r8]; "
+    code += constant(8, SECOND + 4) + "mov r9, #0; str r9, [r8]; " + flush(page(1)) + load(7, page(1))
+    guest = MappedGuest(code, frames={number: frame(number) for number in turns}, pages={2: (2, KERNEL_PAGE)},
+                        handlers=SKIP, technique=technique)  # fmt: skip
+    gpr = guest.run()
+    assert gpr[1:5] == turns
+    assert gpr[11] == 2
+    for number in set(turns):
+        own = [number] + [page(1) if turn == number else number for turn in turns]
+        assert [guest.word(FREE + (number << 12) + 4 * at) for at in range(5)] == own
+    if technique == "snapshot":
+        assert guest.hypervisor.exits.counts["page", "fill"] <= 3  # of the table, and what the kernel itself has
+
+
+@EVERY
 def test_a_section_becomes_a_table_and_its_other_place_follows(technique: str) -> None:
     """A MiB mapped by a section, kernel alone, becomes the pages of `PAGES`, seen when it is invalidated."""
     at = PAGES + 0x10_0000

@@ -91,3 +91,51 @@ def test_what_is_not_as_it_was_is_left_to_iretq(guest: TinyGuest, what: str) -> 
     if what in ("descriptor", "limit", "nested"):
         with pytest.raises(Fault):
             iret(vcpu, 8)
+
+
+def user_state(guest: TinyGuest, segments: list[tuple[int, int, int, int]], offset: int) -> None:
+    """As the virtual CPU is while user code's kernel runs that was entered without an exit."""
+    vcpu = guest.vcpu
+    for index, segment in zip((r.CS, r.SS), segments, strict=True):
+        vcpu.set_segment(index, *segment)
+    vcpu.set_privilege(3)
+    vcpu.rflags, vcpu.rip = USUAL | r.FLAG_DF, 0x9000
+    vcpu.gpr[r.RSP] = DATA + offset
+
+
+def test_what_it_does_at_user_code_is_what_iretq_does_where_interrupts_stay_enabled(guest: TinyGuest) -> None:
+    returns, chance, done = learnt(guest), random.Random(5), 0
+    vcpu = guest.vcpu
+    segments = [vcpu.segment(index) for index in (r.CS, r.SS)]
+    for _ in range(400):
+        flags = chance.choice((USUAL, USUAL | r.FLAG_AC, r.FLAG_FIXED, USUAL | r.FLAG_NT, chance.getrandbits(22)))
+        frame = (
+            chance.choice((0x1234, 0x7FFF_FFFF_FFFF, 0x8000_0000_0000)),
+            chance.choice((*(USER_CODE,) * 9, 0x10)),
+            flags,
+            chance.getrandbits(64),
+            chance.choice((*(USER_DATA,) * 9, 0, 3)),
+        )
+        offset = chance.choice((0, 8, 4, 4096 - 40, 4096 - 32))
+        kernel_state(guest, frame, offset)
+        expected = returns.done() and bool(flags & r.FLAG_IF)
+        after = vcpu.state
+        user_state(guest, segments, offset)
+        before = vcpu.state
+        assert returns.again() is expected
+        assert vcpu.state == (after if expected else before)
+        done += expected
+    assert 20 < done < 200
+
+
+@pytest.mark.parametrize("index", [r.CS, r.SS])
+def test_user_code_in_other_segments_is_left_to_iretq(guest: TinyGuest, index: int) -> None:
+    returns, vcpu = learnt(guest), guest.vcpu
+    segments = [vcpu.segment(index) for index in (r.CS, r.SS)]
+    kernel_state(guest, (0x1000, USER_CODE, USUAL, 0x2000, USER_DATA))
+    user_state(guest, segments, 0)
+    selector, base, limit, attributes = vcpu.segment(index)
+    vcpu.set_segment(index, selector, base, limit ^ 0xF000_0000, attributes)
+    assert not returns.again()
+    user_state(guest, segments, 0)
+    assert returns.again()

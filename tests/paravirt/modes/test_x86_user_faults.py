@@ -66,14 +66,14 @@ def go(room: Room, code: bytes, halt: int, error: int, address: int, registers: 
     """Run; whether the handler was reached, and RSP then."""
     shared = room.memory[SHARED : SHARED + 4096].cast("Q")
     shared[abi.CONTROL_REGISTERS + 0x18 >> 3] = TABLES | 0x18
-    shared[user_faults.ADDRESS >> 3], shared[user_faults.TARGET >> 3] = address, HANDLER
+    shared[user_faults.TARGET >> 3] = HANDLER
     shared[abi.CROSSING_SAVED >> 3], shared[abi.CROSSING_SAVED + 8 >> 3] = registers[r.RCX], registers[r.R11]
     struct.pack_into("<6Q", room.memory, FRAME, error, 0x1234, USER_CODE, r.FLAG_CF | r.FLAG_IF | 2, 0x5678, USER_DATA)
     room.start(code)
     gpr = room.engine.registers.gpr
     for number in OWN:
         gpr[number] = registers[number]
-    gpr[r.RSP] = 0x5678
+    gpr[r.RSP] = address
     ends: list[tuple[int, int]] = []
 
     def handler(exit_: Exit) -> None:

@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emulator.errors import UsageError
+from emulator.machine import EndKind
+from paravirt.services.breakpoints import StopKind
+from paravirt.services.debug import Debugger
 from paravirt.services.positions import Position, position_of
 from paravirt.services.timeline import PAUSED, ConsoleOnce, Timeline
 from tests.emulator.guest_image import DATA, HALT, KERNEL
@@ -75,6 +78,51 @@ def test_the_end_is_the_same_after_any_journey(travelled: Travelled) -> None:
     assert timeline.run() == travelled.outcome
     assert fingerprint(travelled.driver) == travelled.fingerprint
     assert travelled.heard == b"x" * ROUNDS, "what was printed is not printed again"
+
+
+def test_a_guest_at_its_end_stays_there_whatever_is_asked(travelled: Travelled) -> None:
+    """It waits for an interrupt that cannot come: nothing behind the HLT is ever done."""
+    timeline, end = travelled.timeline, travelled.end
+    timeline.goto(timeline.start)
+    assert timeline.run() == travelled.outcome
+    for again in (
+        timeline.run,
+        timeline.step,
+        lambda: timeline.run(Position(end.progress + 1)),
+        lambda: timeline.goto(end),
+        lambda: timeline.goto(Position(end.progress + 5, 2)),
+        lambda: timeline.peek(timeline.run),
+        timeline.run,
+    ):
+        assert again() == travelled.outcome
+        assert timeline.position == end
+        assert fingerprint(travelled.driver) == travelled.fingerprint
+    assert timeline.step_back() is PAUSED
+    assert timeline.position < end
+    assert timeline.run() == travelled.outcome
+    assert fingerprint(travelled.driver) == travelled.fingerprint
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_debugger_does_not_go_on_behind_the_end(reverse: bool) -> None:
+    guest = TickingGuest()
+    debugger = Debugger(guest.driver, lambda address: address, reverse=reverse)
+    ended = debugger.go()
+    assert (ended.kind, ended.outcome and ended.outcome.kind) == (StopKind.ENDED, EndKind.HALTED)
+    there = fingerprint(guest.driver)
+    for act in (debugger.go, debugger.step):
+        assert act() == ended
+        assert fingerprint(guest.driver) == there
+    if reverse:
+        assert debugger.step_back().kind is StopKind.STEP
+        assert debugger.go() == ended
+        assert fingerprint(guest.driver) == there
+    guest.driver.vcpu.pc = KERNEL + len(bytes.fromhex("b011e620")) - 2  # by hand: OUT, as at the beginning
+    debugger.changed()
+    guest.driver.vcpu.gpr[0] = 0x11
+    assert debugger.step().kind is StopKind.STEP
+    debugger.close()
+    guest.close()
 
 
 def test_steps_back_undo_steps(travelled: Travelled) -> None:

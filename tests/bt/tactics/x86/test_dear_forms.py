@@ -31,7 +31,14 @@ TEMPLATES = (
     forms_dear.write_model_specific_register(WRMSR),
     forms_dear.read_selector(9, 4, 2),
     forms_dear.read_selector(3, 1, 4),
+    forms_dear.invalidate_page(Decoder(64, b"\x0f\x01\x3f").decode(), b"\x0f\x01\x3f"),
 )
+
+
+INVLPG = b"\x0f\x01\x3f"
+"""invlpg [rdi]"""
+TEST = bytes.fromhex("f644242004 7502")
+"""test byte [rsp + 32], 4; jne"""
 
 
 def climb(code: bytes, strategy: str, forms: Forms, taken: Sequence[int] = (), guarded: Sequence[int] = ()) -> Choice:
@@ -47,7 +54,7 @@ def names(choice: Choice) -> list[str]:
     return [template.name for _, template in choice.draft.window.pieces]
 
 
-@pytest.mark.parametrize("code", [SWAPGS, RDTSC, WRMSR, IN])
+@pytest.mark.parametrize("code", [SWAPGS, RDTSC, WRMSR, IN, INVLPG])
 def test_each_is_done_in_the_guest_only_where_it_is_asked_for(code: bytes) -> None:
     assert climb(code + NOP * 5, "inline", ALL).draft is not None
     assert climb(code + NOP * 5, "inline", FORMS_64).draft is None
@@ -122,6 +129,54 @@ def test_swapgs_and_the_sysret_that_a_jump_leads_to_are_one_fixup() -> None:
 @pytest.mark.parametrize("code", [SWAPGS + b"\xeb\x07" + bytes(7) + IRETQ, SWAPGS + b"\xeb\xf9" + bytes(10)])
 def test_a_jump_to_anything_else_is_no_part_of_such_a_fixup(code: bytes) -> None:
     assert "return to user code" not in names(climb(code, "inline", ALL))
+
+
+RETURNS = DearForms(frozenset(CODES) | {Operation.RETURN_FROM_EXCEPTION})
+AWAY = SWAPGS + b"\xeb\x07" + bytes(7)
+
+
+@pytest.mark.parametrize(
+    "behind", [IRETQ, TEST + IRETQ, b"\xeb\x02" + bytes(2) + TEST + IRETQ, b"\xe9\0\0\0\0" + TEST + IRETQ]
+)
+def test_swapgs_tries_the_iretq_that_jumps_lead_to_where_the_engine_does_such(behind: bytes) -> None:
+    choice = climb(AWAY + behind, "inline", RETURNS)
+    assert names(choice) == ["swap GS base, and return"]
+    assert (choice.start, choice.end) == (0, 5)
+    assert names(climb(AWAY + behind, "inline", ALL)) == ["swap GS base"]
+    assert isinstance(choice.draft, WindowDraft)
+    fixup, _ = choice.draft.place(FIXUP_BASE, SITE_PAGE)
+    assert not fixup.hypercalls, "what it does not do, the guest's own IRETQ does"
+    last = list(Decoder(64, fixup.code, ip=FIXUP_BASE))[-1]
+    assert last.near_branch_target == SITE_PAGE + 12
+
+
+@pytest.mark.parametrize(
+    "behind", [SYSRET, TEST[:-1] + b"\x03" + IRETQ, NOP + IRETQ, b"\xeb\xf0", b"\xeb\0" * 4 + IRETQ, b"\xe9\0\0\x01\0"]
+)
+def test_it_does_not_where_anything_else_comes(behind: bytes) -> None:
+    assert "swap GS base, and return" not in names(climb(AWAY + behind, "inline", RETURNS))
+
+
+@pytest.mark.parametrize("code", ["0f01 3c24", "0f01 7d00", "410f01 39", "0f01 3d00000000", "650f01 3f"])
+def test_pages_are_invalidated_so_where_a_plain_register_names_them(code: str) -> None:
+    assert climb(bytes.fromhex(code) + NOP * 5, "inline", ALL).draft is None
+
+
+def test_the_hypervisor_invalidates_what_the_guest_does_not() -> None:
+    choice = climb(INVLPG + NOP * 5, "inline", ALL)
+    assert isinstance(choice.draft, WindowDraft)
+    fixup, _ = choice.draft.place(FIXUP_BASE, SITE_PAGE)
+    ((at, call),) = fixup.hypercalls.items()
+    assert (call.instruction, call.resume) == (INVLPG, at + 1)
+    assert decoded_address(fixup.code, at) == at
+
+
+def decoded_address(code: bytes, halt: int) -> int:
+    """What the fixup says the HLT is at."""
+    for one in Decoder(64, code, ip=FIXUP_BASE):
+        if one.mnemonic == Mnemonic.LEA and one.is_ip_rel_memory_operand:
+            return int(one.ip_rel_memory_address)
+    return halt - 1
 
 
 def test_what_returns_to_user_code_does_so_by_whole_instructions_with_the_hypervisor_last() -> None:

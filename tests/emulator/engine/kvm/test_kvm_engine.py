@@ -59,6 +59,7 @@ SHOWN = {
     "int1_at_instruction": lambda f: raw(f, "90 f1")[2].rip == CODE + 1,
     "bases_open": lambda f: raw(f, "f3480faec0")[2].rip == CODE + 5,
     "wide_vectors_open": lambda f: raw(f, "c5fd6fc0")[2].rip == CODE + 4,
+    "calls_answered": lambda f: any(raw(f, code)[2].rip == CODE + 3 for code in ("0f01c1 f4", "0f01d9 f4")),
 }
 """Experiments apart from those of the probe."""
 
@@ -91,6 +92,46 @@ def test_descriptor_tables_are_not_the_engines_to_see(engine: KvmEngine, finding
         engine.registers.rip = CODE
         (seen,) = guest.run()
         assert (seen.vector, seen.rip) == (13, CODE)
+
+
+def test_lar_finds_the_hosts_segments_or_the_guests_as_was_found(engine: KvmEngine, findings: Findings) -> None:
+    guest = BareGuest(engine, "b82b000000 0f02d8 cc")  # mov eax, 2BH; lar ebx, eax
+    engine.show_segments(b"")
+    guest.run()
+    in_hosts = bool(engine.registers.rflags & r.FLAG_ZF)
+    engine.show_segments(bytes(0x28) + (0x00CF_F100_0000_FFFF).to_bytes(8, "little"))  # to be read alone
+    engine.registers.rip = CODE
+    guest.run()
+    if findings.descriptors_are_hosts:
+        assert bool(engine.registers.rflags & r.FLAG_ZF) is in_hosts
+        assert not in_hosts or engine.registers.gpr[3] == 0xCF_F300
+    else:
+        assert (in_hosts, engine.registers.gpr[3]) == (False, 0xCF_F100)
+
+
+def test_the_processors_number_is_the_hosts_as_was_found(findings: Findings) -> None:
+    engine = KvmEngine(findings)
+    guest = BareGuest(engine, "0f01f9 cc f30fc7f8 cc")  # rdtscp; int3; rdpid rax
+    engine.set_processor_number(0x77)
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {max(before)})
+        (seen,) = guest.run()
+    finally:
+        os.sched_setaffinity(0, before)
+        engine.close()
+    shown = seen.rip == CODE + 3
+    assert (shown and engine.registers.gpr[r.RCX] & 0xFFF == max(before)) is findings.processor_shown
+    assert findings.processor_shown or not shown or engine.registers.gpr[r.RCX] == 0x77
+
+
+@pytest.mark.parametrize("code", ["0f58c0", "dec1", "f30fb8c0"], ids=["ADDPS", "FADDP", "POPCNT"])
+def test_32_bit_code_is_interpreted_as_was_found(engine: KvmEngine, findings: Findings, code: str) -> None:
+    guest = BareGuest(engine, code + "0f0b")
+    engine.registers.set_segment(r.CS, 0x23, 0, 0xFFFF_FFFF, 0xCFFB00)
+    (seen,) = guest.run()
+    assert (seen.kind, seen.vector) == (ExitKind.FAULT, 6)
+    assert (seen.rip == CODE) is findings.compatibility_interpreted
 
 
 def test_the_engine_and_its_registers_fulfil_the_protocols(engine: KvmEngine) -> None:
@@ -368,6 +409,22 @@ def test_an_alarm_that_goes_off_in_the_stub_is_not_lost(engine: KvmEngine, monke
     engine.set_deadline(engine.progress + 1_000_000)
     engine.store_entry(0)
     assert [exit_.kind for exit_ in guest.run(handler)] == [ExitKind.BUDGET]
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_right_to_write_that_is_gained_is_seen_as_was_found(
+    engine: KvmEngine, findings: Findings, times: int
+) -> None:
+    guest = BareGuest(engine, f"a3{DATA.to_bytes(8, 'little').hex()} f4")  # mov [data], eax
+    guest.page(DATA >> 12, DATA | 5)
+    for _ in range(times):
+        engine.registers.gpr[0] += 1
+        (seen,) = guest.run()
+        assert (seen.vector, seen.address, seen.rip) == (14, DATA, CODE)
+    guest.page(DATA >> 12, DATA | 7)
+    (seen,) = guest.run()
+    assert (seen.vector == 13) is findings.looks_again
+    assert (guest.words[DATA >> 3] == times) is findings.looks_again
 
 
 def test_many_entries_of_a_table_that_the_host_changed_are_all_seen(engine: KvmEngine) -> None:

@@ -127,17 +127,20 @@ def test_capabilities_follow_from_what_was_found() -> None:
     assert plain.time_stamp_faults
     assert plain.task_switched_faults
     assert not plain.names_changes
+    assert not plain.names_gained
     assert not plain.wide_vectors
     odd = Findings(
         time_stamp_faults=False,
         task_switched_faults=False,
         flush_by_control=False,
+        looks_again=False,
         wide_vectors_open=True,
         exit_cost=33.0,
     ).capabilities()
     assert not odd.time_stamp_faults
     assert not odd.task_switched_faults
     assert odd.names_changes
+    assert odd.names_gained
     assert odd.wide_vectors
     assert odd.exit_cost == 33.0
 

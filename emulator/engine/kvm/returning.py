@@ -1,0 +1,73 @@
+"""The engine's level-0 part that goes back to user code by IRETQ: it stores one entry of user code's tables before.
+
+Room: `emulator/engine/kvm`, code for `gates`. A guest's kernel names the place and what belongs there; both are its
+own to choose as far as that can only be a page of its memory, in a table that maps pages for user code. So the place
+is taken within the tables, a byte for each of which says whether it is such a one, and of the entry what leads to
+memory of the guest's. A frame for level 3 is made of the one by which level 0 was entered.
+"""
+
+import struct
+from typing import Final
+
+from emulator.engine.crossing import Crossing
+from emulator.engine.kvm import room
+from emulator.engine.kvm.level_0 import Level0, low
+
+CONSTANTS: Final = struct.pack("<3Q", room.MARKS, (1 << 47) - 1, 1 << 63 | 0xF_FFFF_F07F)
+"""The last bytes of the gates' page: where the bytes of tables are; what an address of the lower half and an entry may
+have."""
+_MARKS, _LOWEST, _LEADING = (room.GATES_END - len(CONSTANTS) + 8 * number for number in range(3))
+MOST_TABLES: Final = 2 * 4096
+TOGETHER: Final = 16
+"""Entries of a block."""
+BLOCKS_SIZE: Final = 32 << 10
+_RIP: Final = 8
+"""Offset in the frame of a trap with an error code."""
+_FRAME: Final = room.STACK_TOP - 48
+
+
+def returning(code: Level0, crossing: Crossing, window: int) -> None:
+    """Code for a general-protection fault; `window` is where it reaches the tables."""
+    code.plain("48817c24", bytes((_RIP,)), low(crossing.back))  # cmp qword [rsp + 8], back
+    other = code.unless_equal_ahead()
+    _place(code, crossing, 8)
+    code.word("482305", _LEADING)  # and rax, [...]
+    code.plain("48ba", struct.pack("<Q", window))  # mov rdx, ...
+    code.plain("4889040a")  # mov [rdx + rcx], rax
+    _leave(code, crossing.back_saved[:3])
+    code.arrive(other)
+    code.plain("48817c24", bytes((_RIP,)), low(crossing.back_together))
+    code.unless_equal_slowly()
+    _place(code, crossing, 8 * TOGETHER)
+    code.plain("25", struct.pack("<I", BLOCKS_SIZE - 8 * TOGETHER))  # and eax, ...
+    code.plain("48be", struct.pack("<Q", crossing.blocks))  # mov rsi, ...
+    code.plain("48bf", struct.pack("<Q", window))  # mov rdi, ...
+    code.plain("4801c6 4801cf b9", struct.pack("<I", TOGETHER))  # add rsi, rax; add rdi, rcx; mov ecx, ...
+    code.plain("fc f348a5")  # cld; rep movsq
+    _leave(code, crossing.back_saved)
+
+
+def _place(code: Level0, crossing: Crossing, size: int) -> None:
+    """Whether RCX is in a table that may be written, made a multiple of `size`; and the frame of level 3."""
+    # and ecx, ...; mov esp, ecx; shr esp, 12
+    code.plain("81e1", struct.pack("<I", crossing.tables_size - size), bytes.fromhex("89cc c1ec0c"))
+    code.word("480325", _MARKS)  # add rsp, [...]
+    code.plain("803c2401")  # cmp byte [rsp], 1
+    code.word("488d25", _FRAME)  # lea rsp, [...]
+    code.unless_equal_slowly()
+    code.word("482315", _LOWEST)  # and rdx, [...]
+    code.plain("4889542408")  # mov [rsp + 8], rdx
+    code.plain("c7442410", struct.pack("<I", crossing.user_code))  # mov dword [rsp + 16], ...
+    code.plain("c7442428", struct.pack("<I", crossing.user_code - 8))
+
+
+def _leave(code: Level0, saved: tuple[int, ...]) -> None:
+    """Registers, user code's tables, and IRETQ."""
+    for load, at in zip(("488b0425", "488b0c25", "488b1425", "488b3425", "488b3c25"), saved, strict=False):
+        code.plain(load, low(at))  # mov rax, [...]; mov rcx, [...]; ...
+    code.load_root()
+    code.word("488d25", _FRAME + _RIP)  # lea rsp, [...]
+    code.plain("48cf")  # iretq
+
+
+__all__ = ["CONSTANTS", "MOST_TABLES", "returning"]
