@@ -1,4 +1,4 @@
-"""IRETQ from the kernel to 64-bit user code as nearly every one is: looked at in one piece, where exits are dear.
+"""IRETQ from the kernel to 64-bit user code, or the kernel, as nearly every one is: in one piece, where exits are dear.
 
 Room: `paravirt/modes/x86`. What IRETQ means is `emulator.isa.x86.transfer`'s; it teaches this which selectors lead to
 user code, and with which descriptors. Any other frame, descriptor, flag or segment is left to it.
@@ -13,6 +13,7 @@ from paravirt.modes.x86.vcpu import X86VirtualCpu
 
 _FRAME: Final = 40
 """Bytes that IRETQ pops."""
+_HOLE: Final = 0x8000_0000_0000
 _USUAL: Final = r.FLAGS_STATUS | r.FLAG_DF | r.FLAG_IF | r.FLAG_RF | r.FLAG_AC | r.FLAG_ID | r.FLAG_FIXED
 _MOST: Final = 16
 """Pairs of selectors that are remembered."""
@@ -30,10 +31,12 @@ class QuickReturns:
         """By CS and SS of a frame."""
 
     def learn(self) -> None:
-        """An IRETQ has led to level 3."""
+        """An IRETQ has led to level 3 or 0."""
         vcpu = self._vcpu
         (code, *code_parts), (stack, *stack_parts) = vcpu.segment(r.CS), vcpu.segment(r.SS)
-        if code & 4 or stack & 4 or not code_parts[2] & LONG or not stack & 0xFFFC:
+        if code & 4 or stack & 4 or not code_parts[2] & LONG or code & 3 != vcpu.level:
+            return
+        if not stack & 0xFFFC and (vcpu.level or stack):
             return
         if len(self._known) == _MOST:
             self._known.clear()
@@ -56,9 +59,10 @@ class QuickReturns:
         if frame is None:
             return False
         (rip, code, flags, rsp, stack), known = frame
-        vcpu.set_segment(r.CS, code, *known[2])
-        vcpu.set_segment(r.SS, stack, *known[3])
-        vcpu.gpr[4], vcpu.rip, vcpu.level = rsp, rip, 3
+        for index, selector, parts in ((r.CS, code, known[2]), (r.SS, stack, known[3])):
+            if code & 3 or vcpu.segment(index) != (selector, *parts):
+                vcpu.set_segment(index, selector, *parts)
+        vcpu.gpr[4], vcpu.rip, vcpu.level = rsp, rip, code & 3
         vcpu.rflags = flags | r.FLAG_FIXED
         return True
 
@@ -69,7 +73,7 @@ class QuickReturns:
         if frame is None:
             return False
         (rip, code, flags, rsp, stack), known = frame
-        if not flags & r.FLAG_IF:
+        if not flags & r.FLAG_IF or not code & 3:
             return False
         if vcpu.segment(r.CS) != (code, *known[2]) or vcpu.segment(r.SS) != (stack, *known[3]):
             return False
@@ -89,11 +93,11 @@ class QuickReturns:
                 return None
             rip, code, flags, _, stack = frame
             known = self._known.get((code, stack))
-            if known is None or flags & ~_USUAL or rip >> 47:
+            if known is None or flags & ~_USUAL or (rip >> 47 if code & 3 else rip + _HOLE >> 48 & 0xFFFF):
                 return None
             if (code | 7 if code > stack else stack | 7) > vcpu.gdt_limit:
                 return None
-            if selector(r.DS) or selector(r.ES) or selector(r.FS) or selector(r.GS):
+            if code & 3 and (selector(r.DS) or selector(r.ES) or selector(r.FS) or selector(r.GS)):
                 return None
             return (frame, known) if self._descriptors(code, stack) == known[:2] else None
         except Fault:

@@ -39,7 +39,7 @@ def _iret(context: Context, instruction: Instruction) -> Action:
     def quick() -> None:
         if not quickly():
             iret(vcpu, size)
-            if vcpu.level == 3:
+            if vcpu.level in (0, 3):
                 learn()
 
     return quick

@@ -15,6 +15,7 @@ from tests.emulator.guest_image import DATA, USER_CODE, USER_DATA
 from tests.paravirt.tiny_guest import TinyGuest
 
 USUAL = r.FLAG_IF | r.FLAG_FIXED
+KERNEL = 0xFFFF_FFFF_8100_0000
 
 
 @pytest.fixture
@@ -139,3 +140,52 @@ def test_user_code_in_other_segments_is_left_to_iretq(guest: TinyGuest, index: i
     assert not returns.again()
     user_state(guest, segments, 0)
     assert returns.again()
+
+
+@pytest.mark.parametrize("stack", [0, 0x18])
+def test_what_it_does_within_the_kernel_is_what_iretq_does(guest: TinyGuest, stack: int) -> None:
+    returns, chance, done, vcpu = learnt(guest), random.Random(stack), 0, guest.vcpu
+    kernel_state(guest, (KERNEL, 0x10, USUAL, 0x2000, stack))
+    assert not returns.done()
+    try:
+        iret(vcpu, 8)
+    except Fault:
+        pytest.skip("this table has no such descriptor")
+    returns.learn()
+    for _ in range(300):
+        frame = (
+            chance.choice((KERNEL, 0x1234, 0x8000_0000_0000, (1 << 64) - 2)),
+            chance.choice((*(0x10,) * 9, 0x13, USER_CODE, 0)),
+            chance.choice(
+                (USUAL, r.FLAG_FIXED | r.FLAG_RF, USUAL | r.FLAG_DF, USUAL | r.FLAG_TF, chance.getrandbits(22))
+            ),
+            chance.getrandbits(64),
+            chance.choice((*(stack,) * 9, 3, USER_DATA)),
+        )
+        offset, selector = chance.choice((0, 8, 16, 4, 4096 - 40, 4096 - 32)), chance.choice((0, USER_DATA))
+        kernel_state(guest, frame, offset)
+        vcpu.set_segment(r.FS, selector, 0, 0xFFFF_FFFF, 0xC0F300)
+        before = vcpu.state
+        quick = returns.done()
+        after = vcpu.state
+        if not quick:
+            assert after == before
+            continue
+        done += vcpu.level == 0
+        kernel_state(guest, frame, offset)
+        iret(vcpu, 8)
+        assert vcpu.state == after
+    assert 30 < done < 250
+
+
+def test_user_code_that_came_without_an_exit_is_not_taken_for_its_kernel(guest: TinyGuest) -> None:
+    returns, vcpu = learnt(guest), guest.vcpu
+    kernel_state(guest, (KERNEL, 0x10, USUAL, 0x2000, 0))
+    iret(vcpu, 8)
+    returns.learn()
+    segments = [vcpu.segment(index) for index in (r.CS, r.SS)]
+    kernel_state(guest, (KERNEL, 0x10, USUAL, 0x2000, 0))
+    user_state(guest, segments, 0)
+    before = vcpu.state
+    assert not returns.again()
+    assert vcpu.state == before
