@@ -67,8 +67,9 @@ class PageCache:
         self._new: list[bytes] = []
 
     @cached_property
-    def _known(self) -> dict[bytes, bytes]:
-        return dict(self._read())
+    def _known(self) -> dict[bytes, bytes | None]:
+        """What `put` was given; and what the file has, None before it is asked for: most of it never is."""
+        return dict.fromkeys(self._places)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -76,6 +77,8 @@ class PageCache:
     def get(self, key: bytes) -> PageScan | None:
         """The scan kept under `key` (KEY_SIZE bytes), or None."""
         record = self._known.get(key)
+        if record is None and key in self._known:
+            record = self._known[key] = self._record(key)
         return unpack_scan(record) if record is not None and self._sound(record) else None
 
     def _sound(self, record: bytes) -> bool:
@@ -98,7 +101,7 @@ class PageCache:
 
     def put(self, key: bytes, scan: PageScan) -> None:
         """Keep a scan; it reaches the disk with `flush`."""
-        if key not in self._known and len(self._new) < _MAXIMUM_NEW:
+        if not self._known.get(key) and self.get(key) is None and len(self._new) < _MAXIMUM_NEW:
             record = pack_scan(scan)
             self._known[key] = record
             body = key + record
@@ -175,24 +178,35 @@ class PageCache:
     def _text_path(self, digest: bytes) -> Path:
         return self._directory / f"{self._version}-{digest.hex()[:32]}.text"
 
-    def _read(self) -> list[tuple[bytes, bytes]]:
-        """The records of the file up to the first damaged one, which is cut off so that appending goes on behind it."""
+    @cached_property
+    def _data(self) -> bytes:
         try:
-            data = self._path.read_bytes()
+            return self._path.read_bytes()
         except OSError:
-            return []
-        records, at = [], 0
-        while at + _RECORD.size <= len(data):
-            size, checksum = _RECORD.unpack_from(data, at)
-            body = data[at + _RECORD.size : at + _RECORD.size + size]
-            whole = KEY_SIZE < size <= _MAXIMUM_RECORD and len(body) == size
-            if not whole or zlib.crc32(body) != checksum:
+            return b""
+
+    @cached_property
+    def _places(self) -> dict[bytes, int]:
+        """Where the file's records begin. What is behind them is cut off, so that appending goes on there."""
+        data, head = self._data, _RECORD.size
+        places, at = {}, 0
+        while at + head <= len(data):
+            size, _ = _RECORD.unpack_from(data, at)
+            end = at + head + size
+            if not KEY_SIZE < size <= _MAXIMUM_RECORD or end > len(data):
                 break
-            records.append((body[:KEY_SIZE], body[KEY_SIZE:]))
-            at += _RECORD.size + size
+            places[data[at + head : at + head + KEY_SIZE]] = at
+            at = end
         if at < len(data):
             _attempt(lambda: os.truncate(self._path, at))
-        return records
+        return places
+
+    def _record(self, key: bytes) -> bytes:
+        """What the file has under a key, which is there; empty where it is damaged."""
+        at = self._places[key]
+        size, checksum = _RECORD.unpack_from(self._data, at)
+        body = self._data[at + _RECORD.size : at + _RECORD.size + size]
+        return body[KEY_SIZE:] if zlib.crc32(body) == checksum else b""
 
 
 def write_beside(path: Path, data: bytes) -> None:

@@ -27,7 +27,7 @@ class BusConflict(ValueError):
 class _Window:
     """A device's place on a bus, and the accesses it has seen."""
 
-    __slots__ = ("base", "device", "end", "name", "read", "reads", "width", "write", "writes")
+    __slots__ = ("base", "device", "end", "name", "read", "reads", "width", "write", "write_all", "writes")
 
     def __init__(self, base: int, size: int, device: Device, width: int) -> None:
         self.base = base
@@ -36,6 +36,8 @@ class _Window:
         self.name = device.name
         self.read = device.read
         self.write = device.write
+        self.write_all: Callable[[int, bytes], bool] | None = getattr(device, "write_all", None)
+        """Of a device that may take several bytes at one of its places at once, and says whether it did."""
         self.width = width
         self.reads = 0
         self.writes = 0
@@ -164,6 +166,16 @@ class PortBus(_Bus):
     def write(self, port: int, size: int, value: int) -> None:
         """Write `size` bytes (1, 2 or 4) at `port`; lost where no device answers."""
         self._write(self._by_port.get(port), port, size, value)
+
+    def write_all(self, port: int, data: bytes) -> bool:
+        """Write bytes at `port` one after another, if the device takes them so and nobody looks on; whether it did."""
+        window = self._by_port.get(port)
+        if window is None or window.write_all is None or self.trace is not None:
+            return False
+        if not window.write_all(port - window.base, data):
+            return False
+        window.writes += len(data)
+        return True
 
 
 class MemoryBus(_Bus):

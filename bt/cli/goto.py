@@ -15,6 +15,8 @@ import click
 if TYPE_CHECKING:
     from bt.session import Session
     from emulator.machine import Outcome
+    from paravirt.services.positions import Position
+    from paravirt.services.record import Replayer
     from paravirt.services.timeline import Timeline
 
 
@@ -44,22 +46,29 @@ def command(
     """Go to POSITION in the run that RECORDING is of, and show the guest there.
 
     A position is the guest's progress in blocks, as `retrap run --trace` has it, and behind a + instructions of the
-    next block; `end` is the end of the run. Addresses are guest-virtual, in hexadecimal or symbols of the kernel; they
-    hold in the address space that the guest is in at POSITION.
+    next block; `end` is the end of the run. In a run on KVM it is nanoseconds, and the guest is shown behind its first
+    exit there; that run is done again from its beginning, and has no way back. Addresses are guest-virtual, in
+    hexadecimal or symbols of the kernel; they hold in the address space that the guest is in at POSITION.
     """
     from bt.recorded import session_of
     from emulator.errors import UsageError
     from paravirt.hypervisor import Hypervisor
     from paravirt.services.positions import position_of
+    from paravirt.services.record import Console, Replayer
     from paravirt.services.recording import read
     from paravirt.services.timeline import PAUSED, ConsoleOnce, Timeline
 
     found = read(recording)
+    console = Console()
     last = found.end.mark if found.end is not None else found.marks[-1] if found.marks else None
     place = None if position == "end" else position_of(position)
-    session = session_of(found, ConsoleOnce(lambda _: None), image, cache=cached)
+    session = session_of(found, ConsoleOnce(console), image, cache=cached)
     try:
         driver = cast(Hypervisor, session.driver)
+        if driver.engine.capabilities.lands:
+            _refuse_there(driver.engine.capabilities.name, position, back or forward or write or code)
+            _print(_replayed(session, Replayer(driver, found, console), place), as_json)
+            return 0
         timeline = Timeline(driver, begun=found.run.get("snapshot") is not None)
         timeline.inputs.inputs = list(found.inputs)
         timeline.inputs.connect()
@@ -78,22 +87,52 @@ def command(
                     _tell_end(timeline, outcome)
                     break
         missing = _search(timeline, session, write, code)
-        shown = _shown(timeline, session)
+        shown = _shown(str(timeline.position), session)
     finally:
         session.close()
     if missing:
         click.echo(f"retrap: {missing}", err=True)
+    _print(shown, as_json)
+    return 1 if missing else 0
+
+
+def _print(shown: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(shown, indent=2))
+        return
+    for name, value in shown.items():
+        if isinstance(value, dict):
+            pairs = [f"{key:>6} {number}" for key, number in value.items()]
+            for at in range(0, len(pairs), 4):
+                click.echo("  ".join(pairs[at : at + 4]))
+        else:
+            click.echo(f"{name:<9} {value}")
+
+
+def _refuse_there(engine: str, position: str, asked: object) -> None:
+    """Refuse what takes an engine that counts what a guest does."""
+    from emulator.errors import UsageError
+
+    if asked or "+" in position:
+        raise UsageError(
+            f"the {engine} engine does not count instructions, and knows a run's exits and landings alone: give a "
+            "progress or `end`, without --back, --forward or --previous; record with --engine unicorn for these"
+        )
+
+
+def _replayed(session: Session, replayer: Replayer, place: Position | None) -> dict[str, Any]:
+    """The guest behind its first exit at a place, or at the end of the run, done again from its beginning."""
+    from paravirt.services.timeline import PAUSED
+
+    if place is None:
+        replayer.stop_where_it_ended()
     else:
-        for name, value in shown.items():
-            if isinstance(value, dict):
-                pairs = [f"{key:>6} {number}" for key, number in value.items()]
-                for at in range(0, len(pairs), 4):
-                    click.echo("  ".join(pairs[at : at + 4]))
-            else:
-                click.echo(f"{name:<9} {value}")
-    return 1 if missing else 0
+        replayer.stop_at(place.progress)
+    outcome, progress = session.run(), str(session.machine.engine.progress)
+    if outcome is not PAUSED:
+        replayer.compare(outcome)
+        click.echo(f"retrap: the guest ended ({outcome.kind.value}) at {progress}", err=True)
+    return _shown(progress, session)
 
 
 def _tell_end(timeline: Timeline, outcome: Outcome) -> None:
@@ -151,7 +190,7 @@ def _physical(session: Session, address: int) -> int:
     return int(walk.frame) | address & 0xFFF
 
 
-def _shown(timeline: Timeline, session: Session) -> dict[str, Any]:
+def _shown(position: str, session: Session) -> dict[str, Any]:
     """The guest as it is now."""
     import hashlib
 
@@ -159,7 +198,7 @@ def _shown(timeline: Timeline, session: Session) -> dict[str, Any]:
     machine = session.machine
     names = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
     return {
-        "position": str(timeline.position),
+        "position": position,
         "at": f"{driver.pc:#x} {session.symbol(driver.pc)}",
         "level": driver.vcpu.level,
         "time": f"{machine.clock.now() / 1e9:.9f} s",

@@ -14,10 +14,11 @@ import click
 
 @click.command()
 @click.argument("recording", type=click.Path(path_type=Path))
+@click.option("--until", metavar="PROGRESS", help="Stop at this progress; what lies before it is compared.")
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Where the guest's image is now.")
 @click.option("--quiet", is_flag=True, help="Do not print what the guest prints.")
 @click.option("--cache/--no-cache", "cached", default=True, help="Keep and use findings of earlier scans (default).")
-def command(recording: Path, image: Path | None, quiet: bool, cached: bool) -> int:
+def command(recording: Path, until: str | None, image: Path | None, quiet: bool, cached: bool) -> int:
     """Do the run again that RECORDING is of (`retrap run --record`).
 
     Input comes at the moments at which it came. Console, exits, processor, devices and memory must be the same: the
@@ -26,9 +27,12 @@ def command(recording: Path, image: Path | None, quiet: bool, cached: bool) -> i
     from bt.recorded import session_of
     from bt.terminal import Screen, descriptor_of
     from paravirt.hypervisor import Hypervisor
+    from paravirt.services.positions import progress_of
     from paravirt.services.record import Console, Replayer
     from paravirt.services.recording import read
+    from paravirt.services.travel import PAUSED
 
+    place = None if until is None else progress_of(until)
     found = read(recording)
     screen = Screen(descriptor_of(sys.stdout), b"", lambda: None)
     console = Console()
@@ -41,12 +45,16 @@ def command(recording: Path, image: Path | None, quiet: bool, cached: bool) -> i
     session = session_of(found, write, image, cache=cached)
     try:
         replayer = Replayer(cast(Hypervisor, session.driver), found, console)
-        replayer.stop_where_it_ended()
+        if place is None:
+            replayer.stop_where_it_ended()
+        else:
+            replayer.stop_at(place)
         try:
             outcome = session.run()
         finally:
             screen.flush()
-        replayer.compare(outcome)
+        if outcome is not PAUSED:
+            replayer.compare(outcome)
         progress = session.machine.engine.progress
     finally:
         session.close()

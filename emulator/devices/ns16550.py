@@ -159,6 +159,15 @@ class Ns16550:
         elif offset == SCR:
             self._scr = value
 
+    def write_all(self, offset: int, data: bytes) -> bool:
+        """Bytes for the line, one after another; not where more than the output comes of them."""
+        if offset != RBR or self._lcr & LCR_DLAB or self._mcr & MCR_LOOP or self._ier & IER_TRANSMITTER:
+            return False
+        self._polls = 0
+        self._output(data)
+        self._transmitter_pending = True
+        return True
+
     def _transmit(self, value: int) -> None:
         """THR is written, and empty again at once: the interrupt's cause goes and comes, which is a new edge."""
         if self._transmitter_pending:

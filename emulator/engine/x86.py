@@ -81,6 +81,10 @@ class X86Registers(Protocol):
         ...
 
 
+Burst = Callable[[int, bytes], bool]
+"""Takes bytes that were written to a port one after another; or does not, and says so."""
+
+
 class X86Engine(Engine, Protocol):
     """An x86-64 CPU with its memory, driven by one handler."""
 
@@ -116,10 +120,11 @@ class X86Engine(Engine, Protocol):
         """
         ...
 
-    def post_ports(self, ports: Sequence[tuple[int, int]]) -> None:
+    def post_ports(self, ports: Sequence[tuple[int, int]], burst: Burst | None = None) -> None:
         """Allow writes to these ports (first, count) to be handed up late: in order, before whatever exit comes next.
 
-        The registers at such an exit are those of the later one.
+        The registers at such an exit are those of the later one. Several bytes in a row to one port may be offered to
+        `burst` instead.
         """
         ...
 
@@ -176,7 +181,7 @@ class CrossingEngine(X86Engine, Protocol):
     def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
         """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
         what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
-        them `Crossing.back` may store in. None where it cannot."""
+        them `Crossing.back` may store in, 1, and in which `Crossing.clear` may clear, 2. None where it cannot."""
         ...
 
     def open_crossing(self, kernel: int, user: int) -> None:

@@ -85,8 +85,8 @@ SELECTORS = 0x140
 real ones are others; written by the hypervisor."""
 
 CROSSING_CODE = FIXUP_BASE + FIXUP_SIZE - 0x1000
-"""The last page of the fixups is the hypervisor's own: code at which the kernel is entered, and one HLT by which it is
-left, on engines that need no exit for that. The words below serve both."""
+"""The last page of the fixups is the hypervisor's own: code at which the kernel is entered, and a division by zero by
+which it is left, on engines that need no exit for that. The words below serve both."""
 
 CROSSING_SAVED = 0x170
 """Offset, two words: RCX and R11 as SYSCALL leaves them."""
@@ -95,7 +95,7 @@ CROSSING_TARGET = 0x180
 """Offset: where the kernel goes on once it is entered, written by the hypervisor."""
 
 CROSSING_LEAVE = 0x188
-"""Offset: guest-virtual address of that HLT, written by the hypervisor."""
+"""Offset: guest-virtual address of that division, written by the hypervisor."""
 
 CROSSING_THREAD = 0x190
 """Offset: the FS base with which user code may be gone back to without an exit, written by the hypervisor; NO_THREAD

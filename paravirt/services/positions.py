@@ -35,3 +35,13 @@ def position_of(text: str) -> Position:
             "as 1234567 or 1234567+3"
         )
     return Position(int(match[1]), int(match[2] or 0))
+
+
+def progress_of(text: str) -> int:
+    """The progress that a text names. Raises `UsageError` for another text, one that names an instruction as well."""
+    position = position_of(text)
+    if "+" in text:
+        raise UsageError(
+            f"{text!r} counts instructions, which can only be stopped at by `retrap goto`; leave the + out"
+        )
+    return position.progress

@@ -17,6 +17,7 @@ from emulator.machine import Outcome
 from paravirt.hypervisor import Hypervisor
 from paravirt.services.inputs import InputLog
 from paravirt.services.recording import End, Mark, Recording, Writer
+from paravirt.services.travel import PAUSED
 
 MARKS: Final = 100
 """Marks in a second of guest time, at most; they come at ticks."""
@@ -133,6 +134,11 @@ class Replayer:
         if last is not None and (end is None or not end.by_guest):
             engine: Any = self.driver.engine
             engine.pause_at(last.progress, lambda: self.driver.end(self._outside))
+
+    def stop_at(self, progress: int) -> None:
+        """End the run with `PAUSED` at this progress; where exits and landings alone are known, behind the first."""
+        engine: Any = self.driver.engine
+        engine.pause_at(progress, lambda: self.driver.end(PAUSED))
 
     def _tick(self) -> None:
         marks = self.recording.marks

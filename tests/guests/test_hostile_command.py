@@ -68,9 +68,9 @@ def test_the_hosts_time_limit_ends_a_guest_that_keeps_the_processor(name: str, m
 def test_guest_time_ends_a_guest_at_the_same_place_every_time(name: str, tmp_path: Path) -> None:
     ends = []
     for number in range(2):
-        done, result = run(name, "inline", tmp_path / f"{number}.json", "--guest-timeout", "0.01", host=60)
+        done, result = run(name, "inline", tmp_path / f"{number}.json", "--guest-timeout", "0.002", host=60)
         assert done.returncode == Timeout.exit_status
-        assert b"within 0.01 s of guest time" in done.stderr
+        assert b"within 0.002 s of guest time" in done.stderr
         del result["host"]
         ends.append((result, done.stderr))
     assert ends[0] == ends[1]

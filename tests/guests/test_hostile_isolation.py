@@ -22,7 +22,7 @@ SAMPLES = Path(__file__).parents[2] / "samples"
 MANIFEST: dict[str, Any] = tomllib.loads((SAMPLES / "manifest.toml").read_text())
 HOSTILE = {guest["name"]: guest for guest in MANIFEST["guest"] if guest["kind"] == "hostile"}
 
-ENDLESS = {"spin": 0.002, "spin-with-exits": 0.002, "fault-loop": 0.002, "hypervisor-pages-run": 0.0004}
+ENDLESS = {"spin": 0.002, "spin-with-exits": 0.002, "fault-loop": 0.002, "hypervisor-pages-run": 0.0001}
 """Guest time that shows what such a guest does, in seconds; the last one's instructions are slow."""
 
 _PRESENT, _WRITABLE, _USER, _LARGE, _NO_EXECUTE = 1, 2, 4, 0x80, 1 << 63

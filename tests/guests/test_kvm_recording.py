@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from bt import guests
 from bt.cli.main import cli
 from emulator.engine.kvm.engine import KvmEngine
-from emulator.errors import EngineMissing, RetrapError, VerifyFailed
+from emulator.errors import EngineMissing, RetrapError, UsageError, VerifyFailed
 
 pytestmark = pytest.mark.kvm
 SAMPLE = str(Path(__file__).parents[2] / "samples/x86_64/sample.elf")
@@ -73,6 +73,37 @@ def test_a_recorded_run_of_the_sample_is_done_again(group: str, tmp_path: Path) 
     record(tmp_path / "a", SAMPLE, "--memory", "32M", "--append", f"only={group}")
     replay(tmp_path / "a")
     replay(tmp_path / "a")
+
+
+def shown(path: Path, position: str) -> dict[str, Any]:
+    """What `retrap goto` shows."""
+    for left in reversed(range(5)):
+        try:
+            return dict(json.loads(retrap("goto", path, position, "--json").stdout))
+        except VerifyFailed as error:
+            if not left or "replay it again" not in str(error):
+                raise
+    raise AssertionError
+
+
+def test_a_place_in_a_recorded_run_is_gone_to_and_is_the_same_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    record(path, SAMPLE, "--memory", "32M", "--append", "only=interrupts.timer")
+    marks = [
+        line
+        for line in (json.loads(line.rpartition(b" ")[0]) for line in path.read_bytes().splitlines())
+        if line[0] == "mark"
+    ]
+    then = marks[len(marks) // 2]
+    once, again, end = shown(path, str(then[1])), shown(path, str(then[1])), shown(path, "end")
+    assert once == again
+    assert int(once["position"]) >= then[1]
+    assert int(end["position"]) > int(once["position"])
+    assert end["memory"] != once["memory"]
+    until = retrap("replay", path, "--quiet", "--until", str(then[1]))
+    assert f"to progress {once['position']}" in until.output
+    with pytest.raises(UsageError, match="does not count instructions"):
+        retrap("goto", path, str(then[1]), "--back", "3")
 
 
 def test_another_end_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ its registers must not be touched.
 
 import fcntl
 import struct
+from typing import Final
 
 from emulator.engine.exit import ExitKind
 from emulator.engine.kvm import api
@@ -15,6 +16,9 @@ from emulator.errors import GuestFault
 
 _unpack_io = struct.Struct("<BBHIQ").unpack_from
 _unpack_mmio = struct.Struct("<Q8sIB").unpack_from
+_ENTRY = struct.Struct("<QIIQ").unpack_from
+_BURST: Final = 4
+"""Bytes in a row to one port that are worth offering at once."""
 
 
 class Accesses(KvmProcessor):
@@ -98,6 +102,21 @@ class Accesses(KvmProcessor):
         exit_.kind, exit_.address = ExitKind.UNBACKED, self.registers.rip
         handler(exit_)
 
+    def _row(self, first: int, last: int, count: int) -> tuple[int, bytes]:
+        """What the ring of `count` entries has from `first` on, before `last`: bytes written to one port in a row, and
+        that port."""
+        ring, data = self._ring, bytearray()
+        assert ring is not None
+        port, size, _, value = _ENTRY(ring, 8 + first * api.COALESCED_RING_BYTES)
+        same = port
+        while (same, size) == (port, 1):
+            data.append(value & 0xFF)
+            first = (first + 1) % count
+            if first == last:
+                break
+            same, size, _, value = _ENTRY(ring, 8 + first * api.COALESCED_RING_BYTES)
+        return port, bytes(data)
+
     def _hand_up_posted(self, handler: Handler) -> None:
         """Port writes that KVM collected, before what came behind them."""
         ring = self._ring
@@ -106,9 +125,17 @@ class Accesses(KvmProcessor):
         if first == last:
             return
         count = (len(ring) - 8) // api.COALESCED_RING_BYTES
-        exit_ = self._exit
+        exit_, burst = self._exit, self._burst
         while first != last:
-            port, size, _, value = struct.unpack_from("<QIIQ", ring, 8 + first * api.COALESCED_RING_BYTES)
+            if burst is not None:
+                port, data = self._row(first, last, count)
+                if len(data) >= _BURST:
+                    if burst(port, data):
+                        first = (first + len(data)) % count
+                        struct.pack_into("<I", ring, 0, first)
+                        continue
+                    burst = None
+            port, size, _, value = _ENTRY(ring, 8 + first * api.COALESCED_RING_BYTES)
             exit_.kind, exit_.port, exit_.size, exit_.refused = ExitKind.PORT_WRITE, port, size, False
             exit_.late = True
             exit_.value = value & (1 << 8 * size) - 1

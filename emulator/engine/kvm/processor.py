@@ -22,6 +22,7 @@ from emulator.engine.kvm.stub import Stub
 from emulator.engine.kvm.traps import Traps
 from emulator.engine.kvm.vectors import ExtendedState
 from emulator.engine.protocol import Capabilities
+from emulator.engine.x86 import Burst
 from emulator.errors import EngineMissing
 from emulator.isa.x86 import registers as r
 
@@ -110,6 +111,7 @@ class KvmProcessor:
         self._kernel_roots: set[int] = set()
         """Roots of a guest's kernel, to which gates have led; forgotten when all tables are."""
         self._posted: list[tuple[int, int]] = []
+        self._burst: Burst | None = None
         self._prepare()
 
     def _prepare(self) -> None:
@@ -258,8 +260,10 @@ class KvmProcessor:
         """From now on IN and OUT in user mode exit, or fault as they do above the I/O privilege level."""
         self._room.open_ports(enabled)
 
-    def post_ports(self, ports: Sequence[tuple[int, int]]) -> None:
-        """Hand up writes to these ports (first, count) late: in order, and before whatever exit comes next."""
+    def post_ports(self, ports: Sequence[tuple[int, int]], burst: Burst | None = None) -> None:
+        """Hand up writes to these ports (first, count) late: in order, and before whatever exit comes next. Bytes in a
+        row to one port are offered to `burst`."""
+        self._burst = burst
         if self._ring is not None:
             self._posted = list(ports)
             self._vm.coalesce(self._posted)
@@ -282,7 +286,7 @@ class KvmProcessor:
     def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
         """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
         what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
-        them `Crossing.back` may store in. None where it cannot."""
+        them `Crossing.back` may store in, 1, and in which `Crossing.clear` may clear, 2. None where it cannot."""
         tables = regions[0][1]
         if not self.findings.host_segments_open or tables >> 12 > MOST_TABLES or tables & tables - 1:
             return None

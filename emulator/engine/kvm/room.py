@@ -93,6 +93,9 @@ _TABLES: Final = _KERNELS + 3
 """Tables in front of the pages: one each of levels 3, 2 and 1, the window's of level 2, those of what is shown, and
 again one each of levels 3 to 1 for roots of a kernel's."""
 SIZE: Final = (_TABLES + _PAGES) * _PAGE
+_AT_IDT, _AT_KERNEL_IDT = ((_TABLES + page) * _PAGE >> 1 for page in (_IDT, _KERNEL_IDT))
+_AT_PORTS, _AT_KERNEL_PORTS = ((_TABLES + page) * _PAGE + _PORTS >> 1 for page in (_TSS, _KERNEL_TSS))
+"""Where they are in memory, in 16-bit words."""
 
 HLT: Final = 0xF4
 _STORES: Final = (
@@ -115,6 +118,7 @@ class Room:
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, SIZE)
         self.words = memoryview(self.memory).cast("Q")
+        self._halves = memoryview(self.memory).cast("H")
         self.frame = (self._at(_STACK) + _PAGE) // 8
         """Index in `words` behind a trap's frame: SS, RSP, RFLAGS, CS, RIP, error code come before it, at -1 to -6."""
         self._shown_gigabytes: dict[int, int] = {}
@@ -194,7 +198,7 @@ class Room:
         """Have a vector's gate lead to code in the first 64 KiB of the window, or to its handler again: in roots of a
         kernel's, or in all others."""
         target = HANDLERS + vector * SPACING if target is None else target
-        struct.pack_into("<H", self.memory, self._at(_KERNEL_IDT if kernel else _IDT) + 16 * vector, target & 0xFFFF)
+        self._halves[(_AT_KERNEL_IDT if kernel else _AT_IDT) + 8 * vector] = target & 0xFFFF
 
     def open_ports(self, enabled: bool) -> None:
         """Whether user code may use ports: where the TSS says that its permission bitmap lies."""
@@ -208,9 +212,9 @@ class Room:
         self._fill_ports()
 
     def _fill_ports(self) -> None:
-        for page in (_TSS, _KERNEL_TSS):
-            enabled = page == _KERNEL_TSS if self._apart else self._ports_open
-            struct.pack_into("<H", self.memory, self._at(page) + _PORTS, _OPEN if enabled else _CLOSED)
+        others, kernels = (False, True) if self._apart else (self._ports_open, self._ports_open)
+        self._halves[_AT_PORTS] = _OPEN if others else _CLOSED
+        self._halves[_AT_KERNEL_PORTS] = _OPEN if kernels else _CLOSED
 
     def show(self, table: bytes) -> None:
         """Let `GDT_USER` hold these descriptors, which must be of user segments."""

@@ -26,6 +26,7 @@ from emulator.engine.unicorn.state import UnicornRegisters, find_state
 from emulator.engine.unicorn.status import no_handler
 from emulator.engine.unicorn.timestamp import TimeStamp
 from emulator.engine.unicorn.x86_hooks import NO_MEMORY, X86Hooks
+from emulator.engine.x86 import Burst
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 _ARCH_X86, _MODE_64 = 4, 8
@@ -252,7 +253,7 @@ class UnicornEngine(X86Hooks):
         """Ports exit in user mode anyhow; but only open ones are posted and answered without an exit."""
         self._ports.enable(enabled)
 
-    def post_ports(self, ports: Sequence[tuple[int, int]]) -> None:
+    def post_ports(self, ports: Sequence[tuple[int, int]], _burst: Burst | None = None) -> None:
         """Nothing: every write to a port exits by itself."""
 
     def post_port(self, port: int, posted: bool) -> None:

@@ -372,7 +372,7 @@ class Crossings:
         guests, blocks = sources + BLOCKS, sources + BLOCKS + BLOCKS_SIZE
         there = user_returns.Shown(self._memory, frames.end, at_tables, tables, size, sources, guests, kinds)
         code, halt, together = user_returns.return_code(there, way.user_code)
-        invalidating = user_returns.invalidating_code(there)
+        invalidating, clear = user_returns.invalidating_code(there)
         for at, part, end in ((_BACK, code, _INVALIDATE_AT), (_INVALIDATE_AT, invalidating, len(self._code))):
             if at + len(part) > end:
                 raise ValueError(f"{len(part)} bytes for IRETQ or INVLPG do not fit into the page")
@@ -388,6 +388,7 @@ class Crossings:
             way,
             back=self._back,
             back_together=self._back - halt + together,
+            clear=abi.CROSSING_CODE + _INVALIDATE_AT + clear,
             back_saved=saved,
             tables=tables,
             tables_size=size,

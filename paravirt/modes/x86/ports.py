@@ -48,7 +48,7 @@ class X86Ports(X86Requests):
         """Have the engine know which accesses to ports need no exit of their own."""
         self.engine.open_ports()
         more = self.board.posted_if_dear if self.engine.capabilities.exit_cost >= DEAR else ()
-        self.engine.post_ports((*self.board.posted, *more))
+        self.engine.post_ports((*self.board.posted, *more), self._late_bytes)
         if self.engine.capabilities.answers_ports:
             self._watch_serial(cast(AnsweringEngine, self.engine))
 
@@ -75,6 +75,16 @@ class X86Ports(X86Requests):
             return
         self._count(self._late_writes if exit_.late else self._port_writes)
         self.write_port(exit_.port, exit_.size, exit_.value)
+
+    def _late_bytes(self, port: int, data: bytes) -> bool:
+        """Bytes that came late and in a row, as a console's do: all at once, if nobody looks at each."""
+        watched = self.observe is not None or self.trace is not None or self.around is not None
+        if watched or self.vcpu.level > self.vcpu.iopl or not self.board.ports.write_all(port, data):
+            return False
+        self._count(self._late_writes)
+        self._late_writes[0] += len(data) - 1
+        self._device_written()
+        return True
 
     def _identify(self, _exit: Exit) -> None:
         self.exits.count("IDENTIFY_PROCESSOR", "exit")

@@ -111,6 +111,13 @@ def test_a_replay_is_as_it_was_recorded(made: Made) -> None:
     assert re.search(r"as recorded, to progress \d+; (\d+) of \1 places compared", result.stderr)
 
 
+def test_a_replay_stops_where_it_is_told_to(made: Made) -> None:
+    result = done(retrap("replay", made.recording, "--quiet", "--until", "5000"))
+    assert "as recorded, to progress 5000;" in result.stderr
+    with pytest.raises(UsageError, match=r"leave the \+ out"):
+        done(retrap("replay", made.recording, "--until", "5000+2"))
+
+
 def test_a_replay_of_a_resumed_run_begins_with_its_snapshot(made: Made, tmp_path: Path) -> None:
     done(retrap("resume", made.snapshot, "--record", tmp_path / "b.rec"))
     result = done(retrap("replay", tmp_path / "b.rec", "--quiet"))

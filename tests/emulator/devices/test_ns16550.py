@@ -254,3 +254,21 @@ def test_a_restored_port_answers_as_the_first_would(rig: Rig) -> None:
     assert other.line == [True]
     registers = [IIR, RBR, LSR, IIR] * 20
     assert [other.read(r) for r in registers] == [rig.read(r) for r in registers]
+
+
+@pytest.mark.parametrize(("register", "value"), [(IER, 2), (LCR, 0x80), (MCR, 0x10), (IER, 0), (FCR, 1)])
+def test_bytes_at_once_are_as_bytes_one_by_one_or_not_taken(register: int, value: int) -> None:
+    one, all_ = Rig(), Rig()
+    for rig in (one, all_):
+        rig.write(MCR, 8)
+        rig.write(register, value)
+    taken = all_.port.write_all(THR, b"abc")
+    for byte in b"abc":
+        one.write(THR, byte)
+        if not taken:
+            all_.write(THR, byte)
+    assert taken == ((register, value) in ((IER, 0), (FCR, 1)))
+    assert not all_.port.write_all(SCR, b"abc")
+    for rig in (one, all_):
+        rig.write(IER, 2)
+    assert (one.sent, one.line, one.port.state) == (all_.sent, all_.line, all_.port.state)

@@ -187,6 +187,26 @@ def test_posted_writes_come_in_order_and_before_what_follows_them(engine: KvmEng
     assert [(one.port, one.value) for one in seen[:-1]] == [(0x80, 3), (0x80, 2), (0x80, 1), (0x81, 0)]
 
 
+def test_bytes_in_a_row_are_offered_at_once_and_handed_up_one_by_one_where_they_are_not_taken(
+    engine: KvmEngine,
+) -> None:
+    # mov al, 7; out 80h six times, counting down; out 81h; out 80h as 16 bits; hlt
+    guest = BareGuest(engine, "b006 e680 fec8 75fa e681 66e780 f4")
+    for takes in (True, False):
+        offered: list[tuple[int, bytes]] = []
+
+        def burst(port: int, data: bytes, takes: bool = takes, offered: list[tuple[int, bytes]] = offered) -> bool:
+            offered.append((port, data))
+            return takes
+
+        engine.post_ports([(0x80, 2)], burst)
+        engine.registers.rip = CODE
+        seen = guest.run(lambda exit_: exit_.kind is not ExitKind.FAULT)
+        row = [(0x80, value) for value in range(6, 0, -1)]
+        assert offered == [(0x80, bytes(range(6, 0, -1)))]
+        assert [(one.port, one.value) for one in seen[:-1]] == ([] if takes else row) + [(0x81, 0), (0x80, 0)]
+
+
 def test_more_posted_writes_than_the_ring_holds_are_all_handed_up(engine: KvmEngine) -> None:
     guest = BareGuest(engine, "b9e8030000 88c8 e680 ffc9 75f8 f4")  # a thousand
     engine.post_ports([(0x80, 1)])
