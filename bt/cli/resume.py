@@ -124,5 +124,8 @@ class Resumed(Run):
     def _print_again(self, session: ResumedSession) -> Outcome | None:
         """Show what was printed before; the end of the run, where that is what it was to run to."""
         printed = session.printed
-        self._write(printed if self.whole else printed[printed.rfind(b"\n") + 1 :])
+        data = printed if self.whole else printed[printed.rfind(b"\n") + 1 :]
+        self._screen.write(data)
+        if self.request.services is not None:
+            self.request.services.write(data, again=True)
         return session.driver.outcome
