@@ -124,8 +124,5 @@ class Resumed(Run):
     def _print_again(self, session: ResumedSession) -> Outcome | None:
         """Show what was printed before; the end of the run, where that is what it was to run to."""
         printed = session.printed
-        data = printed if self.whole else printed[printed.rfind(b"\n") + 1 :]
-        self._screen.write(data)
-        if self.request.services is not None:
-            self.request.services.write(data, again=True)
+        self._write(printed if self.whole else printed[printed.rfind(b"\n") + 1 :])
         return session.driver.outcome

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from emulator.errors import Unwritable
     from emulator.machine import Outcome
     from paravirt.hypervisor import Hypervisor
-    from paravirt.services.record import Console, Recorder
+    from paravirt.services.record import Recorder
     from paravirt.services.recording import Writer
     from paravirt.services.snapshot import Snapshot
 
@@ -42,8 +42,6 @@ class Services:
     """The last of what the guest has printed."""
     _waiting: list[Waiting] = field(default_factory=list)
     _hear: list[Callable[[bytes], None]] = field(default_factory=list)
-    _console: Console | None = None
-    """What is recorded of the console."""
     _recorder: Recorder | None = None
     _writer: Writer | None = None
     _missed: Unwritable | None = None
@@ -88,15 +86,13 @@ class Services:
                 self.warm = place
         return found
 
-    def write(self, data: bytes, *, again: bool = False) -> None:
-        """The guest prints; or, `again`, what it had printed before its snapshot is shown, which is not recorded."""
+    def write(self, data: bytes) -> None:
+        """The guest prints."""
         from bt.snapshot import CONSOLE_KEPT
 
         self.printed += data
         if len(self.printed) > 2 * CONSOLE_KEPT:
             del self.printed[:-CONSOLE_KEPT]
-        if self._console is not None and not again:
-            self._console(data)
         for hear in self._hear:
             hear(data)
 
@@ -146,8 +142,9 @@ class Services:
         if why:
             raise UsageError(why)
         self._writer = Writer(path, described(session, self.initrd))
-        self._console = Console()
-        self._recorder = Recorder(cast("Hypervisor", session.driver), self._writer, self._console)
+        console = Console()
+        self._hear.append(console)
+        self._recorder = Recorder(cast("Hypervisor", session.driver), self._writer, console)
 
     def end(self, outcome: Outcome) -> None:
         """The run ended. Raises `VerifyFailed` where the moment of a snapshot did not come, `Unwritable` where it could
