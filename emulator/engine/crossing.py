@@ -34,6 +34,9 @@ class Crossing:
     in `tables`, and IRETQ done to the address in RDX with the RSP and the flags that there are. 0 for none."""
     back_together: int = 0
     """Another, at which sixteen entries are stored that are at the offset RAX of `blocks`."""
+    clear: int = 0
+    """Another, at which the entry at the offset RCX is cleared; the kernel goes on behind it without what was in RCX,
+    R11 and the flags."""
     back_saved: tuple[int, ...] = ()
     """Words with RAX, RCX, RDX, RSI and RDI for user code."""
     blocks: int = 0

@@ -181,7 +181,7 @@ class CrossingEngine(X86Engine, Protocol):
     def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
         """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
         what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
-        them `Crossing.back` may store in. None where it cannot."""
+        them `Crossing.back` may store in, 1, and in which `Crossing.clear` may clear, 2. None where it cannot."""
         ...
 
     def open_crossing(self, kernel: int, user: int) -> None:

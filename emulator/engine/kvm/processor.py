@@ -286,7 +286,7 @@ class KvmProcessor:
     def show_tables(self, regions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], memoryview] | None:
         """Where that code reads more regions of physical memory, each given by address and size: the page tables, and
         what the kernel's code knows of them and of memory; and bytes in which to say, by 4 KiB of the tables, which of
-        them `Crossing.back` may store in. None where it cannot."""
+        them `Crossing.back` may store in, 1, and in which `Crossing.clear` may clear, 2. None where it cannot."""
         tables = regions[0][1]
         if not self.findings.host_segments_open or tables >> 12 > MOST_TABLES or tables & tables - 1:
             return None

@@ -3,7 +3,8 @@
 Room: `emulator/engine/kvm`, code for `gates`. A guest's kernel names the place and what belongs there; both are its
 own to choose as far as that can only be a page of its memory, in a table that maps pages for user code. So the place
 is taken within the tables, a byte for each of which says whether it is such a one, and of the entry what leads to
-memory of the guest's. A frame for level 3 is made of the one by which level 0 was entered.
+memory of the guest's. In tables of the kernel's own view it may have entries cleared. A frame for level 3 is made of
+the one by which level 0 was entered.
 """
 
 import struct
@@ -11,12 +12,15 @@ from typing import Final
 
 from emulator.engine.crossing import Crossing
 from emulator.engine.kvm import room
-from emulator.engine.kvm.level_0 import Level0, low
+from emulator.engine.kvm.level_0 import FRAME_RSP, Level0, low
+from emulator.isa.x86 import registers as r
 
 CONSTANTS: Final = struct.pack("<3Q", room.MARKS, (1 << 47) - 1, 1 << 63 | 0xF_FFFF_F07F)
 """The last bytes of the gates' page: where the bytes of tables are; what an address of the lower half and an entry may
 have."""
 _MARKS, _LOWEST, _LEADING = (room.GATES_END - len(CONSTANTS) + 8 * number for number in range(3))
+USERS, KERNELS = 1, 2
+"""Marks of tables of pages: user code's, and the kernel's own, in which entries may be cleared."""
 MOST_TABLES: Final = 2 * 4096
 TOGETHER: Final = 16
 """Entries of a block."""
@@ -37,7 +41,7 @@ def returning(code: Level0, crossing: Crossing, window: int) -> None:
     _leave(code, crossing.back_saved[:3])
     code.arrive(other)
     code.plain("48817c24", bytes((_RIP,)), low(crossing.back_together))
-    code.unless_equal_slowly()
+    other = code.unless_equal_ahead()
     _place(code, crossing, 8 * TOGETHER)
     code.plain("25", struct.pack("<I", BLOCKS_SIZE - 8 * TOGETHER))  # and eax, ...
     code.plain("48be", struct.pack("<Q", crossing.blocks))  # mov rsi, ...
@@ -45,20 +49,35 @@ def returning(code: Level0, crossing: Crossing, window: int) -> None:
     code.plain("4801c6 4801cf b9", struct.pack("<I", TOGETHER))  # add rsi, rax; add rdi, rcx; mov ecx, ...
     code.plain("fc f348a5")  # cld; rep movsq
     _leave(code, crossing.back_saved)
+    code.arrive(other)
+    code.plain("48817c24", bytes((_RIP,)), low(crossing.clear))
+    code.unless_equal_slowly()
+    _marked(code, crossing, 8, KERNELS)
+    # mov r11, ...; mov qword [r11 + rcx], 0
+    code.plain("49bb", struct.pack("<Q", window), bytes.fromhex("49c7040b00000000"))
+    code.word("488b25", FRAME_RSP)  # mov rsp, [...]
+    code.plain("48c7c1", low(crossing.clear + 1))  # mov rcx, ...
+    code.plain("41bb", struct.pack("<I", r.FLAG_IF | r.FLAG_FIXED))  # mov r11d, ...
+    code.plain("480f07")  # sysretq
 
 
 def _place(code: Level0, crossing: Crossing, size: int) -> None:
-    """Whether RCX is in a table that may be written, made a multiple of `size`; and the frame of level 3."""
-    # and ecx, ...; mov esp, ecx; shr esp, 12
-    code.plain("81e1", struct.pack("<I", crossing.tables_size - size), bytes.fromhex("89cc c1ec0c"))
-    code.word("480325", _MARKS)  # add rsp, [...]
-    code.plain("803c2401")  # cmp byte [rsp], 1
-    code.word("488d25", _FRAME)  # lea rsp, [...]
-    code.unless_equal_slowly()
+    """Whether RCX is in a table of user code's, made a multiple of `size`; and the frame of level 3."""
+    _marked(code, crossing, size, USERS)
     code.word("482315", _LOWEST)  # and rdx, [...]
     code.plain("4889542408")  # mov [rsp + 8], rdx
     code.plain("c7442410", struct.pack("<I", crossing.user_code))  # mov dword [rsp + 16], ...
     code.plain("c7442428", struct.pack("<I", crossing.user_code - 8))
+
+
+def _marked(code: Level0, crossing: Crossing, size: int, mark: int) -> None:
+    """Whether RCX is in a table that has a mark."""
+    # and ecx, ...; mov esp, ecx; shr esp, 12
+    code.plain("81e1", struct.pack("<I", crossing.tables_size - size), bytes.fromhex("89cc c1ec0c"))
+    code.word("480325", _MARKS)  # add rsp, [...]
+    code.plain("803c24", bytes((mark,)))  # cmp byte [rsp], ...
+    code.word("488d25", _FRAME)  # lea rsp, [...]
+    code.unless_equal_slowly()
 
 
 def _leave(code: Level0, saved: tuple[int, ...]) -> None:

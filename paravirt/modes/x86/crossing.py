@@ -225,6 +225,12 @@ class Crossings:
         """How many page faults of user code reached its kernel without an exit."""
         return int(self._shared[_FAULTS])
 
+    @property
+    def used(self) -> int:
+        """How often anything was done without an exit."""
+        shared = self._shared
+        return int(shared[_COUNT] + shared[_FAULTS] + shared[_RETURNS])
+
     def new_fault(self) -> tuple[int, int, int, bool, bool] | None:
         """The last of them, if it was not looked at: RIP, level, address, whether it was a store, or a fetch."""
         shared = self._shared
@@ -372,7 +378,7 @@ class Crossings:
         guests, blocks = sources + BLOCKS, sources + BLOCKS + BLOCKS_SIZE
         there = user_returns.Shown(self._memory, frames.end, at_tables, tables, size, sources, guests, kinds)
         code, halt, together = user_returns.return_code(there, way.user_code)
-        invalidating = user_returns.invalidating_code(there)
+        invalidating, clear = user_returns.invalidating_code(there)
         for at, part, end in ((_BACK, code, _INVALIDATE_AT), (_INVALIDATE_AT, invalidating, len(self._code))):
             if at + len(part) > end:
                 raise ValueError(f"{len(part)} bytes for IRETQ or INVLPG do not fit into the page")
@@ -386,8 +392,10 @@ class Crossings:
         saved = tuple(abi.SHARED_PAGE + word for word in user_returns.SAVED)
         return replace(
             way,
+            enter_end=abi.CROSSING_CODE + len(self._code),
             back=self._back,
             back_together=self._back - halt + together,
+            clear=abi.CROSSING_CODE + _INVALIDATE_AT + clear,
             back_saved=saved,
             tables=tables,
             tables_size=size,

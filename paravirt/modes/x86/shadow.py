@@ -28,6 +28,7 @@ _WRITTEN = w.DIRTY | w.WRITABLE
 _MOST_BOTH = 64
 _MOST_HOT = 4
 _NOTHING = 0xFFFF_FFFF
+_USERS, _KERNELS = 1, 2
 _NO_GUEST = 1 << 63
 """No present entry of a guest's."""
 BLOCKS, BLOCKS_SIZE = 4 * layout.TABLE_COUNT, 32 << 10
@@ -130,7 +131,8 @@ class X86Shadow(ShadowPaging):
         )
 
     def tell_marks(self, marks: memoryview) -> None:
-        """From now on say in these bytes, one for each unit, which tables map pages for user code."""
+        """From now on say in these bytes, one for each unit, which tables map pages for user code, 1, and which for the
+        kernel, 2."""
         self._marks = marks
         marks[:] = bytes(len(marks))
         for table in range(self.pool.used):
@@ -141,8 +143,8 @@ class X86Shadow(ShadowPaging):
     def _made(self, table: int, level: int, role: int) -> None:
         source = self.pool.source[table]
         self._sources[table] = source >> 12 if source >= 0 else _NOTHING
-        if self._marks is not None and level == 1 and role == USER_VIEW and self.pool.source[table] >= 0:
-            self._marks[table] = 1
+        if self._marks is not None and level == 1 and source >= 0:
+            self._marks[table] = _USERS if role == USER_VIEW else _KERNELS
 
     def _forget(self) -> None:
         if self._marks is not None:
@@ -153,7 +155,7 @@ class X86Shadow(ShadowPaging):
         """An entry of user code's, at a place of the pool's words, was made of this entry of the guest's, or so the
         guest says: it goes if that does not fit."""
         table = at >> self._unit
-        if self._marks is None or not 0 <= table < self.pool.used or not self._marks[table]:
+        if self._marks is None or not 0 <= table < self.pool.used or self._marks[table] != _USERS:
             return
         entry = self._words[at]
         if entry and not self._fits(entry, guest):
@@ -166,7 +168,7 @@ class X86Shadow(ShadowPaging):
         """The guest's handler has mapped several pages around `address`: perhaps it does so for others as well."""
         at = self._leaf_of(address)
         table, own, guests = at >> self._unit, self._blocks, self.pool.guest_entries
-        if at < 0 or self._marks is None or not self._marks[table]:
+        if at < 0 or self._marks is None or self._marks[table] != _USERS:
             return
         first = (self.pool.source[table] >> 3) + (at - (table << self._unit) & -_AROUND)
         block = (address >> 16 & 255) * _AROUND
@@ -184,7 +186,7 @@ class X86Shadow(ShadowPaging):
         """The same of sixteen entries, made of a block."""
         first, own, at = (block & BLOCKS_SIZE - 1) >> 3 & -_AROUND, self._blocks, at & -_AROUND
         table = at >> self._unit
-        if self._marks is None or not 0 <= table < self.pool.used or not self._marks[table]:
+        if self._marks is None or not 0 <= table < self.pool.used or self._marks[table] != _USERS:
             return
         if self._words[at : at + _AROUND] == own[_BLOCKS + first : _BLOCKS + first + _AROUND]:
             self.pool.seen[at : at + _AROUND] = own[first : first + _AROUND]

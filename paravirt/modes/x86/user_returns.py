@@ -3,9 +3,9 @@
 Room: `paravirt/modes/x86`, for `crossing`. Behind the fixup of a SWAPGS that IRETQ follows, code at level 3 looks
 whether the guest's handler of a page fault goes back to where the fault was, walks the guest's tables and the shadow,
 and makes of the guest's entry what the hypervisor would (`X86Shadow.fill_around`). The engine stores that and does
-IRETQ. Anything unusual goes on to the IRETQ, which exits. So for INVLPG of a page that only user code has mapped. What
-is done here may do no harm but to the guest that does it: the engine stores in user code's last-level tables alone, and
-the hypervisor looks at what was noted of it.
+IRETQ. Anything unusual goes on to the IRETQ, which exits. So for INVLPG of a page of user code. What is done here may
+do no harm but to the guest that does it: the engine stores in user code's last-level tables alone, and the hypervisor
+looks at what was noted of it.
 """
 
 from __future__ import annotations
@@ -291,9 +291,10 @@ def _note(code: MachineCode) -> None:
     code.shared("48891425", abi.CROSSING_THREAD)
 
 
-def invalidating_code(shown: Shown) -> bytes:
-    """The code for INVLPG of an address of the lower half that the kernel's own tables do not map: user code's entry
-    goes when the page is mapped anew, or before user code is entered otherwise."""
+def invalidating_code(shown: Shown) -> tuple[bytes, int]:
+    """The code for INVLPG of an address of the lower half, and the offset in it of a HLT at which the engine is to
+    clear the entry at the offset RCX of the tables, the kernel's own of the page. User code's goes when the page is
+    mapped anew, or before user code is entered otherwise."""
     code = MachineCode()
     for store, _, word in _REGISTERS:
         code.shared(store, word)
@@ -313,7 +314,10 @@ def invalidating_code(shown: Shown) -> bytes:
     code.jump(_JAE, "slow")
     links(code, shown, KERNEL_ROOT, "unmapped")
     code.plain("4c01c3 4a833c1b00")  # add rbx, r8; cmp qword [rbx + r11], 0
-    code.jump(_JNE, "slow")
+    code.jump(_JE, "unmapped")
+    code.plain("4c89c1 4c01d9")  # mov rcx, r8; add rcx, r11
+    code.here("clear")
+    code.plain("f4")  # RSI alone is needed behind it
     code.here("unmapped")
     links(code, shown, ROOT, "never")
     code.shared("48ff0425", WAITING)
@@ -332,7 +336,7 @@ def invalidating_code(shown: Shown) -> bytes:
     code.plain("9d")  # popfq
     code.shared("488b2425", _KEPT_RSP)
     code.shared("ff2425", BEHIND)  # jmp [...]
-    return code.finish()
+    return code.finish(), code.places["clear"]
 
 
 def _go(code: MachineCode) -> None:

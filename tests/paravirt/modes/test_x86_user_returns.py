@@ -116,6 +116,11 @@ def go(room: Room, code: bytes, registers: list[int], shared: dict[int, int]) ->
     for number in range(16):
         gpr[number] = registers[number]
     room.engine.registers.rflags |= r.FLAG_CF | r.FLAG_OF
+    return resume(room)
+
+
+def resume(room: Room) -> tuple[int, int]:
+    """Run to the next end."""
     ends: list[tuple[int, int]] = []
 
     def handler(exit_: Exit) -> None:
@@ -274,15 +279,15 @@ def test_a_page_that_was_invalidated_alone_is_mended_by_its_entry(room: Room) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_page_is_invalidated_without_an_exit_where_the_kernel_has_not_mapped_it(room: Room, seed: int) -> None:
+def test_a_page_is_invalidated_without_an_exit_and_the_kernels_entry_of_it_is_named(room: Room, seed: int) -> None:
     chance, done = random.Random(seed), 0
-    code = user_returns.invalidating_code(SHOWN)
+    code, clear = user_returns.invalidating_code(SHOWN)
     words = room.memory.cast("Q")
     for _ in range(60):
         address = chance.choice((0x40_0000, 0x7FFF_FF00_0000)) + chance.randrange(1 << 21)
         scene = Scene(room, chance, address)
         scene.lay()
-        mapped = scene.unusual(0.1)
+        mapped = chance.random() < 0.2
         words[(SHADOW + 0x3000 >> 3) + scene.page(0)] = 0x5025 if mapped else 0
         closed, full = scene.unusual(), scene.unusual()
         registers = [chance.getrandbits(64) for _ in range(16)]
@@ -296,7 +301,17 @@ def test_a_page_is_invalidated_without_an_exit_where_the_kernel_has_not_mapped_i
             user_returns.WAITING: 1,
             abi.CROSSING_THREAD: 5,
         }
-        vector, _ = go(room, code, registers, shared)
+        vector, place = go(room, code, registers, shared)
+        if vector == 13:
+            assert mapped
+            assert place == CODE + clear
+            assert room.engine.registers.gpr[r.RCX] == 0x3000 + 8 * scene.page(0)
+            room.engine.registers.rip = place + 1
+            for number in (r.RCX, r.R11):
+                room.engine.registers.gpr[number] = chance.getrandbits(64)
+            vector, _ = resume(room)
+        else:
+            assert not (mapped and scene.usual)
         assert vector == 6
         gpr = room.engine.registers.gpr
         assert room.engine.registers.rflags & (r.FLAG_CF | r.FLAG_OF) == r.FLAG_CF | r.FLAG_OF
@@ -319,5 +334,5 @@ def test_a_page_is_invalidated_without_an_exit_where_the_kernel_has_not_mapped_i
 def test_an_address_of_the_upper_half_is_the_hypervisors_to_invalidate(room: Room) -> None:
     laid(room, random.Random(2), 0x40_0000)
     shared = {abi.INVALIDATE_ADDRESS: 0xFFFF_8880_0000_0000, abi.INVALIDATE_BEHIND: SLOW, abi.RETURN_THREAD: 5}
-    go(room, user_returns.invalidating_code(SHOWN), [STACK] * 16, shared)
+    go(room, user_returns.invalidating_code(SHOWN)[0], [STACK] * 16, shared)
     assert word(room, abi.INVALIDATE_BEHIND) == SLOW

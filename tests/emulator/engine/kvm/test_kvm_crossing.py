@@ -314,3 +314,31 @@ def test_sixteen_entries_are_stored_at_once(bench: Bench) -> None:
     assert [gpr[number] for number in (r.RAX, r.RCX, r.RDX, r.RSI, r.RDI)] == [0x1111 * n for n in range(1, 6)]
     assert bench.engine.entered == 1
     assert bench.engine.registers.rflags & r.FLAG_DF
+
+
+@pytest.mark.parametrize(("mark", "cleared"), [(0, False), (1, False), (2, True)])
+def test_a_kernel_clears_an_entry_of_its_own_tables_and_goes_on(bench: Bench, mark: int, cleared: bool) -> None:
+    # mov rcx, ...; hlt; mov rsi, rsp; mov rcx, behind the call
+    there, back = ((ENTRIES + 0x4B).to_bytes(4, "little").hex(), (CODE + 2).to_bytes(4, "little").hex())
+    crossing = lay_kernel(bench, f"48c7c1{there} f4 4889e6 48c7c1{back}")
+    shown = bench.engine.show_tables([(0, 1 << 16)] * 3)
+    if shown is None:
+        pytest.skip("this host's KVM has no segments that user code may load anyhow")
+    shown[1][MARKED], clear = mark, crossing.leave - 11
+    bench.words[ENTRIES + 0x48 >> 3] = 0x5067
+    crossing = replace(
+        crossing, tables=0, tables_size=1 << 16, back_saved=BACK_SAVED, back=1, back_together=1, clear=clear
+    )
+    bench.engine.lead_crossing(crossing, lambda _user: None)
+    bench.start(SYSCALL + UD2)
+    bench.engine.registers.gpr[r.RSP] = 0x4321
+    bench.engine.set_root(ROOT)
+    bench.engine.open_crossing(OTHER_ROOT, ROOT)
+    kind, vector, _, at = bench.go()
+    assert kind is ExitKind.FAULT
+    assert bench.words[ENTRIES + 0x48 >> 3] == (0 if cleared else 0x5067)
+    if cleared:
+        assert bench.engine.registers.gpr[r.RSI] == 0x4321
+        assert (vector, at, bench.engine.entered) == (6, 2, 1)
+    else:
+        assert (vector, at) == (13, clear - CODE)
