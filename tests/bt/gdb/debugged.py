@@ -25,9 +25,11 @@ FOLDERS = ("x86_64", "i386", "aarch64", "armv7", "mips32")
 class Opened:
     """A session and who debugs it."""
 
-    def __init__(self, mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE) -> None:
+    def __init__(
+        self, mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE, technique: str = ""
+    ) -> None:
         self.console = bytearray()
-        options = Options(mode=mode, memory=64 << 20, cache=False)
+        options = Options(mode=mode, memory=64 << 20, cache=False, technique=technique)
         self.session = Session(load(image), options, self.console.extend)
         self.target = target_for(self.session)
         self.debugger = Debugger(self.session.driver, translation(self.session), reverse=reverse)
@@ -48,8 +50,10 @@ class Opened:
 
 
 @contextlib.contextmanager
-def opened(mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE) -> Iterator[Opened]:
-    one = Opened(mode, reverse=reverse, image=image)
+def opened(
+    mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE, technique: str = ""
+) -> Iterator[Opened]:
+    one = Opened(mode, reverse=reverse, image=image, technique=technique)
     try:
         yield one
     finally:
