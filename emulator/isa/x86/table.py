@@ -1,7 +1,7 @@
 """The sensitive-instruction tables of x86: every sensitive and privileged instruction of 64-bit and of 32-bit mode.
 
 Room: `emulator/isa/x86`, data about the instruction set; knows of no engine and no hypervisor.
-The rows stand in `rows_unprivileged` (the ones that break Popek and Goldberg's condition),
+The rows stand in `rows_unprivileged` and `rows_segments` (the ones that break Popek and Goldberg's condition),
 `rows_privileged` and `rows_extensions`; here they are joined, parted by mode, checked and indexed. What the two
 modes have in common is one row with two sets of encodings, so a row's name means the same in both.
 """
