@@ -386,6 +386,7 @@ class Crossings:
         saved = tuple(abi.SHARED_PAGE + word for word in user_returns.SAVED)
         return replace(
             way,
+            enter_end=abi.CROSSING_CODE + len(self._code),
             back=self._back,
             back_together=self._back - halt + together,
             clear=abi.CROSSING_CODE + _INVALIDATE_AT + clear,

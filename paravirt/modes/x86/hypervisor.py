@@ -22,6 +22,7 @@ from paravirt.hypervisor import Action, Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes import DEAR
 from paravirt.modes.x86.chain import Chain
+from paravirt.modes.x86.crossing import Crossings
 from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.fast_calls import FastSystemCalls
 from paravirt.modes.x86.ports import X86Ports
@@ -402,8 +403,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             if old:
                 self.shadow.fill_elsewhere(address)
         elif self._fill(address, write, fetch):
-            if self._view_level == 0 and self._crossings is not None and self._crossings.within_fault(rip):
-                self._refault(self._crossings)  # nobody sees the guest on that way: user code tries once more
+            if self._view_level == 0 and self._crossings is not None:
+                self._try_again(self._crossings, rip)
             if self._view_level == 3:
                 if ahead:
                     self.shadow.fill_around(address, old=old)
@@ -412,6 +413,14 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
                 self.descriptors.withhold()
         elif self._chain is not None:
             self._faulted = rip, level, address, write, fetch
+
+    def _try_again(self, crossings: Crossings, rip: int) -> None:
+        """A page was missed on the way between user code and its kernel: nobody sees the guest there, so it begins once
+        more, or the hypervisor does what was to be done."""
+        if crossings.within_fault(rip):
+            self._refault(crossings)
+        else:
+            crossings.abandon(rip)
 
     def _own_fault(self, address: int, error: int) -> Fault | None:
         """What the guest's tables say of an access by user code that faulted."""
