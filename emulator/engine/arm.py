@@ -6,7 +6,7 @@ IFSR would show it in short-descriptor form, its `address` DFAR or IFAR.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from emulator.engine.protocol import Engine
 
@@ -79,6 +79,17 @@ class ArmRegisters(Protocol):
     def set_system(self, name: str, value: int) -> None:
         """Write a system register of the real processor."""
         ...
+
+
+class CopiedPages(NamedTuple):
+    """What says of pages of code that they execute from other frames than are read at their addresses."""
+
+    tables: memoryview
+    """Shadow tables, in short descriptors; a page's entry has nG set where it is such a page."""
+    physical: int
+    """Engine-physical address of the tables, 32 bits."""
+    copies: memoryview
+    """At the place of each such entry, the engine-physical address of the copy, 32 bits; 0 where there is none."""
 
 
 class ArmEngine(Engine, Protocol):
@@ -167,6 +178,15 @@ class ArmEngine(Engine, Protocol):
     def map_execute_only(self, world: int, address: int, physical: int) -> None:
         """Let a page be executed and neither read nor written, until what is cached of it is forgotten; its table entry
         must be invalid."""
+        ...
+
+    def keep_copies(self, pages: CopiedPages) -> None:
+        """From now on pages of the other world that are marked in these tables are entered by the engine itself, to be
+        executed from their copies, once it is told where to begin (`execute_copies`)."""
+        ...
+
+    def execute_copies(self, root: int) -> None:
+        """The root table begins at byte `root` of the tables; below 0: every fetch that aborts is an exit."""
         ...
 
     def frame_changed(self, physical: int, size: int) -> None:

@@ -31,12 +31,6 @@ class Batched(Direct):
 class BatchedCalls(DirectCalls):
     """`TableCalls` of a guest that batches."""
 
-    def __init__(self, technique: Direct, hypervisor: Any) -> None:
-        super().__init__(technique, hypervisor)
-        self._opened: dict[int, tuple[list[tuple[int, int, int]], bool]] = {}
-        """By machine frame of an opened table: machine frame, index and entry of all that led to it, and whether it was
-        pinned."""
-
     def open_table(self, table: int) -> int:
         """Unhook a table of pages: it is data then, in the guest's own numbers."""
         tables = self._ready
@@ -46,7 +40,7 @@ class BatchedCalls(DirectCalls):
         try:
             frame = self._frame(table)
             at = frames.place(tables.domain, frame)
-            if frame in self._opened or frames.kind[at] != 1 or not frames.uses[at]:
+            if frame in self.opened or frames.kind[at] != 1 or not frames.uses[at]:
                 return -Status.INVALID
             pinned = bool(frames.pinned[at])
             links = []
@@ -57,7 +51,7 @@ class BatchedCalls(DirectCalls):
                 tables.unpin(frame)
         except Refused as refused:
             return self._refuse(refused)
-        self._opened[frame] = links, pinned
+        self.opened[frame] = links, pinned
         self._settle()
         return 0
 
@@ -69,9 +63,9 @@ class BatchedCalls(DirectCalls):
         frames = tables.frames
         try:
             frame = self._frame(table)
-            if frame not in self._opened:
+            if frame not in self.opened:
                 return -Status.INVALID
-            links, pinned = self._opened[frame]
+            links, pinned = self.opened[frame]
             tables.use(frame, 1)  # validated once, whatever follows
             try:
                 for holder, index, entry in links:
@@ -83,7 +77,7 @@ class BatchedCalls(DirectCalls):
                 tables.leave(frame)
         except Refused as refused:
             return self._refuse(refused)
-        del self._opened[frame]
+        del self.opened[frame]
         self._settle()
         return 0
 

@@ -19,6 +19,7 @@ from paravirt.mmu.direct_host import DirectHost
 from paravirt.mmu.direct_tables import DirectTables
 from paravirt.mmu.frame_types import Refused
 from paravirt.mmu.snapshot import Snapshot
+from paravirt.mmu.views import KERNEL_VIEW
 
 if TYPE_CHECKING:
     from paravirt.mmu.direct_views import DirectViews, TableWalker
@@ -72,7 +73,6 @@ class Direct(Snapshot):
     """What the guest is told: each store a call, and each load."""
     translated: ClassVar[bool] = True
     """Entries are translated for the guest; otherwise it is told where it finds its frame numbers."""
-    not_saved = "what each frame of a guest with direct paging is used as is not saved; take another --memory-technique"
 
     def __init__(self, shadow: ShadowPaging) -> None:
         super().__init__(shadow)
@@ -102,16 +102,24 @@ class Direct(Snapshot):
     def start(self, hypervisor: Any, roots: Sequence[int]) -> None:
         """Go over to the guest's own tables, whose roots' guest-physical addresses are `roots`. Raises `Refused`; then
         the guest stays under shadow tables."""
-        memory = hypervisor.machine.memory
-        host = self.host or DirectHost(memory.size)
-        self.host = host
-        tables = self.calls.tables
-        if tables is None:
+        tables, views = self.make(hypervisor)
+        views.view = KERNEL_VIEW
+        views.begin([tables.machine_frame(root >> 12) for root in roots])
+        self.enter(hypervisor)
+        views.use(views.view)
+        self.tell(hypervisor)
+
+    def make(self, hypervisor: Any) -> tuple[DirectTables, DirectViews]:
+        """The guest's tables and its views of memory, made when they are first asked for."""
+        calls = self.calls
+        if calls.tables is None:
+            memory = hypervisor.machine.memory
+            host = self.host = self.host or DirectHost(memory.size)
             domain = host.add(memory.view, memory.base >> 12)
-            tables = self.calls.tables = DirectTables(host.frames, domain, format_of(self.forms.form))
+            tables = calls.tables = DirectTables(host.frames, domain, format_of(self.forms.form))
             host.join(hypervisor.engine.map_memory)
-            walker = self.calls.walker = self.forms.walker(tables)
-            self.calls.views = self.forms.views(
+            walker = calls.walker = self.forms.walker(tables)
+            calls.views = self.forms.views(
                 hypervisor.engine,
                 host,
                 tables,
@@ -120,16 +128,30 @@ class Direct(Snapshot):
                 hypervisor.vcpu.forget_translations,
                 hypervisor.engine.capabilities.reserved_root_slots,
             )
-        views = self.calls.views
-        assert views is not None
-        views.begin([tables.machine_frame(root >> 12) for root in roots])
-        views.technique = self
-        self.views = views
-        hypervisor.go_direct(views, self.calls.walker)
-        views.use(views.view)
+        assert calls.views is not None
+        return calls.tables, calls.views
+
+    def enter(self, hypervisor: Any) -> None:
+        """Have the hypervisor use the guest's own tables, whose roots are in use."""
+        if self.views is None:
+            views = self.views = self.calls.views
+            assert views is not None
+            views.technique = self
+            hypervisor.go_direct(views, self.calls.walker)
+
+    def leave(self, hypervisor: Any) -> None:
+        """Back to shadow tables: only one who goes back in a guest's time does that."""
+        if self.views is not None:
+            self.views = None
+            hypervisor.go_shadowed(self._shadow)
+
+    def tell(self, hypervisor: Any) -> None:
+        """Tell the guest, in the shared page, how it is paged."""
+        tables, views = self.make(hypervisor)
         domain = tables.domain
-        told = (self.way, domain.first, domain.count, 0 if self.translated else views.numbers)
-        for word, value in zip((WAY_WORD, FIRST_WORD, COUNT_WORD, NUMBERS_WORD), told, strict=True):
+        numbers = 0 if self.translated else views.numbers
+        told = (self.way, domain.first, domain.count, numbers, domain.refused.total())
+        for word, value in zip((WAY_WORD, FIRST_WORD, COUNT_WORD, NUMBERS_WORD, REFUSED_WORD), told, strict=True):
             hypervisor.shared[self.calls.told_at + word] = value
 
 
@@ -147,6 +169,9 @@ class DirectCalls:
         self.walker: TableWalker | None = None
         self.told_at = MACHINE_OFFSET // hypervisor.CONVENTION.word
         """Index of the first of the words by which the guest is told."""
+        self.opened: dict[int, tuple[list[tuple[int, int, int]], bool]] = {}
+        """By machine frame of an opened table: machine frame, index and entry of all that led to it, and whether it was
+        pinned."""
 
     @property
     def _ready(self) -> DirectTables | None:

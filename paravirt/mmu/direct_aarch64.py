@@ -98,6 +98,9 @@ class AArch64DirectViews(DirectViews):
         """The hypervisor's frame of a root that leads nowhere."""
         self.clean_page = -1
         """No stores pass by (`AArch64Shadow`)."""
+        self.invalidations: dict[int, int] = {}
+        self._below: set[int] = set()
+        """Nothing is remembered of what was flushed, or of tables (`AArch64Shadow`)."""
 
     def _enter(self, view: int) -> None:
         if view == KERNEL_VIEW:

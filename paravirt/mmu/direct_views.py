@@ -169,9 +169,10 @@ class DirectViews:
         return frames[0], frames[-1]
 
     def _place_numbers(self, reserved: Collection[int]) -> int:
-        """Have the guest's frame numbers in every root, in a slot that is none of the engine's; their address."""
+        """Have the guest's frame numbers in every root, in a slot that is none of the engine's: the last, which is the
+        same for all engines. Their address."""
         form = self.tables.form
-        slot = next(slot for slot in form.reserved if slot not in reserved)
+        slot = next(slot for slot in reversed(form.reserved) if slot not in reserved)
         address = self.NUMBERS_AT + (slot << form.levels[-1].shift)
         self.tables.window[slot] = self._leading_to(address, self._make_numbers())[form.top]
         return address
@@ -186,6 +187,13 @@ class DirectViews:
             host.words(frame).view("uint8")[: len(part)] = list(part)
             leaves.append(frame << 12 | self.OWN.pages[READ])
         return leaves
+
+    def leading_there(self, level: int, index: int) -> int:
+        """The entry that the hypervisor lends to a guest's table of a level at an index. Raises `ValueError`."""
+        for address, leading in self._lends:
+            if 2 <= level < len(leading) and self._index(address, level) == index:
+                return leading[level]
+        raise ValueError(f"nothing is lent to entry {index} of page tables of level {level}")
 
     def lend_window(self) -> None:
         """See to it that the root in use leads to the window: where the guest's tables on the way to it end. Raises
@@ -316,6 +324,21 @@ class DirectViews:
         """Make `view` of the current root the one that the engine runs in."""
         self.view = view
         self._enter(view)
+
+    def put_back(self, roots: Sequence[int]) -> None:
+        """Memory, and what its frames are used as, are those of a saved machine: use these roots (machine frames).
+        Raises `Refused` where a guest has something at the hypervisor's window."""
+        self._roots[:] = roots
+        self.lend_window()
+        self._root_changed()
+        self._engine.flush_tlb()
+        self._forget_translations()
+        self._frames.flushed()
+
+    def known_code(self, frames: Sequence[int]) -> None:
+        """These machine frames can be executed, and the engine has made nothing of any code."""
+        self._executed.clear()
+        self._look_at_code(frames)
 
     def flush_all(self) -> None:
         """Every translation goes, the hypervisor's own of guest addresses too."""

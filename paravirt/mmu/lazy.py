@@ -21,7 +21,6 @@ class Lazy:
 
     name = "lazy"
     ahead = True
-    not_saved = ""
 
     def __init__(self, shadow: ShadowPaging) -> None:
         self._shadow = shadow

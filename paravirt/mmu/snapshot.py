@@ -24,7 +24,6 @@ class Snapshot:
 
     name = "snapshot"
     ahead = True
-    not_saved = ""
 
     def __init__(self, shadow: ShadowPaging) -> None:
         self._shadow = shadow

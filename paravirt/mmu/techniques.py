@@ -22,8 +22,6 @@ class Technique(Protocol):
     name: str
     ahead: bool
     """Whether pages may be mapped before they are asked for."""
-    not_saved: str
-    """Why the state of a guest with this technique cannot be taken, in a sentence, or nothing."""
 
     # -- what happens to shadow tables
 

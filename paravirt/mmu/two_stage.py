@@ -172,7 +172,6 @@ class TwoStage:
 
     name = "two-stage"
     ahead = False
-    not_saved = ""
 
     def __init__(self, shadow: ShadowPaging) -> None:
         self._shadow = shadow

@@ -6,7 +6,7 @@ frames have the other's. THREAD_REGISTER is TPIDRRO_EL0; TPIDR_EL0 is user code'
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from emulator.board.arm_boot import ArmEntry
 from emulator.engine.aarch64 import MAY_CACHE, MAY_TYPE, MAY_ZERO, SP
@@ -29,6 +29,10 @@ from paravirt.abi.guests import (
 from paravirt.mmu.direct_aarch64 import AArch64DirectViews, AArch64DirectWalker
 from paravirt.modes.aarch64.hypervisor import AArch64Hypervisor
 from paravirt.para.guest import ParaGuest, Refused
+
+if TYPE_CHECKING:
+    from emulator.isa.aarch64.paging import Walker
+    from paravirt.modes.aarch64.shadow import AArch64Shadow
 
 _TCR: Final = 16 | 16 << 16 | 2 << 30 | 1 << 32
 """Both halves of 48 bits by 4 KiB pages."""
@@ -165,15 +169,31 @@ class AArch64Para(ParaGuest, AArch64Hypervisor):
         """From now on the processor walks the guest's own tables: code runs from the guest's frames, too, and what the
         engine made of it is forgotten where caches are maintained by address."""
         self._forget_devices()
-        self.shadow = views  # type: ignore[assignment]
-        self.code.attach(views)
-        self.vcpu.use_walkers(walker, AArch64DirectWalker(views.tables, walker.roots))  # type: ignore[arg-type]
-        self.vcpu.before_write = views.written
+        self._before = self._walkers
         self._walked = views
+        self._look_through(views, walker, AArch64DirectWalker(views.tables, walker.roots))
+
+    def go_shadowed(self, shadow: AArch64Shadow) -> None:
+        """Back to shadow tables, of which the processor's state, put in its place next, is."""
+        self._walked = None
+        self._look_through(shadow, *self._before[:2])
+
+    _walked: AArch64DirectViews | None = None
+    _before: tuple[Any, ...] = ()
+    """The walks under shadow tables."""
+
+    def _look_through(self, views: Any, walker: Any, code_walker: Any) -> None:
+        self.shadow = views
+        self.code.attach(views)
+        self.vcpu.use_walkers(walker, code_walker)
+        self.vcpu.before_write = views.written
         self._may = -1
         self._allow()
 
-    _walked: AArch64DirectViews | None = None
+    @property
+    def _walkers(self) -> tuple[Walker, ...]:
+        """Those of direct paging remember nothing."""
+        return super()._walkers if self._walked is None else ()
 
     def _allow(self) -> None:
         if self._walked is None:

@@ -6,7 +6,7 @@ selector but null succeeds. System calls are SYSCALL on x86-64, INT 80H and SYSE
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from emulator.board.linux_boot import EntryState
 from emulator.engine.exit import Exit
@@ -31,6 +31,9 @@ from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.i386.hypervisor import I386Hypervisor
 from paravirt.modes.x86.hypervisor import X86Hypervisor
 from paravirt.para.guest import ParaGuest, Refused
+
+if TYPE_CHECKING:
+    from paravirt.modes.x86.shadow import X86Shadow
 
 _DE, _DB, _BP, _UD, _NM, _GP, _PF = 0, 1, 3, 6, 7, 13, 14
 _SYSTEM_CALL: Final = 0x80
@@ -163,13 +166,28 @@ class _X86Para(ParaGuest, X86Hypervisor):
 
     def go_direct(self, views: DirectViews, walker: AnyWalker) -> None:
         """From now on the processor walks the guest's own tables: code runs from the guest's frames, too."""
-        self.shadow = views  # type: ignore[assignment]
-        self.code.attach(views)
-        self.vcpu.use_walker(walker)
-        self.vcpu.before_write = views.written
+        self._before, self._walked = self.vcpu._walker, True
+        self._look_through(views, walker)
         if self._guarded:
             self._guarded = False
             self.engine.guard_code(False)
+
+    def go_shadowed(self, shadow: X86Shadow) -> None:
+        """Back to shadow tables, of which the processor's state, put in its place next, is."""
+        assert self._before is not None
+        self._walked, self._guarded = False, self.engine.capabilities.execute_only
+        self._look_through(shadow, self._before)
+
+    _walked = False
+    """Whether the guest's own tables are."""
+    _before: AnyWalker | None = None
+    """The walk under shadow tables."""
+
+    def _look_through(self, views: Any, walker: AnyWalker) -> None:
+        self.shadow = views
+        self.code.attach(views)
+        self.vcpu.use_walker(walker)
+        self.vcpu.before_write = views.written
 
     def _identify(self, exit_: Exit) -> None:
         """CPUID serialises: where code runs from the guest's own frames, what the engine made of it is forgotten."""
@@ -276,6 +294,10 @@ class I386Para(_X86Para, I386Hypervisor):
         vcpu = self.vcpu
         vcpu.cr4 |= r.CR4_PAE
         vcpu.cr0 |= r.CR0_PG
+
+    def _format_restored(self) -> None:
+        if not self._walked:
+            super()._format_restored()
 
     def _thread_register(self, value: int) -> int:
         """GS, as a segment with this base."""

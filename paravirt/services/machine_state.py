@@ -18,6 +18,8 @@ from emulator.errors import UsageError
 from emulator.memory import PAGE_SIZE
 from paravirt.accounting import Key
 from paravirt.hypervisor import Hypervisor
+from paravirt.mmu.direct import Direct
+from paravirt.mmu.direct_state import DirectState, capture_direct, reinstate_direct
 from paravirt.mmu.shadow import ShadowPaging
 from paravirt.mmu.snapshot import Snapshot
 from paravirt.services.code_state import CodeState, capture_code, reinstate_code
@@ -54,6 +56,8 @@ class MachineState:
     progress: Progress
     pending: tuple[int, ...]
     """What the engine has kept back."""
+    walked: DirectState | None
+    """The guest's own tables, where direct paging has them walked, or is to."""
     derived: Derived | None
     """None where another engine, or another technique, is to go on."""
 
@@ -65,15 +69,14 @@ def refusal(driver: object) -> str:
     if not hasattr(driver, "processor_state"):
         isa = driver.machine.platform.isa
         return f"the state of {isa} guests cannot be saved so; run another, or with another --virt"
-    technique = getattr(driver.shadow, "technique", None)
-    return "" if technique is None else str(technique.not_saved)
+    return ""
 
 
 def exactness(driver: Hypervisor) -> str:
     """Why a machine cannot go on exit for exit after its state was put back, in a sentence; nothing where it can."""
     shadow = driver.shadow
-    if isinstance(shadow, ShadowPaging) and type(shadow.technique) is not Snapshot:
-        return "only shadow tables of the technique `snapshot` are kept; leave --memory-technique out"
+    if isinstance(shadow, ShadowPaging) and not isinstance(shadow.technique, Snapshot):
+        return "no shadow tables but those of the technique `snapshot` are kept; leave --memory-technique out"
     if not driver.engine.capabilities.pauses_exactly:
         return f"the {driver.engine.capabilities.name} engine does not stop at an exact place; take --engine unicorn"
     return ""
@@ -87,8 +90,10 @@ def capture(driver: Hypervisor, *, whole: bool = True) -> MachineState:
         raise UsageError(why)
     engine: Any = driver.engine
     derived = None
+    walked = _walked(driver)
     if not exactness(driver):
-        derived = Derived(_views(driver.shadow), capture_code(driver.code, whole=whole))
+        views = _views(driver.shadow) if walked is None or not walked.roots else None
+        derived = Derived(views, capture_code(driver.code, whole=whole))
     exact = engine.capabilities.pauses_exactly
     return MachineState(
         processor=driver.processor_state,  # type: ignore[attr-defined]
@@ -100,6 +105,7 @@ def capture(driver: Hypervisor, *, whole: bool = True) -> MachineState:
         armed=driver._armed,
         progress=engine.progress_state if exact else Progress(engine.progress, 0),
         pending=engine.pending if exact else (),
+        walked=walked,
         derived=derived,
     )
 
@@ -114,7 +120,6 @@ def reinstate(driver: Hypervisor, state: MachineState) -> None:
     if why:
         raise UsageError(why)
     engine: Any = driver.engine
-    shadow = driver.shadow
     exact = engine.capabilities.pauses_exactly
     same = exact and engine.capabilities.progress_per_second == state.devices.clock.units_per_second
     if exact:
@@ -125,12 +130,17 @@ def reinstate(driver: Hypervisor, state: MachineState) -> None:
         cell[0] = 0
     for (operation, route), count in state.exits:
         driver.exits.cell(operation, route)[0] = count
+    _set_walked(driver, state.walked)
+    shadow = driver.shadow
     driver.set_processor_state(state.processor)  # type: ignore[attr-defined]
     size = len(state.shared) if same else driver.SHARED_BY_ALL  # type: ignore[attr-defined]
     driver.shared.cast("B")[:size] = state.shared[:size]
+    if state.walked is not None and state.walked.roots and not same:
+        shadow.technique.tell(driver)  # type: ignore[attr-defined]
     derived = state.derived if not exactness(driver) else None
     if derived is not None:
-        _set_views(shadow, derived.views)
+        if derived.views is not None:
+            _set_views(shadow, derived.views)
         reinstate_code(driver.code, derived.code)
         driver._stepping = state.stepping
     elif isinstance(shadow, ShadowPaging):
@@ -155,6 +165,20 @@ def _set_views(shadow: Any, state: Any) -> None:
         reinstate_views(shadow, state)
     else:
         shadow.restore(state)
+
+
+def _walked(driver: Hypervisor) -> DirectState | None:
+    """The state of direct paging, where the guest has that."""
+    technique = getattr(driver.shadow, "technique", None)
+    return capture_direct(technique) if isinstance(technique, Direct) else None
+
+
+def _set_walked(driver: Hypervisor, state: DirectState | None) -> None:
+    technique = getattr(driver.shadow, "technique", None)
+    if isinstance(technique, Direct):
+        reinstate_direct(technique, driver, state)
+    elif state is not None:
+        raise ValueError("its own tables are walked, and the guest was not started with that technique")
 
 
 def _reset(driver: Hypervisor) -> None:

@@ -38,7 +38,7 @@ from paravirt.services.snapshot_form import (
     rows_of,
     write_whole,
 )
-from paravirt.services.state_columns import put_code, put_views
+from paravirt.services.state_columns import put_code, put_views, put_walked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,8 +130,11 @@ def save(
     places: dict[str, NDArray[np.int64]] = {}
     regions = memory_regions(driver, used=True)
     places["guest"] = contents.place(rows_of(regions["guest"]))
+    if state.walked is not None:
+        put_walked(columns, state.walked)
     if state.derived is not None:
-        put_views(columns, state.derived.views)
+        if state.derived.views is not None:
+            put_views(columns, state.derived.views)
         put_code(columns, state.derived.code)
         whole = state.derived.code.whole
         assert whole is not None

@@ -41,7 +41,7 @@ from paravirt.services.snapshot_form import (
     machine_of,
     rows_of,
 )
-from paravirt.services.state_columns import take_code, take_views
+from paravirt.services.state_columns import take_code, take_views, take_walked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -306,15 +306,18 @@ class Snapshot:
 
     def _state(self, driver: Hypervisor, pages: dict[str, Rows] | None) -> MachineState:
         found = {name: typed(STATE[name], self.header["state"][name]) for name in STATE}
-        derived = None
+        columns = self.columns()
+        walked, derived = take_walked(columns), None
         if pages is not None:
-            columns, sources = self.columns(), pages["sources"].tobytes()
+            sources = pages["sources"].tobytes()
             pieces = [sources[at : at + PAGE] for at in range(0, len(sources), PAGE)]
             copies = pages["copies"].tobytes()
-            derived = Derived(take_views(columns, driver.shadow), take_code(columns, pieces, copies))
+            views = None if walked is not None and walked.roots else take_views(columns, driver.shadow)
+            derived = Derived(views, take_code(columns, pieces, copies))
         return MachineState(
             processor=typed(driver.SAVED, self.header["processor"]),  # type: ignore[attr-defined]
             devices=typed(type(driver.board.state), self.header["devices"]),  # type: ignore[attr-defined]
+            walked=walked,
             derived=derived,
             **found,
         )

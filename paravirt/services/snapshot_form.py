@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Rows = NDArray[np.uint64]
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Raised at every change of a section's layout or meaning; a file of another format is refused by name."""
 DERIVED: Final = 2
 """Raised when shadow tables or translated code mean something else: they are left out of older files then."""

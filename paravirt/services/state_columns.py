@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from emulator.isa.operation import Operation
+from paravirt.mmu.direct_state import DirectState
 from paravirt.mmu.shadow import ShadowPaging
 from paravirt.services.code_state import CodeState, CopyState, WholeCode
 from paravirt.services.columns import Columns, plain, typed
@@ -93,6 +94,46 @@ def take_views(columns: Columns, shadow: Any) -> Any:
         descriptor_pages=dict(columns.rows("views.descriptors", 2)),  # type: ignore[arg-type]
         fills=fills,
         prefilled=prefilled,
+    )
+
+
+def put_walked(columns: Columns, state: DirectState) -> None:
+    """Write what frames are used as where the guest's own tables are walked."""
+    put, (last, seen) = columns.put, state.last
+    put("walked.numbers", (state.first, state.numbers, *state.counts, last & _LOW, seen + 1), signed=False)
+    put("walked.roots", state.roots)
+    columns.contents["walked.levels"] = state.levels
+    columns.contents["walked.pinned"] = state.pinned
+    put("walked.lent", (number for place in state.lent for number in place))
+    put("walked.refused", (number for pair in state.refused for number in pair))
+    put("walked.opened", (number for frame, pinned, _ in state.opened for number in (frame, int(pinned))))
+    links = [[number for link in links for number in link] for _, _, links in state.opened]
+    columns.put_groups("walked.links", links, signed=False)
+
+
+def take_walked(columns: Columns) -> DirectState | None:
+    """Read that, None where nothing was written. Raises `ValueError` for columns that are none."""
+    if "walked.numbers" not in columns.contents:
+        return None
+    first, numbers, fills, validated, stores, last, seen = columns.take("walked.numbers", signed=False, length=7)
+    opened = columns.rows("walked.opened", 2)
+    links = columns.take_groups("walked.links", signed=False, length=len(opened))
+    if any(len(flat) % 3 for flat in links):
+        raise ValueError("the links of an opened table are no rows of three")
+    return DirectState(
+        first=first,
+        numbers=numbers,
+        roots=tuple(columns.take("walked.roots")),
+        levels=bytes(columns.raw("walked.levels")),
+        pinned=bytes(columns.raw("walked.pinned")),
+        lent=tuple((number, index) for number, index in columns.rows("walked.lent", 2)),
+        opened=tuple(
+            (frame, pinned != 0, tuple(zip(flat[::3], flat[1::3], flat[2::3], strict=True)))
+            for (frame, pinned), flat in zip(opened, links, strict=True)
+        ),
+        refused=tuple((reason, count) for reason, count in columns.rows("walked.refused", 2)),
+        counts=(fills, validated, stores),
+        last=(last, seen - 1),
     )
 
 

@@ -121,7 +121,7 @@ def handler(table: int) -> str:
 class Guest(GuestImage):
     """A kernel that maps pages as user code misses them."""
 
-    def __init__(self, pages: int = PAGES) -> None:
+    def __init__(self, pages: int = PAGES, called: str = CALLED) -> None:
         try:
             self.machine = Machine(32 * MEMORY, lambda _: None, engine=KvmEngine, limits=Limits(None, 60.0))
         except EngineMissing as error:
@@ -138,7 +138,7 @@ class Guest(GuestImage):
         """Where user code begins to store."""
         super().__init__(self.machine.memory.view, BEGIN, text)
         self.put(KERNEL, BEGIN.replace(" ", "") + "cc" * (4096 - len(bytes.fromhex(BEGIN))))
-        self.put(ENTERED, CALLED)
+        self.put(ENTERED, called)
         table = self.tables.place(FRESH) * 8 & ~0xFFF
         self.tables.map(table, table | 3)
         self.put(FAULTED, handler(table))
@@ -305,3 +305,29 @@ def test_a_guest_stopped_anywhere_on_the_way_to_its_kernel_and_back_is_shown_as_
     # Not reached are those that look at a fetch, and that make sixteen entries at once.
     assert len(guest.stopped) > len(guest.places) * 3 // 4
     assert guest.seen > 100
+
+
+def test_the_way_is_not_opened_again_and_again_for_a_root_where_it_is_not_used() -> None:
+    pages = 60
+    plain, behind = CALLED[: CALLED.index(BACK)], CALLED[CALLED.index(BACK) + len(BACK) :]
+    writes = f"0f20d9 {NOPS}" + f"0f22d9 {NOPS}" * 30  # mov rcx, cr3; mov cr3, rcx, again and again
+    far = len(bytes.fromhex(writes + BACK)).to_bytes(4, "little").hex()
+    plain = plain.replace(f"74{len(bytes.fromhex(BACK)):02x}", "0f84" + far)
+    guest = Guest(pages, plain + writes + BACK + behind)
+    opened: list[int] = []
+    way = guest.engine.open_crossing
+
+    def opening(kernel: int, user: int) -> None:
+        opened.append(kernel)
+        way(kernel, user)
+
+    guest.engine.open_crossing = opening  # type: ignore[method-assign]
+    try:
+        guest.run(pages)
+    finally:
+        guest.machine.close()
+    counts = guest.hypervisor.exits.counts
+    calls = counts["SYSTEM_CALL", "inside"]
+    assert calls > pages
+    assert sum(count for (name, _), count in counts.items() if name == "WRITE_CONTROL_REGISTER") > 20 * pages
+    assert calls <= len(opened) < 20 * calls

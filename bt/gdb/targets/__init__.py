@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from emulator.errors import BadImage, UsageError
+from paravirt.mmu.direct_views import DirectViews
 
 if TYPE_CHECKING:
     from bt.session import Session
@@ -160,6 +161,26 @@ def by_frame(driver: Any, address: int) -> Walk:
     if frame < 0:
         return Walk(None)
     return Walk(int(driver.machine.memory.base + (frame << 12) | address & 0xFFF))
+
+
+class _GuestsTables:
+    """Memory as a guest reads its page tables that a processor walks: they lead to machine frames there."""
+
+    def __init__(self, memory: Any, tables: Any) -> None:
+        self.base, self.end = memory.base, memory.end
+        self._tables = tables
+
+    def read(self, at: int, size: int) -> int:
+        """The entry at a guest-physical address, in the guest's own numbers of frames; 0 for one that is not its."""
+        tables = self._tables
+        return int(tables.read(tables.machine_frame(at >> 12), (at & 0xFFF) // size))
+
+
+def table_memory(driver: Any) -> Any:
+    """Where a walk reads a guest's page tables: its memory, or with direct paging what it would read there."""
+    memory = driver.machine.memory
+    shadow = getattr(driver, "shadow", None)
+    return _GuestsTables(memory, shadow.tables) if isinstance(shadow, DirectViews) else memory
 
 
 TARGETS: Final = {

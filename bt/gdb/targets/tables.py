@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bt.gdb.targets import Mapped, Step, Walk, by_frame
+from bt.gdb.targets import Mapped, Step, Walk, by_frame, table_memory
 from emulator.errors import UsageError
 from emulator.isa.aarch64 import paging as a64
 from emulator.isa.arm import paging as a32
@@ -49,7 +49,7 @@ def walk_64(driver: Any, address: int) -> Walk:
     table, level, size = region
     if address >> size & (1 << 56 - size) - 1 != ((1 << 56 - size) - 1 if upper else 0):
         return Walk(None)
-    memory, steps, bits = driver.machine.memory, list[Step](), size - (level * 9 + 3)
+    memory, steps, bits = table_memory(driver), list[Step](), size - (level * 9 + 3)
     while True:
         shift = level * 9 + 3
         at = table + (address >> shift & (1 << bits) - 1) * 8
@@ -84,7 +84,7 @@ def mappings_64(driver: Any) -> Iterator[Mapped]:
         if region is not None:
             table, level, size = region
             start = (1 << 64) - (1 << size) if upper else 0
-            yield from _mapped_64(driver.machine.memory, context, table, level, size - (level * 9 + 3), start, 0)
+            yield from _mapped_64(table_memory(driver), context, table, level, size - (level * 9 + 3), start, 0)
 
 
 def _mapped_64(

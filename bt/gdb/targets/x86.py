@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from bt.gdb.targets import Mapped, Register, Step, Target, Walk
+from bt.gdb.targets import Mapped, Register, Step, Target, Walk, table_memory
 
 _CORE, _SEGMENTS, _OWN = "org.gnu.gdb.i386.core", "org.gnu.gdb.i386.segments", "retrap.system"
 _NAMES_64: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
@@ -235,7 +235,7 @@ def walk(driver: Any, address: int) -> Walk:
         return Walk(address)
     if form.shifts[0] == 39 and (address + 0x8000_0000_0000) >> 48 & 0xFFFF:
         return Walk(None)
-    memory, table = driver.machine.memory, form.root
+    memory, table = table_memory(driver), form.root
     steps: list[Step] = []
     for level, shift in enumerate(form.shifts):
         at = table + (address >> shift & form.entries(level) - 1) * form.size
@@ -254,7 +254,7 @@ def walk(driver: Any, address: int) -> Walk:
 def mappings(driver: Any) -> Iterator[Mapped]:
     """All pages that the guest's tables map now."""
     form = _form(driver)
-    return iter(()) if form is None else _mapped(driver.machine.memory, form, form.root, 0, 0, "rwxu")
+    return iter(()) if form is None else _mapped(table_memory(driver), form, form.root, 0, 0, "rwxu")
 
 
 def _mapped(memory: Any, form: _Form, table: int, level: int, start: int, rights: str) -> Iterator[Mapped]:

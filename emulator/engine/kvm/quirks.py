@@ -164,11 +164,11 @@ QUIRKS: Final = (
     ),
     Quirk(
         "LAR looks at the host's segments",
-        "LAR, LSL, VERR and VERW find the host's own user segments alone, whatever the guest's table holds; the limit "
-        "of 78H names the host's processor, as Linux has it for getcpu",
+        "LAR, LSL, VERR and VERW find the host's own user segments alone (28H, 30H, 78H), whatever the guest's table "
+        "holds",
         "LAR of a segment that the table has",
         "not hidden: nothing faults, and the table is the host's. Kernel code has planted traps there; what user code "
-        "learns is what is so on each 64-bit Linux, but for that limit, and no 32-bit code segment",
+        "learns is what is so on each 64-bit Linux, but for the 32-bit code segment, which it does not find",
         "descriptors_are_hosts",
         True,
         _PVM,
@@ -178,8 +178,8 @@ QUIRKS: Final = (
         "RDTSCP and RDPID give the number of the host's processor on which the guest happens to run; MSR_TSC_AUX is "
         "taken and has no effect",
         "RDTSCP against MSR_TSC_AUX",
-        "not hidden: CPUID offers neither, and kernel code has planted traps there. A guest's getcpu in its vDSO may "
-        "say 1 in a machine of one processor; that of the system call is right, and so is what glibc takes from rseq",
+        "not hidden: the guest's CPUID offers neither, so that Linux's vDSO asks LSL for the limit of 78H, which is 0, "
+        "and kernel code has planted traps there. A program that executes them unasked may see processor 1 of one",
         "processor_shown",
         True,
         _PVM,

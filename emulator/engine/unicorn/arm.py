@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 import unicorn
 from unicorn import arm_const
 
-from emulator.engine.arm import DATA_ABORT, FULL, OTHER, PREFETCH_ABORT, UNDEFINED
+from emulator.engine.arm import DATA_ABORT, FULL, OTHER, PREFETCH_ABORT, UNDEFINED, CopiedPages
 from emulator.engine.exit import ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.unicorn import arm_state as state
 from emulator.engine.unicorn import floating_access
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.arm_confirm import confirm, confirm_timer
+from emulator.engine.unicorn.arm_copies import CopiedCode
 from emulator.engine.unicorn.arm_registers import ARM_TABLE, show
 from emulator.engine.unicorn.arm_state import UnicornArmRegisters, access, find_cpu, find_state
 from emulator.engine.unicorn.arm_timer import WithheldTimer
@@ -67,7 +68,9 @@ class UnicornArmEngine(UnicornCpu):
         self._cpu = find_cpu(self.handle, self.registers.address)
         self._find_functions()
         self.capabilities = CAPABILITIES
-        self._hook(lib.HOOK_INTR, lib.FaultCallback(self._make_fault_callback()))
+        callback = lib.FaultCallback(self._make_fault_callback())
+        self._copied = CopiedCode(callback, self.registers.address, self._cpu, self._set_page)
+        self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._copied.on_exception), user=self._copied.argument)
         self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._make_invalid_callback()))
         self._count_blocks()
         floating_access.ask(self.library, "arm")
@@ -132,6 +135,14 @@ class UnicornArmEngine(UnicornCpu):
     def map_execute_only(self, world: int, address: int, physical: int) -> None:
         """Enter a page into the TLB with the right to execute alone, which no table entry could give."""
         self._set_page(self._cpu, address & 0xFFFF_F000, physical, _EXECUTE, _USER_INDEX[world], 4096)
+
+    def keep_copies(self, pages: CopiedPages) -> None:
+        """They are entered without a handler."""
+        self._copied.keep(pages)
+
+    def execute_copies(self, root: int) -> None:
+        """Where the lookup begins."""
+        self._copied.look(root)
 
     def frame_changed(self, physical: int, size: int) -> None:
         """Forget what was made of the code in some physical memory."""

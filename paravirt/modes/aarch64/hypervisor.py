@@ -96,6 +96,7 @@ class AArch64Hypervisor(AArch64Saving):
         self._passers: dict[int, PassingAccess] = {}
         self.exits.add_from("READ_TIME_STAMP", "quiet", self.engine.take_answered)
         self.exits.add_from("access to a page of passage", "quiet", self.engine.take_passed)
+        self._frame_kinds = self.shadow.frames.kind.data
         self.shadow.on_mapped = self._mapped
         self._mapped()
 
@@ -131,9 +132,8 @@ class AArch64Hypervisor(AArch64Saving):
         self.engine.ask_floating_point(self.vcpu.rights)
         self.engine.hand_up_stores(self._store_late)
         self.engine.trust_mappings()
-        kinds = self.shadow.frames.kind.data
         word = self.shared[UNMAPPED : UNMAPPED + 1]
-        self.engine.prepare_passages(self._memory_base, self.machine.memory.view, kinds, word)
+        self.engine.prepare_passages(self._memory_base, self.machine.memory.view, self._frame_kinds, word)
         self.board.uart.watch_quiet(self._serial_quiet)
         self.machine.clock.on_jump = self._time_jumped
         self._time_jumped()

@@ -155,7 +155,7 @@ class ArmSaving(Hypervisor):
         self.floating_point_changed()
         shadow, known = self.shadow, saved.known
         shadow._shape = shadow._shape_now()
-        shadow._executing = {at: (address, copy) for at, address, copy in known.executing}
+        shadow.set_executing({at: (address, copy) for at, address, copy in known.executing})
         shadow._alone, shadow._limits, shadow._guarded = set(known.alone), dict(known.limits), known.guarded
         shadow.passing = set(known.passing)
 

@@ -7,13 +7,13 @@ forgotten: a page, a world, or both. Kernel code executes from copies, which the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
+import mmap
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
 
-from emulator.engine.arm import FULL, OTHER, ArmEngine
+from emulator.engine.arm import FULL, OTHER, ArmEngine, CopiedPages
 from emulator.isa.arm.paging import SCTLR_AFE, SCTLR_M, TranslationContext
 from emulator.isa.arm.tables import APART, DOMAIN_SHIFT, OWN_DOMAIN, USER_TABLES, ArmTables
 from emulator.isa.exceptions import ArchitecturalException
@@ -29,8 +29,6 @@ PAGE_MASK: Final = 0xFFFF_F000
 _WINDOW: Final = abi.ARMV7
 _LOADS_OF_PC: Final = np.array([0xE51F_F004, 0xF000_F8DF], np.uint32)
 """LDR PC, [PC, #-4], and T32's LDR.W PC, [PC]: the next word is where they lead."""
-_TOGETHER: Final = 128
-"""Pages of kernel code that are entered into the TLB with one that is missed."""
 _CLIENTS: Final = 0x5555_5555
 _OWN_ACCESS: Final = 3 << 2 * OWN_DOMAIN
 _ABOVE_SHIFT: Final = 16
@@ -64,11 +62,11 @@ class ArmShadow(ShadowPaging):
         """Of the walk whose tables are made: see `ArmTables.above`."""
         self._unflushed = 0
         """Entries in use that were changed, which the engine has not been told."""
-        self._forgotten = False
-        """The engine has forgotten all of the kernel's translations since code was entered last."""
         self._executing: dict[int, tuple[int, int]] = {}
         """By the place of the entry of a page of kernel code that cannot be read where it executes: its address, and
-        the copy that it executes from. The last that was missed comes last."""
+        the copy that it executes from."""
+        self._alone_runs = False
+        """One instruction runs alone: no other code is entered by the engine itself."""
         self._alone: set[int] = set()
         """Tables of pages in the kernel's view that have one which user code may not touch in the same way."""
         self._limits: dict[int, int] = {}
@@ -92,6 +90,9 @@ class ArmShadow(ShadowPaging):
             _WINDOW,
             eager=True,
         )
+        self._copies = memoryview(mmap.mmap(-1, self.pool.size)).cast("I")
+        """The copies of `_executing`, where the engine looks them up by itself."""
+        engine.keep_copies(CopiedPages(memoryview(self.pool.memory), self.pool.physical, self._copies.cast("B")))
         self.blocks.whole = False
         self.frames.exclusive = self.frames.expectant = True
         self.pool.on_removed = self._removed
@@ -135,6 +136,7 @@ class ArmShadow(ShadowPaging):
         """Go on in a view's world; what is cached of either stays unless something was changed."""
         view = self.view
         world = WORLD[view]
+        self._tell_root()
         if roots != self._entered[view]:
             self._entered[view] = roots
             split = self.context.ttbcr & 7 if len(roots) > 1 else 0
@@ -143,7 +145,6 @@ class ArmShadow(ShadowPaging):
                 self._cpu.split_roots(split, self.pool.address_of(roots[-1]), world)
             self._cpu.set_root(self.pool.address_of(roots[0]), world)
             if view == KERNEL_VIEW:
-                self._forgotten = True
                 self._tell_limit()
         if self._unflushed:
             self.flush_tlb()
@@ -153,7 +154,8 @@ class ArmShadow(ShadowPaging):
     def _forget(self) -> None:
         self._unflushed += 1
         self._entered = [(), ()]
-        self._executing.clear()
+        self.set_executing({})
+        self._cpu.execute_copies(-1)
         self._alone.clear()
         self._limits.clear()
         super()._forget()
@@ -178,7 +180,6 @@ class ArmShadow(ShadowPaging):
     def flush_tlb(self) -> None:
         """Let the engine forget what it has cached, of both worlds."""
         self._unflushed = 0
-        self._forgotten = True
         self._cpu.flush_tlb()
 
     def flush_page(self, address: int, entries: int = 1) -> None:
@@ -188,7 +189,6 @@ class ArmShadow(ShadowPaging):
         self._flush_user_page(address)
 
     def _flush_view(self, view: int) -> None:
-        self._forgotten |= view == KERNEL_VIEW
         self._cpu.flush_world(WORLD[view])
 
     def forget_code(self, number: int) -> None:
@@ -386,9 +386,10 @@ class ArmShadow(ShadowPaging):
         """The guest's own frame, to be read, unless a copy must be readable where it executes."""
         copy, number = entry & PAGE_MASK, walk.frame - self.frames.base >> 12
         if self._reads_itself(number, copy, walk.address >> 12 in self.watched):
-            self._executing.pop(at, None)
+            self._not_executing(at)
             return entry
         self._executing[at] = walk.address & PAGE_MASK, copy
+        self._copies[at] = copy
         return walk.frame | self.form.pages[READ] | APART
 
     def _reads_itself(self, number: int, copy: int, watched: bool) -> bool:
@@ -401,31 +402,45 @@ class ArmShadow(ShadowPaging):
     def execute_again(self, address: int) -> bool:
         """Enter a page of kernel code that has a copy into the TLB, to be executed and not read; whether it is one.
 
-        No table entry could say so: what is in the tables lets the guest read its own frame there. With it come those
-        that were executed last, where the engine has forgotten everything. How often a page is missed depends on the
+        No table entry could say so: what is in the tables lets the guest read its own frame there. Where the TLB has
+        lost it, the engine mostly does the same by itself (`_tell_root`). How often a page is missed depends on the
         size of the engine's TLB, which follows the host's time: so this is no exit, but a part of the engine's walk.
         """
-        executing, words, enter = self._executing, self._words, self._cpu.map_execute_only
-        current, unit, tables = self._current, self._unit, self.pool.physical
+        words, current = self._words, self._current
         root = current[self.guest.region(address) if len(current) > 1 else 0]
-        link = words[(root << unit) + (address >> _MIB)]
+        link = words[(root << self._unit) + (address >> _MIB)]
         if not link:
             return False
-        at = ((link & _TABLE_MASK) - tables >> _UNIT << unit) + (address >> 12 & 0xFF)
-        known = executing.pop(at, None)
+        at = ((link & _TABLE_MASK) - self.pool.physical >> _UNIT << self._unit) + (address >> 12 & 0xFF)
+        known = self._executing.get(at)
         if known is None or not words[at] & APART:
             return False
-        executing[at] = known
-        if self._forgotten:
-            self._forgotten = False
-            links, region = [root << unit for root in current], self.guest.region
-            first = links[0] if len(links) == 1 else -1
-            for place, (other, copy) in islice(reversed(executing.items()), _TOGETHER):
-                link = words[(first if first >= 0 else links[region(other)]) + (other >> _MIB)]
-                if words[place] & APART and link & _TABLE_MASK == tables + (place >> unit << _UNIT):
-                    enter(OTHER, other, copy)
-        enter(OTHER, address & PAGE_MASK, known[1])
+        self._cpu.map_execute_only(OTHER, address & PAGE_MASK, known[1])
         return True
+
+    def _tell_root(self) -> None:
+        """Where the engine finds by itself what executes from a copy: in the kernel's view, with one table for all
+        addresses."""
+        roots = self._current
+        by_itself = self.view == KERNEL_VIEW and len(roots) == 1 and not self._alone_runs
+        self._cpu.execute_copies(roots[0] << _UNIT if by_itself else -1)
+
+    def run_alone(self, alone: bool) -> None:
+        """One instruction runs alone from now on, or none does: a fetch of any other is an exit."""
+        self._alone_runs = alone
+        self._tell_root()
+
+    def set_executing(self, executing: Mapping[int, tuple[int, int]]) -> None:
+        """All pages that execute from copies which cannot be read: address and copy, by the places of their entries."""
+        for at in self._executing:
+            self._copies[at] = 0
+        self._executing = dict(executing)
+        for at, (_, copy) in self._executing.items():
+            self._copies[at] = copy
+
+    def _not_executing(self, at: int) -> None:
+        if self._executing.pop(at, None) is not None:
+            self._copies[at] = 0
 
     def expose(self, address: int, frame: int, writable: bool) -> int:
         """As the base, for data alone: what executes there is in the TLB (`single`)."""
@@ -448,7 +463,7 @@ class ArmShadow(ShadowPaging):
     def drop(self, at: int) -> None:
         """Remove one mapping; `flush_tlb` must follow."""
         super().drop(at)
-        self._executing.pop(at, None)
+        self._not_executing(at)
 
     # -- the hypervisor's own mappings ----------------------------------------------------------
 

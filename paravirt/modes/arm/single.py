@@ -66,6 +66,7 @@ class SingleInstruction:
     def restore(self, state: State) -> None:
         """Go on with what `state` gave; pages without contents have them already."""
         self.behind, self._view, pages = state
+        self._shadow.run_alone(True)
         self._pages = tuple(page for page, _ in pages)
         for number, (_, contents) in enumerate(pages):
             if contents:
@@ -90,4 +91,6 @@ class SingleInstruction:
         """It is done, or shall not be: the pages execute as before."""
         for page in self._pages:
             self._engine.flush_page(WORLD[self._view], page)
+        if self.behind >= 0:
+            self._shadow.run_alone(False)
         self.behind, self._pages = -1, ()

@@ -225,6 +225,12 @@ class Crossings:
         """How many page faults of user code reached its kernel without an exit."""
         return int(self._shared[_FAULTS])
 
+    @property
+    def used(self) -> int:
+        """How often anything was done without an exit."""
+        shared = self._shared
+        return int(shared[_COUNT] + shared[_FAULTS] + shared[_RETURNS])
+
     def new_fault(self) -> tuple[int, int, int, bool, bool] | None:
         """The last of them, if it was not looked at: RIP, level, address, whether it was a store, or a fetch."""
         shared = self._shared

@@ -22,6 +22,9 @@ from paravirt.modes.x86.vectors import MOST, Vectors
 
 _GP: Final = 13
 
+_IN_VAIN: Final = 16
+"""Writes of CR3 in a row for which the way is opened although it was not used behind the last."""
+
 
 class FastSystemCalls(X86Requests):
     """Of the hypervisor of an x86 guest, what lets user code and its kernel call and return by themselves."""
@@ -38,6 +41,8 @@ class FastSystemCalls(X86Requests):
         """By CR3, the FS base with which user code was entered last."""
         self._went_back = False
         """The exit that is about to be handed up was an IRETQ, and is done."""
+        self._used = -1, 0
+        """How often the way was used when CR3 was written last, and how many writes there were since."""
         self._inside = {
             (operation.name, "inside"): self.exits.cell(operation.name, "inside")
             for operation in (Operation.SYSTEM_CALL, Operation.RETURN_FROM_SYSTEM_CALL)
@@ -96,6 +101,10 @@ class FastSystemCalls(X86Requests):
         crossings, thread = self._crossings, self._threads.get(self.vcpu.cr3)
         if crossings is None or thread is None or not crossings.leads or not self._ordinary():
             return
+        used, (before, times) = crossings.used, self._used
+        self._used = used, times + 1 if used == before else 0
+        if self._used[1] > _IN_VAIN:
+            return  # a kernel that patches its text goes to and fro, and not to user code
         if self._vectors is not None:
             self._vectors.enter((self.vcpu.cr3, thread))
         self.shadow.freshen_user()

@@ -171,12 +171,3 @@ def test_a_full_disk_under_the_trace(refused: Refused) -> None:
 def test_an_unknown_way_to_run(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["run", str(HALT), "--virt", "hardware"]) == UsageError.exit_status
     assert "'hardware' is not one of" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("technique", ["direct", "batched"])
-def test_a_guest_whose_own_tables_are_walked_is_not_saved(refused: Refused, tmp_path: Path, technique: str) -> None:
-    port, file = SAMPLES / "pv.elf", tmp_path / "saved.snap"
-    way = ("--virt", "para", "--memory-technique", technique, "--memory", "64M")
-    sentence = refused(UsageError.exit_status, port, *way, "--snapshot-at", "1s", "--to", file)
-    assert "take another --memory-technique" in sentence
-    assert not file.exists()

@@ -35,9 +35,11 @@ FOLDERS = ("x86_64", "i386", "aarch64", "armv7", "mips32")
 class Opened:
     """A session and who debugs it."""
 
-    def __init__(self, mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE) -> None:
+    def __init__(
+        self, mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE, technique: str = ""
+    ) -> None:
         self.console = bytearray()
-        options = Options(mode=mode, memory=64 << 20, cache=False)
+        options = Options(mode=mode, memory=64 << 20, cache=False, technique=technique)
         self.session = Session(load(image), options, self.console.extend)
         self.target = target_for(self.session)
         self.debugger = Debugger(self.session.driver, translation(self.session), reverse=reverse)
@@ -58,8 +60,10 @@ class Opened:
 
 
 @contextlib.contextmanager
-def opened(mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE) -> Iterator[Opened]:
-    one = Opened(mode, reverse=reverse, image=image)
+def opened(
+    mode: str = "inline", *, reverse: bool = False, image: Path = SAMPLE, technique: str = ""
+) -> Iterator[Opened]:
+    one = Opened(mode, reverse=reverse, image=image, technique=technique)
     try:
         yield one
     finally:
@@ -418,6 +422,21 @@ def test_a_ported_guest_stops_steps_and_goes_back_as_others_do(folder: str) -> N
         assert one.session.driver.pc != address
         debugger.step_back()
         assert one.session.driver.state == state
+
+
+@pytest.mark.parametrize(("folder", "technique"), [("x86_64", "batched"), ("i386", "direct"), ("aarch64", "direct")])
+def test_a_guest_whose_own_tables_are_walked_shows_them_as_it_reads_them(folder: str, technique: str) -> None:
+    with opened("para", reverse=True, image=SAMPLE.parents[1] / folder / "pv.elf", technique=technique) as one:
+        debugger, address = one.debugger, one.symbol("catch_fault")
+        debugger.stops.set_breakpoint(address)
+        assert debugger.go().kind is StopKind.BREAKPOINT
+        assert f"{address:#x} is guest-physical {one.session.physical(address):#x}" in one.monitor("walk catch_fault")
+        assert any(line.endswith(" rx") for line in one.monitor("tables").splitlines())
+        state, position = one.session.driver.state, debugger.position
+        debugger.stops.remove_breakpoint(address)
+        assert debugger.step().kind is StopKind.STEP
+        debugger.step_back()
+        assert (one.session.driver.state, debugger.position) == (state, position)
 
 
 def test_a_guest_of_xen_stops_and_shows_its_own_tables_and_registers() -> None:

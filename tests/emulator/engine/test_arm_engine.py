@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from emulator.engine.arm import DATA_ABORT, FULL, IRQ, OTHER, PREFETCH_ABORT, SVC, UNDEFINED, USR, WRITE
+from emulator.engine.arm import DATA_ABORT, FULL, IRQ, OTHER, PREFETCH_ABORT, SVC, UNDEFINED, USR, WRITE, CopiedPages
 from emulator.engine.exit import Exit, ExitKind
+from emulator.engine.unicorn import arm_copies, arm_state
+from emulator.engine.unicorn.arm_copies import MARK
 from emulator.errors import EngineMissing
+from emulator.isa.arm import tables
 from tests.emulator.engine.arm_room import BASE, CODE, DATA, ROOT, SVC0, Room, room
 
 LOAD, STORE, UDF, WFI, LOOP = 0xE591_0000, 0xE581_0000, 0xE7F0_00F0, 0xE320_F003, 0xEAFF_FFFE
@@ -105,6 +108,60 @@ def test_a_page_that_is_execute_only_runs_and_cannot_be_read(bare: Room) -> None
     seen = bare.run([0xE12F_FF11], on_exit=enter)
     assert [vector for _, vector, _, _ in seen][:2] == [PREFETCH_ABORT, DATA_ABORT]
     assert bare.registers.gpr[0] == 5
+
+
+def test_a_marked_page_executes_from_its_copy_without_an_exit_and_is_read_where_it_is(bare: Room) -> None:
+    """A page that is read at DATA and executes from a copy: called, and called again when everything was forgotten;
+    then with no root told, with no copy, without the mark, with a first-level entry that leads out of the tables."""
+    page, table, own, copy = 0x8000_3000, BASE + 0x1_0000, BASE + 0x2_0000, BASE + 0x2_1000
+    copies = memoryview(bytearray(len(bare.memory)))
+    at = table - BASE + 4 * 3
+    bare.section(0x8000_0000, table | 1)
+    bare.words[at // 4] = own | MARK | 0x23  # user code may read, and not execute
+    bare.put(own, [0xAAAA_AAAA])
+    bare.put(copy, [0xE591_2000, 0xE280_0001, 0xE12F_FF1E])
+    words = copies.cast("I")
+    words[at // 4] = copy
+    bare.translate(OTHER)
+    bare.engine.keep_copies(CopiedPages(bare.memory, BASE, copies))
+    bare.engine.execute_copies(ROOT - BASE)
+    call = [0xE1A0_E00F, 0xE12F_FF11]
+
+    def aborted() -> int:
+        bare.registers.gpr[0], bare.registers.gpr[1] = 0, page
+        seen = bare.run(call, on_exit=leave)
+        return sum(kind is ExitKind.FAULT and vector == PREFETCH_ABORT for kind, vector, _, _ in seen)
+
+    def leave(exit_: Exit) -> bool:
+        if exit_.kind is ExitKind.FAULT:
+            assert exit_.address == page
+            bare.registers.pc = CODE + 8
+        return True
+
+    for _ in range(2):
+        assert (aborted(), bare.registers.gpr[0], bare.registers.gpr[2]) == (0, 1, 0xAAAA_AAAA)
+        bare.engine.flush_tlb()
+    steps: tuple[tuple[Callable[[], object], Callable[[], object]], ...] = (
+        (lambda: bare.engine.execute_copies(-1), lambda: bare.engine.execute_copies(ROOT - BASE)),
+        (lambda: words.__setitem__(at // 4, 0), lambda: words.__setitem__(at // 4, copy)),
+        (lambda: bare.put(table + 12, [own | 0x23]), lambda: bare.put(table + 12, [own | MARK | 0x23])),
+        (lambda: bare.section(0x8000_0000, 0x3000_0001), lambda: bare.section(0x8000_0000, table | 1)),
+    )
+    for change, undo in steps:
+        change()
+        bare.engine.flush_tlb()
+        assert (aborted(), bare.registers.gpr[0]) == (1, 0)
+        undo()
+        bare.engine.flush_tlb()
+        assert (aborted(), bare.registers.gpr[0]) == (0, 1)
+
+
+def test_copies_are_looked_up_where_the_state_has_what_is_asked_for() -> None:
+    assert (
+        tuple(4 * word for word in (arm_state.W_SYNDROME, arm_state.W_STATUS, arm_state.W_FAULT_ADDRESS))
+        == arm_copies.PLACES
+    )
+    assert arm_copies.MARK == tables.APART
 
 
 def test_slices_end_at_equal_progress_in_equal_runs() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from emulator.isa.entries import FORMATS, MALFORMED, MEMORY, TABLE, EntryFormat, format_of
 from paravirt.mmu.descriptor_pages import DescriptorPages
+from paravirt.mmu.direct_audit import count
 from paravirt.mmu.direct_tables import DirectTables
 from paravirt.mmu.frame_types import (
     DESCRIPTORS,
@@ -79,6 +80,28 @@ class Made:
                 refs[frame - FIRST] += 1
         assert (uses == self.frames.uses_array).all()
         assert (refs == self.frames.refs_array).all()
+        if not (self.frames.kind_array == DESCRIPTORS).any():
+            self.check_count()
+
+    def claims(self) -> tuple[Any, Any]:
+        """Which of the domain's frames are tables, and which are pinned, as a saved machine has it."""
+        own = slice(self.domain_at, self.domain_at + COUNT)
+        used = (self.frames.uses_array[own] != 0) & (self.frames.kind_array[own] < DESCRIPTORS)
+        levels = np.where(used, self.frames.kind_array[own], np.uint8(0))
+        return levels, np.frombuffer(self.frames.pinned, dtype=np.uint8)[own].copy()
+
+    @property
+    def domain_at(self) -> int:
+        """Place of the domain's first frame."""
+        return self.domain.first - FIRST
+
+    def check_count(self) -> None:
+        """The same counts are made of the tables alone, when a machine is put back."""
+        levels, pinned = self.claims()
+        counted, first = count(self.tables, levels, pinned, self.roots), self.domain_at
+        assert (counted.uses == self.frames.uses_array[first : first + COUNT]).all()
+        assert (counted.refs == self.frames.refs_array[first : first + COUNT]).all()
+        assert {number + first: uses for number, uses in counted.linear.items()} == self.tables._linear_in
 
 
 def recount(tables: DirectTables) -> tuple[Any, Any]:
