@@ -90,7 +90,8 @@ class Hypervisor(CodeAccess, Driver):
         self._first_fixup = abi.fixups
         self._armed: int | None = None
         self._settled = False
-        """What `_settle` is called for next was done at a tick already."""
+        """What `_settle` is called for next was done at a tick already, or is nothing that the guest's run may depend
+        on."""
         self._make()
         self.code = CodePages(
             machine.memory.view, code, window, translator, self.vcpu.peek_page, self._entry_of, layout, abi
@@ -111,6 +112,7 @@ class Hypervisor(CodeAccess, Driver):
         self._dispatch = [handlers.get(kind, self._unexpected) for kind in ExitKind]
         self._within = [kind in self.WITHIN_AN_INSTRUCTION for kind in ExitKind]
         self.board.on_interrupt = self._line_changed
+        machine.after_device_write = self._device_stored
 
     @property
     def _word_order(self) -> str:
@@ -306,6 +308,13 @@ class Hypervisor(CodeAccess, Driver):
         if event != self._armed:
             self._armed = event
             self.machine.arm()
+
+    def _device_stored(self) -> None:
+        """A store without an exit reached a device, in the midst of a block: what it requests comes behind the block,
+        and not with the next exit, whenever that is."""
+        self._device_written()
+        if self.board.intr:
+            self._interrupt_waits()
 
     def _budget(self, exit_: Exit) -> None:
         self.exits.count("tick", "budget")

@@ -264,7 +264,11 @@ class ArmHypervisor(ArmAlone):
             if self._single.enter(address):
                 return
             self._abandon_step()
-        if self._view_level != USER and (self.shadow.execute_again(address) or self._fill_window(address)):
+        if self._view_level != USER and self.shadow.execute_again(address):
+            # No exit: it comes where the engine has forgotten the page, and no interrupt may come with it.
+            self._settled = self.vcpu.level != self._view_level or self.board.intr
+            return
+        if self._view_level != USER and self._fill_window(address):
             return
         self._fill(address, False, True)
 
