@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bt import guests
 from bt.image import load
-from bt.session import Options, Session, read_initrd
+from bt.session import Options, Session
 from bt.verify import run_and_compare, verify
 from bt.verify.guest import find
 from bt.verify.report import text
-from emulator.errors import Unavailable, UsageError
+from emulator.errors import UsageError
 from emulator.machine import EndKind, Limits
 from paravirt.mmu.techniques import DEFAULT, TECHNIQUES
 
@@ -68,31 +67,6 @@ def test_the_checks_of_memory_pass_in_every_port_whose_tables_are_shadowed(isa: 
             session.close()
         passed = [line for line in printed.splitlines() if line.startswith(b"ok ")]
         assert passed == [line for line in expected if line.startswith(b"ok " + group.encode())]
-
-
-@pytest.mark.kernel
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_stock_kernel_is_the_reference_under_every_technique() -> None:
-    try:
-        fetched = guests.find("debian-amd64")
-    except Unavailable as error:
-        pytest.skip(str(error))
-    guest = find("debian-amd64")
-    chosen = Options(
-        memory=guest.memory,
-        initrd=read_initrd(fetched.initrd),
-        command_line=f"{fetched.command_line} norandmaps",
-        limits=Limits(host_seconds=280),
-    )
-    verification = verify(guest, chosen, ())
-    verification.comparisons = [
-        run_and_compare(verification, replace(chosen, technique=technique), "inline") for technique in OTHERS
-    ]
-    assert verification.passed, text(verification)
-    lazy, eager = (sum(comparison.pair.rewritten.exits.values()) for comparison in verification.comparisons[:2])
-    assert lazy < 60_000
-    assert eager > lazy
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from bt.verify.report import text
 from emulator.errors import Unavailable
 from emulator.machine import Limits
 from paravirt.abi import INTERRUPTS_ENABLED
+from paravirt.mmu.techniques import DEFAULT, TECHNIQUES
 
 NAME = "debian-amd64"
 
@@ -57,6 +58,18 @@ def test_a_stock_kernel_with_fixups_is_the_reference_twice(prepared: tuple[Verif
     assert first.console == second.console
     assert first.memory.digest() == second.memory.digest()
     assert sum(first.exits.values()) <= 40_000
+
+
+def test_a_stock_kernel_is_the_reference_under_every_technique(prepared: tuple[Verification, Options]) -> None:
+    verification, chosen = prepared
+    others = [name for name in TECHNIQUES if name != DEFAULT]
+    verification.comparisons = [
+        run_and_compare(verification, replace(chosen, technique=technique), "inline") for technique in others
+    ]
+    assert verification.passed, text(verification)
+    lazy, eager = (sum(comparison.pair.rewritten.exits.values()) for comparison in verification.comparisons[:2])
+    assert lazy < 60_000
+    assert eager > lazy
 
 
 def test_a_wrong_function_in_pv_ops_is_caught(

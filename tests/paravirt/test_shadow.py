@@ -1,13 +1,10 @@
-"""Shadow paging: what the guest's tables say, no sooner forgotten than a TLB may, and never writable code."""
+"""Shadow paging: what the guest's tables say, and no longer than until its flush, wherever its tables lie."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from emulator.isa.x86 import walk as w
 from emulator.isa.x86.processor import Fault
@@ -15,33 +12,23 @@ from paravirt import layout
 from paravirt.mmu.views import KERNEL_VIEW, USER_VIEW
 from tests.emulator.guest_image import USER_TABLE
 from tests.paravirt.model_mmu import MEMORY, NX, ModelMmu
-
-A, D, P, W, U, G, PS = w.ACCESSED, w.DIRTY, w.PRESENT, w.WRITABLE, w.USER, w.GLOBAL, w.LARGE
-PAGE = 0x4000_0000
-HIGH = 0xFFFF_8000_0000_0000
-FRAME, OTHER = 0x30_0000, 0x31_0000
-
-
-def mapped(entry: int, level: int = 1, **options: Any) -> ModelMmu:
-    mmu = ModelMmu(**options)
-    mmu.tables.map(PAGE, entry, level)
-    return mmu
-
-
-def tables(count: int) -> layout.Layout:
-    """A hypervisor that has room for so many shadow tables."""
-    return replace(layout.X86_64, tables_size=count << 12)
-
-
-def faults(mmu: ModelMmu, address: int, **access: bool) -> int:
-    """Error code of the guest's page fault."""
-    with pytest.raises(Fault) as caught:
-        mmu.access(address, **access)
-    assert caught.value.vector == 14
-    assert caught.value.address == address
-    assert caught.value.error is not None
-    return caught.value.error
-
+from tests.paravirt.shadowed_pages import (
+    FRAME,
+    HIGH,
+    OTHER,
+    PAGE,
+    A,
+    D,
+    G,
+    P,
+    U,
+    W,
+    everything,
+    faults,
+    mapped,
+    one_page,
+    reload,
+)
 
 # -- accessed and dirty bits, rights ------------------------------------------------------------------
 
@@ -119,21 +106,6 @@ def test_the_user_view_never_maps_supervisor_pages() -> None:
             assert faults(mmu, PAGE + index * 4096) == 5
     users = {entry & w.FRAME_MASK for role, entry, _ in mmu.leaves() if role == USER_VIEW}
     assert users == {OTHER + index * 4096 for index in range(1, 64, 2)}
-
-
-# -- staleness ----------------------------------------------------------------------------------------
-
-
-def reload(mmu: ModelMmu) -> None:
-    mmu.shadow.load_root()
-
-
-def everything(mmu: ModelMmu) -> None:
-    mmu.shadow.flush_all()
-
-
-def one_page(mmu: ModelMmu) -> None:
-    mmu.shadow.invalidate(PAGE)
 
 
 @pytest.mark.parametrize("flush", [one_page, reload, everything])
@@ -303,253 +275,3 @@ def test_a_page_outside_memory_is_the_bus_and_code_there_is_undefined() -> None:
     mmu.tables.map(PAGE, 0x8_0000_0000 | P | W | U)
     mmu.shadow.invalidate(PAGE)
     assert mmu.access(PAGE) == layout.OPEN_BUS
-
-
-# -- large pages --------------------------------------------------------------------------------------
-
-
-def test_a_large_page_is_one_entry_until_code_lies_in_it() -> None:
-    mmu = mapped(0x20_0000 | P | W | U | PS | A | D, level=2)
-    assert mmu.access(PAGE + 0x5000, write=True) == 0x20_5000
-    assert [pages for _, _, pages in mmu.leaves()] == [512]
-    assert mmu.source(mmu.access(PAGE + 0x7000, fetch=True)) == 0x20_7000
-    mmu.check()
-    assert 512 not in [pages for _, _, pages in mmu.leaves()]
-    assert mmu.access(PAGE + 0x5000, write=True) == 0x20_5000
-    assert mmu.access(PAGE + 0x7000, write=True) == 0x20_7000
-    mmu.check()
-    assert mmu.source(mmu.access(PAGE + 0x7000, fetch=True)) == 0x20_7000
-    mmu.check()
-
-
-@pytest.mark.parametrize("flush", [one_page, reload, everything])
-@pytest.mark.parametrize("split", [False, True])
-def test_a_large_page_that_becomes_small_ones_and_back(flush: Any, split: bool) -> None:
-    mmu = mapped(0x20_0000 | P | W | U | PS, level=2)
-    mmu.access(PAGE, write=True, fetch=False)
-    if split:
-        mmu.access(PAGE + 0x1000, fetch=True)
-    large = mmu.tables.entry(PAGE, 2)
-    mmu.tables.map(PAGE, 0, 2)
-    mmu.tables.map(PAGE, FRAME | P | W | U)
-    flush(mmu)
-    assert mmu.access(PAGE, write=True) == FRAME
-    assert faults(mmu, PAGE + 0x2000) == 0
-    mmu.tables.map(PAGE, large, 2)
-    flush(mmu)
-    assert mmu.access(PAGE, write=True) == 0x20_0000
-    assert mmu.access(PAGE + 0x2000) == 0x20_2000
-
-
-def test_a_gigabyte_page_is_mapped_piece_by_piece() -> None:
-    mmu = mapped(P | W | U | PS, level=3)
-    assert mmu.access(PAGE + 0x40_3000, write=True) == 0x40_3000
-    assert mmu.source(mmu.access(PAGE + 0x60_1000, fetch=True)) == 0x60_1000
-    assert mmu.tables.entry(PAGE, 3) & (A | D) == A | D
-    mmu.tables.map(PAGE, 0, 3)
-    mmu.shadow.invalidate(PAGE + 0x40_3000)
-    assert faults(mmu, PAGE + 0x40_3000) == 0
-    mmu.check()
-
-
-def test_the_dirty_bit_of_a_large_page_is_set_before_it_is_written() -> None:
-    mmu = mapped(0x20_0000 | P | W | U | PS, level=2)
-    mmu.access(PAGE)
-    assert mmu.tables.entry(PAGE, 2) & D == 0
-    assert not any(entry & W for _, entry, _ in mmu.leaves())
-    mmu.access(PAGE + 0x3000, write=True)
-    assert mmu.tables.entry(PAGE, 2) & D
-
-
-# -- the pool -----------------------------------------------------------------------------------------
-
-
-def test_a_full_pool_starts_anew_and_everything_still_works() -> None:
-    mmu = ModelMmu(places=tables(12))
-    places = [PAGE + (index << 21) for index in range(40)] + [index << 39 for index in range(2, 20)]
-    for index, place in enumerate(places):
-        mmu.tables.map(place, FRAME + (index << 12) | P | W | U)
-    for _ in range(2):
-        for index, place in enumerate(places):
-            assert mmu.access(place, write=True) == FRAME + (index << 12)
-            mmu.check()
-
-
-def test_a_guest_that_loads_more_roots_than_the_pool_holds_goes_on() -> None:
-    mmu = mapped(FRAME | P | W | U, places=tables(12))
-    directory = mmu.tables.words[mmu.tables.root >> 3]
-    for number in range(30):
-        root = mmu.tables.root if number % 5 == 4 else mmu.tables.table()
-        mmu.tables.words[root >> 3] = directory
-        mmu.context.root = root
-        mmu.shadow.load_root()
-        for view in (KERNEL_VIEW, USER_VIEW):
-            mmu.shadow.use(view)
-            assert mmu.access(PAGE, write=True) == FRAME
-
-
-@pytest.mark.parametrize("used", range(12))
-def test_the_hypervisors_own_mappings_find_room_in_a_full_pool(used: int) -> None:
-    mmu = mapped(FRAME | P | W | U, places=tables(16))
-    for index in range(used):
-        place = PAGE + (index + 1 << 21)
-        mmu.tables.map(place, FRAME | P | W | U)
-        mmu.access(place)
-    mmu.shadow.install_window()
-    found = mmu.walk(layout_of_window())
-    assert found is not None
-    assert (found.writable, found.executable) == (False, True)
-    mmu.shadow.use(USER_VIEW)
-    mmu.access(PAGE, fetch=True)
-    mmu.shadow.written(FRAME >> 12)
-    assert FRAME >> 12 in mmu.forgotten
-    mmu.shadow.descriptor_pages = {0x7_0000_0000 >> 12: layout.DESCRIPTORS_BASE}
-    assert mmu.shadow.install_descriptors(0x7_0000_0000)
-    mmu.check()
-
-
-def layout_of_window() -> int:
-    from paravirt import abi
-
-    return abi.FIXUP_BASE
-
-
-def test_the_window_is_in_the_kernel_view_only_and_the_shared_page_does_not_execute() -> None:
-    from paravirt import abi
-
-    mmu = ModelMmu()
-    mmu.shadow.install_window()
-    shared, fixups = mmu.walk(abi.SHARED_PAGE), mmu.walk(abi.FIXUP_BASE + abi.FIXUP_SIZE - 4096)
-    assert shared is not None
-    assert fixups is not None
-    assert (shared.writable, shared.executable) == (True, False)
-    assert (fixups.writable, fixups.executable) == (False, True)
-    assert mmu.walk(abi.SHARED_PAGE + 4096) is None
-    mmu.shadow.use(USER_VIEW)
-    assert mmu.walk(abi.SHARED_PAGE) is None
-
-
-# -- code ---------------------------------------------------------------------------------------------
-
-
-def test_kernel_code_loses_every_writable_mapping_when_it_executes() -> None:
-    mmu = mapped(FRAME | P | W | U)
-    mmu.tables.map(HIGH, FRAME | P | W)
-    mmu.tables.map(HIGH + 4096, FRAME | P | W)
-    for address in (PAGE, HIGH, HIGH + 4096):
-        mmu.access(address, write=True)
-    mmu.shadow.use(USER_VIEW)
-    mmu.access(PAGE, write=True)
-    mmu.shadow.use(KERNEL_VIEW)
-    mmu.access(HIGH, fetch=True)
-    mmu.check()
-    assert not any(entry & W for _, entry, _ in mmu.leaves())
-    mmu.access(HIGH + 4096, write=True)
-    mmu.check()
-    found = mmu.walk(HIGH)
-    assert found is None or not found.executable, "the copy left use"
-
-
-@pytest.mark.parametrize("kernel_writes", [False, True])
-def test_user_code_is_forgotten_before_it_is_written_through_another_mapping(kernel_writes: bool) -> None:
-    mmu = mapped(FRAME | P | U)
-    mmu.tables.map(HIGH, FRAME | P | W | (0 if kernel_writes else U) | NX)
-    mmu.access(HIGH, write=True)
-    mmu.shadow.use(USER_VIEW)
-    mmu.access(PAGE, fetch=True)
-    mmu.check()
-    assert mmu.forgotten == []
-    mmu.shadow.use(KERNEL_VIEW if kernel_writes else USER_VIEW)
-    mmu.access(HIGH, write=True)
-    mmu.check()
-    assert mmu.forgotten == [FRAME >> 12]
-    mmu.shadow.use(USER_VIEW)
-    mmu.access(PAGE, fetch=True)
-    mmu.check()
-
-
-ACCESSES = st.tuples(st.just("access"), st.integers(0, 7), st.sampled_from(["read", "write", "fetch"]))
-RIGHTS = st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans())
-EDITS = st.tuples(
-    st.just("edit"), st.integers(0, 7), st.integers(0, 3), RIGHTS, st.sampled_from(["page", "root", "all"])
-)
-UPPER = st.tuples(
-    st.just("upper"), st.sampled_from([2, 3, 4]), st.booleans(), st.booleans(), st.sampled_from(["root", "all"])
-)
-VIEWS = st.tuples(st.just("view"), st.sampled_from([KERNEL_VIEW, USER_VIEW]))
-PROTECT = st.tuples(st.just("protect"), st.booleans())
-STORES = st.tuples(st.just("store"), st.integers(0, 3))
-LARGE_PAGES = st.tuples(st.just("large"), st.booleans(), st.sampled_from(["root", "all"]))
-PLACES = [PAGE + index * 4096 for index in range(4)] + [HIGH + index * 4096 for index in range(4)]
-
-
-def perform(mmu: ModelMmu, step: Any) -> None:
-    """One step of a random guest; every access must reach what the guest's tables say."""
-    match step:
-        case ("access", number, kind):
-            access = {"write": kind == "write", "fetch": kind == "fetch"}
-            address = PLACES[number]
-            expected = mmu.expected(address, **access)
-            try:
-                found: int | Fault = mmu.source(mmu.access(address, **access))
-            except Fault as fault:
-                found = fault
-            if isinstance(expected, Fault):
-                assert isinstance(found, Fault), f"{address:#x} {kind} gives {found:#x} instead of {expected}"
-                assert (found.vector, found.error) == (expected.vector, expected.error)
-            else:
-                assert found == expected
-        case ("edit", number, frame, (present, writable, user, execute), how):
-            entry = FRAME + frame * 4096 | W * writable | U * user | (0 if execute else NX)
-            address = PLACES[number]
-            if mmu.tables.entry(address, 2) & PS:
-                return
-            mmu.tables.map(address, entry | P if present else 0)
-            flush(mmu, how, address)
-        case ("upper", level, writable, execute, how):
-            at = mmu.tables.place(PAGE, level)
-            word = mmu.tables.words[at]
-            mmu.tables.words[at] = word & ~(W | NX) | W * writable | (0 if execute else NX)
-            flush(mmu, how, PAGE)
-        case ("large", on, how):
-            at = mmu.tables.place(PAGE, 2)
-            small = 0x18_0000
-            mmu.tables.words[at] = 0x20_0000 | P | W | U | PS if on else small | USER_TABLE
-            flush(mmu, how, PAGE)
-        case ("view", view):
-            mmu.shadow.use(view)
-        case ("protect", on):
-            mmu.context.write_protect = on
-            mmu.shadow.flush_all()
-        case ("store", frame):
-            mmu.shadow.written((FRAME >> 12) + frame)
-            at = FRAME + frame * 4096
-            mmu.memory[at] = mmu.memory[at] + 1 & 0xFF
-
-
-def flush(mmu: ModelMmu, how: str, address: int) -> None:
-    if how == "page":
-        mmu.shadow.invalidate(address)
-    elif how == "root":
-        mmu.shadow.load_root()
-    else:
-        mmu.shadow.flush_all()
-
-
-STEPS = st.lists(
-    st.one_of(ACCESSES, ACCESSES, ACCESSES, EDITS, UPPER, VIEWS, PROTECT, STORES, LARGE_PAGES), max_size=40
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=STEPS, guard=st.booleans(), count=st.sampled_from([12, 20, 64]))
-def test_whatever_a_guest_does_its_accesses_are_right_and_its_code_is_not_writable(
-    steps: list[Any], guard: bool, count: int
-) -> None:
-    mmu = ModelMmu(guard=guard, places=replace(tables(count), code_count=8))
-    mmu.tables.map(PAGE, 0x18_0000 | USER_TABLE, 2)
-    for number, place in enumerate(PLACES):
-        mmu.tables.map(place, FRAME + (number & 3) * 4096 | P | W | U)
-    for step in steps:
-        perform(mmu, step)
-        mmu.check()

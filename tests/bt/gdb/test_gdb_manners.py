@@ -14,7 +14,7 @@ from bt import guests
 from bt.gdb.symbol_file import write_symbol_file
 from bt.image import load
 from emulator.errors import RetrapError, Unavailable
-from tests.bt.gdb.test_gdb_server import FOLDERS, SAMPLE, Opened, opened
+from tests.bt.gdb.debugged import FOLDERS, SAMPLE, Opened, opened
 
 SYSTEM = {
     "x86_64": {"cr0", "cr2", "cr3", "cr4", "efer", "idt_base", "gdt_base", "kernel_gs_base"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paravirt.mmu.direct_audit import adopt, count
-from tests.paravirt.mmu.test_direct_tables import COUNT, FIRST, L2, LARGE, RW, Made, P, U, chain
+from tests.paravirt.mmu.direct_guest import COUNT, FIRST, L2, LARGE, RW, Made, P, U, chain
 
 FOREIGN = FIRST + 3 * COUNT - 1
 """A machine frame of the other domain."""

@@ -4,160 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emulator.isa.entries import FORMATS, MALFORMED, MEMORY, TABLE, EntryFormat, format_of
+from emulator.isa.entries import format_of
 from paravirt.mmu.descriptor_pages import DescriptorPages
-from paravirt.mmu.direct_audit import count
 from paravirt.mmu.direct_tables import DirectTables
 from paravirt.mmu.frame_types import (
     DESCRIPTORS,
-    UNTYPED,
     WRITABLE,
     FrameTable,
     Refusal,
     Refused,
 )
-
-FIRST = 0x2000
-"""The machine's first frame: guest frame numbers are far below."""
-COUNT = 1024
-P, W, U, A, D, LARGE, G, NX = 1, 2, 4, 0x20, 0x40, 0x80, 0x100, 1 << 63
-RW = P | W
-L1, L2, L3, L4 = 1, 2, 3, 4
-
-
-class Made:
-    """Two domains of one machine, and the first one's tables."""
-
-    def __init__(
-        self, form: EntryFormat | None = None, translates: bool = True, order: list[int] | None = None
-    ) -> None:
-        self.form = form or format_of("x86-64")
-        self.frames = FrameTable(FIRST, 4 * COUNT)
-        self.frames.claim(FIRST, 16)
-        memory = memoryview(bytearray(COUNT << 12))
-        self.domain = self.frames.add_domain(memory, FIRST + COUNT, order)
-        self.other = self.frames.add_domain(memoryview(bytearray(COUNT << 12)), FIRST + 2 * COUNT)
-        self.tables = DirectTables(self.frames, self.domain, self.form, translates=translates)
-        self.roots: list[int] = []
-
-    def machine(self, number: int) -> int:
-        return self.domain.machine[number]
-
-    def at(self, number: int) -> int:
-        return self.machine(number) - FIRST
-
-    def put(self, number: int, index: int, entry: int) -> None:
-        """As the guest writes its own memory."""
-        self.tables.words[(self.machine(number) - self.domain.first) * self.form.words + index] = entry
-
-    def get(self, number: int, index: int) -> int:
-        return self.tables.words[(self.machine(number) - self.domain.first) * self.form.words + index]
-
-    def store(self, number: int, index: int, entry: int) -> None:
-        self.tables.store(self.machine(number), index, entry)
-
-    def pin(self, number: int, level: int) -> None:
-        self.tables.pin(self.machine(number), level)
-
-    def kind(self, number: int) -> int:
-        return self.frames.kind[self.at(number)]
-
-    def counts(self, number: int) -> tuple[int, int]:
-        at = self.at(number)
-        return self.frames.uses[at], self.frames.refs[at]
-
-    def check(self) -> None:
-        """What is counted is what the tables in use amount to, and nothing maps a table writable or another's frame."""
-        uses, refs = recount(self.tables)
-        for root in self.roots:
-            for frame in range(root, root + self.form.root_frames):
-                uses[frame - FIRST] += 1
-                refs[frame - FIRST] += 1
-        assert (uses == self.frames.uses_array).all()
-        assert (refs == self.frames.refs_array).all()
-        if not (self.frames.kind_array == DESCRIPTORS).any():
-            self.check_count()
-
-    def claims(self) -> tuple[Any, Any]:
-        """Which of the domain's frames are tables, and which are pinned, as a saved machine has it."""
-        own = slice(self.domain_at, self.domain_at + COUNT)
-        used = (self.frames.uses_array[own] != 0) & (self.frames.kind_array[own] < DESCRIPTORS)
-        levels = np.where(used, self.frames.kind_array[own], np.uint8(0))
-        return levels, np.frombuffer(self.frames.pinned, dtype=np.uint8)[own].copy()
-
-    @property
-    def domain_at(self) -> int:
-        """Place of the domain's first frame."""
-        return self.domain.first - FIRST
-
-    def check_count(self) -> None:
-        """The same counts are made of the tables alone, when a machine is put back."""
-        levels, pinned = self.claims()
-        counted, first = count(self.tables, levels, pinned, self.roots), self.domain_at
-        assert (counted.uses == self.frames.uses_array[first : first + COUNT]).all()
-        assert (counted.refs == self.frames.refs_array[first : first + COUNT]).all()
-        assert {number + first: uses for number, uses in counted.linear.items()} == self.tables._linear_in
-
-
-def recount(tables: DirectTables) -> tuple[Any, Any]:
-    """Uses and references that tables in use and pins amount to, each entry looked at by itself."""
-    frames, form = tables.frames, tables.form
-    uses, refs = (np.zeros(frames.count, dtype=np.uint32) for _ in range(2))
-    for at in np.flatnonzero(frames.uses_array != 0).tolist():
-        level = frames.kind[at]
-        if frames.pinned[at]:
-            uses[at] += 1
-            refs[at] += 1
-        if not 1 <= level <= form.top:
-            continue
-        assert frames.owner[at] == tables.domain.number
-        assert frames.valid[at]
-        first = (at + frames.first - tables.domain.first) * form.words
-        for index in range(form.levels[level - 1].entries):
-            if level == form.top and index in form.reserved:
-                continue
-            entry = tables.words[first + index]
-            kind = form.levels[level - 1].decode(entry)
-            assert kind != MALFORMED
-            if kind == TABLE:
-                below = ((entry & form.levels[level - 1].table_address) >> 12) - frames.first
-                linear = frames.kind[below] == level
-                assert frames.kind[below] == level - 1 or linear
-                if below != at:
-                    uses[below] += 1
-                    refs[below] += 1
-            elif kind == MEMORY:
-                here = form.levels[level - 1]
-                low = ((entry & here.memory_address) >> 12) - frames.first
-                pages = range(low, low + (1 << here.shift - 12 if level > 1 else 1))
-                mask, value = here.write
-                for page in pages:
-                    assert frames.owner[page] == tables.domain.number
-                    refs[page] += 1
-                    if entry & mask == value:
-                        assert frames.kind[page] == WRITABLE
-                        uses[page] += 1
-    return uses, refs
-
-
-def chain(made: Made, last: int = 1, bits: int = RW) -> None:
-    """Guest frames 4, 3, 2, 1 as tables of four levels; the last one maps frames from 100 on."""
-    for level in (4, 3, 2):
-        made.put(level, 0, (level - 1) << 12 | RW)
-    for index in range(20):
-        made.put(1, index, (100 + index) << 12 | bits)
-
-
-def refused(reason: Refusal, act: Any, *arguments: Any) -> Refused:
-    with pytest.raises(Refused) as caught:
-        act(*arguments)
-    assert caught.value.reason is reason, caught.value
-    return caught.value
+from tests.paravirt.mmu.direct_guest import (
+    COUNT,
+    FIRST,
+    L1,
+    L2,
+    L3,
+    L4,
+    LARGE,
+    NX,
+    RW,
+    A,
+    D,
+    G,
+    Made,
+    P,
+    U,
+    W,
+    chain,
+    refused,
+)
 
 
 def test_a_root_makes_tables_of_all_below_it_and_leads_to_machine_frames() -> None:
@@ -465,68 +345,6 @@ def test_a_domain_is_of_free_frames_that_are_there() -> None:
             made.frames.add_domain(memoryview(bytearray(2 << 12)), first, order)
 
 
-def test_mips_has_no_tables_to_be_walked() -> None:
-    with pytest.raises(ValueError, match="TLB is filled by instructions"):
-        format_of("mips32")
-    with pytest.raises(ValueError, match="no page-table format"):
-        format_of("vax")
-
-
-def leaf(form: EntryFormat, number: int, writable: bool) -> int:
-    """An entry of a table of pages."""
-    level = form.levels[0]
-    mask, value = level.write
-    bits = value if writable else ~value & mask
-    return number << 12 | level.memory | bits
-
-
-def pointer(form: EntryFormat, level: int, number: int) -> int:
-    return number << 12 | form.levels[level - 1].table
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("translates", [True, False])
-def test_every_format_is_kept_by_the_same_rules(name: str, translates: bool) -> None:
-    form = format_of(name)
-    made = Made(form, translates)
-
-    def frame(number: int) -> int:
-        return number if translates else made.machine(number)
-
-    root = 8
-    for index in range(16):
-        made.put(1, index, leaf(form, frame(100 + index), index % 2 == 0))
-    for level in range(2, form.top + 1):
-        made.put(root if level == form.top else level, 1, pointer(form, level, frame(level - 1)))
-    made.tables.use_root(made.machine(root))
-    made.roots = [made.machine(root)]
-    made.check()
-    assert [made.kind(100), made.counts(100), made.kind(101), made.counts(101)] == [WRITABLE, (1, 1), UNTYPED, (0, 1)]
-    refused(Refusal.FOREIGN, made.store, 1, 40, leaf(form, made.other.first, False))
-    refused(Refusal.WRITABLE_TABLE, made.store, 1, 40, leaf(form, frame(root), True))
-    made.store(1, 0, leaf(form, frame(100), False))
-    assert made.counts(100) == (0, 1)
-    made.check()
-    with pytest.raises(Refused):
-        made.tables.use_root(made.machine(1))
-    made.tables.leave_root(made.machine(root))
-    assert not made.frames.refs_array.any()
-    imposed = 0 if form.kept else form.levels[0].imposed
-    assert made.get(1, 3) == leaf(form, frame(103), False) | imposed
-
-
-def test_bits_by_which_an_arm_processor_gives_more_than_an_entry_says_are_refused() -> None:
-    made = Made(format_of("aarch64"))
-    made.pin(1, L1)
-    for bits in (1 << 51, 1 << 52):  # dirty bit modifier, contiguous
-        refused(Refusal.MALFORMED, made.store, 1, 0, 100 << 12 | 1 << 7 | 3 | bits)
-    short = Made(format_of("armv7"))
-    short.pin(2, L2)
-    refused(Refusal.MALFORMED, short.store, 2, 0, 1 << 18 | 2)  # a supersection
-    short.pin(1, L1)
-    refused(Refusal.MALFORMED, short.store, 1, 0, 100 << 12 | 1)  # a large page
-
-
 ENTRIES = st.tuples(
     st.sampled_from([0, 0, P, RW, RW, RW | U, P | NX, RW | LARGE, P | LARGE, RW | G, RW | 1 << 58]),
     st.integers(0, 11),
@@ -621,61 +439,6 @@ def test_a_flush_that_is_due_is_told_once_until_it_is_done() -> None:
     made.store(1, 2, 0)
     made.pin(102, L1)
     assert told == [1, 2]
-
-
-@given(entry=st.integers(0, (1 << 64) - 1), level=st.integers(1, 4))
-def test_what_is_imposed_on_an_entry_is_not_seen_by_who_reads_it(entry: int, level: int) -> None:
-    for form in (format_of(name) for name in FORMATS):
-        if level > form.top or not form.kept:
-            continue
-        own = entry & (1 << 8 * form.entry_size) - 1 & ~form.taken(level)
-        stored = form.impose(level, own)
-        assert form.restore(level, stored) == own
-        if own & form.levels[level - 1].present:
-            assert stored & form.levels[level - 1].imposed == form.levels[level - 1].imposed
-
-
-@given(entries=st.lists(st.integers(0, (1 << 64) - 1), min_size=9, max_size=40))
-def test_many_entries_are_imposed_on_and_read_back_as_single_ones_are(entries: list[int]) -> None:
-    for name in ("x86-64", "aarch64"):
-        made = Made(format_of(name))
-        level = made.form.levels[0]
-        own = [entry & ~made.form.taken(1) & ~level.memory_address | level.memory | 5 << 12 for entry in entries]
-        numbers = np.full(len(own), made.machine(5), dtype=np.int64)
-        stored = made.tables.impose_on_pages(np.array(own, dtype=np.uint64), numbers)
-        at_machine = [entry & ~level.memory_address | made.machine(5) << 12 for entry in own]
-        assert stored.tolist() == [made.form.impose(1, entry) for entry in at_machine]
-        assert made.tables.pages_to_guest(stored).tolist() == own
-
-
-def test_on_aarch64_what_the_kernel_may_execute_is_open_to_el0_and_what_nobody_may_is_not() -> None:
-    form = format_of("aarch64")
-    user, read_only, privileged, unprivileged = 1 << 6, 1 << 7, 1 << 53, 1 << 54
-    for guests, executable in (
-        (unprivileged, True),
-        (user | privileged, True),
-        (privileged | unprivileged, False),
-        (user | privileged | unprivileged, False),
-        (0, True),
-    ):
-        stored = form.impose(1, 0x403 | guests | read_only)
-        assert stored & user
-        assert bool(stored & unprivileged) != executable
-        assert form.restore(1, stored) == 0x403 | guests | read_only
-
-
-def test_a_root_of_aarch64_alone_may_hide_what_is_below_from_user_code() -> None:
-    made = Made(format_of("aarch64"))
-    hidden = 1 << 61
-    made.put(4, 0, 3 << 12 | 3 | hidden)
-    made.pin(4, L4)
-    mask, value = made.form.user
-    assert made.get(4, 0) & mask != value
-    assert not made.get(4, 0) & hidden, "the kernel has it all the same"
-    assert made.tables.read(made.machine(4), 0) == 3 << 12 | 3 | hidden
-    with pytest.raises(Refused) as caught:
-        made.store(3, 0, 2 << 12 | 3 | hidden)
-    assert caught.value.reason is Refusal.MALFORMED
 
 
 def test_a_guests_first_frame_may_have_another_number_than_0() -> None:
