@@ -185,8 +185,9 @@ class ArmEngine(Engine, Protocol):
         executed from their copies, once it is told where to begin (`execute_copies`)."""
         ...
 
-    def execute_copies(self, root: int) -> None:
-        """The root table begins at byte `root` of the tables; below 0: every fetch that aborts is an exit."""
+    def execute_copies(self, root: int, upper: int = -1, split: int = 0) -> None:
+        """The root table begins at byte `root` of the tables, and, where `split` is not 0, at `upper` for addresses of
+        which so many upper bits are not all 0; below 0: every fetch that aborts is an exit."""
         ...
 
     def frame_changed(self, physical: int, size: int) -> None:

@@ -89,7 +89,7 @@ CROSSING_CODE = FIXUP_BASE + FIXUP_SIZE - 0x1000
 which it is left, on engines that need no exit for that. The words below serve both."""
 
 CROSSING_SAVED = 0x170
-"""Offset, two words: RCX and R11 as SYSCALL leaves them."""
+"""Offset, two words: RCX as SYSCALL leaves it; or RCX and R11 of user code at a page fault."""
 
 CROSSING_TARGET = 0x180
 """Offset: where the kernel goes on once it is entered, written by the hypervisor."""

@@ -70,6 +70,7 @@ class _X86Para(ParaGuest, X86Hypervisor):
         vcpu.cr4 |= r.CR4_OSFXSR | r.CR4_OSXMMEXCPT
         self.real_controls_changed()
         self.descriptors_changed()
+        self.shadow.use(self.shadow.view)  # a root is for one CR0.WP
 
     def _switch(self, view: int) -> None:
         """No ports for user code, and no descriptors at all."""

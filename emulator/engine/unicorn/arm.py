@@ -140,9 +140,9 @@ class UnicornArmEngine(UnicornCpu):
         """They are entered without a handler."""
         self._copied.keep(pages)
 
-    def execute_copies(self, root: int) -> None:
+    def execute_copies(self, root: int, upper: int = -1, split: int = 0) -> None:
         """Where the lookup begins."""
-        self._copied.look(root)
+        self._copied.look(root, upper, split)
 
     def frame_changed(self, physical: int, size: int) -> None:
         """Forget what was made of the code in some physical memory."""

@@ -15,9 +15,10 @@ from emulator.engine.arm import CopiedPages
 
 # Called as callback(engine, number, words) in RDI RSI RDX (System V AMD64). `words`, of 64 bits: host address of the
 # root table, or 0; of the tables; their physical address and size (32 bits each); host address of the copies; the CPU;
-# tlb_set_page; Python's callback; the CPU state.
+# tlb_set_page; Python's callback; the CPU state; bits of an address below those that say which root; the other root.
 #   cmp esi, PREFETCH ; jne other ; mov r8, [rdx] ; test r8, r8 ; je other ; mov r9, [rdx+56] ; mov eax, [r9+STATUS]
-#   and eax, 40FH ; cmp eax, 2 ; je other ; mov r11d, [r9+FAULT_ADDRESS] ; mov eax, r11d ; shr eax, 20
+#   and eax, 40FH ; cmp eax, 2 ; je other ; mov r11d, [r9+FAULT_ADDRESS] ; mov ecx, [rdx+64]
+#   mov eax, r11d ; shr eax, cl ; cmovne r8, [rdx+72] ; mov eax, r11d ; shr eax, 20
 #   mov eax, [r8+rax*4] ; and eax, FFFFFC00H ; sub eax, [rdx+16] ; cmp eax, [rdx+20] ; jae other
 #   mov ecx, r11d ; shr ecx, 10 ; and ecx, 3FCH ; add eax, ecx ; mov r10, [rdx+8] ; test dword [r10+rax], MARK
 #   je other ; mov r10, [rdx+24] ; mov ecx, [r10+rax] ; test ecx, ecx ; je other ; mov dword [r9+SYNDROME], 0
@@ -25,15 +26,16 @@ from emulator.engine.arm import CopiedPages
 #   mov r8d, 7 (User mode in Secure state) ; mov r9d, 4096 ; sub rsp, 8 ; call rax ; add rsp, 8 ; ret
 #   other: jmp [rdx+48]
 _CODE: Final = bytes.fromhex(
-    "83fe030f85a50000004c8b024d85c00f84990000004c8b4a38418b81d40b0000250f04000083f8020f8480000000458b99d80b000044"
-    "89d8c1e814418b04802500fcffff2b42103b421473624489d9c1e90a81e1fc03000001c84c8b520841f704020008000074464c8b5218"
-    "418b0c0285c9743a41c781d00b0000000000004489de81e600f0ffff488b7a20488b422889cab90400000041b80700000041b9001000"
-    "004883ec08ffd04883c408c3ff6230"
+    "83fe030f85b20000004c8b024d85c00f84a60000004c8b4a38418b81d40b0000250f04000083f8020f848d000000458b99d80b00008b"
+    "4a404489d8d3e84c0f4542484489d8c1e814418b04802500fcffff2b42103b421473624489d9c1e90a81e1fc03000001c84c8b520841"
+    "f704020008000074464c8b5218418b0c0285c9743a41c781d00b0000000000004489de81e600f0ffff488b7a20488b422889cab90400"
+    "000041b80700000041b9001000004883ec08ffd04883c408c3ff6230"
 )
 PLACES: Final = (0xBD0, 0xBD4, 0xBD8)
 """Of the syndrome, the fault's status and its address in the CPU state, as the code has them."""
 MARK: Final = 1 << 11
 """nG, by which an entry says that its page has a copy."""
+_LAST: Final = 31
 
 
 class CopiedCode:
@@ -46,7 +48,7 @@ class CopiedCode:
         self.on_exception = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
         self._callback = callback
         functions = (ctypes.cast(one, ctypes.c_void_p).value or 0 for one in (set_page, callback))
-        self._words = (ctypes.c_uint64 * 8)(0, 0, 0, 0, cpu, *functions, state)
+        self._words = (ctypes.c_uint64 * 10)(0, 0, 0, 0, cpu, *functions, state, _LAST, 0)
         self.argument = ctypes.addressof(self._words)
         self._kept: tuple[Any, ...] = ()
         self._tables = 0
@@ -60,6 +62,12 @@ class CopiedCode:
         self._words[0], self._words[1] = 0, self._tables
         self._words[2], self._words[3] = pages.physical | size << 32, ctypes.addressof(copies)
 
-    def look(self, root: int) -> None:
-        """The root table begins at this byte of the tables; below 0: nothing is looked up."""
-        self._words[0] = self._tables + root if root >= 0 else 0
+    def look(self, root: int, upper: int, split: int) -> None:
+        """The root tables begin at these bytes of the tables, the upper one for addresses whose `split` upper bits are
+        not all 0; below 0: nothing is looked up."""
+        self._words[0] = 0
+        if root >= 0:
+            self._words[8], self._words[9] = (
+                (32 - split, self._tables + upper) if split else (_LAST, self._tables + root)
+            )
+            self._words[0] = self._tables + root

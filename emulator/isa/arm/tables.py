@@ -46,6 +46,8 @@ OWN_DOMAIN: Final = 15
 from the hypervisor's: their access is looked at when they are entered."""
 _FLAT: Final = 2
 """Stands for the guest's entry while its MMU is off: a section."""
+READ_ONLY: Final = 1 << 9
+"""AP[2] of a page: whatever the rest of AP says, nobody writes it."""
 _PXN: Final = 1 << 2
 _SUPERSECTION: Final = 1 << 18 | 2
 """Both bits: a section that is one of sixteen, always of domain 0."""
@@ -162,10 +164,12 @@ class ArmTables:
         """Whether it is nearly every access: to a small page, by a table and a client's domain, and allowed. The
         translation is in `result` then."""
         context, words, base = self._context, self.walker.words, self.walker.base
-        split, count = context.ttbcr & 7, len(words)
-        if split or context.sctlr & (SCTLR_M | SCTLR_AFE) != SCTLR_M:
+        split, count, region = context.ttbcr & 7, len(words), 0
+        if context.sctlr & (SCTLR_M | SCTLR_AFE) != SCTLR_M:
             return False
-        root = context.ttbr0 & 0xFFFF_C000
+        root = context.ttbr0 & 0xFFFF_FFFF << 14 - split & 0xFFFF_FFFF
+        if split and address >> 32 - split:
+            region, root = 1, context.ttbr1 & 0xFFFF_C000
         at = (root - base >> 2) + (address >> 20)
         if not 0 <= at < count:
             return False
@@ -182,7 +186,7 @@ class ArmTables:
         if not (other if user else kernel) & wanted:
             return False
         walk = self.result
-        walk.address, walk.frame, walk.region = address, second & 0xFFFF_F000, 0
+        walk.address, walk.frame, walk.region = address, second & 0xFFFF_F000, region
         walk.rights = kernel << KERNEL_SHIFT | other << USER_SHIFT
         walk.level, walk.size = 1, 12
         walk.entries[1], walk.entries[2] = second, first

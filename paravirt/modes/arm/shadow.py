@@ -15,7 +15,7 @@ import numpy as np
 
 from emulator.engine.arm import FULL, OTHER, ArmEngine, CopiedPages
 from emulator.isa.arm.paging import SCTLR_AFE, SCTLR_M, TranslationContext
-from emulator.isa.arm.tables import APART, DOMAIN_SHIFT, OWN_DOMAIN, USER_TABLES, ArmTables
+from emulator.isa.arm.tables import APART, DOMAIN_SHIFT, OWN_DOMAIN, READ_ONLY, USER_TABLES, ArmTables
 from emulator.isa.exceptions import ArchitecturalException
 from emulator.isa.paging import EXECUTE, GLOBAL, KERNEL_SHIFT, READ, USER_SHIFT, WRITE, PageWalk
 from emulator.memory import GuestMemory
@@ -38,7 +38,7 @@ _UNIT: Final = USER_TABLES.unit
 _TABLE_MASK: Final = USER_TABLES.table_mask
 _SUPERSECTION: Final = 1 << 18 | 2
 _ROOT_MASK: Final = 0xFFFF_C000
-"""Of TTBR0, where there is no TTBR1."""
+"""Of TTBR1."""
 
 
 class ArmShadow(ShadowPaging):
@@ -226,8 +226,9 @@ class ArmShadow(ShadowPaging):
         number = (entry & PAGE_MASK) - frames.base >> 12
         if not entry & 2 or not 0 <= number < frames.count or frames.guard is not None:
             return
-        write = frames.kinds[number] == MAY_BE_CODE
-        if frames.kinds[number] and not write:
+        kind = frames.kinds[number]
+        write = kind == MAY_BE_CODE
+        if (kind and not write) or (write and entry & READ_ONLY):
             return
         try:
             walk = self.guest.walk(address, write, False, False)
@@ -243,12 +244,15 @@ class ArmShadow(ShadowPaging):
                 self._cpu.flush_page(FULL, address)
 
     def roots_of(self, address: int) -> tuple[int, ...]:
-        """As the base, of one region."""
-        context = self.context
-        if context.ttbcr & 7 or not context.sctlr & SCTLR_M:
+        """As the base, written out."""
+        context, known = self.context, self._roots
+        if not context.sctlr & SCTLR_M:
             return super().roots_of(address)
-        name, known = context.ttbr0 & _ROOT_MASK, self._roots
-        kernel, user = known.get((0, name, KERNEL_VIEW)), known.get((0, name, USER_VIEW))
+        split, region = context.ttbcr & 7, 0
+        name = context.ttbr0 & 0xFFFF_FFFF << 14 - split & 0xFFFF_FFFF
+        if split and address >> 32 - split:
+            region, name = 1, context.ttbr1 & _ROOT_MASK
+        kernel, user = known.get((region, name, KERNEL_VIEW)), known.get((region, name, USER_VIEW))
         if kernel is None:
             return () if user is None else (user,)
         return (kernel,) if user is None else (kernel, user)
@@ -419,11 +423,13 @@ class ArmShadow(ShadowPaging):
         return True
 
     def _tell_root(self) -> None:
-        """Where the engine finds by itself what executes from a copy: in the kernel's view, with one table for all
-        addresses."""
+        """Where the engine finds by itself what executes from a copy: in the kernel's view."""
         roots = self._current
-        by_itself = self.view == KERNEL_VIEW and len(roots) == 1 and not self._alone_runs
-        self._cpu.execute_copies(roots[0] << _UNIT if by_itself else -1)
+        if self.view == KERNEL_VIEW and roots and not self._alone_runs:
+            split = self.context.ttbcr & 7 if len(roots) > 1 else 0
+            self._cpu.execute_copies(roots[0] << _UNIT, roots[-1] << _UNIT, split)
+        else:
+            self._cpu.execute_copies(-1)
 
     def run_alone(self, alone: bool) -> None:
         """One instruction runs alone from now on, or none does: a fetch of any other is an exit."""

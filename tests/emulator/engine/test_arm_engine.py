@@ -141,6 +141,16 @@ def test_a_marked_page_executes_from_its_copy_without_an_exit_and_is_read_where_
     for _ in range(2):
         assert (aborted(), bare.registers.gpr[0], bare.registers.gpr[2]) == (0, 1, 0xAAAA_AAAA)
         bare.engine.flush_tlb()
+    bare.put(BASE + 0x10_0000 + (page >> 18), [table | 1])  # the same by another root, for the upper half of addresses
+    bare.section(0x8000_0000, 0)
+    bare.engine.split_roots(1, BASE + 0x10_0000, OTHER)
+    for lower, upper, split, exits in ((ROOT, BASE + 0x10_0000, 1, 0), (ROOT, BASE + 0x10_0000, 0, 1)):
+        bare.engine.execute_copies(lower - BASE, upper - BASE, split)
+        bare.engine.flush_tlb()
+        assert (aborted(), bare.registers.gpr[0]) == (exits, 1 - exits)
+    bare.engine.split_roots(0, 0, OTHER)
+    bare.section(0x8000_0000, table | 1)
+    bare.engine.execute_copies(ROOT - BASE)
     steps: tuple[tuple[Callable[[], object], Callable[[], object]], ...] = (
         (lambda: bare.engine.execute_copies(-1), lambda: bare.engine.execute_copies(ROOT - BASE)),
         (lambda: words.__setitem__(at // 4, 0), lambda: words.__setitem__(at // 4, copy)),
