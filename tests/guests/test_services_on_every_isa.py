@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, cast
 
 import pytest
@@ -13,6 +14,7 @@ from bt.session import Options, Session
 from bt.snapshot import ResumedSession, Snapshot, save_session
 from emulator.machine import EndKind, Outcome
 from paravirt.hypervisor import Hypervisor
+from paravirt.services.machine_state import capture, reinstate
 from paravirt.services.positions import Position
 from paravirt.services.timeline import PAUSED, ConsoleOnce, Timeline
 from tests.paravirt.services.ticking_guest import fingerprint
@@ -112,6 +114,26 @@ def test_a_state_is_the_same_reached_forwards_or_backwards(whole: tuple[str, Who
     for state in reversed(seen[:-1]):
         timeline.step_back()
         assert driver.state == state
+
+
+def test_what_the_engine_forgets_on_the_way_changes_nothing(whole: tuple[str, Whole]) -> None:
+    """Translated code, cached translations of addresses, or all of it, for a state that is taken and put back."""
+    _, known = whole
+    timeline, driver = known.timeline, known.driver
+    engine, choose = cast(Any, driver.engine), Random(known.last)
+    forget = engine.flush_code, engine.flush_tlb, lambda: reinstate(driver, capture(driver, whole=False))
+    places = sorted(choose.sample(range(int(known.last * 0.8), known.last), 500))
+
+    def paused() -> None:
+        choose.choice(forget)()
+        if places:
+            engine.pause_at(places.pop(0), paused)
+
+    timeline.goto(Position(places[0] - 1))
+    engine.pause_at(places.pop(0), paused)
+    assert timeline.run() == known.outcome
+    assert not places
+    assert fingerprint(driver) == known.end
 
 
 def test_a_guest_that_has_shut_down_stays_so(whole: tuple[str, Whole]) -> None:
