@@ -185,6 +185,17 @@ def test_user_code_that_divides_by_zero_is_delivered_as_such_while_calls_come_by
         assert guest.hypervisor.exits.counts["SYSTEM_CALL", "inside"] > ROUNDS - 4
 
 
+def test_what_a_kernel_writes_to_a_port_behind_a_call_without_an_exit_is_not_lost(
+    make: Callable[[str], Guest],
+) -> None:
+    # Call 3 writes a byte to the interrupt controller's mask, instead of what it does elsewhere.
+    guest = make(CALLS + MOVE + CALLS + LAST)
+    at = KERNEL + 0x400 + bytes.fromhex(kernel()[1]).index(bytes.fromhex("66810425"))
+    guest.put(at, "b0a5 e621 b003 90 90 90 90")  # mov al, ...; out 21h, al; mov al, 3
+    guest.run()
+    assert guest.machine.board.pic.state.master.imr == 0xA5
+
+
 def test_a_descriptor_that_the_kernel_changed_is_what_user_code_loads_next(make: Callable[[str], Guest]) -> None:
     # SYSRET itself loads fixed descriptors; the next load by user code reads the table, though no call exited since.
     guest = make(CALLS + load("fs", BASED) + MOVE + load("fs", BASED) + "644c8b342510000000" + LAST)
