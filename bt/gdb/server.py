@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
+from bt.gdb.arguments import piece, read_point, read_span
 from bt.gdb.packets import LONGEST, Kind, Reader, packet
 from bt.gdb.targets import Target
 from emulator.errors import RetrapError, UsageError, VerifyFailed
@@ -288,18 +289,18 @@ class Server:
         return b"OK"
 
     def _memory(self, rest: str) -> bytes:
-        address, size = _span(rest)
+        address, size = read_span(rest)
         data = self.debugger.read(address, min(size, _MOST_READ))
         return data.hex().encode() if data or not size else b"E0e"
 
     def _set_memory(self, rest: str) -> bytes:
         span, _, data = rest.partition(":")
-        address, size = _span(span)
+        address, size = read_span(span)
         return self._store(address, size, bytes.fromhex(data))
 
     def _set_binary(self, rest: str) -> bytes:
         span, _, data = rest.partition(":")
-        address, size = _span(span)
+        address, size = read_span(span)
         return self._store(address, size, data.encode("latin-1"))
 
     def _store(self, address: int, size: int, data: bytes) -> bytes:
@@ -312,7 +313,7 @@ class Server:
     # -- stops ----------------------------------------------------------------------------------
 
     def _set_stop(self, rest: str) -> bytes:
-        kind, address, size = _point(rest)
+        kind, address, size = read_point(rest)
         if kind in ("0", "1"):
             self.debugger.stops.set_breakpoint(address)
         elif kind in _WATCHES:
@@ -325,7 +326,7 @@ class Server:
         return b"OK"
 
     def _remove_stop(self, rest: str) -> bytes:
-        kind, address, size = _point(rest)
+        kind, address, size = read_point(rest)
         if kind in ("0", "1"):
             self.debugger.stops.remove_breakpoint(address)
         elif kind in _WATCHES:
@@ -420,10 +421,10 @@ class Server:
         name, _, span = rest.partition(":")
         if name != "target.xml":
             return b"E00"
-        return _piece(self._description, span)
+        return piece(self._description, span)
 
     def _executable(self, rest: str) -> bytes:
-        return _piece(self.symbol_file.encode(), rest.rpartition(":")[2]) if self.symbol_file else b""
+        return piece(self.symbol_file.encode(), rest.rpartition(":")[2]) if self.symbol_file else b""
 
     def _command(self, rest: str) -> bytes | None:
         text = bytes.fromhex(rest).decode("utf-8", "replace")
@@ -448,25 +449,6 @@ class Server:
         if _rest.startswith(";"):
             self._reply(b"OK")
         raise Killed
-
-
-def _piece(whole: bytes, span: str) -> bytes:
-    """A piece of what is transferred, OFFSET,SIZE, and whether it is the last."""
-    offset, _, size = span.partition(",")
-    start, count = int(offset, 16), min(int(size, 16), LONGEST - 16)
-    return (b"m" if start + count < len(whole) else b"l") + whole[start : start + count]
-
-
-def _span(text: str) -> tuple[int, int]:
-    """ADDRESS,SIZE."""
-    address, _, size = text.partition(",")
-    return int(address, 16) & (1 << 64) - 1, int(size, 16)
-
-
-def _point(text: str) -> tuple[str, int, int]:
-    """KIND,ADDRESS,SIZE and what may follow."""
-    kind, address, size = text.split(";")[0].split(",")
-    return kind, int(address, 16), int(size, 16)
 
 
 def _fixed(answer: bytes) -> Callable[[Any, str], bytes]:
