@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -191,19 +192,22 @@ def _physical(session: Session, address: int) -> int:
 
 
 def _shown(position: str, session: Session) -> dict[str, Any]:
-    """The guest as it is now."""
+    """The guest as it is now; registers by gdb's names, those before the program counter."""
     import hashlib
 
+    from bt.gdb.targets import target_for
+
     driver: Any = session.driver
-    machine = session.machine
-    names = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
+    machine, target = session.machine, target_for(session)
+    processor = target.processor(driver)
+    rows = takewhile(lambda row: row.name != target.pc, target.registers)
     return {
         "position": position,
         "at": f"{driver.pc:#x} {session.symbol(driver.pc)}",
         "level": driver.vcpu.level,
         "time": f"{machine.clock.now() / 1e9:.9f} s",
         "exits": driver.exits.total,
-        "registers": {name: f"{value:#018x}" for name, value in zip(names, driver.vcpu.gpr, strict=False)},
+        "registers": {row.name: f"{row.read(processor):#0{2 + row.bits // 4}x}" for row in rows},
         "processor": hashlib.sha256(repr(driver.state).encode()).hexdigest()[:16],
         "memory": machine.memory.digest(),
     }

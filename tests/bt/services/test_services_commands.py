@@ -138,6 +138,20 @@ def test_goto_shows_the_same_place_the_same_way(made: Made) -> None:
     assert int(first["exits"]) > 1000
 
 
+@pytest.mark.parametrize(
+    ("isa", "stack", "names"),
+    [("x86_64", "rsp", 16), ("i386", "esp", 8), ("aarch64", "sp", 32), ("armv7", "sp", 15), ("mips32", "r29", 34)],
+)
+def test_goto_shows_the_registers_of_the_guests_instruction_set(
+    tmp_path: Path, isa: str, stack: str, names: int
+) -> None:
+    image = Path(SAMPLE).parents[1] / isa / "portable.elf"
+    done(retrap("run", image, "--append", "only=console", "--record", tmp_path / "a.rec"))
+    registers = json.loads(done(retrap("goto", tmp_path / "a.rec", "1000", "--json")).stdout)["registers"]
+    assert len(registers) == names
+    assert int(registers[stack], 16) > 0x8000_0000
+
+
 def test_goto_goes_back_from_the_end_of_the_guest_and_not_beyond_it(made: Made) -> None:
     end, *ways = (
         json.loads(done(retrap("goto", made.recording, "end", "--json", *steps)).stdout)
@@ -154,7 +168,7 @@ def test_goto_goes_back_from_the_end_of_the_guest_and_not_beyond_it(made: Made) 
 
 def test_goto_goes_back_to_what_changed_memory(made: Made) -> None:
     end = json.loads(done(retrap("goto", made.recording, "end", "--json")).stdout)
-    stack = hex(int(end["registers"]["RSP"], 16) & ~7)
+    stack = hex(int(end["registers"]["rsp"], 16) & ~7)
     found = json.loads(done(retrap("goto", made.recording, "end", "--previous-write", f"{stack}:8", "--json")).stdout)
     assert int(found["position"].split("+")[0]) <= int(end["position"].split("+")[0])
     again = json.loads(done(retrap("goto", made.recording, found["position"], "--forward", "1", "--json")).stdout)
