@@ -140,7 +140,9 @@ class Observation:
     loader_tables: frozenset[int]
     """Page numbers of the page tables that the loader made, and that the guest began with."""
     exits: dict[str, int]
-    """How often the engine or the guest exited, by what for."""
+    """How often what was done for the guest, by operation and route; some came with another exit, and was none."""
+    left: int
+    """How often the guest was left: all exits."""
     blocks: int
     """Basic blocks executed."""
     nanoseconds: int
@@ -258,6 +260,7 @@ def observe(image: Image, options: Options) -> Observation:
             processor=_processor_of(session, watch.view),
             loader_tables=tables,
             exits=dict(_exits(session)),
+            left=_left(session),
             blocks=machine.engine.progress,
             nanoseconds=machine.clock.now(),
             engine=machine.engine.capabilities.name,
@@ -266,6 +269,11 @@ def observe(image: Image, options: Options) -> Observation:
         )
     finally:
         session.close()
+
+
+def _left(session: Session) -> int:
+    driver = session.driver
+    return sum(driver.exits.values()) if isinstance(driver, NativeCpu) else driver.exits.total
 
 
 def _exits(session: Session) -> Iterator[tuple[str, int]]:

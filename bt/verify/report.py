@@ -33,7 +33,7 @@ def text(verification: Verification) -> str:
 
 def _lines(verification: Verification) -> Iterator[str]:
     isa = verification.guest.image.isa.name
-    yield f"{verification.guest.name}: the reference {_run(verification.reference)}"
+    yield f"{verification.guest.name}: the reference {summary(verification.reference)}"
     yield f"The reference ran {explain(verification.reference.mode, isa)}."
     for comparison in verification.comparisons:
         yield ""
@@ -53,16 +53,17 @@ def _lines(verification: Verification) -> Iterator[str]:
     yield "verified: the runs agree" if verification.passed else "FAILED: the runs do not agree"
 
 
-def _run(run: Observation) -> str:
+def summary(run: Observation) -> str:
+    """How a run ended and what it took, in one clause."""
     return (
         f"ended by {run.outcome.kind.value}, status {run.outcome.status}, after {run.blocks} blocks, "
-        f"{run.nanoseconds / 1e9:.3f} s of guest time, {sum(run.exits.values())} exits"
+        f"{run.nanoseconds / 1e9:.3f} s of guest time, {run.left} exits"
     )
 
 
 def _comparison_lines(comparison: Comparison) -> Iterator[str]:
     rewritten = comparison.pair.rewritten
-    yield f"{comparison.name}: {_run(rewritten)}"
+    yield f"{comparison.name}: {summary(rewritten)}"
     rows = [(_verdict(finding), finding.rule.name, _compared(finding)) for finding in comparison.findings]
     yield from table(("", "compared", "how much"), rows).rstrip("\n").split("\n")
     first = comparison.first
@@ -109,7 +110,7 @@ def _register_lines(side: Side, divergence: Divergence) -> Iterator[str]:
 
 def _operation_lines(operations: Operations) -> Iterator[str]:
     verdict = "same" if operations.passed else "DIFFERS"
-    yield f"{operations.mode}, exits by operation on {' and '.join(operations.engines)}: {verdict}"
+    yield f"{operations.mode}, what was done on {' and '.join(operations.engines)}: {verdict}"
     rows = [(_steadiness(name, left, right), name, str(left), str(right)) for name, left, right in operations.counts]
     yield from table(("", "operation", *operations.engines), rows).rstrip("\n").split("\n")
 
@@ -180,6 +181,7 @@ def _run_json(run: Observation) -> dict[str, Any]:
         "console_sha256": sha256(run.console).hexdigest(),
         "memory_sha256": run.memory.digest(),
         "exits": run.exits,
+        "exits_in_all": run.left,
     }
 
 

@@ -10,10 +10,12 @@ import pytest
 from bt import qemu
 from bt.cli.main import run
 from bt.image import from_bytes, load
+from bt.report.run import exit_rows
 from bt.session import Options, Session
 from bt.verify import verify
 from bt.verify.guest import of
 from bt.verify.observation import observe
+from bt.verify.report import summary
 from bt.verify.third_party import compare_with_qemu
 from bt.verify.views.x86 import peek, tables_from
 from emulator.machine import Limits
@@ -21,6 +23,7 @@ from tests.bt.image.image_files import Part, make_elf
 from tests.bt.verify.tiny_guest import DATA, STACK, TEXT, tiny_guest
 
 MIB = 1 << 20
+SAMPLE = Path(__file__).parents[3] / "samples" / "x86_64" / "sample.elf"
 
 
 @pytest.fixture
@@ -174,6 +177,21 @@ def test_watching_a_run_changes_nothing_of_it() -> None:
     assert watched.blocks == alone[0]
     assert sum(watched.exits.values()) == sum(alone[1].values())
     assert watched.memory.read(DATA, STACK - DATA)
+
+
+def test_the_exits_shown_are_those_that_a_run_counts() -> None:
+    """What came with another exit, such as the bytes of a console that are handed up late, is none of its own."""
+    options = Options(mode="inline", memory=128 * MIB, cache=False, limits=Limits(guest_seconds=0.005))
+    image = load(SAMPLE)
+    session = Session(image, options, lambda _: None)
+    try:
+        session.run()
+        shown = sum(row.count for row in exit_rows(session) if row.share)
+    finally:
+        session.close()
+    watched = observe(image, options)
+    assert watched.left == shown < sum(watched.exits.values())
+    assert summary(watched).endswith(f" {shown} exits")
 
 
 def test_two_runs_of_one_mode_are_the_same_to_the_last_exit() -> None:

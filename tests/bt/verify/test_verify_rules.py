@@ -40,6 +40,7 @@ def run(
         processor={**registers, "RIP": BASE},
         loader_tables=TABLES,
         exits={},
+        left=0,
         blocks=1000,
         nanoseconds=1,
     )
