@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from emulator.errors import UsageError
+from bt.output import check_names, unwritable
+from emulator.errors import Unwritable
 
 if TYPE_CHECKING:
     from emulator.driver import Driver
@@ -41,9 +42,9 @@ class TraceFile:
     """Takes lines. Closed by `close`."""
 
     def __init__(self, path: Path, originals: Iterable[Path]) -> None:
-        """Empty or make the file. Raises `UsageError` where that cannot be, or would destroy one of `originals`."""
+        """Empty or make the file. Raises `Unwritable`, or `UsageError` where that would destroy one of `originals`."""
         self._path = path
-        refuse_originals(path, originals)
+        check_names([path], originals)
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except (OSError, ValueError) as error:
@@ -54,7 +55,7 @@ class TraceFile:
         driver.trace = self.write
 
     def write(self, line: str) -> None:
-        """Write one line. Raises `UsageError` when the disk is full."""
+        """Write one line. Raises `Unwritable` when the disk is full."""
         data = line.encode() + b"\n"
         try:
             while data:
@@ -66,9 +67,8 @@ class TraceFile:
         """Close the file."""
         os.close(self._descriptor)
 
-    def _cannot(self, error: OSError | ValueError) -> UsageError:
-        reason = error.strerror if isinstance(error, OSError) else error
-        return UsageError(f"{self._path}: cannot be written ({reason}); name a file that can")
+    def _cannot(self, error: OSError | ValueError) -> Unwritable:
+        return unwritable(self._path, error)
 
 
 class RecordFile(TraceFile):
@@ -243,10 +243,3 @@ def open_trace(path: Path, originals: Iterable[Path], wanted: str | None = None)
     if wanted is None and path.suffix not in (".json", ".jsonl", ".svg"):
         return TraceFile(path, originals)
     return RecordFile(path, originals, Filter() if wanted is None else filter_of(wanted))
-
-
-def refuse_originals(path: Path, originals: Iterable[Path]) -> None:
-    """Raise `UsageError` where `path`, an output, is one of the inputs."""
-    for original in originals:
-        if path.exists() and original.exists() and path.samefile(original):
-            raise UsageError(f"{path}: is an input of this run, which is never overwritten; name another file")

@@ -42,7 +42,7 @@ class UsageError(RetrapError):
     """The command line, or an argument of a public function, makes no sense."""
 
     exit_status: ClassVar[int] = 2
-    meaning: ClassVar[str] = "the command line makes no sense, or a file named on it cannot be read or written"
+    meaning: ClassVar[str] = "the command line makes no sense, or a file named on it cannot be read"
 
 
 class BadImage(RetrapError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emulator.errors import Unavailable, UsageError
+from emulator.errors import Unavailable, Unwritable
 
 
 def subplots(size: tuple[float, float], columns: int = 1) -> tuple[Any, Any]:
@@ -29,7 +29,7 @@ def subplots(size: tuple[float, float], columns: int = 1) -> tuple[Any, Any]:
 
 
 def save(figure: Any, base: Path) -> list[Path]:
-    """Write a figure beside `base`, as SVG and as PNG; returns the files. Raises `UsageError`."""
+    """Write a figure beside `base`, as SVG and as PNG; returns the files. Raises `Unwritable`."""
     from matplotlib import pyplot
 
     files = [base.with_suffix(".svg"), base.with_suffix(".png")]
@@ -38,7 +38,7 @@ def save(figure: Any, base: Path) -> list[Path]:
         figure.savefig(files[0], metadata={"Date": None, "Creator": None})
         figure.savefig(files[1], dpi=120, metadata={"Software": None})
     except OSError as error:
-        raise UsageError(f"{base}: the plot cannot be written ({error.strerror}); name another place") from None
+        raise Unwritable(f"{base}: the plot cannot be written ({error.strerror}); name another place") from None
     finally:
         pyplot.close(figure)
     return files

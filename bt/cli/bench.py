@@ -18,6 +18,46 @@ if TYPE_CHECKING:
     from bt.bench.boot import Entrant, Goal
 
 
+def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse before anything is measured a file that could not be written after it."""
+    from bt import output
+
+    output.check((path,))
+    return path
+
+
+def _drawable(context: click.Context, parameter: click.Parameter, base: Path | None) -> Path | None:
+    """As `_writable`, of the files of a plot."""
+    if base is not None and not base.name:
+        raise click.BadParameter(f"{base}: is no file's name", context, parameter)
+    for suffix in (".svg", ".png"):
+        _writable(context, parameter, base and base.with_suffix(suffix))
+    return base
+
+
+_json = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    callback=_writable,
+    help="Write all figures to a file, too.",
+)
+_plot = click.option(
+    "--plot",
+    "base",
+    type=click.Path(path_type=Path),
+    metavar="NAME",
+    callback=_drawable,
+    help="Draw NAME.svg and NAME.png.",
+)
+
+
+def _write(path: Path, value: object) -> None:
+    from bt import output
+
+    output.write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
 @click.group()
 def command() -> None:
     """Measure boots, exits and scans, beside QEMU."""
@@ -28,7 +68,7 @@ def command() -> None:
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 1000), help="Boots of each contender.")
 @click.option("--only", multiple=True, metavar="NAME", help="Measure this contender; may be repeated.")
 @click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(1), help="Seconds for one boot.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@_json
 def boot_command(name: str, runs: int, only: tuple[str, ...], timeout: float, json_file: Path | None) -> None:
     """Boot a stock kernel to its user space, ours and QEMU's taking turns.
 
@@ -45,7 +85,7 @@ def boot_command(name: str, runs: int, only: tuple[str, ...], timeout: float, js
             raise UsageError(f"no contender is named {chosen!r}; there are {', '.join(known)}")
     entrants = boot.measure(guest, runs, only, timeout, lambda line: click.echo(line, err=True))
     if json_file is not None:
-        json_file.write_text(json.dumps(boot.as_json(guest, entrants), indent=2) + "\n")
+        _write(json_file, boot.as_json(guest, entrants))
     _print_boots(entrants, boot.goals(guest))
 
 
@@ -79,7 +119,7 @@ def _print_boots(entrants: Sequence[Entrant], goals: Sequence[Goal]) -> None:
 @command.command("exits")
 @click.option("--times", default=100_000, show_default=True, type=click.IntRange(1000), help="Rounds of each loop.")
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="The best of so many counts.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@_json
 def exits_command(times: int, runs: int, json_file: Path | None) -> None:
     """Measure what one exit costs, by the instruction that causes it."""
     from rich.console import Console
@@ -92,7 +132,7 @@ def exits_command(times: int, runs: int, json_file: Path | None) -> None:
         costs = list(exits.measure(times, runs))
     if json_file is not None:
         rows = [{"loop": cost.loop.name, "exits": cost.exits, "microseconds": cost.microseconds} for cost in costs]
-        json_file.write_text(json.dumps({"format": 1, "loops": rows}, indent=2) + "\n")
+        _write(json_file, {"format": 1, "loops": rows})
     table = Table("instruction", "exits", "µs an exit", title="trap and emulate")
     for cost in costs:
         name = cost.loop.name + (" (trivial handler)" if cost.loop.trivial else "")
@@ -103,7 +143,7 @@ def exits_command(times: int, runs: int, json_file: Path | None) -> None:
 @command.command("scan")
 @click.argument("image", required=False, type=click.Path(path_type=Path))
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="The best of so many counts.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@_json
 def scan_command(image: Path | None, runs: int, json_file: Path | None) -> None:
     """Measure how fast IMAGE is read and scanned; by default, the fetched debian-amd64."""
     from bt import guests, progress
@@ -112,7 +152,7 @@ def scan_command(image: Path | None, runs: int, json_file: Path | None) -> None:
     with progress.stage("scanning"):
         times = scan.measure(image if image is not None else guests.find("debian-amd64").kernel, runs)
     if json_file is not None:
-        json_file.write_text(json.dumps({"format": 1, **asdict(times)}, indent=2) + "\n")
+        _write(json_file, {"format": 1, **asdict(times)})
     click.echo(f"load             {times.load:7.3f} s")
     click.echo(f"scan             {times.first:7.3f} s  {times.sites} sites in {times.text / 2**20:.1f} MiB of text")
     click.echo(f"scan, cached     {times.again:7.3f} s")
@@ -122,7 +162,7 @@ def scan_command(image: Path | None, runs: int, json_file: Path | None) -> None:
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="The best of so many counts.")
 @click.option("--grow", is_flag=True, help="Rewrite synthetic images of 1 to 200 MiB of text, too.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@_json
 def rewrite_command(images: tuple[str, ...], runs: int, grow: bool, json_file: Path | None) -> None:
     """Measure how fast IMAGE (a file or a guest) is scanned and rewritten, in what memory, and what comes of it.
 
@@ -148,7 +188,7 @@ def rewrite_command(images: tuple[str, ...], runs: int, grow: bool, json_file: P
                 grown.append(one)
                 step(1)
     if json_file is not None:
-        json_file.write_text(json.dumps(rewrite.as_json(figures, grown), indent=2) + "\n")
+        _write(json_file, rewrite.as_json(figures, grown))
     click.echo(rewrite.as_text(figures, grown), nl=False)
 
 
@@ -156,8 +196,8 @@ def rewrite_command(images: tuple[str, ...], runs: int, grow: bool, json_file: P
 @click.argument("image", required=False, type=click.Path(path_type=Path))
 @click.option("--technique", "chosen", multiple=True, metavar="NAME", help="Measure this one; may be repeated.")
 @click.option("--boot/--no-boot", default=True, help="Boot Debian's kernel as well, where it was fetched (default).")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
-@click.option("--plot", "base", type=click.Path(path_type=Path), metavar="NAME", help="Draw NAME.svg and NAME.png.")
+@_json
+@_plot
 def memory_command(
     image: Path | None, chosen: tuple[str, ...], boot: bool, json_file: Path | None, base: Path | None
 ) -> None:
@@ -185,7 +225,7 @@ def memory_command(
         values = memory.as_json(costs, rooms)
         if speed is not None:
             values["shadow"] = shadow.as_json(speed)
-        json_file.write_text(json.dumps(values, indent=2) + "\n")
+        _write(json_file, values)
     click.echo(memory.as_text(costs, rooms), nl=False)
     if speed is not None:
         click.echo(shadow.as_text(speed), nl=False)
@@ -197,8 +237,8 @@ def memory_command(
 @command.command("para")
 @click.option("--guest", "name", default="debian-amd64", show_default=True, help="A fetched guest (`retrap guests`).")
 @click.option("--way", "chosen", multiple=True, metavar="NAME", help="native, trap, inline or xen; repeatable.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
-@click.option("--plot", "base", type=click.Path(path_type=Path), metavar="NAME", help="Draw NAME.svg and NAME.png.")
+@_json
+@_plot
 def para_command(name: str, chosen: tuple[str, ...], json_file: Path | None, base: Path | None) -> None:
     """Boot one stock kernel at full privilege, by trapping, rewritten, and as a Xen guest, and compare.
 
@@ -210,7 +250,7 @@ def para_command(name: str, chosen: tuple[str, ...], json_file: Path | None, bas
     guest = guests.find(name)
     figures = list(para.measure(guest, chosen or tuple(para.WAYS), lambda line: click.echo(line, err=True)))
     if json_file is not None:
-        json_file.write_text(json.dumps(para.as_json(guest, figures), indent=2) + "\n")
+        _write(json_file, para.as_json(guest, figures))
     click.echo(para.as_text(figures), nl=False)
     if base is not None:
         for file in para.plot(figures, base):
@@ -223,7 +263,7 @@ def para_command(name: str, chosen: tuple[str, ...], json_file: Path | None, bas
     "--runs", default=3, show_default=True, type=click.IntRange(1, 100), help="Turns of whatever takes turns."
 )
 @click.option("--only", multiple=True, metavar="PART", help="loops, trap, boot, exits, tasks, tracer, two; repeatable.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@_json
 def engine_command(name: str, runs: int, only: tuple[str, ...], json_file: Path | None) -> None:
     """Measure the KVM engine: beside the host's own processor, a bare KVM exit, and QEMU's TCG."""
     from bt import guests
@@ -246,13 +286,13 @@ def engine_command(name: str, runs: int, only: tuple[str, ...], json_file: Path 
         verdict = {True: "reached", False: "NOT reached", None: ""}[figure.reached]
         click.echo(f"{figure.name}: {measured} (goal: {bound} {figure.goal:g}; {verdict}) {figure.detail}".rstrip())
     if json_file is not None:
-        json_file.write_text(json.dumps(engine.as_json(figures), indent=2) + "\n")
+        _write(json_file, engine.as_json(figures))
 
 
 @command.command("ways")
 @click.option("--isa", "chosen", multiple=True, metavar="ISA", help="Measure this instruction set; may be repeated.")
 @click.option("--way", "ways_", multiple=True, metavar="WAY", help="native, trap, inline or para; may be repeated.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@_json
 def ways_command(chosen: tuple[str, ...], ways_: tuple[str, ...], json_file: Path | None) -> None:
     """Count the exits of one kernel, run at full privilege, trapped, rewritten and para-virtualised."""
     from rich.console import Console
@@ -271,7 +311,9 @@ def ways_command(chosen: tuple[str, ...], ways_: tuple[str, ...], json_file: Pat
     with progress.stage("running the sample", len(isas) * len(kinds) * len(ways.WORKLOADS)) as step:
         figures = list(ways.measure(isas, kinds, step))
     if json_file is not None:
-        json_file.write_text(ways.as_json(figures))
+        from bt import output
+
+        output.write(json_file, ways.as_json(figures).encode())
     for head, rows in ((ways.SUMMARY_HEAD, ways.summary(figures)), (ways.WORKLOAD_HEAD, ways.by_workload(figures))):
         table = Table(*head)
         for row in rows:
@@ -288,7 +330,7 @@ def ways_command(chosen: tuple[str, ...], ways_: tuple[str, ...], json_file: Pat
     metavar="PART",
     help="snapshot, warm, checkpoints, recording, backwards, gdb; may be repeated.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to a file, too.")
+@_json
 def services_command(name: str, runs: int, only: tuple[str, ...], json_file: Path | None) -> None:
     """Measure snapshots, warm starts, checkpoints, recordings and going backwards, on a stock kernel."""
     from bt import guests
@@ -305,4 +347,4 @@ def services_command(name: str, runs: int, only: tuple[str, ...], json_file: Pat
         measured = f"{figure.measured:.3g} {figure.unit} (goal: at most {figure.goal:g}; {verdict})"
         click.echo(f"{figure.name}: {measured} {figure.detail}".rstrip())
     if json_file is not None:
-        json_file.write_text(json.dumps(services.as_json(figures), indent=2) + "\n")
+        _write(json_file, services.as_json(figures))

@@ -22,10 +22,11 @@ def command(image: str, tool: str, output: str | None, every: bool) -> None:
     radare2 takes, too.
     """
     from bt import progress
-    from bt.output import write
+    from bt.output import check, write
     from bt.report import source
     from bt.report.export import export
 
+    check([None if output is None else Path(output)], [Path(image)])
     with progress.stage(f"reading {image}"):
         script = export(source.read(image), tool, every)
     if output is None:

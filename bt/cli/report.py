@@ -23,10 +23,11 @@ def command(image: str, name: str, output: str | None) -> None:
     needs no network, with search, filters, a map of the image and old and new code side by side.
     """
     from bt import progress
-    from bt.output import write
+    from bt.output import check, write
     from bt.report import source
     from bt.report.formats import render
 
+    check([None if output is None else Path(output)], [Path(image)])
     with progress.stage(f"reading {image}"):
         account = source.read(image)
     with progress.stage(f"making the {name} report"):

@@ -81,8 +81,10 @@ def command(
 
     if output is None and not dry_run:
         raise UsageError("no output is named; give -o FILE, or --dry-run to see what would be done")
+    named = (None if dry_run else output, manifest_path, *(file for _, file in reports))
     chosen = match.chosen(only, but, [values.number(one, "--at") for one in at])
     path = values.kernel(image)
+    outputs.check((Path(file) for file in named if file is not None), [path])
     with progress.stage(f"reading {image}"):
         loaded = as_elf(load(path))
     if loaded.section(rewrite.MANIFEST) is not None:
@@ -155,8 +157,10 @@ def revert_command(image: str, output: str) -> None:
     that was inside.
     """
     from bt import manifest, progress, rewrite
+    from bt import output as outputs
     from bt.image import load
 
+    outputs.check([Path(output)], [Path(image)])
     with progress.stage(f"reverting {image}"):
         loaded = load(image)
         data = rewrite.revert(loaded.elf, image)
@@ -197,6 +201,7 @@ def check_command(image: str) -> None:
 @click.option("-o", "--output", type=click.Path(), required=True, help="The rewritten ELF to write.")
 def apply_command(manifest: str, original: str, output: str) -> None:
     """Repeat on ORIGINAL what MANIFEST, written by `retrap rewrite --manifest`, says; the same file comes of it."""
+    from bt import output as outputs
     from bt import progress, rewrite
     from bt.cli import values
     from bt.image import load
@@ -204,6 +209,7 @@ def apply_command(manifest: str, original: str, output: str) -> None:
     from bt.plan import read_plan
 
     path = values.kernel(original)
+    outputs.check([Path(output)], [path, Path(manifest)])
     with progress.stage(f"applying {manifest}"):
         planned = read_plan(values.text_file(Path(manifest)))
         data = rewrite.replay(planned, as_elf(load(path)))

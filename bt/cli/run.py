@@ -10,10 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -272,12 +271,14 @@ class Run:
         """Run the guest; the exit status of the process. Raises what `bt.cli.errors` reports."""
         from bt import progress
         from bt.cli.errors import report
+        from bt.output import check, check_names
         from bt.terminal import Keyboard, Screen, Signals, descriptor_of
         from bt.tracefile import open_trace
 
         request, services = self.request, self.request.services
-        if request.result is not None:
-            _check_result(request.result, request.inputs)
+        made = (services.to, services.record) if services is not None else ()
+        check_names((request.result, request.trace, *made), request.inputs)
+        check((request.result,))
         trace = open_trace(request.trace, request.inputs, request.trace_filter) if request.trace is not None else None
         try:
             until = (request.until or "").encode("utf-8", "surrogateescape")
@@ -438,7 +439,9 @@ class Run:
             print(f"retrap: {sentence}", file=sys.stderr, flush=True)
 
     def _report(self, ending: Ending) -> None:
+        from bt.output import write
         from bt.report import run as report
+        from bt.report.json import dumps
 
         if self._screen.in_line and sys.stderr is not None and sys.stderr.isatty():
             sys.stderr.write("\n")
@@ -446,26 +449,4 @@ class Run:
             report.print_exits(self._session, ending.seconds, timed=self.options.timed)
         if self.request.result is not None:
             value = report.as_json(self._session, ending, self._screen.sha256, self._screen.size)
-            _write_result(self.request.result, value, self.request.inputs[0])
-
-
-def _check_result(path: Path, inputs: Sequence[Path]) -> None:
-    """Refuse before the run what could not be written after it."""
-    from bt.tracefile import refuse_originals
-    from emulator.errors import UsageError
-
-    refuse_originals(path, inputs)
-    place = path if path.exists() else path.parent
-    if path.is_dir() or not os.access(place, os.W_OK):
-        raise UsageError(f"{path}: cannot be written; name a file that can")
-
-
-def _write_result(path: Path, value: dict[str, Any], image: Path) -> None:
-    from bt.report.json import dumps
-    from bt.rewrite import write
-
-    data = dumps(value).encode()
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)  # a pipe or a device: nothing can be renamed onto it
-    else:
-        write(path, data, image)
+            write(self.request.result, dumps(value).encode(), self.request.inputs[0])

@@ -5,7 +5,6 @@ Room: the command line. A `Services` is told what the guest prints, when a run b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,18 +53,17 @@ class Services:
 
     def check(self) -> None:
         """Refuse before the run what could not be done in it. Raises `UsageError`, of a file `Unwritable`."""
-        from bt.tracefile import refuse_originals
+        from bt.output import check, check_names
         from emulator.errors import Unwritable, UsageError
 
         if (self.at is None) != (self.to is None):
             raise UsageError("--snapshot-at and --to belong together: give a moment and a file")
         if self.parent is not None and self.to is None:
             raise UsageError("--parent is of a snapshot that is taken; give --snapshot-at and --to as well")
-        for path in (self.to, self.record):
-            if path is not None:
-                refuse_originals(path, self.inputs if self.parent is None else (*self.inputs, self.parent))
-        if self.to is not None and (self.to.is_dir() or not os.access(self.to.parent, os.W_OK | os.X_OK)):
-            raise Unwritable(f"{self.to}: the snapshot cannot be written there; name a file in a directory that can")
+        check_names((self.to, self.record), (*self.inputs, self.parent))
+        check((self.to,))
+        if self.to is not None and self.to.exists() and not self.to.is_file():
+            raise Unwritable(f"{self.to}: cannot be written (a snapshot is a file of its own); name a file")
 
     def find_warm(self, kernel: Path, given: Mapping[str, Any]) -> Snapshot | None:
         """The kept snapshot of a guest started so; where there is none it is made in this run."""

@@ -68,19 +68,16 @@ def command(
     the first divergence is shown and the exit status is 1.
     """
     import json
-    import os
     from dataclasses import replace
 
-    from bt import progress
+    from bt import output, progress
     from bt.cli import values
     from bt.session import Options, read_initrd
     from bt.verify import report, verify
     from bt.verify.guest import find
-    from emulator.errors import UsageError
     from emulator.machine import Limits
 
-    if json_file is not None and not os.access(json_file if json_file.exists() else json_file.parent, os.W_OK):
-        raise UsageError(f"{json_file}: cannot be written; name a file that can")
+    output.check((json_file,), (Path(image), initrd, kernel, manifest))
     physical_delta = values.number(physical, "--physical") if physical is not None else 0
     guest = find(image, physical_delta, kernel, manifest)
     file = initrd or guest.initrd
@@ -111,6 +108,6 @@ def command(
         found = search.blame(result, options, lambda line: click.echo(line, err=True), mode)
         result.blamed.extend(found.lines())
     if json_file is not None:
-        json_file.write_text(json.dumps(report.as_json(result), indent=2) + "\n")
+        output.write(json_file, (json.dumps(report.as_json(result), indent=2) + "\n").encode())
     click.echo(report.text(result), nl=False)
     result.check()

@@ -6,12 +6,11 @@ image's addresses (moved as the guest is) and no bytes, so that gdb reads code f
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from emulator.errors import UsageError
+from bt.output import write
 
 if TYPE_CHECKING:
     from bt.image import Image
@@ -121,13 +120,6 @@ class _Headers:
 
 
 def write_symbol_file(image: Image, path: Path, delta: int = 0) -> int:
-    """Write the file beside and rename it; gives how many symbols it has. Raises `UsageError` where it cannot be."""
-    data = symbol_file(image, delta)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); give another --symbols") from None
+    """Write the file; gives how many symbols it has. Raises `Unwritable`, or `UsageError` where it is the image's."""
+    write(path, symbol_file(image, delta), Path(image.path))
     return len(image.symbols)

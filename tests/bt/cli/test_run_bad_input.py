@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bt.cli.main import run
-from emulator.errors import BadImage, Unavailable, UsageError
+from bt.output import write
+from emulator.errors import BadImage, Unavailable, Unwritable, UsageError
 
 SAMPLES = Path(__file__).parents[3] / "samples" / "x86_64"
 HALT = SAMPLES / "hostile" / "halt.elf"
@@ -148,10 +149,56 @@ def test_a_command_line_that_is_too_long(refused: Refused) -> None:
     assert "shorten it" in refused(BadImage.exit_status, HALT, "--append", "x" * 5000)
 
 
-@pytest.mark.parametrize("option", ["--trace", "--json"])
+@pytest.mark.parametrize("option", ["--trace", "--json", "--record", "--to"])
 def test_an_output_that_cannot_be_written(refused: Refused, tmp_path: Path, option: str) -> None:
-    for place in (tmp_path / "no" / "such", tmp_path):
-        assert f"{place}: cannot be written" in refused(UsageError.exit_status, HALT, option, place)
+    more = ("--snapshot-at", "user") if option == "--to" else ()
+    for place in (tmp_path / "no" / "such", tmp_path, tmp_path / ("long" * 100)):
+        sentence = refused(Unwritable.exit_status, HALT, option, place, *more)
+        assert sentence.startswith(f"retrap: {place}: ")
+        assert "cannot be written (" in sentence
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("verify", HALT, "--json"),
+        ("rewrite", HALT, "--dry-run", "--manifest"),
+        ("rewrite", HALT, "-o"),
+        ("report", HALT, "-o"),
+        ("export", HALT, "--to", "ida", "-o"),
+        ("revert", HALT, "-o"),
+        ("bench", "ways", "--json"),
+        ("bench", "para", "--plot"),
+    ],
+    ids=lambda command: "-".join(map(str, command[:2])) if command[1] != HALT else str(command[0]),
+)
+def test_no_command_begins_whose_output_cannot_be_written(
+    tmp_path: Path, command: tuple[str | Path, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The image is one that none of them could use: it is the output that is refused, and first."""
+    image = tmp_path / "empty"
+    image.touch()
+    words = [str(image if word is HALT else word) for word in command]
+    assert run([*words, str(tmp_path / "no" / "such")]) == Unwritable.exit_status
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "such" in err
+    assert "cannot be written (No such file or directory)" in err
+
+
+def test_two_outputs_of_one_name(refused: Refused, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    assert "for two outputs" in refused(UsageError.exit_status, HALT, "--trace", one, "--json", one)
+    assert not one.exists()
+
+
+def test_a_device_as_an_output_is_written_to_and_stays() -> None:
+    """A report to `/dev/null` must not leave a file there."""
+    write(Path("/dev/null"), b"a report")
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(Unwritable, match="No space left"):
+        write(Path("/dev/full"), b"a report")
+    assert Path("/dev/full").is_char_device()
 
 
 @pytest.mark.parametrize("option", ["--trace", "--json"])
@@ -164,7 +211,7 @@ def test_an_output_over_the_kernel(refused: Refused, tmp_path: Path, option: str
 
 def test_a_full_disk_under_the_trace(refused: Refused) -> None:
     assert "/dev/full: cannot be written (No space left" in refused(
-        UsageError.exit_status, HALT, "--trace", "/dev/full"
+        Unwritable.exit_status, HALT, "--trace", "/dev/full"
     )
 
 
