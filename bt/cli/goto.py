@@ -9,7 +9,7 @@ import json
 import re
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
@@ -66,6 +66,7 @@ def command(
     session = session_of(found, ConsoleOnce(console), image, cache=cached)
     try:
         driver = cast(Hypervisor, session.driver)
+        sought = _sought(session, write, code)  # before the way there, which may be long
         if driver.engine.capabilities.lands:
             _refuse_there(driver.engine.capabilities.name, position, back or forward or write or code)
             _print(_replayed(session, Replayer(driver, found, console), place), as_json)
@@ -87,7 +88,7 @@ def command(
                 if outcome is not PAUSED:
                     _tell_end(timeline, outcome)
                     break
-        missing = _search(timeline, session, write, code)
+        missing = _search(timeline, session, sought)
         shown = _shown(str(timeline.position), session)
     finally:
         session.close()
@@ -143,17 +144,37 @@ def _tell_end(timeline: Timeline, outcome: Outcome) -> None:
         click.echo(f"retrap: the guest ended ({outcome.kind.value}) at {timeline.position}", err=True)
 
 
-def _search(timeline: Timeline, session: Session, write: str | None, code: str | None) -> str:
+class _Sought(NamedTuple):
+    """What to go back to; texts as they were given."""
+
+    write: str
+    at: int
+    """Guest-virtual address of the memory."""
+    size: int
+    code: str
+    pc: int
+
+
+def _sought(session: Session, write: str | None, code: str | None) -> _Sought:
+    """Raises `UsageError` for what is no address, symbol or size."""
+    name, _, size = (write or "").partition(":")
+    return _Sought(
+        write or "",
+        _address(session, name) if write is not None else 0,
+        _size(size),
+        code or "",
+        _address(session, code) if code is not None else 0,
+    )
+
+
+def _search(timeline: Timeline, session: Session, sought: _Sought) -> str:
     """Go back to what is sought; a sentence where it was not there."""
-    if write is not None:
-        name, _, size = write.partition(":")
-        address = _address(session, name)
-        count = _size(size)
-        physical = timeline.peek(lambda: _physical(session, address))
-        if timeline.find_previous_write(physical, count) is None:
-            return f"nothing was written to {write} before {timeline.position}"
-    if code is not None and timeline.find_previous([_address(session, code)]) is None:
-        return f"{code} was not executed before {timeline.position}"
+    if sought.write:
+        physical = timeline.peek(lambda: _physical(session, sought.at))
+        if timeline.find_previous_write(physical, sought.size) is None:
+            return f"nothing was written to {sought.write} before {timeline.position}"
+    if sought.code and timeline.find_previous([sought.pc]) is None:
+        return f"{sought.code} was not executed before {timeline.position}"
     return ""
 
 

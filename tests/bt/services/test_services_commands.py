@@ -166,6 +166,23 @@ def test_goto_goes_back_from_the_end_of_the_guest_and_not_beyond_it(made: Made) 
     assert end["position"] in again.stdout
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--previous", "no_such_symbol", "neither an address in hexadecimal"),
+        ("--previous-write", "no_such_symbol", "neither an address in hexadecimal"),
+        ("--previous-write", "0x1000:0", "is no size"),
+    ],
+)
+def test_goto_refuses_what_it_could_not_look_for_before_it_goes_anywhere(
+    made: Made, monkeypatch: pytest.MonkeyPatch, option: str, value: str, told: str
+) -> None:
+    monkeypatch.setattr("paravirt.services.timeline.Timeline.goto", None)
+    refused = retrap("goto", made.recording, "end", option, value)
+    assert isinstance(refused.exception, UsageError)
+    assert told in str(refused.exception)
+
+
 def test_goto_goes_back_to_what_changed_memory(made: Made) -> None:
     end = json.loads(done(retrap("goto", made.recording, "end", "--json")).stdout)
     stack = hex(int(end["registers"]["rsp"], 16) & ~7)
