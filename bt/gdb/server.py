@@ -52,8 +52,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise UsageError(f"{host}:{port}: is no address to listen at ({error}); give another --listen") from None
+    except (OSError, OverflowError, UnicodeError):
+        raise UsageError(
+            f"--listen {host}: is no address of this host; give a name or an address without a port, which is --port"
+        ) from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -91,3 +91,11 @@ def test_a_port_in_use_is_one_sentence_and_loopback_is_the_default(capfd: pytest
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"retrap: 127.0.0.1:{port}: cannot be listened at (")
     assert error.endswith("give another --port")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1234", "no.such.host.invalid", "x" * 300, "a\u0300..b", ""])
+def test_an_address_that_cannot_be_listened_at_is_one_sentence(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["debug", str(SAMPLE), "--listen", address, "--port", "0"]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"retrap: --listen {address}: is no address of this host; ")
+    assert "Errno" not in error
