@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from emulator.errors import BadSnapshot
+from emulator.errors import BadSnapshot, UsageError
 from paravirt.services.snapshot_file import Snapshot
 
 MOST: Final = 8
@@ -58,7 +58,7 @@ def find(place: Path) -> Snapshot | None:
         return None
     try:
         snapshot = Snapshot(place)
-    except BadSnapshot:
+    except (BadSnapshot, UsageError):
         forget(place)
         return None
     with contextlib.suppress(OSError):

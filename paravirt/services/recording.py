@@ -154,7 +154,7 @@ class Recording:
 
 
 def read(path: Path) -> Recording:
-    """Read a recording. Raises `BadSnapshot` for what is none, of another format, or damaged."""
+    """Read a recording. Raises `BadSnapshot` for what is none, or damaged, `UsageError` where there is no file."""
     recording: Recording | None = None
     for number, value in _lines(path):
         try:
@@ -197,7 +197,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[Any]]]:
                     raise BadSnapshot(f"{path}: line {number} is none of a recording; record the run anew")
                 yield number, value
     except OSError as error:
-        raise BadSnapshot(f"{path}: cannot be read ({error.strerror}); name a recording") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); name a recording") from None
     except (ValueError, RecursionError) as error:
         raise BadSnapshot(f"{path}: is no recording of retrap ({brief(str(error))}); record the run anew") from None
 

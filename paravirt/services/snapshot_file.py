@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from emulator.errors import BadSnapshot, brief
+from emulator.errors import BadSnapshot, UsageError, brief
 from emulator.isa.isas import ISAS
 from emulator.memory import GuestMemory
 from paravirt.hypervisor import Hypervisor
@@ -59,7 +59,7 @@ class Snapshot:
     """A snapshot that was opened, and is whole."""
 
     def __init__(self, path: Path, depth: int = 0) -> None:
-        """Raises `BadSnapshot` for a file that is none, of another format, or damaged."""
+        """Raises `BadSnapshot` for what is none, of another format, or damaged, `UsageError` for no file."""
         self.path = path
         self._data = _read(path)
         self.header, at = _header(path, self._data)
@@ -340,7 +340,7 @@ def _read(path: Path) -> memoryview:
             return memoryview(room)[: file.readinto(room)]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BadSnapshot(f"{path}: cannot be read ({reason}); name a snapshot") from None
+        raise UsageError(f"{path}: cannot be read ({reason}); name a snapshot") from None
 
 
 def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:

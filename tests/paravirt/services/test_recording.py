@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emulator.errors import BadSnapshot, Unwritable, VerifyFailed
+from emulator.errors import BadSnapshot, Unwritable, UsageError, VerifyFailed
 from emulator.machine import Outcome
 from paravirt.services import recording
 from paravirt.services.record import Console, Recorder, Replayer, cannot_repeat
@@ -167,7 +167,7 @@ def test_what_is_no_recording_is_refused(contents: bytes, tmp_path: Path) -> Non
     path.write_bytes(contents)
     with pytest.raises(BadSnapshot, match="recording"):
         recording.read(path)
-    with pytest.raises(BadSnapshot, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         recording.read(tmp_path / "missing")
 
 

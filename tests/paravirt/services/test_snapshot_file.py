@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emulator.errors import BadSnapshot, RetrapError, Unwritable
+from emulator.errors import BadSnapshot, RetrapError, Unwritable, UsageError
 from paravirt.services.recording import read as read_recording
 from paravirt.services.snapshot import Snapshot, Written, save
 from paravirt.services.snapshot_form import DIGEST, FORMAT, HEAD, MAGIC
@@ -137,9 +137,9 @@ def test_what_is_no_snapshot_is_refused(contents: bytes, tmp_path: Path) -> None
     path.write_bytes(contents)
     with pytest.raises(BadSnapshot):
         Snapshot(path)
-    with pytest.raises(BadSnapshot, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         Snapshot(tmp_path / "missing")
-    with pytest.raises(BadSnapshot, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         Snapshot(tmp_path)
 
 
