@@ -82,7 +82,8 @@ def command(
     if output is None and not dry_run:
         raise UsageError("no output is named; give -o FILE, or --dry-run to see what would be done")
     named = (None if dry_run else output, manifest_path, *(file for _, file in reports))
-    chosen = match.chosen(only, but, [values.number(one, "--at") for one in at])
+    places = [values.number(one, "--at", "address; give one as `retrap scan --sites` has it") for one in at]
+    chosen = match.chosen(only, but, places)
     path = values.kernel(image)
     outputs.check((Path(file) for file in named if file is not None), [path])
     with progress.stage(f"reading {image}"):
@@ -92,7 +93,7 @@ def command(
     cache = PageCache(isa=loaded.isa.name) if cached else None
     with progress.stage(f"scanning {image}"):
         sites = scan(loaded, cache)
-    _check_addresses([values.number(one, "--at") for one in at], {site.address for site in sites})
+    _check_addresses(places, {site.address for site in sites})
     planned = plan(loaded, sites, strategy, cache, chosen, _words(only, but, at))
     _check_share(planned, fail_under)
     files: list[tuple[Path, bytes]] = []

@@ -42,14 +42,14 @@ def seconds(text: str | None, option: str) -> float | None:
     return value
 
 
-def number(text: str, option: str) -> int:
-    """A number from 0 on, decimal or hexadecimal with 0x."""
+def number(text: str, option: str, what: str = "offset; give bytes, such as 0x1000000") -> int:
+    """A number from 0 on, decimal or hexadecimal with 0x; `what` is said of one that is none."""
     try:
         value = int(text, 0)
     except ValueError:
         value = -1
     if not 0 <= value < 1 << 64:
-        raise UsageError(f"{option} {text}: is no offset; give bytes, such as 0x1000000")
+        raise UsageError(f"{option} {text}: is no {what}")
     return value
 
 

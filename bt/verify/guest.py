@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bt.session import MEMORY
-from emulator.errors import BadImage, UsageError
+from emulator.errors import BadImage, UsageError, brief
 
 if TYPE_CHECKING:
     from bt.image import Image
@@ -130,7 +130,8 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: cannot be read as a manifest ({error}); mend it, or move the image") from None
+        reason = error.strerror if isinstance(error, OSError) else brief(error)
+        raise UsageError(f"{file}: cannot be read as a manifest ({reason}); mend it, or move the image") from None
 
 
 def _row(manifest: dict[str, Any], digest: str) -> dict[str, Any] | None:
