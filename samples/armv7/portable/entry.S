@@ -46,47 +46,7 @@ high:
 	b 0b
 	.size _start, . - _start
 
-	.section .data.page_tables, "aw"
-	.balign 16384
-	.globl kernel_table, image_tables, empty_table
-#define SECTION_RW 0x1140e /* shareable, TEX 001 C B, kernel RW, domain 0 */
-#define SECTION_XN 0x10
-#define SECTION_DEVICE 0x00416 /* TEX 000 B, XN, kernel RW */
-#define TABLE 1
-kernel_table:
-	.fill 0x401, 4, 0
-	.long 0x40100000 | SECTION_RW /* the start, where it is loaded: dropped by arch_start */
-	.long 0x40200000 | SECTION_RW
-	.fill 0x7fd, 4, 0
-	.set i, 0 /* 0xc0000000: 64 MiB */
-	.rept 64
-	.if i == 1 || i == 2
-	.long image_tables - 0x80000000 + (i - 1) * 1024 + TABLE
-	.else
-	.long 0x40000000 + (i << 20) | SECTION_RW | SECTION_XN
-	.endif
-	.set i, i + 1
-	.endr
-	.fill 0x1c0, 4, 0
-	.fill 16, 4, 0 /* 0xe00: devices, from 0xe0000000 */
-	.fill 0x1f0, 4, 0
-image_tables: /* rights by section are set in arch_start */
-	.set i, 0x40100000
-	.rept 512
-	.long i + 0x45e /* small, TEX 001 C B, S, kernel RW */
-	.set i, i + 0x1000
-	.endr
-	.balign 8192
-empty_table:
-	.fill 2048, 4, 0
-
-	.section .volatile, "aw", %nobits
-	.balign 4096
-	.skip 16384
-	.globl boot_stack_top
-boot_stack_top:
-
-	.text
+#include "boot_tables.S"
 	.balign 32
 	.globl vectors
 	.type vectors, %function
@@ -156,59 +116,7 @@ catch_fault:
 	ldrb r12, [r12]
 	cmp r12, #0
 	bne finish /* where modes do not change no exception is ever left */
-	push {r4-r12, lr}
-	ldr r2, =catch_stack
-	ldr r3, [r2]
-	push {r3, r4}
-	str sp, [r2]
-	mov r3, r0
-	mov r0, r1
-	blx r3
-	mov r0, #0
-catch_leave:
-	pop {r3, r4}
-	ldr r2, =catch_stack
-	str r3, [r2]
-	pop {r4-r12, pc}
-	.size catch_fault, . - catch_fault
-
-	.globl catch_resume
-	.type catch_resume, %function
-catch_resume:
-	ldr r2, =catch_stack
-	ldr sp, [r2]
-	mov r0, #1
-	b catch_leave
-	.size catch_resume, . - catch_resume
-
-	/* void switch_stacks(word *save, word load) */
-	.globl switch_stacks
-	.type switch_stacks, %function
-switch_stacks:
-	push {r4-r11, r12, lr}
-	str sp, [r0]
-	mov sp, r1
-	pop {r4-r11, r12, pc}
-	.size switch_stacks, . - switch_stacks
-
-	.globl fpu_save, fpu_load, fpu_reset
-	.fpu neon-vfpv4
-fpu_save:
-	vstm r0!, {d0-d15}
-	vstm r0!, {d16-d31}
-	vmrs r1, fpscr
-	str r1, [r0]
-	bx lr
-fpu_load:
-	vldm r0!, {d0-d15}
-	vldm r0!, {d16-d31}
-	ldr r1, [r0]
-	vmsr fpscr, r1
-	bx lr
-fpu_reset:
-	mov r1, #0
-	vmsr fpscr, r1
-	bx lr
+#include "contexts.S"
 
 	/* word load_as_user(word address), void store_as_user(word address): LDRT, STRT: as user code would */
 	.globl load_as_user, store_as_user
@@ -257,10 +165,4 @@ return_by_ldm:
 catch_stack:
 	.skip 8
 
-	.section .rodata
-	.balign 4096
-	.globl user_image, user_image_end
-user_image:
-	.incbin USER_IMAGE
-user_image_end:
-	.balign 4096
+#include "user_image.S"

@@ -198,41 +198,7 @@ syscall_entry:
 	sysretq
 	.size syscall_entry, . - syscall_entry
 
-	/* bool catch_fault(void (*run)(word), word argument) */
-	.globl catch_fault
-	.type catch_fault, @function
-catch_fault:
-	for_registers pushq, rbx, rbp, r12, r13, r14, r15
-	pushq catch_stack
-	movq %rsp, catch_stack
-	movq %rdi, %rax
-	movq %rsi, %rdi
-	call *%rax
-	xorl %eax, %eax
-catch_leave:
-	popq catch_stack
-	for_registers popq, r15, r14, r13, r12, rbp, rbx
-	ret
-	.size catch_fault, . - catch_fault
-
-	.globl catch_resume
-	.type catch_resume, @function
-catch_resume:
-	movq catch_stack, %rsp
-	movl $1, %eax
-	jmp catch_leave
-	.size catch_resume, . - catch_resume
-
-	/* void switch_stacks(word *save, word load) */
-	.globl switch_stacks
-	.type switch_stacks, @function
-switch_stacks:
-	for_registers pushq, rbx, rbp, r12, r13, r14, r15
-	movq %rsp, (%rdi)
-	movq %rsi, %rsp
-	for_registers popq, r15, r14, r13, r12, rbp, rbx
-	ret
-	.size switch_stacks, . - switch_stacks
+#include "contexts.S"
 
 	.bss
 	.balign 8
@@ -240,10 +206,4 @@ switch_stacks:
 catch_stack:
 	.skip 8
 
-	.section .rodata
-	.balign 4096
-	.globl user_image, user_image_end
-user_image:
-	.incbin USER_IMAGE
-user_image_end:
-	.balign 4096
+#include "user_image.S"
