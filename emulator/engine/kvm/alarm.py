@@ -52,6 +52,8 @@ class Alarm:
         self._since: int | None = None
         self.look = False
         """Whether a signal may have been taken by an engine inside: the deadline is to be looked at."""
+        self.waits_for: int | None = None
+        """The deadline that it goes off for, until it has; None where it was set for something else, or not at all."""
 
     def now(self) -> int:
         """Nanoseconds of processor time that runs have taken. It stands still between runs."""
@@ -81,18 +83,20 @@ class Alarm:
         self.take()
         _running.alarms.pop()
         for outer in _running.alarms:
-            outer.look = True  # its signal may have been taken here
+            outer.look, outer.waits_for = True, None  # its signal may have been taken here
         if SIGNAL not in self._outer:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
 
     def set(self, nanoseconds: int | None) -> None:
         """Go off in so many nanoseconds of the host's time, or not at all."""
+        self.waits_for = None
         wait = 0 if nanoseconds is None else min(max(nanoseconds, 1), _LONGEST)
         struct.pack_into("<4q", self._time, 0, 0, 0, wait // _SECOND, wait % _SECOND)
         _system_call(_TIMER_SETTIME, self._timer, 0, self._time, None)
 
     def take(self) -> None:
         """Take the signals that wait for this thread."""
+        self.waits_for = None
         while signal.sigtimedwait({SIGNAL}, 0) is not None:
             pass
 

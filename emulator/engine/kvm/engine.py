@@ -132,6 +132,8 @@ class KvmEngine(Accesses, Translations):
 
     def set_deadline(self, progress: int) -> None:
         """Ask for a BUDGET exit at `progress`; the past means: at once, or after the guest ran a little."""
+        if progress == self._deadline == self._alarm.waits_for:
+            return  # to set a timer is a good part of an exit, and devices ask for the same event again and again
         self._deadline = progress
         if self._running:
             self._arm()
@@ -142,4 +144,8 @@ class KvmEngine(Accesses, Translations):
             self._due = True
             return
         self._due = False
-        self._alarm.set(None if self._deadline >= FOREVER else max(left, 1 if self._moved else QUANTUM))
+        if self._deadline >= FOREVER:
+            self._alarm.set(None)
+            return
+        self._alarm.set(max(left, 1 if self._moved else QUANTUM))
+        self._alarm.waits_for = self._deadline

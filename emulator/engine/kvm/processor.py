@@ -40,7 +40,8 @@ _CS, _SS = api.SEGMENT_WORDS[r.CS], api.SEGMENT_WORDS[r.SS]
 _MOST_PASSED: Final = 3
 _FRAME_MASK: Final = 0x000F_FFFF_FFFF_F000
 
-_unpack8, _pack8 = struct.Struct("<8Q").unpack_from, struct.Struct("<8Q").pack_into
+_unpack, _pack = struct.Struct("<18Q").unpack_from, struct.Struct("<18Q").pack_into
+_pack_general = struct.Struct("<16Q").pack_into
 
 
 class KvmProcessor:
@@ -188,13 +189,10 @@ class KvmProcessor:
 
     def _put(self) -> None:
         """Give KVM the registers, for level 3."""
-        words, gpr, registers = self._words, self._gpr, self.registers
-        a, c, d, b, sp, bp, si, di = gpr[:8]
-        _pack8(self._bytes, api.B_REGISTERS, a, b, c, d, si, di, sp, bp)
-        at = api.W_REGISTERS
-        words[at + 8 : at + 16] = gpr[8:]
-        words[api.W_RIP] = registers.rip & _MASK
-        words[api.W_RFLAGS] = registers.rflags & r.FLAGS_VALID | r.FLAG_FIXED
+        words, registers = self._words, self.registers
+        a, c, d, b, sp, bp, si, di, *others = self._gpr.tolist()
+        rip, flags = registers.rip & _MASK, registers.rflags & r.FLAGS_VALID | r.FLAG_FIXED
+        _pack(self._bytes, api.B_REGISTERS, a, b, c, d, si, di, sp, bp, *others, rip, flags)
         words[_CS], words[_CS + 1], words[_CS + 2] = registers.code
         words[_SS], words[_SS + 1], words[_SS + 2] = registers.stack
         words[api.W_DIRTY] = _DIRTY
@@ -203,12 +201,9 @@ class KvmProcessor:
     def _get(self) -> None:
         """Take the registers of a guest that stands at level 3."""
         words, registers = self._words, self.registers
-        a, b, c, d, si, di, sp, bp = _unpack8(self._bytes, api.B_REGISTERS)
-        _pack8(self._gpr, 0, a, c, d, b, sp, bp, si, di)
-        at = api.W_REGISTERS
-        self._gpr[8:] = words[at + 8 : at + 16]
-        registers.rip = words[api.W_RIP]
-        registers.rflags = words[api.W_RFLAGS] & _NOT_RF_IOPL | registers.rflags & r.FLAG_IOPL
+        a, b, c, d, si, di, sp, bp, *others, registers.rip, flags = _unpack(self._bytes, api.B_REGISTERS)
+        _pack_general(self._gpr, 0, a, c, d, b, sp, bp, si, di, *others)
+        registers.rflags = flags & _NOT_RF_IOPL | registers.rflags & r.FLAG_IOPL
         code, stack = words[_CS + 1] >> 32 & 0xFFFF, words[_SS + 1] >> 32 & 0xFFFF
         if code != registers.code_selector:
             registers.loaded(r.CS, code)

@@ -26,6 +26,15 @@ KVM_ORDER: Final = (0, 2, 3, 1, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15)
 LEVEL_0_CODE: Final = segment_words(room.CODE_SELECTOR, 0, 0xFFFF_FFFF, 0xA09B00)
 LEVEL_0_DATA: Final = segment_words(room.DATA_SELECTOR, 0, 0xFFFF_FFFF, 0xC09300)
 _CS, _SS = api.SEGMENT_WORDS[r.CS], api.SEGMENT_WORDS[r.SS]
+_REGISTERS: Final = tuple(
+    (api.W_REGISTERS + KVM_ORDER[pointer], api.W_REGISTERS + KVM_ORDER[source])
+    for pointer, source in room.STORE_REGISTERS
+)
+"""Words of KVM's page for the address and the value of each store."""
+_GIGABYTE: Final = 1 << 30
+_Place = tuple[int, int, int, memoryview, int]
+"""Physical addresses from one to another, the first address of the memory there, its words, and how far above its
+physical address the stub reaches a word."""
 
 
 class Stub:
@@ -35,6 +44,8 @@ class Stub:
         self._vm, self._room, self._on_signal = vm, own, on_signal
         view = memoryview(vm.run).cast("B")[:4096]
         self._bytes, self._words, self._halves = view, view.cast("Q"), view.cast("I")
+        self._known: _Place = (0, 0, 0, view, 0)
+        """Where the last word was: the tables are all in one memory."""
 
     def store(self, addresses: Sequence[int], tables: Sequence[int] = ()) -> bool:
         """Store the words at these physical addresses again, and a part of the first word of each of these tables; the
@@ -51,18 +62,29 @@ class Stub:
         return True
 
     def _store(self, places: Sequence[int], entry: int) -> bool:
-        words, registers, find, window = self._words, api.W_REGISTERS, self._vm.word, self._room.window
-        for (pointer, source), at in zip(room.STORE_REGISTERS, places, strict=False):
-            address, value = window(at), find(at)
-            if address is None or value is None:
-                return False
-            words[registers + KVM_ORDER[pointer]], words[registers + KVM_ORDER[source]] = address, value
+        words = self._words
+        first, end, base, memory, above = self._known
+        for (address, value), at in zip(_REGISTERS, places, strict=False):
+            if not first <= at < end:
+                known = self._find(at)
+                if known is None:
+                    return False
+                first, end, base, memory, above = self._known = known
+            words[address], words[value] = at + above, memory[at - base >> 3]
         words[api.W_RIP], words[api.W_RFLAGS] = entry, r.FLAG_FIXED
         words[_CS], words[_CS + 1], words[_CS + 2] = LEVEL_0_CODE
         words[_SS], words[_SS + 1], words[_SS + 2] = LEVEL_0_DATA
         words[api.W_DIRTY] = _DIRTY
         self._run()
         return True
+
+    def _find(self, at: int) -> _Place | None:
+        """Where a word is; None where there is no memory, or the stub does not reach it."""
+        found, address = self._vm.find(at), self._room.window(at)
+        if found is None or address is None:
+            return None
+        gigabyte = at & -_GIGABYTE
+        return max(found[0], gigabyte), min(found[1], gigabyte + _GIGABYTE), found[0], found[2], address - at
 
     def _run(self) -> None:
         words, bytes_ = self._words, self._bytes

@@ -35,7 +35,7 @@ _LONG_CODE: Final = 1 << 21
 _FLAT_DATA: Final = 0x00CF_F300_0000_FFFF
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 
-_unpack8, _pack8 = struct.Struct("<8Q").unpack_from, struct.Struct("<8Q").pack_into
+_unpack, _pack = struct.Struct("<17Q").unpack_from, struct.Struct("<16Q").pack_into
 
 
 class Traps:
@@ -54,16 +54,13 @@ class Traps:
     def read(self) -> None:
         """The processor halted: say where the guest is in the registers, and why in `exit`. The hot path."""
         registers, words, frame, exit_ = self._registers, self._words, self._frame, self.exit
-        a, b, c, d, si, di, sp, bp = _unpack8(self._bytes, api.B_REGISTERS)
-        at = api.W_REGISTERS
-        gpr, rip = self._gpr, words[api.W_RIP]
-        gpr[8:] = words[at + 8 : at + 16]
+        a, b, c, d, si, di, sp, bp, r8, r9, r10, r11, r12, r13, r14, r15, rip = _unpack(self._bytes, api.B_REGISTERS)
+        gpr, top = self._gpr, self._top
         if not _HANDLERS <= rip < _HANDLERS_END:
-            _pack8(gpr, 0, a, c, d, b, sp, bp, si, di)
+            _pack(gpr, 0, a, c, d, b, sp, bp, si, di, r8, r9, r10, r11, r12, r13, r14, r15)
             self._called(rip, words[api.W_RFLAGS])
             return
-        top = self._top
-        _pack8(gpr, 0, a, c, d, b, frame[top - 2], bp, si, di)
+        _pack(gpr, 0, a, c, d, b, frame[top - 2], bp, si, di, r8, r9, r10, r11, r12, r13, r14, r15)
         registers.rip = frame[top - 5]
         # User code cannot change its I/O privilege level, and there are hosts whose frames do not show it.
         registers.rflags = frame[top - 3] & _NOT_RF_IOPL | registers.rflags & _IOPL

@@ -1,5 +1,6 @@
 """The KVM engine on this host's KVM: quirks are what an experiment shows, and hidden whatever form events take."""
 
+import mmap
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from emulator.engine.kvm.engine import KvmEngine
 from emulator.engine.kvm.findings import Findings
 from emulator.engine.kvm.probe import findings_of_host
 from emulator.engine.kvm.quirks import QUIRKS, Quirk
+from emulator.engine.kvm.stub import _REGISTERS
 from emulator.engine.protocol import WHOLE_TABLE
 from emulator.engine.x86 import X86Engine, X86Registers
 from emulator.errors import EngineMissing, GuestFault
@@ -264,6 +266,39 @@ def test_no_alarm_is_lost(engine: KvmEngine) -> None:
     assert spinning(engine, 100) == 100
 
 
+def test_a_timer_that_is_set_for_a_deadline_is_not_set_for_it_again_until_it_went_off(
+    engine: KvmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = BareGuest(engine, "0f0b ebfe")
+    waits: list[int | None] = []
+    set_timer = engine._alarm.set
+
+    def counted(nanoseconds: int | None) -> None:
+        waits.append(nanoseconds)
+        set_timer(nanoseconds)
+
+    monkeypatch.setattr(engine._alarm, "set", counted)
+    far = engine.progress + 1_000_000_000
+
+    def again(exit_: Exit) -> bool:
+        if exit_.kind is ExitKind.BUDGET:
+            return False
+        engine.set_deadline(far)
+        if len(guest.exits) == 5:
+            assert len(waits) == 2, "one as the run began, and one for the deadline"
+            engine.set_deadline(engine.progress + 1_000_000)
+            engine.registers.advance(2)
+        return True
+
+    assert guest.run(again)[-1].kind is ExitKind.BUDGET
+    assert len(guest.exits) == 6
+    near = engine.progress + 1_000_000
+    for _ in range(3):  # also for one that is past
+        engine.set_deadline(near)
+        assert guest.run()[-1].kind is ExitKind.BUDGET
+    assert engine.progress >= near
+
+
 def test_engines_in_threads_of_their_own_lose_no_alarm(findings: Findings) -> None:
     counts: list[int] = []
 
@@ -429,6 +464,29 @@ def test_an_alarm_that_goes_off_in_the_stub_is_not_lost(engine: KvmEngine, monke
     engine.set_deadline(engine.progress + 1_000_000)
     engine.store_entry(0)
     assert [exit_.kind for exit_ in guest.run(handler)] == [ExitKind.BUDGET]
+
+
+def test_the_stub_stores_words_of_several_memories_again(engine: KvmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, far = BareGuest(engine, "f4"), memoryview(mmap.mmap(-1, 1 << 13))
+    engine.map_memory(5 << 30, far)
+    stub, words = engine._stub, engine._words
+    places = [DATA, 5 << 30, (5 << 30) + 0xFF8, DATA + 8]
+    guest.words[DATA >> 3], guest.words[DATA + 8 >> 3] = 1, 4
+    far[0], far[0xFF8] = 2, 3
+    stored: list[tuple[int, int]] = []
+    run = stub._run
+
+    def running() -> None:
+        stored.extend((words[address], words[value]) for address, value in _REGISTERS[: len(places)])
+        run()
+
+    monkeypatch.setattr(stub, "_run", running)
+    for _ in range(2):
+        assert stub.store(places)
+    assert stored == 2 * [(room.WINDOW + at, number) for number, at in enumerate(places, 1)]
+    assert [guest.words[DATA >> 3], far[0], far[0xFF8], guest.words[DATA + 8 >> 3]] == [1, 2, 3, 4]
+    assert not stub.store([DATA, 6 << 30]), "there is no memory"
+    assert stub.store([DATA])
 
 
 @pytest.mark.parametrize("times", [1, 4])
