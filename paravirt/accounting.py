@@ -39,7 +39,8 @@ class ExitTable:
     def cells(self) -> dict[Key, list[int]]:
         """Every cell there is, those that count nothing yet included."""
         for cell, take in self._elsewhere:
-            cell[0] += take()
+            more = take()  # which may set this cell, too
+            cell[0] += more
         return self._cells
 
     def count(self, operation: str, route: str) -> None:

@@ -48,3 +48,16 @@ def test_times_are_seconds_and_zero_unless_taken() -> None:
 def test_an_empty_table_has_no_rows() -> None:
     assert ExitTable().rows() == []
     assert ExitTable().total == 0
+
+
+def test_what_is_counted_elsewhere_is_there_when_it_is_looked_at() -> None:
+    table, news = ExitTable(), [2, 3]
+    cell = table.cell("a", "inside")
+
+    def take() -> int:
+        cell[0] += 10  # as who counts several kinds at once does
+        return news.pop(0)
+
+    table.add_from("a", "inside", take)
+    assert table.counts == {("a", "inside"): 12}
+    assert table.counts == {("a", "inside"): 25}

@@ -201,10 +201,6 @@ class FastSystemCalls(X86Requests):
         self._count_crossings()
         super().end(outcome)
 
-    def _budget(self, exit_: Exit) -> None:
-        self._count_crossings()
-        super()._budget(exit_)
-
     def _learn_crossings(self, crossings: Crossings, chain: Chain) -> None:
         """The kernel was entered with an exit: see whether its first instructions are such as can be done without."""
         crossings.learn(chain.after(self.vcpu.lstar))
