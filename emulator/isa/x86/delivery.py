@@ -50,12 +50,13 @@ CONTRIBUTORY = frozenset({0, 10, 11, 12, 13, 21})
 PAGE_FAULTS = frozenset({14, 20})
 """#PF and #VE: one of them followed by itself or a contributory exception makes a double fault."""
 
-_FAULT_CLASS = frozenset({0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19, 20, 21})
+FAULT_CLASS = frozenset({0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19, 20, 21})
 """Exceptions that restart their instruction: the pushed RFLAGS has RF set (SDM vol. 3B 17.3.1.1)."""
-_WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
+WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
+"""Exceptions with an error code."""
 
 _KEEP = MASK64 & ~(TRAP_FLAG | NESTED_TASK | RESUME_FLAG | VIRTUAL_8086)
-_HANDLER_FLAGS = (_KEEP & ~INTERRUPT_FLAG, _KEEP)
+HANDLER_FLAGS = (_KEEP & ~INTERRUPT_FLAG, _KEEP)
 """What an interrupt gate and a trap gate leave of RFLAGS."""
 
 _HOLE = 0x8000_0000_0000
@@ -113,10 +114,10 @@ def raise_exception(cpu: Processor, fault: Fault) -> None:
         vector, error = fault.vector, fault.error
         if vector == PAGE_FAULT:
             cpu.cr2 = fault.address
-        if error is None and vector in _WITH_ERROR:
+        if error is None and vector in WITH_ERROR:
             error = 0
         try:
-            enter(cpu, vector, error, resume=vector in _FAULT_CLASS)
+            enter(cpu, vector, error, resume=vector in FAULT_CLASS)
             return
         except Fault as second:
             if vector == DOUBLE_FAULT:
@@ -186,7 +187,7 @@ def deliver(
 
     # Nothing below can fault.
     cpu.rip = offset
-    cpu.rflags = rflags & _HANDLER_FLAGS[kind]
+    cpu.rflags = rflags & HANDLER_FLAGS[kind]
     gpr[4] = bottom & MASK64
     cpu.set_segment(CS, selector & 0xFFFC | new_level, base, limit, attributes)
     if new_level != level:

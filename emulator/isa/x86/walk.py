@@ -5,7 +5,7 @@ Room: `emulator/isa/x86`. Reads the guest's own tables in guest-physical memory 
 outside memory reads as all ones, which is a reserved-bit fault. `LinearMemory` reads and writes through it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -201,6 +201,18 @@ class LinearMemory:
         there is no memory."""
         physical = self._read_frame(address, False) | address & 0xFFF
         return self._memory_words[physical >> 3 : (physical >> 3) + count].tolist() if physical < self._size else None
+
+    def put_words(self, address: int, words: Sequence[int]) -> bool:
+        """Store 64-bit words at an aligned linear address, within one page, with supervisor right; raises `Fault`.
+        Whether there is memory."""
+        physical = self._write_frame(address, False) | address & 0xFFF
+        if physical >= self._size:
+            return False
+        memory, at = self._memory_words, physical >> 3
+        for word in words:
+            memory[at] = word
+            at += 1
+        return True
 
     def read(self, address: int, size: int, user: bool = False) -> int:
         """`size` bytes at a linear address, with supervisor right unless `user`; raises `Fault`."""

@@ -1,8 +1,8 @@
 """Sensitive instructions that follow one another, done in one exit where exits are dear.
 
-Room: `paravirt/modes/x86`. A kernel enters by SYSCALL and SWAPGS, leaves by SWAPGS and SYSRET or IRETQ, and loads the
-user's GS between two SWAPGS. Whether one of these is next, behind what does nothing, is looked up once an address and
-kept until code changes.
+Room: `paravirt/modes/x86`. A kernel enters by SYSCALL and SWAPGS, leaves by SWAPGS and SYSRET or IRETQ, loads the
+user's GS between two SWAPGS, several segments one after the other, and CR3 with what it has just read of it. Whether
+one of these is next, behind what does nothing, is looked up once an address and kept until code changes.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,13 @@ from paravirt.accounting import ExitTable
 from paravirt.hypervisor import Action, Prepared
 
 _LEAVING: Final = frozenset({Operation.RETURN_FROM_SYSTEM_CALL, Operation.RETURN_FROM_EXCEPTION})
-_FOLLOWING: Final = _LEAVING | {Operation.SWAP_GS, Operation.WRITE_SEGMENT_SELECTOR}
+_FOLLOWING: Final = _LEAVING | {
+    Operation.SWAP_GS,
+    Operation.WRITE_SEGMENT_SELECTOR,
+    Operation.WRITE_CONTROL_REGISTER,
+}
+LEADING: Final = (Operation.SWAP_GS, Operation.WRITE_SEGMENT_SELECTOR, Operation.READ_CONTROL_REGISTER)
+"""Operations that trap behind which one looks, besides system calls."""
 _PLANTED: Final = 0xF4
 _JUMPS: Final = (Code.JMP_REL8_64, Code.JMP_REL32_64)
 _MOST_IDLE: Final = 4

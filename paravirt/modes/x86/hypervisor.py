@@ -21,8 +21,9 @@ from paravirt import abi, layout
 from paravirt.hypervisor import Action, Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes import DEAR
-from paravirt.modes.x86.chain import Chain
+from paravirt.modes.x86.chain import LEADING, Chain
 from paravirt.modes.x86.crossing import Crossings
+from paravirt.modes.x86.deliveries import QuickDeliveries
 from paravirt.modes.x86.descriptors import DescriptorCopy
 from paravirt.modes.x86.fast_calls import FastSystemCalls
 from paravirt.modes.x86.ports import X86Ports
@@ -75,10 +76,13 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
         """No instruction can be had to fault for CR0.TS: the guest's handler runs before user code is entered."""
         self._make_ports(able)
         self._chain: Chain | None = None
+        self._deliveries: QuickDeliveries | None = None
         if able.exit_cost >= DEAR:
             self._chain = Chain(self.exits, self._fetch, self._prepare_instruction, self._executed)
             self.returns = QuickReturns(self.vcpu)
-        self._swap_cell = self.exits.cell("SWAP_GS", "trap")
+            if self.WORD == 8:
+                self._deliveries = QuickDeliveries(self.vcpu)
+        self._leading = frozenset(id(self.exits.cell(operation.name, "trap")) for operation in LEADING)
         self._return_cell = self.exits.cell("RETURN_FROM_EXCEPTION", "trap")
         self._faulted: tuple[int, int, int, bool, bool] | None = None
         """The guest's own page fault that it handles, where exits are dear: RIP, level, address, write and fetch."""
@@ -168,11 +172,13 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             self._shown_time.look()  # the tick may have come within a fixup, which may read it
         vector = self.board.acknowledge()
         self._event("interrupt", vector, 0, self.vcpu.rip)
-        interrupt(self.vcpu, vector)
+        if self._deliveries is None or not self._deliveries.done(vector, None, False):
+            interrupt(self.vcpu, vector)
 
     def _inject(self, fault: ArchitecturalException) -> None:
         assert isinstance(fault, Fault)
-        raise_exception(self.vcpu, fault)
+        if self._deliveries is None or not self._deliveries.raised(fault):
+            raise_exception(self.vcpu, fault)
 
     def _raise(self, fault: ArchitecturalException) -> None:
         if self._crossings is not None and self._crossings.within_fault(self.vcpu.rip):
@@ -299,7 +305,7 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             known = self._actions.get(self._registers.rip)
             if known is not None:  # the hottest path of a run
                 self._act(known)
-                if known[1] is self._swap_cell and self._chain is not None:
+                if self._chain is not None and id(known[1]) in self._leading:
                     self._follow(self._chain)
                 return
         handler = self._faults.get(exit_.vector)
@@ -353,7 +359,7 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             known = self._actions.get(rip) or self._prepare(rip)
             if known is not None:
                 self._act(known)
-                if self._chain is not None and known[1] is self._swap_cell:
+                if self._chain is not None and id(known[1]) in self._leading:
                     self._follow(self._chain)
                 return
             if self._crossings is not None and self._crossings.abandon(rip):
