@@ -84,6 +84,7 @@ class FastSystemCalls(X86Requests):
             if len(self._threads) > MOST:
                 self._threads.clear()
             self._threads[self.vcpu.cr3] = thread
+            self.shadow.fill_user()
             crossings.open(thread)
         else:
             crossings.close()
@@ -108,6 +109,7 @@ class FastSystemCalls(X86Requests):
         if self._vectors is not None:
             self._vectors.enter((self.vcpu.cr3, thread))
         self.shadow.freshen_user()
+        self.shadow.fill_user()
         crossings.open(thread)
 
     def _crossed(self, user: bool) -> None:

@@ -43,6 +43,8 @@ _SYSTEM_ENTER = 1 << 11
 """Of CPUID's leaf 1, EDX."""
 _FLAT = 0xFFFF_FFFF
 _RET = 0xC3
+_LOWER_BITS = 47
+"""Bits of an address of the lower half, which is user code's."""
 
 
 class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
@@ -410,6 +412,8 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
                 self.shadow.fill_elsewhere(address)
         elif self._fill(address, write, fetch):
             if self._view_level == 0 and self._crossings is not None:
+                if not address >> _LOWER_BITS and self._shadows and self._ordinary():
+                    self.shadow.fill_elsewhere(address)
                 self._try_again(self._crossings, rip)
             if self._view_level == 3:
                 if ahead:

@@ -27,6 +27,8 @@ _OLD = w.PRESENT | w.USER
 _WRITTEN = w.DIRTY | w.WRITABLE
 _MOST_BOTH = 64
 _MOST_HOT = 4
+_ROOM = 4 * _MOST_HOT
+"""Tables that pages of so many places take at most."""
 _NOTHING = 0xFFFF_FFFF
 _USERS, _KERNELS = 1, 2
 _NO_GUEST = 1 << 63
@@ -76,10 +78,10 @@ class X86Shadow(ShadowPaging):
         them, which is the same wherever the guest has them."""
         self._marks: memoryview | None = None
         """Where the engine is told of user code's tables of pages."""
-        self._hot: dict[int, int] = {}
-        """Where user code missed pages lately: an address by 2 MiB."""
-        self._cold = True
-        """They were not filled since a root was loaded."""
+        self._hot: dict[int, dict[int, int]] = {KERNEL_VIEW: {}, USER_VIEW: {}}
+        """By view, where pages of user code's were missed lately: an address by 2 MiB."""
+        self._cold = {KERNEL_VIEW, USER_VIEW}
+        """Views in which they were not filled since a root was loaded."""
         self.descriptor_pages: dict[int, int] = {}
         """User view: guest-virtual page -> physical page of the sanitised descriptor table."""
 
@@ -89,7 +91,7 @@ class X86Shadow(ShadowPaging):
 
     def load_root(self) -> None:
         """The guest loaded another root and flushed by it: drop what it has changed, and switch."""
-        self._cold = True
+        self._cold = {KERNEL_VIEW, USER_VIEW}
         super().load_root()
 
     def use(self, view: int) -> None:
@@ -255,22 +257,48 @@ class X86Shadow(ShadowPaging):
         return bool(missed and entry and (entry & w.WRITABLE or not write) and not (fetch and entry & w.NO_EXECUTE))
 
     def fill_elsewhere(self, address: int) -> None:
-        """User view, likewise: where user code has missed other pages before, it is likely to do so again, also in the
-        address space of a child; fill those as well, after another root was loaded."""
-        block, hot = address >> 21, self._hot
+        """A page of user code's was missed: where it has missed other pages before, or its kernel has, it is likely to
+        do so again, also in the address space of a child; fill those as well, after another root was loaded."""
+        hot, block = self._hot[self.view], address >> 21
         hot.pop(block, None)
-        if self._cold:
-            self._cold = False
-            for other in hot.values():
-                if self._leaf_of(other) < 0:
-                    try:
-                        self.fill(other, False, False)
-                    except Fault:
-                        continue
-                self.fill_around(other, old=True)
+        if self.view in self._cold:
+            self._fill_hot()
         hot[block] = address
         if len(hot) > _MOST_HOT:
             del hot[next(iter(hot))]
+
+    def _fill_hot(self) -> None:
+        """Fill what was missed lately in the view that there is."""
+        view, words = self.view, self._words
+        self._cold.discard(view)
+        for other in self._hot[view].values():
+            at = self._leaf_of(other)
+            if at >= 0 and words[at]:
+                continue
+            if at < 0 or view == KERNEL_VIEW:
+                try:
+                    self.fill(other, False, False)
+                except Fault:
+                    continue
+            if view == USER_VIEW:
+                self.fill_around(other, old=True)
+
+    def fill_user(self) -> None:
+        """A root was loaded, and its user code is likely to run next: fill what it has missed lately before it misses
+        it again, without an exit for the first of these."""
+        if USER_VIEW not in self._cold or self.pool.used + _ROOM > self.pool.units:
+            return
+        root = self._roots.get((0, self.guest.roots[0], USER_VIEW))
+        if root is None:
+            return
+        before = self.view, self._current
+        self.view, self._current = USER_VIEW, (root,)
+        try:
+            self._fill_hot()
+        finally:
+            self.view, self._current = before
+            if self._changes:
+                self.flush_tlb()
 
     def fill_ahead(self, table: int) -> None:
         """As elsewhere; of a long-mode guest's table, where there are few such pages, one by one, which is quicker."""

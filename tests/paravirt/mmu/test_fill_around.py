@@ -157,6 +157,63 @@ def test_pages_that_were_missed_lately_are_filled_with_the_first_behind_a_load_o
     assert not entry(shadow, 4 << 9), "what the guest does not map is none of these"
 
 
+def test_nor_does_the_kernel_miss_one_by_one_what_it_missed_of_user_codes_pages(shadow: X86Shadow) -> None:
+    words, other = shadow.pool.guest_words, ADDRESS + (4 << 21)
+    words[(LEVEL2 >> 3) + (other >> 21 & 511)] = OTHER | USED | w.WRITABLE
+    words[OTHER >> 3] = FIRST + 0x2_0000 | USED
+    for view in (USER_VIEW, KERNEL_VIEW):
+        shadow.use(view)
+        for missed in (other, ADDRESS):
+            shadow.fill(missed, False, False)
+            shadow.fill_elsewhere(missed)
+    words[OTHER >> 3] ^= 0x1_0000
+    shadow.load_root()
+    at = shadow._leaf_of(other)
+    assert at < 0 or not shadow._words[at]
+    fills = shadow.fills
+    shadow.fill_elsewhere(ADDRESS)
+    assert shadow._words[shadow._leaf_of(other)] & w.FRAME_MASK == FIRST + 0x2_0000 ^ 0x1_0000
+    assert shadow.fills == fills + 1, "what is there is not filled"
+    shadow.fill_elsewhere(ADDRESS)
+    assert shadow.fills == fills + 1, "once behind a load of the root"
+    shadow.use(USER_VIEW)
+    assert not entry(shadow, 4 << 9), "user code's own are another's to fill"
+    words[OTHER >> 3] = 0
+    shadow.load_root()
+    shadow.use(KERNEL_VIEW)
+    shadow.fill_elsewhere(ADDRESS)
+    assert not shadow._words[shadow._leaf_of(other)]
+
+
+def test_user_codes_are_filled_before_it_runs_again_and_the_kernels_view_stays_in_use(shadow: X86Shadow) -> None:
+    words = shadow.pool.guest_words
+    others = [ADDRESS + (number << 21) for number in (3, 4, 5)]
+    for number, other in enumerate(others):
+        words[(LEVEL2 >> 3) + (other >> 21 & 511)] = OTHER + 4096 * number | USED | w.WRITABLE
+        words[OTHER + 4096 * number >> 3] = FIRST + 0x2_0000 + 4096 * number | USED
+        shadow.fill(other, False, False)
+        shadow.fill_elsewhere(other)
+    words[OTHER + 4096 >> 3] = 0
+    words[OTHER + 8192 >> 3] ^= 0x1_0000
+    shadow.use(KERNEL_VIEW)
+    shadow.load_root()
+    current = shadow._current
+    shadow.freshen_user()
+    shadow.fill_user()
+    assert (shadow.view, shadow._current) == (KERNEL_VIEW, current)
+    shadow.use(USER_VIEW)
+    frames = [shadow._words[shadow._leaf_of(other)] & w.FRAME_MASK for other in others]
+    assert frames == [FIRST + 0x2_0000, 0, FIRST + 0x2_2000 ^ 0x1_0000]
+    words[OTHER + 8192 >> 3] ^= 0x1_0000
+    shadow.invalidate(others[2])
+    shadow.fill_user()
+    assert not shadow._words[shadow._leaf_of(others[2])], "once behind a load of the root"
+    shadow.load_root()
+    shadow.pool.units = shadow.pool.used
+    shadow.fill_user()
+    assert not shadow._words[shadow._leaf_of(others[2])], "there might be no room"
+
+
 def made(shadow: X86Shadow, page: int, guest: int, shadow_entry: int) -> int:
     """Have the guest note that an entry was made of one of its own; what is there then."""
     at = shadow._leaf_of(ADDRESS) + page
