@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,11 @@ FIGURES: Final = SAMPLES.parent / "docs" / "figures" / "ways.json"
 WAYS: Final = ("native", "trap", "inline", "para")
 WORKLOADS: Final = ("exceptions.", "paging.", "interrupts.", "processes.", "memory.")
 _NOTHING: Final = "numbers"
+_INCLUDE: Final = re.compile(r'#include "([\w.]+)"')
+_EVERYWHERE: Final = ("kernel.h", "layout.h", "arch.h", "pv.h")
+"""What is counted by itself, or describes the kernel to all."""
+_OF_SOME: Final = "device_tree.h"
+"""What stands beside the kernel and is for the architectures that have one."""
 _FORMAT: Final = 1
 _HOST_SECONDS: Final = 300.0
 
@@ -131,8 +137,7 @@ def ports() -> list[Port]:
     """The size of each port, by comparing the architecture's part before and after."""
     found = []
     for row in manifest()["para"]:
-        before = _lines(SAMPLES / row["folder"] / "portable" / name for name in ("arch.h", "arch.c", "entry.S"))
-        after = _lines(SAMPLES / row["folder"] / "pv" / name for name in ("arch.h", "arch.c", "entry.S"))
+        before, after = (_own_lines(SAMPLES / row["folder"], form) for form in ("portable", "pv"))
         matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
         kept = sum(block.size for block in matcher.get_matching_blocks())
         found.append(Port(row["isa"], kept, len(before) - kept, len(after) - kept))
@@ -144,13 +149,29 @@ def shared_lines() -> tuple[int, int, int]:
     header."""
     portable = SAMPLES / "portable"
     common = ("pv.c", "pv.h")
-    plain = [path for path in sorted(portable.rglob("*.[ch]")) if path.name not in common]
+    plain = [path for path in sorted(portable.rglob("*.[ch]")) if path.name not in (*common, _OF_SOME)]
     include = SAMPLES / "include"
     return (
         len(_lines(plain)),
         len(_lines(portable / name for name in common)),
         len(_lines(sorted(include.iterdir()))),
     )
+
+
+def _own_lines(folder: Path, form: str) -> list[str]:
+    """An architecture's own part, with what stands in files of its own because both forms, or another architecture,
+    have it as well."""
+    shared = (folder / "pv", folder / "portable", SAMPLES / "portable")
+    found: list[str] = []
+    for line in _lines(folder / form / name for name in ("arch.h", "arch.c", "entry.S")):
+        include = _INCLUDE.fullmatch(line)
+        places = [place / include[1] for place in shared] if include is not None else []
+        file = next((place for place in places if place.exists()), None)
+        if file is None or file.name in _EVERYWHERE:
+            found.append(line)
+        else:
+            found += _lines([file])
+    return found
 
 
 def _lines(paths: Iterable[Path]) -> list[str]:
