@@ -189,7 +189,7 @@ def test_whoever_listens_does_so_on_loopback_unless_told_otherwise() -> None:
     from bt.cli.debug import command
 
     assert next(one.default for one in command.params if one.name == "listen") == "127.0.0.1"
-    with pytest.raises(UsageError, match="give another --listen"):
+    with pytest.raises(UsageError, match="is no address of this host"):
         listen("nowhere.invalid", 0)
 
 
