@@ -71,6 +71,7 @@ def save_session(session: Session, path: Path, console: bytes = b"", parent: Sna
         "options": {name: getattr(options, name) for name in _KEPT_OPTIONS},
         "console": console[-CONSOLE_KEPT:].hex(),
         "printed": len(console),
+        "asleep": session.driver.asleep,
         "wide_vectors": wide_vectors or (isinstance(session, ResumedSession) and session.had_wide_vectors),
     }
     columns = Columns()
@@ -228,6 +229,7 @@ class ResumedSession(Session):
             self.driver: Hypervisor = make(self.machine, translator, timed=options.timed, technique=options.technique)
             self.exact = snapshot.restore(self.driver)
             """Whether it goes on exit for exit as the one that was saved."""
+            self.driver.asleep = snapshot.description.get("asleep") is True
         except BaseException:
             snapshot.stop()
             self.machine.close()
@@ -316,9 +318,9 @@ class ResumedSession(Session):
         if ended is not None:
             return ended
         try:
-            if not self.exact:
-                return self.driver.run()
             self.machine.begin()
+            if not self.exact:
+                self.machine.arm()
             return self.driver.resume()
         except _IMPOSSIBLE as error:
             where = extract_tb(error.__traceback__)[-1]

@@ -30,6 +30,8 @@ class Driver:
         self.outcome: Outcome | None = None
         self.ended_at = 0
         """`pc` when the run ended: an engine may go on to the end of a basic block."""
+        self.asleep = False
+        """The run ended because the guest halted and nothing could wake it: it has not gone on behind that."""
         self.observe: Observe | None = None
         """Called with every event that the guest can see."""
         self.trace: Callable[[str], None] | None = None
@@ -62,25 +64,33 @@ class Driver:
         return self._handle
 
     def run(self) -> Outcome:
-        """Run until the guest ends or a limit is reached."""
+        """Run, from where the processor was set to, until the guest ends or a limit is reached."""
+        self.asleep = False
         self.machine.begin()
         self.machine.arm()
         return self.resume()
 
     def resume(self) -> Outcome:
         """Go on where the run was ended by `end`, as if it had not been; until the next end. A guest that shut down
-        stays so."""
+        stays so, and one that halted waits on."""
         self.outcome = None if self.board.shutdown is None else self.machine.over()
+        if self.asleep and self.outcome is None:
+            self.asleep = False
+            self.halted()
         handler = self._handler() if self.around is None else self.around(self._handler())
         while self.outcome is None:
             self.engine.run(handler)
         return self.outcome
+
+    def halted(self) -> None:
+        """The guest has halted: time passes to what wakes it, or the run ends. For who knows how it is woken."""
 
     def end(self, outcome: Outcome) -> None:
         """End the run after this exit."""
         if self.outcome is None:
             self.outcome = outcome
             self.ended_at = self.pc
+            self.asleep = outcome.kind is EndKind.HALTED
         self.engine.stop()
 
     def _end_if_over(self) -> None:

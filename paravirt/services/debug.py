@@ -107,6 +107,7 @@ class Debugger:
     def changed(self) -> None:
         """The guest was changed by hand: its history goes on from here."""
         self._ended = None
+        self.driver.asleep = False
         if self.timeline is not None:
             self._leave_block()
             self.timeline.diverge()

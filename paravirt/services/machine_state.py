@@ -184,6 +184,7 @@ def _set_walked(driver: Hypervisor, state: DirectState | None) -> None:
 def _reset(driver: Hypervisor) -> None:
     """Forget what was made of the state before."""
     driver.outcome = None
+    driver.asleep = False
     driver._stepping = None
     driver._settled = False
     driver._own_store = driver._own_page = -1

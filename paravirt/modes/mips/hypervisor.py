@@ -179,7 +179,7 @@ class MipsHypervisor(MipsSaving):
         if self.board.intr:
             self.engine.set_deadline(self.engine.progress + 1)
 
-    def wait(self) -> None:
+    def halted(self) -> None:
         """WAIT: the guest sleeps until a line is raised."""
         if not self.shared[0]:
             self.end(Outcome(EndKind.HALTED, detail="halted with interrupts disabled"))

@@ -83,7 +83,7 @@ def _halt(hypervisor: MipsHypervisor, _word: int) -> Action:
 
     def act() -> None:
         vcpu.advance()
-        hypervisor.wait()
+        hypervisor.halted()
 
     return act
 
