@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bt.gdb.answers import Killed
 from bt.gdb.packets import packet
-from bt.gdb.server import Gone, Killed, listen
+from bt.gdb.server import Gone, listen
 from emulator.errors import UsageError
 from paravirt.services.breakpoints import StopKind
 from tests.bt.gdb.debugged import SAMPLE, Opened, ask, opened
