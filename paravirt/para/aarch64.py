@@ -28,7 +28,8 @@ from paravirt.abi.guests import (
 )
 from paravirt.mmu.direct_aarch64 import AArch64DirectViews, AArch64DirectWalker
 from paravirt.modes.aarch64.hypervisor import AArch64Hypervisor
-from paravirt.para.guest import ParaGuest, Refused
+from paravirt.para.calls import Refused
+from paravirt.para.guest import ParaGuest
 
 if TYPE_CHECKING:
     from emulator.isa.aarch64.paging import Walker

@@ -26,7 +26,8 @@ from paravirt.abi.guests import (
 from paravirt.modes.arm.hypervisor import ArmHypervisor
 from paravirt.modes.arm.vcpu import KERNEL, USER
 from paravirt.operations.arm.registers import write_thread
-from paravirt.para.guest import ParaGuest, Refused
+from paravirt.para.calls import Refused
+from paravirt.para.guest import ParaGuest
 
 _MMU_ON: Final = 1
 _SPLIT: Final = 1

@@ -29,7 +29,8 @@ from paravirt.abi.guests import (
 )
 from paravirt.modes.mips.hypervisor import MipsHypervisor
 from paravirt.modes.mips.vcpu import KERNEL_LEVEL, USER_LEVEL, MipsVirtualCpu
-from paravirt.para.guest import ParaGuest, Refused
+from paravirt.para.calls import Refused
+from paravirt.para.guest import ParaGuest
 
 _VALID, _DIRTY = 2, 4
 _TABLE: Final = 1

@@ -30,7 +30,8 @@ from paravirt.mmu.direct_views import DirectViews
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.i386.hypervisor import I386Hypervisor
 from paravirt.modes.x86.hypervisor import X86Hypervisor
-from paravirt.para.guest import ParaGuest, Refused
+from paravirt.para.calls import Refused
+from paravirt.para.guest import ParaGuest
 
 if TYPE_CHECKING:
     from paravirt.modes.x86.shadow import X86Shadow
