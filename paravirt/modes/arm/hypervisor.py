@@ -26,7 +26,8 @@ from paravirt.hypervisor import Handlers, Prepared
 from paravirt.mmu.views import USER_VIEW
 from paravirt.modes.arm import debug, single
 from paravirt.modes.arm.alone import ArmAlone
-from paravirt.modes.arm.shadow import WORLD, ArmShadow
+from paravirt.modes.arm.code import WORLD
+from paravirt.modes.arm.shadow import ArmShadow
 from paravirt.modes.arm.single import SingleInstruction
 from paravirt.modes.arm.vcpu import FPEXC_EN, USER, ArmVirtualCpu
 from paravirt.operations.arm import Instruction, action_for

@@ -13,7 +13,8 @@ from typing import Final
 from emulator.engine.arm import ArmEngine
 from emulator.isa.arm.table import instruction
 from paravirt import layout
-from paravirt.modes.arm.shadow import PAGE_MASK, WORLD, ArmShadow
+from paravirt.modes.arm.code import PAGE_MASK, WORLD
+from paravirt.modes.arm.shadow import ArmShadow
 
 PHYSICAL: Final = layout.ARMV7.open_bus + 0x10_0000
 """Engine-physical address of the two pages."""
