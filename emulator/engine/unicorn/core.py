@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import unicorn
 
@@ -18,8 +17,9 @@ from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn.breakpoints import Breakpoints
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
+from emulator.engine.unicorn.native import Native
 from emulator.engine.unicorn.observation import FOREVER, Observed
-from emulator.engine.unicorn.status import Statuses, ignore, no_handler
+from emulator.engine.unicorn.status import ignore, no_handler
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 CONTROL_CPU_MODEL = lib.control_write(unicorn.UC_CTL_CPU_MODEL, 1)
@@ -28,7 +28,7 @@ NO_CODE = frozenset({8, 14})
 """UC_ERR_FETCH_UNMAPPED and UC_ERR_FETCH_PROT: there is no memory, or a device, where it would fetch."""
 
 
-class UnicornCpu(Observed, Statuses):
+class UnicornCpu(Observed, Native):
     """One emulated CPU of any instruction set. Subclasses set `nowhere` and `_start_address`."""
 
     nowhere = (1 << 64) - 2
@@ -51,8 +51,8 @@ class UnicornCpu(Observed, Statuses):
         self._handler: Handler = no_handler
         self._failure: BaseException | None = None
         self._stopped = False
-        self._memories: list[Any] = []
-        self._callbacks: list[Any] = []
+        self._memories = []
+        self._callbacks = []
         self._watches = {}
         self._counter = BlockCounter(self.library)
         self._guarded = Guarded(self.library)
@@ -63,40 +63,6 @@ class UnicornCpu(Observed, Statuses):
         self._remaining[0] = FOREVER
         self._inside = False
         """Unicorn runs: only then is it told to stop, since it would take that for a stop of its next run."""
-
-    # -- memory ---------------------------------------------------------------------------------
-
-    def map_memory(self, physical: int, memory: memoryview) -> None:
-        """Back physical addresses from `physical` on by `memory` (page-aligned, writable)."""
-        pinned = (ctypes.c_char * memory.nbytes).from_buffer(memory)
-        status = self.library.uc_mem_map_ptr(
-            self.handle, physical, memory.nbytes, lib.PROT_ALL, ctypes.addressof(pinned)
-        )
-        self._check(status, f"cannot map {memory.nbytes} bytes of memory at {physical:#x}")
-        self._memories.append(pinned)
-
-    def map_mmio(
-        self, physical: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
-    ) -> None:
-        """Route accesses to `size` bytes at `physical` to `read(offset, size)` and `write(offset, size, value)`."""
-
-        def on_read(_engine: int, offset: int, width: int, _user: int) -> int:
-            try:
-                return read(offset, width) & ((1 << (8 * width)) - 1)
-            except BaseException as error:
-                self._fail(error)
-                return 0
-
-        def on_write(_engine: int, offset: int, width: int, value: int, _user: int) -> None:
-            try:
-                write(offset, width, value)
-            except BaseException as error:
-                self._fail(error)
-
-        reader, writer = lib.DeviceReadCallback(on_read), lib.DeviceWriteCallback(on_write)
-        self._callbacks += (reader, writer)
-        status = self.library.uc_mmio_map(self.handle, physical, size, reader, None, writer, None)
-        self._check(status, f"cannot map {size} bytes of device memory at {physical:#x}")
 
     # -- running --------------------------------------------------------------------------------
 
@@ -196,24 +162,6 @@ class UnicornCpu(Observed, Statuses):
     def _count_blocks(self) -> None:
         """Install the native block counter."""
         self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
-
-    def _hook(
-        self, kind: int, callback: Any, instruction: int = 0, user: int = 0, begin: int = 1, end: int = 0
-    ) -> None:
-        """Call `uc_hook_add`, over the whole address space unless told, and keep the callback alive."""
-        number = ctypes.c_size_t()
-        status = self.library.uc_hook_add(
-            ctypes.c_void_p(self.handle),
-            ctypes.byref(number),
-            ctypes.c_int(kind),
-            callback,
-            ctypes.c_void_p(user),
-            ctypes.c_uint64(begin),
-            ctypes.c_uint64(end),
-            ctypes.c_int(instruction),
-        )
-        self._check(status, f"cannot install hook {kind:#x}")
-        self._callbacks.append(callback)
 
     def _fail(self, error: BaseException) -> None:
         """An exception must not cross the C frames: keep it for `run`, and stop."""

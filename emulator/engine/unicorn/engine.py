@@ -105,40 +105,6 @@ class UnicornEngine(X86Hooks):
         confirm(self)
         self.capabilities = replace(CAPABILITIES, execute_only=probe_execute_only(self))
 
-    # -- memory ---------------------------------------------------------------------------------
-
-    def map_memory(self, physical: int, memory: memoryview) -> None:
-        """Back physical addresses from `physical` on by `memory` (page-aligned, writable)."""
-        pinned = (ctypes.c_char * memory.nbytes).from_buffer(memory)
-        status = self.library.uc_mem_map_ptr(
-            self.handle, physical, memory.nbytes, lib.PROT_ALL, ctypes.addressof(pinned)
-        )
-        self._check(status, f"cannot map {memory.nbytes} bytes of memory at {physical:#x}")
-        self._memories.append(pinned)
-
-    def map_mmio(
-        self, physical: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
-    ) -> None:
-        """Route accesses to `size` bytes at `physical` to `read(offset, size)` and `write(offset, size, value)`."""
-
-        def on_read(_engine: int, offset: int, width: int, _user: int) -> int:
-            try:
-                return read(offset, width) & ((1 << (8 * width)) - 1)
-            except BaseException as error:
-                self._fail(error)
-                return 0
-
-        def on_write(_engine: int, offset: int, width: int, value: int, _user: int) -> None:
-            try:
-                write(offset, width, value)
-            except BaseException as error:
-                self._fail(error)
-
-        reader, writer = lib.DeviceReadCallback(on_read), lib.DeviceWriteCallback(on_write)
-        self._callbacks += (reader, writer)
-        status = self.library.uc_mmio_map(self.handle, physical, size, reader, None, writer, None)
-        self._check(status, f"cannot map {size} bytes of device memory at {physical:#x}")
-
     # -- running --------------------------------------------------------------------------------
 
     def run(self, handler: Handler) -> None:

@@ -24,8 +24,9 @@ from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.mips_blocks import limit_blocks
 from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
 from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
+from emulator.engine.unicorn.native import Native
 from emulator.engine.unicorn.observation import FOREVER, Observed
-from emulator.engine.unicorn.status import Statuses, no_handler
+from emulator.engine.unicorn.status import no_handler
 from emulator.errors import EngineCrashed, EngineMissing, GuestFault
 
 _ARCH_MIPS, _MODE_32, _BIG_ENDIAN = 3, 4, 1 << 30
@@ -78,7 +79,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class UnicornMipsEngine(Observed, Statuses):
+class UnicornMipsEngine(Observed, Native):
     """One emulated MIPS32 CPU. Use `registers` only while no guest code runs or inside the handler."""
 
     capabilities = CAPABILITIES
@@ -154,29 +155,6 @@ class UnicornMipsEngine(Observed, Statuses):
         status = self.library.uc_mem_map_ptr(self.handle, physical, memory.nbytes, lib.PROT_ALL, host)
         self._check(status, f"cannot map {memory.nbytes} bytes of memory at {physical:#x}")
         self._memories.append((physical, memory.cast("B"), pinned, self._ram_address(self.handle, host)))
-
-    def map_mmio(
-        self, physical: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
-    ) -> None:
-        """Route accesses to `size` bytes at `physical` to `read(offset, size)` and `write(offset, size, value)`."""
-
-        def on_read(_engine: int, offset: int, width: int, _user: int) -> int:
-            try:
-                return read(offset, width) & ((1 << (8 * width)) - 1)
-            except BaseException as error:
-                self._fail(error)
-                return 0
-
-        def on_write(_engine: int, offset: int, width: int, value: int, _user: int) -> None:
-            try:
-                write(offset, width, value)
-            except BaseException as error:
-                self._fail(error)
-
-        reader, writer = lib.DeviceReadCallback(on_read), lib.DeviceWriteCallback(on_write)
-        self._callbacks += (reader, writer)
-        status = self.library.uc_mmio_map(self.handle, physical, size, reader, None, writer, None)
-        self._check(status, f"cannot map {size} bytes of device memory at {physical:#x}")
 
     def unmap_memory(self, physical: int, memory: memoryview) -> None:
         """Take back a `map_memory`."""
@@ -316,7 +294,7 @@ class UnicornMipsEngine(Observed, Statuses):
         mips_timer.attach(self.library, suffix, self.registers.address, counters)
         mips_timer.set_tlb_size(self.registers.address, _TLB_OF_24KF, tlb_size)
         self._interrupt_watch = mips_timer.InterruptWatch(self._come_back)
-        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._interrupt_watch.callback), self.registers.address)
+        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._interrupt_watch.callback), user=self.registers.address)
 
     def _come_back(self, *_: int) -> None:
         """A BUDGET exit before the block that begins."""
@@ -346,23 +324,8 @@ class UnicornMipsEngine(Observed, Statuses):
         slot = ctypes.c_uint64.from_address((self.handle or 0) + state.STOP_INTERRUPT)
         slot.value = self._native.stop_interrupt
         self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._make_fault_callback()))
-        self._hook(unicorn.UC_HOOK_TLB_FILL, ctypes.c_void_p(self._native.fill), self._native.argument)
-        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), self._counter.argument)
-
-    def _hook(self, kind: int, callback: Any, user: int = 0, begin: int = 1, end: int = 0) -> None:
-        """Call `uc_hook_add` and keep the callback alive."""
-        number = ctypes.c_size_t()
-        status = self.library.uc_hook_add(
-            ctypes.c_void_p(self.handle),
-            ctypes.byref(number),
-            ctypes.c_int(kind),
-            callback,
-            ctypes.c_void_p(user),
-            ctypes.c_uint64(begin),
-            ctypes.c_uint64(end),
-        )
-        self._check(status, f"cannot install hook {kind:#x}")
-        self._callbacks.append(callback)
+        self._hook(unicorn.UC_HOOK_TLB_FILL, ctypes.c_void_p(self._native.fill), user=self._native.argument)
+        self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
 
     def _make_fault_callback(self) -> Callable[[int, int], int]:
         """The hot path: a closure over everything it touches."""

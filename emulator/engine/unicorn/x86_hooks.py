@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from emulator.engine.exit import SYSCALL, SYSENTER, Exit, ExitKind
 from emulator.engine.protocol import Handler
 from emulator.engine.unicorn import library as lib
 from emulator.engine.unicorn import state
 from emulator.engine.unicorn.counter import BlockCounter
+from emulator.engine.unicorn.native import Native
 from emulator.engine.unicorn.observation import Observed
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters
-from emulator.engine.unicorn.status import Statuses, ignore
+from emulator.engine.unicorn.status import ignore
 from emulator.engine.unicorn.timestamp import TimeStamp
 
 NO_MEMORY: Final = 1 << 51
@@ -28,7 +29,7 @@ _CS = 1
 _UD, _GP = 6, 13
 
 
-class X86Hooks(Observed, Statuses):
+class X86Hooks(Observed, Native):
     """Of the engine for x86, what Unicorn calls; what it works on is made by `UnicornEngine`."""
 
     registers: UnicornRegisters
@@ -42,7 +43,6 @@ class X86Hooks(Observed, Statuses):
     _context: ctypes.c_void_p
     """Unicorn's registers at the instruction that is refused."""
     _byte: ctypes.Array[ctypes.c_ubyte]
-    _callbacks: list[Any]
     _ports: QuietPorts
     _ports_enabled: bool
     _stamps: TimeStamp
@@ -63,22 +63,6 @@ class X86Hooks(Observed, Statuses):
         self._hook(lib.HOOK_INSN, ctypes.c_void_p(self._stamps.callback), lib.INS_RDTSC, self._stamps.argument)
         self._hook(lib.HOOK_INSN, lib.SkipCallback(self._on_time_stamp_and_processor), lib.INS_RDTSCP)
         self._hook(lib.HOOK_BLOCK, ctypes.c_void_p(self._counter.callback), user=self._counter.argument)
-
-    def _hook(self, kind: int, callback: Any, instruction: int = 0, user: int = 0) -> None:
-        """Call `uc_hook_add` over the whole address space and keep the callback alive."""
-        number = ctypes.c_size_t()
-        status = self.library.uc_hook_add(
-            ctypes.c_void_p(self.handle),
-            ctypes.byref(number),
-            ctypes.c_int(kind),
-            callback,
-            ctypes.c_void_p(user),
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
-            ctypes.c_int(instruction),
-        )
-        self._check(status, f"cannot install hook {kind:#x} for instruction {instruction}")
-        self._callbacks.append(callback)
 
     def _make_fault_callback(self) -> Callable[[int, int, int], None]:
         """The hot path: a closure over everything it touches."""
