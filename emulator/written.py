@@ -133,10 +133,10 @@ class ProtectedPages:
     large pages where it may, and the whole of such a page counts as written then. So memory must not be given back to
     the host meanwhile (`GuestMemory.clear`): that would not be told."""
 
-    def __init__(self, memories: Sequence[memoryview]) -> None:
-        """`memories` are writable, page-aligned on the host. Raises `OSError` where Linux cannot."""
-        self._pins = [ctypes.c_char.from_buffer(memory) for memory in memories]
-        self._spans = [(ctypes.addressof(pin), memory.nbytes) for pin, memory in zip(self._pins, memories, strict=True)]
+    def __init__(self, memory: memoryview) -> None:
+        """`memory` is writable, page-aligned on the host. Raises `OSError` where Linux cannot."""
+        self._pin: ctypes.c_char | None = ctypes.c_char.from_buffer(memory)
+        self._start, self._size = ctypes.addressof(self._pin), memory.nbytes
         libc = ctypes.CDLL(None, use_errno=True)
         descriptor = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | _USER_MODE_ONLY)
         if descriptor < 0:
@@ -147,8 +147,8 @@ class ProtectedPages:
         try:
             features = _WRITE_PROTECT_FLAG | _SHARED | _UNPOPULATED | _ASYNCHRONOUS
             fcntl.ioctl(descriptor, _API, bytearray(struct.pack("<3Q", _UFFD_API, features, 0)))
-            for start, size in self._spans:
-                fcntl.ioctl(descriptor, _REGISTER, bytearray(struct.pack("<4Q", start, size, _MODE_WRITE_PROTECT, 0)))
+            wanted = struct.pack("<4Q", self._start, self._size, _MODE_WRITE_PROTECT, 0)
+            fcntl.ioctl(descriptor, _REGISTER, bytearray(wanted))
             self._map = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             self._descriptors.append(self._map)
             self._scan = _Scan(self._map)
@@ -159,17 +159,13 @@ class ProtectedPages:
 
     def take(self) -> NDArray[np.int64]:
         """The pages written since the last call, ascending."""
-        parts, base = [], 0
-        for start, size in self._spans:
-            parts.append(_pages(self._scan.ranges(start, size, _PROTECT_AND_CHECK, _WRITTEN), start) + base)
-            base += size // PAGE
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        return _pages(self._scan.ranges(self._start, self._size, _PROTECT_AND_CHECK, _WRITTEN), self._start)
 
     def close(self) -> None:
         """Watch no more."""
         self._end()
         self._map = -1
-        self._pins.clear()
+        self._pin = None
 
 
 def _close_all(descriptors: list[int]) -> None:
@@ -181,24 +177,19 @@ def _close_all(descriptors: list[int]) -> None:
 class ComparedPages:
     """Contents are compared with what they were."""
 
-    def __init__(self, memories: Sequence[memoryview]) -> None:
-        self._now = [np.frombuffer(memory, dtype=np.uint64).reshape(-1, PAGE // 8) for memory in memories]
-        self._before = [now.copy() for now in self._now]
+    def __init__(self, memory: memoryview) -> None:
+        self._now = np.frombuffer(memory, dtype=np.uint64).reshape(-1, PAGE // 8)
+        self._before = self._now.copy()
 
     def take(self) -> NDArray[np.int64]:
         """The pages that differ from what they were at the last call, ascending."""
-        parts, base = [], 0
-        for now, before in zip(self._now, self._before, strict=True):
-            changed = np.flatnonzero((now != before).any(axis=1))
-            before[changed] = now[changed]
-            parts.append(changed.astype(np.int64) + base)
-            base += len(now)
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        changed = np.flatnonzero((self._now != self._before).any(axis=1))
+        self._before[changed] = self._now[changed]
+        return changed.astype(np.int64)
 
     def close(self) -> None:
-        """Keep no copies any more."""
-        self._now.clear()
-        self._before.clear()
+        """Keep no copy any more."""
+        self._now = self._before = np.zeros((0, PAGE // 8), dtype=np.uint64)
 
 
 class TogetherPages:
@@ -229,8 +220,8 @@ def written_pages(memories: Sequence[memoryview]) -> WrittenPages:
 def _watch(memory: memoryview) -> WrittenPages:
     if sys.platform == "linux" and os.uname().machine == "x86_64":
         try:
-            return ProtectedPages([memory])
+            return ProtectedPages(memory)
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-    return ComparedPages([memory])
+    return ComparedPages(memory)

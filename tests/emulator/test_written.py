@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.memory import GuestMemory
-from emulator.written import PAGE, ComparedPages, ProtectedPages, WrittenPages, written_pages
+from emulator.written import PAGE, ComparedPages, ProtectedPages, TogetherPages, WrittenPages, written_pages
 
 PAGES = 64
 LARGE = 512
@@ -20,12 +20,20 @@ LARGE = 512
 
 def protected(memories: Sequence[memoryview]) -> WrittenPages:
     try:
-        return ProtectedPages(memories)
+        return together(ProtectedPages, memories)
     except OSError as error:
         pytest.skip(f"the host does not tell which pages are written: {error}")
 
 
-@pytest.mark.parametrize("make", [protected, ComparedPages, written_pages])
+def compared(memories: Sequence[memoryview]) -> WrittenPages:
+    return together(ComparedPages, memories)
+
+
+def together(make: Callable[[memoryview], WrittenPages], memories: Sequence[memoryview]) -> WrittenPages:
+    return TogetherPages([make(memory) for memory in memories], [memory.nbytes for memory in memories])
+
+
+@pytest.mark.parametrize("make", [protected, compared, written_pages])
 @settings(max_examples=20, deadline=None)
 @given(rounds=st.lists(st.lists(st.integers(0, 2 * PAGES - 1), max_size=9), max_size=5))
 def test_exactly_the_pages_that_were_written_are_told(
@@ -42,7 +50,7 @@ def test_exactly_the_pages_that_were_written_are_told(
         told = written.take()
         assert isinstance(told, np.ndarray)
         assert set(told.tolist()) <= set(pages)
-        if make is not ComparedPages:
+        if make is not compared:
             assert sorted(told.tolist()) == sorted(set(pages))
     assert written.take().tolist() == []
     written.close()
@@ -85,7 +93,7 @@ def test_who_forgets_to_close_leaves_no_memory_watched() -> None:
     with mmap.mmap(-1, 4 * PAGE) as memory:
         for number in range(2):
             try:
-                watching = ProtectedPages([memoryview(memory)])
+                watching = ProtectedPages(memoryview(memory))
             except OSError as error:
                 if number:
                     raise
