@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, IntEnum
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 DIRECTORY = Path(__file__).parent.parent / "docs" / "generated"
 INCLUDES = Path(__file__).parent.parent / "samples" / "include"
@@ -22,8 +24,13 @@ INCLUDES = Path(__file__).parent.parent / "samples" / "include"
 NOTICE = "<!-- Printed from the code by `python -m bt.docs`; changes here are lost. -->\n\n"
 
 
+_NUMBER: Final = re.compile(r"[-+]?\d[\d.,]*( ?%)?")
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    cells = [[*row] for row in rows]
+    numbers = [all(_NUMBER.fullmatch(row[at]) for row in cells if row[at]) for at in range(len(head))]
+    lines = [head, ["---:" if right and cells else "---" for right in numbers], *cells]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
