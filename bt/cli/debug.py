@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bt.cli.run import ENGINE_HELP
+from bt.cli.run import ENGINE_HELP, MODES
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from bt.session import Session
     from bt.terminal import Keyboard
-
-MODES = ("native", "none", "trap", "hypercall", "inline", "auto", "para", "xen")
 
 
 @click.command()
@@ -67,7 +65,7 @@ def command(
     """
     from bt import para, xen
     from bt.cli import values
-    from bt.cli.run import _guest
+    from bt.cli.run import guest_files
     from bt.image import load
     from bt.manifest import mode_of
     from bt.session import Options, Session, read_initrd
@@ -75,7 +73,7 @@ def command(
 
     if virt == xen.MODE and reverse:
         raise UsageError(xen.not_saved())
-    kernel, initrd, command_line = _guest(image, initrd, append, virt, None)
+    kernel, initrd, command_line = guest_files(image, initrd, append, virt, None)
     loaded = load(kernel)
     options = Options(
         mode=virt or mode_of(loaded) or (para.MODE if para.version_of(loaded) is not None else "inline"),

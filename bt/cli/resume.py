@@ -1,6 +1,6 @@
 """`retrap resume`: a guest goes on where a snapshot was taken of it.
 
-Room: the command line. A run like any other (`bt.cli.run`), whose session is made of a snapshot.
+Room: the command line. A run like any other (`bt.cli.running`), whose session is made of a snapshot.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import click
 
-from bt.cli.run import ENGINE_HELP, Request, Run
+from bt.cli.run import ENGINE_HELP
+from bt.cli.running import Request, Run
 
 if TYPE_CHECKING:
     from bt.session import Session
