@@ -15,6 +15,7 @@ import numpy as np
 
 from bt.image.arm64_image import Arm64Header
 from bt.image.patch_tables import CommonTables
+from bt.image.runs import FEWEST, longest_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     Addresses = NDArray[np.uint64]
     Flags = NDArray[np.bool_]
 
-_FEWEST: Final = 8
-"""Entries below which a run is no table."""
 _ALTERNATIVE, _JUMP_LABEL, _EXCEPTION = 3, 4, 3
 """Words of an entry."""
 _LONGEST_ALTERNATIVE: Final = 252
@@ -85,12 +84,12 @@ def read(image: Image) -> Arm64Tables | None:
 
     old, new = third >> 16 & 0xFF, third >> 24
     sized = ((old == new) | (new == 0)) & (old > 0) & (old <= _LONGEST_ALTERNATIVE) & (old & 3 == 0)
-    alternatives = _longest(pairs & sized & (third & 0x7FFF < _CAPABILITIES), _ALTERNATIVE)
-    exceptions = _longest(pairs & (third & 0xFFFF <= _EXCEPTION_TYPES) & (third >> 16 < 0x400), _EXCEPTION)
+    alternatives = longest_run(pairs & sized & (third & 0x7FFF < _CAPABILITIES), _ALTERNATIVE)
+    exceptions = longest_run(pairs & (third & 0xFFFF <= _EXCEPTION_TYPES) & (third >> 16 < 0x400), _EXCEPTION)
     # The key's distance is 64 bits wide, from its own place; it is data, within reach of 32 bits.
     key = leads[2:-1] & -4
     keys = (key >= 0) & (key < header.image_size) & (words[3:] == words[2:-1] >> 31)
-    jumps = _longest(pairs & keys & ~text[2:-1], _JUMP_LABEL)
+    jumps = longest_run(pairs & keys & ~text[2:-1], _JUMP_LABEL)
     at, count = alternatives
     kinds = third[at : at + count * _ALTERNATIVE : _ALTERNATIVE]
     return Arm64Tables(
@@ -115,21 +114,6 @@ def _in_text(image: Image, header: Arm64Header, offsets: NDArray[np.int64]) -> F
     return cast("Flags", inside & (offsets & 3 == 0))
 
 
-def _longest(candidates: Flags, step: int) -> tuple[int, int]:
-    """First word and number of entries of the longest run of candidates that are `step` words apart."""
-    best = 0, 0
-    for phase in range(step):
-        flags = candidates[phase::step]
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
-        if not len(edges):
-            continue
-        lengths = edges[1::2] - edges[::2]
-        longest = int(np.argmax(lengths))
-        if lengths[longest] > best[1]:
-            best = int(edges[2 * longest]) * step + phase, int(lengths[longest])
-    return best if best[1] >= _FEWEST else (0, 0)
-
-
 def _mcount(image: Image, header: Arm64Header, memory: memoryview) -> Addresses:
     """The longest run of relocated words beside each other that all name code at which two NOPs stand."""
     order = np.argsort(header.places, kind="stable")
@@ -147,7 +131,7 @@ def _mcount(image: Image, header: Arm64Header, memory: memoryview) -> Addresses:
     run = np.cumsum(starts) * calls
     longest = int(np.argmax(np.bincount(run)[1:])) + 1
     found = addends[run == longest]
-    return found if len(found) >= _FEWEST else np.empty(0, np.uint64)
+    return found if len(found) >= FEWEST else np.empty(0, np.uint64)
 
 
 def _version(memory: memoryview) -> str:

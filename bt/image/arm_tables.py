@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, cast
 import numpy as np
 
 from bt.image.patch_tables import CommonTables
+from bt.image.runs import longest_run
 from bt.image.zimage import ArmHeader
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
     Words = NDArray[np.uint32]
 
-_FEWEST: Final = 8
-"""Entries below which a run is no table."""
 _EXCEPTION, _JUMP_LABEL, _SMP, _PHYSICAL = 2, 3, 2, 1
 """Words of an entry."""
 _MARKS: Final = (
@@ -143,13 +142,13 @@ class _Raw:
     def tables(self) -> ArmTables:
         """All of them."""
         words, base = self._words, self._base
-        exceptions = self._table(*_longest(self._exceptions(), _EXCEPTION), _EXCEPTION)
-        jumps = self._table(*_longest(self._jump_labels(), _JUMP_LABEL), _JUMP_LABEL)
+        exceptions = self._table(*longest_run(self._exceptions(), _EXCEPTION), _EXCEPTION)
+        jumps = self._table(*longest_run(self._jump_labels(), _JUMP_LABEL), _JUMP_LABEL)
         distances = _in_text(self._image, self._leads) & self._data
-        physical, count = _longest(distances & self._immediate(self._leads, distances), _PHYSICAL)
+        physical, count = longest_run(distances & self._immediate(self._leads, distances), _PHYSICAL)
         distances[physical : physical + count] = False
         pairs = distances[:-1] & ~distances[1:] & (words[1:] != 0) & self._data[1:]
-        single = self._table(*_longest(pairs, _SMP), _SMP)
+        single = self._table(*longest_run(pairs, _SMP), _SMP)
         found = exceptions, jumps, single, (base + 4 * physical, words[physical : physical + count])
         marked = [_marked(self._image, *marks) for marks in _MARKS]
         return _tables(
@@ -190,21 +189,6 @@ class _Raw:
         """Where an instruction with an immediate stands."""
         word = self._standing(addresses, where)
         return cast("Flags", (word >> np.uint32(25) & np.uint32(7)) == 1)
-
-
-def _longest(candidates: Flags, step: int) -> tuple[int, int]:
-    """First word and number of entries of the longest run of candidates that are `step` words apart."""
-    best = 0, 0
-    for phase in range(step):
-        flags = candidates[phase::step]
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
-        if not len(edges):
-            continue
-        lengths = edges[1::2] - edges[::2]
-        longest = int(np.argmax(lengths))
-        if lengths[longest] > best[1]:
-            best = int(edges[2 * longest]) * step + phase, int(lengths[longest])
-    return best if best[1] >= _FEWEST else (0, 0)
 
 
 def _version(memory: memoryview) -> str:

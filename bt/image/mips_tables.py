@@ -15,6 +15,7 @@ import numpy as np
 
 from bt.image.mips_self_extractor import SelfExtractor
 from bt.image.patch_tables import CommonTables
+from bt.image.runs import longest_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
     Words = NDArray[np.uint32]
 
-_FEWEST: Final = 8
-"""Entries below which a run is no table."""
 _EXCEPTION, _JUMP_LABEL = 2, 3
 """Words of an entry."""
 ADDRESS, JUMP, UPPER = 2, 4, 5
@@ -59,7 +58,7 @@ def read(image: Image) -> MipsTables | None:
     standing = words[np.where(code, words.astype(np.int64) - header.load_address >> 2, 0)]
     accesses = code & (standing >> np.uint32(26) >= _FIRST_ACCESS)
     pairs = accesses[:-1] & code[1:] & data[:-1]
-    faulting, landings = _fields(words, _longest(pairs, _EXCEPTION), _EXCEPTION)[:2]
+    faulting, landings = _fields(words, longest_run(pairs, _EXCEPTION), _EXCEPTION)[:2]
     sites, targets = _jump_labels(words, code, data, header.load_address)
     types, places = relocations(words, header.load_address)
     return MipsTables(_version(image.elf), faulting, landings, sites, targets, types, places)
@@ -72,7 +71,7 @@ def _jump_labels(words: Words, code: Flags, data: Flags, base: int) -> tuple[Add
     branch = (standing == _NOP) | (standing >> np.uint32(26) == 4) | (standing >> np.uint32(26) == 2)
     keys = (words & np.uint32(~3 & 0xFFFF_FFFF)).astype(np.int64)
     own = (keys >= base) & (keys < base + 8 * len(words)) & ~code
-    run = _longest(code[:-2] & branch[:-2] & code[1:-1] & own[2:] & data[:-2], _JUMP_LABEL)
+    run = longest_run(code[:-2] & branch[:-2] & code[1:-1] & own[2:] & data[:-2], _JUMP_LABEL)
     sites, targets, _keys = _fields(words, run, _JUMP_LABEL)
     return sites, targets
 
@@ -90,21 +89,6 @@ def _in_text(image: Image, addresses: NDArray[np.uint32] | NDArray[np.int64]) ->
     return cast("Flags", inside & (addresses & 3 == 0))
 
 
-def _longest(candidates: Flags, step: int) -> tuple[int, int]:
-    """First word and number of entries of the longest run of candidates that are `step` words apart."""
-    best = 0, 0
-    for phase in range(step):
-        flags = candidates[phase::step]
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
-        if not len(edges):
-            continue
-        lengths = edges[1::2] - edges[::2]
-        longest = int(np.argmax(lengths))
-        if lengths[longest] > best[1]:
-            best = int(edges[2 * longest]) * step + phase, int(lengths[longest])
-    return best if best[1] >= _FEWEST else (0, 0)
-
-
 def relocations(words: Words, base: int) -> tuple[NDArray[np.uint8], Addresses]:
     """Types and places of the kernel's own relocation table: the longest run of entries that fit what they change."""
     types = words >> np.uint32(24)
@@ -115,7 +99,7 @@ def relocations(words: Words, base: int) -> tuple[NDArray[np.uint8], Addresses]:
     fits = ((types == ADDRESS) & (there >= base) & (there < base + 8 * len(words))) | (
         ((types == JUMP) & ((major == 2) | (major == 3))) | ((types == UPPER) & (major == _LUI))
     )
-    first, count = _longest(inside & fits, 1)
+    first, count = longest_run(inside & fits, 1)
     found = slice(first, first + count)
     return types[found].astype(np.uint8), (place[found] * 4 + base).astype(np.uint64)
 

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Protocol
 
 from emulator.bus import MemoryBus
+from emulator.clock import Clock
 
 
 class ShutdownKind(Enum):
@@ -68,3 +69,14 @@ class Board(Protocol):
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the state of clock and devices."""
         ...
+
+
+def pass_time(board: Board, clock: Clock) -> bool:
+    """Let time jump from one event to the next until the board requests its CPU; False when only input can make it."""
+    while not board.intr:
+        when = board.next_wake()
+        if when is None:
+            return False
+        clock.skip_to(when)
+        clock.run_due()
+    return True

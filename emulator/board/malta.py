@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from emulator.board.board import Shutdown, ShutdownKind
+from emulator.board.board import Shutdown, ShutdownKind, pass_time
 from emulator.board.pc import START_DATE
 from emulator.bus import MemoryBus, PortBus
 from emulator.clock import Clock, ClockState
@@ -211,13 +211,7 @@ class Malta:
 
     def idle(self) -> bool:
         """The CPU waits: let time jump until a line is raised; False when only console input can ever raise one."""
-        while not self.intr:
-            when = self.next_wake()
-            if when is None:
-                return False
-            self.clock.skip_to(when)
-            self.clock.run_due()
-        return True
+        return pass_time(self, self.clock)
 
     # Towards the world
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from emulator.board.board import Shutdown, ShutdownKind
+from emulator.board.board import Shutdown, ShutdownKind, pass_time
 from emulator.bus import MemoryBus, PortBus
 from emulator.clock import Clock, ClockState
 from emulator.devices.cmos_rtc import CmosRtc, RtcState
@@ -202,13 +202,7 @@ class Pc:
         Returns False, at an unchanged or later time, when only console input can ever wake it. Always returns: each
         jump takes an event that requests, or that is not scheduled again before it is answered.
         """
-        while not self.intr:
-            when = self.next_wake()
-            if when is None:
-                return False
-            self.clock.skip_to(when)
-            self.clock.run_due()
-        return True
+        return pass_time(self, self.clock)
 
     # Towards the world
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from emulator.board.board import Shutdown, ShutdownKind
+from emulator.board.board import Shutdown, ShutdownKind, pass_time
 from emulator.board.device_tree import Node, cells, flatten
 from emulator.bus import MemoryBus
 from emulator.clock import Clock, ClockState
@@ -97,13 +97,7 @@ class Virt:
 
     def idle(self) -> bool:
         """The CPU waits: let time jump until an interrupt is requested; False when only input can wake it."""
-        while not self.intr:
-            when = self.next_wake()
-            if when is None:
-                return False
-            self.clock.skip_to(when)
-            self.clock.run_due()
-        return True
+        return pass_time(self, self.clock)
 
     # Towards the world
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from functools import partial
 from typing import Any, Final
 
 from unicorn import arm64_const
 
 from emulator.engine.aarch64 import SP, USER_MAY
 from emulator.engine.unicorn.floating_access import CHOICE, OWN
-from emulator.engine.unicorn.state import _read_memory
+from emulator.engine.unicorn.state_search import find_pattern, read_memory
 from emulator.errors import EngineMissing
 from emulator.isa.aarch64.encoding import fields, register
 from emulator.isa.aarch64.registers import BY_NAME
@@ -111,21 +112,7 @@ def find_state(library: Any, handle: int) -> int:
     for general, value in zip(_X, values, strict=True):
         library.uc_reg_write(handle, general, ctypes.byref(ctypes.c_uint64(value)))
     pattern = struct.pack("<31Q", *values)
-    descriptor = os.open("/proc/self/mem", os.O_RDONLY)
-    try:
-        pointers: tuple[int, ...] = struct.unpack("<512Q", _read_memory(descriptor, handle, 4096).ljust(4096, b"\0"))
-        for pointer in dict.fromkeys(pointers):
-            if pointer < 0x10000 or pointer >> 47:
-                continue
-            contents = _read_memory(descriptor, pointer, 0x20000)
-            found = contents.find(pattern)
-            while found >= 0:
-                if _lives(library, handle, descriptor, pointer + found):
-                    return pointer + found - GENERAL
-                found = contents.find(pattern, found + 1)
-    finally:
-        os.close(descriptor)
-    raise EngineMissing("the unicorn engine keeps its CPU state where retrap does not find it: install unicorn==2.1.4")
+    return find_pattern(handle, pattern, partial(_lives, library, handle)) - GENERAL
 
 
 def processor_of(state: int) -> int:
@@ -133,7 +120,7 @@ def processor_of(state: int) -> int:
     processor = state - STATE_AT
     descriptor = os.open("/proc/self/mem", os.O_RDONLY)
     try:
-        found = _read_memory(descriptor, processor + _STATE_POINTER, 8)
+        found = read_memory(descriptor, processor + _STATE_POINTER, 8)
     finally:
         os.close(descriptor)
     if found != struct.pack("<Q", state):
@@ -145,7 +132,7 @@ def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
     """Whether a register written through the public interface changes the word at `address`: no stale copy."""
     probe = 0x5E77_1A90_FFFF_0000
     library.uc_reg_write(handle, _X[0], ctypes.byref(ctypes.c_uint64(probe)))
-    seen = _read_memory(descriptor, address, 8)
+    seen = read_memory(descriptor, address, 8)
     library.uc_reg_write(handle, _X[0], ctypes.byref(ctypes.c_uint64(_PATTERN)))
     return seen == struct.pack("<Q", probe)
 

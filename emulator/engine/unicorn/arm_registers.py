@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from emulator.engine.unicorn.state import _read_memory
+from emulator.engine.unicorn.state_search import read_memory
 from emulator.errors import EngineMissing
 
 ARM_TABLE: Final = 0xB420
@@ -46,7 +46,7 @@ class Description(NamedTuple):
 
 
 def _word(descriptor: int, address: int) -> int:
-    return int.from_bytes(_read_memory(descriptor, address, 8).ljust(8, b"\0"), "little")
+    return int.from_bytes(read_memory(descriptor, address, 8).ljust(8, b"\0"), "little")
 
 
 def descriptions(cpu: int, table: int) -> list[Description]:
@@ -61,14 +61,14 @@ def descriptions(cpu: int, table: int) -> list[Description]:
         nodes = _word(descriptor, hashed + _NODES)
         if not 0 < size <= 1 << 16:
             return []
-        contents = _read_memory(descriptor, nodes, 8 * _NODE_WORDS * size)
+        contents = read_memory(descriptor, nodes, 8 * _NODE_WORDS * size)
         if len(contents) < 8 * _NODE_WORDS * size:
             return []
         values = memoryview(contents).cast("Q")[1::_NODE_WORDS].tolist()
         found = []
         for value in sorted(value for value in values if 0x10000 < value < 1 << 47):
-            name = _read_memory(descriptor, _word(descriptor, value), _LONGEST).split(b"\0")[0].decode("latin-1")
-            coprocessor, crn, crm, op0, op1, op2 = _read_memory(descriptor, value + _PLACE, 6)
+            name = read_memory(descriptor, _word(descriptor, value), _LONGEST).split(b"\0")[0].decode("latin-1")
+            coprocessor, crn, crm, op0, op1, op2 = read_memory(descriptor, value + _PLACE, 6)
             op0 = op0 if coprocessor == AARCH64 else 0  # what both states have is numbered as AArch64 has it
             found.append(Description(value, name, (coprocessor, crn, crm, op0, op1, op2)))
         return found

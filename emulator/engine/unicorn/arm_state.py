@@ -8,15 +8,15 @@ registers, fault status or fault address. The offsets are those of the 2.1.4 whe
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
+from functools import partial
 from typing import Any, Final
 
 from unicorn import arm_const
 
 from emulator.engine.arm import HYP, MON
 from emulator.engine.unicorn.floating_access import CHOICE, OWN
-from emulator.engine.unicorn.state import _read_memory
+from emulator.engine.unicorn.state_search import find_pattern, read_memory
 from emulator.errors import EngineMissing
 from emulator.isa.arm.system_registers import REGISTER_OF_NAME, SystemRegister
 
@@ -75,21 +75,7 @@ def find_state(library: Any, handle: int) -> int:
     for register, value in zip(_GENERAL, values, strict=True):
         library.uc_reg_write(handle, register, ctypes.byref(ctypes.c_uint32(value)))
     pattern = struct.pack("<15I", *values)
-    descriptor = os.open("/proc/self/mem", os.O_RDONLY)
-    try:
-        pointers: tuple[int, ...] = struct.unpack("<512Q", _read_memory(descriptor, handle, 4096).ljust(4096, b"\0"))
-        for pointer in dict.fromkeys(pointers):
-            if pointer < 0x10000 or pointer >> 47:
-                continue
-            contents = _read_memory(descriptor, pointer, 0x20000)
-            found = contents.find(pattern)
-            while found >= 0:
-                if _lives(library, handle, descriptor, pointer + found):
-                    return pointer + found
-                found = contents.find(pattern, found + 1)
-    finally:
-        os.close(descriptor)
-    raise EngineMissing("the unicorn engine keeps its CPU state where retrap does not find it: install unicorn==2.1.4")
+    return find_pattern(handle, pattern, partial(_lives, library, handle))
 
 
 def find_cpu(handle: int, state: int) -> int:
@@ -103,7 +89,7 @@ def find_cpu(handle: int, state: int) -> int:
 def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
     """Whether a register written through the public interface changes the word at `address`: no stale copy."""
     library.uc_reg_write(handle, _GENERAL[0], ctypes.byref(ctypes.c_uint32(0x5E77_FFFF)))
-    seen = _read_memory(descriptor, address, 4)
+    seen = read_memory(descriptor, address, 4)
     library.uc_reg_write(handle, _GENERAL[0], ctypes.byref(ctypes.c_uint32(_PATTERN)))
     return seen == struct.pack("<I", 0x5E77_FFFF)
 

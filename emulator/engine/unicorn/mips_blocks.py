@@ -13,7 +13,7 @@ import os
 import platform
 from typing import Any, Final
 
-from emulator.engine.unicorn.state import _read_memory
+from emulator.engine.unicorn.state_search import read_memory
 from emulator.errors import EngineMissing
 
 LONGEST_BLOCK: Final = 256
@@ -39,7 +39,7 @@ def limit_blocks(library: ctypes.CDLL, suffix: str) -> None:
     place = (ctypes.cast(function, ctypes.c_void_p).value or 0) if function is not None else 0
     descriptor = os.open("/proc/self/mem", os.O_RDWR)
     try:
-        if not place or _read_memory(descriptor, place, len(_BEGINS)) != _BEGINS:
+        if not place or read_memory(descriptor, place, len(_BEGINS)) != _BEGINS:
             raise EngineMissing(
                 f"the unicorn engine has no function {_FUNCTION}_{suffix} that retrap knows: install unicorn==2.1.4"
             )

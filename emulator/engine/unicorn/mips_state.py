@@ -9,7 +9,7 @@ import ctypes
 import os
 import struct
 
-from emulator.engine.unicorn.state import _read_memory
+from emulator.engine.unicorn.state_search import read_memory
 from emulator.errors import EngineMissing
 
 CPU_POINTER = 0x1B8
@@ -75,10 +75,10 @@ def find_cpu(handle: int, expected: list[int]) -> int:
     """Host address of the CPU behind an open engine whose general registers were set to `expected`."""
     descriptor = os.open("/proc/self/mem", os.O_RDONLY)
     try:
-        raw = _read_memory(descriptor, handle + CPU_POINTER, 8).ljust(8, b"\0")
+        raw = read_memory(descriptor, handle + CPU_POINTER, 8).ljust(8, b"\0")
         cpu = int(struct.unpack("<Q", raw)[0])
-        seen = _read_memory(descriptor, cpu + STATE, 128) if 0x10000 <= cpu < 1 << 47 else b""
-        slot = _read_memory(descriptor, handle + STOP_INTERRUPT, 8)
+        seen = read_memory(descriptor, cpu + STATE, 128) if 0x10000 <= cpu < 1 << 47 else b""
+        slot = read_memory(descriptor, handle + STOP_INTERRUPT, 8)
     finally:
         os.close(descriptor)
     if seen != struct.pack("<32I", *expected) or slot != bytes(8):

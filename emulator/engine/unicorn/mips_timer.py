@@ -14,7 +14,7 @@ import platform
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from emulator.engine.unicorn.state import _read_memory
+from emulator.engine.unicorn.state_search import read_memory
 from emulator.errors import EngineMissing
 
 _READ = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint64)
@@ -92,7 +92,7 @@ def set_tlb_size(registers: int, expected: int, size: int) -> None:
     pointer = ctypes.c_uint64.from_address(registers + _TLB).value
     descriptor = os.open("/proc/self/mem", os.O_RDONLY)
     try:
-        found = _read_memory(descriptor, pointer, 4) if 0x10000 <= pointer < 1 << 47 else b""
+        found = read_memory(descriptor, pointer, 4) if 0x10000 <= pointer < 1 << 47 else b""
     finally:
         os.close(descriptor)
     if found not in (expected.to_bytes(4, "little"), size.to_bytes(4, "little")):
@@ -138,7 +138,7 @@ def _redirect(library: ctypes.CDLL, suffix: str) -> list[Any]:
 def _place(library: ctypes.CDLL, name: str, descriptor: int, begins: bytes) -> int:
     function = getattr(library, name, None)
     place = (ctypes.cast(function, ctypes.c_void_p).value or 0) if function is not None else 0
-    if not place or _read_memory(descriptor, place, len(begins)) != begins:
+    if not place or read_memory(descriptor, place, len(begins)) != begins:
         raise EngineMissing(f"the unicorn engine has no function {name} that retrap knows: install unicorn==2.1.4")
     return place
 

@@ -7,12 +7,12 @@ when one cannot be confirmed. The offsets are those of the 2.1.4 wheel (`CPUX86S
 """
 
 import ctypes
-import os
 import struct
+from functools import partial
 from typing import Any
 
 from emulator.engine.unicorn import library as lib
-from emulator.errors import EngineMissing
+from emulator.engine.unicorn.state_search import find_pattern, read_memory
 
 # Offsets into the CPU state, in bytes.
 _EFLAGS = 0x88
@@ -75,20 +75,6 @@ _ATTRIBUTES = 0xF0_FF00
 _DB_BIT = 1 << 22
 
 
-def _read_memory(descriptor: int, address: int, size: int) -> bytes:
-    """Up to `size` bytes of this process at `address`; stops at the first unreadable page."""
-    parts = []
-    while size > 0:
-        step = min(size, 4096 - (address & 4095))
-        try:
-            parts.append(os.pread(descriptor, step, address))
-        except (OSError, OverflowError):
-            break
-        address += step
-        size -= step
-    return b"".join(parts)
-
-
 def find_state(library: Any, handle: int) -> int:
     """Host address of the CPU state behind an open engine.
 
@@ -99,28 +85,14 @@ def find_state(library: Any, handle: int) -> int:
     for register, value in zip(lib.GENERAL, values, strict=True):
         library.uc_reg_write(handle, register, ctypes.byref(ctypes.c_uint64(value)))
     pattern = struct.pack("<16Q", *values)
-    descriptor = os.open("/proc/self/mem", os.O_RDONLY)
-    try:
-        pointers: tuple[int, ...] = struct.unpack("<512Q", _read_memory(descriptor, handle, 4096).ljust(4096, b"\0"))
-        for pointer in dict.fromkeys(pointers):
-            if pointer < 0x10000 or pointer >> 47:
-                continue
-            contents = _read_memory(descriptor, pointer, 0x20000)
-            found = contents.find(pattern)
-            while found >= 0:
-                if _lives(library, handle, descriptor, pointer + found):
-                    return pointer + found
-                found = contents.find(pattern, found + 1)
-    finally:
-        os.close(descriptor)
-    raise EngineMissing("the unicorn engine keeps its CPU state where retrap does not find it: install unicorn==2.1.4")
+    return find_pattern(handle, pattern, partial(_lives, library, handle))
 
 
 def _lives(library: Any, handle: int, descriptor: int, address: int) -> bool:
     """Whether a register written through the public interface changes the word at `address`: no stale copy."""
     probe = 0x5E77_1A90_FFFF_0000
     library.uc_reg_write(handle, lib.GENERAL[0], ctypes.byref(ctypes.c_uint64(probe)))
-    seen = _read_memory(descriptor, address, 8)
+    seen = read_memory(descriptor, address, 8)
     library.uc_reg_write(handle, lib.GENERAL[0], ctypes.byref(ctypes.c_uint64(_PATTERN)))
     return seen == struct.pack("<Q", probe)
 
