@@ -24,6 +24,7 @@ from emulator.engine.unicorn.arm_registers import AARCH64, AARCH64_TABLE, show
 from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
 from emulator.engine.unicorn.counter_reads import CounterReads
+from emulator.engine.unicorn.load_checks import not_behind_loads
 from emulator.engine.unicorn.passages import Passages
 from emulator.engine.unicorn.quiet import QuietAccesses
 from emulator.errors import EngineMissing
@@ -79,6 +80,7 @@ class UnicornAArch64Engine(UnicornCpu):
         self._reads = CounterReads(self.registers.address, self._remaining, self._limit, *following)
         self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._reads.on_exception), user=self._reads.argument)
         self._count_blocks()
+        not_behind_loads(self.library, "aarch64")
         floating_access.ask(self.library, "aarch64")
         self.registers.ask_floating_point(None)
         self.registers.set_public(_CPACR, floating_access.ENABLED)

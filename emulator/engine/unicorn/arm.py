@@ -24,6 +24,7 @@ from emulator.engine.unicorn.arm_registers import ARM_TABLE, show
 from emulator.engine.unicorn.arm_state import UnicornArmRegisters, access, find_cpu, find_state
 from emulator.engine.unicorn.arm_timer import WithheldTimer
 from emulator.engine.unicorn.core import UnicornCpu
+from emulator.engine.unicorn.load_checks import not_behind_loads
 from emulator.errors import EngineMissing
 from emulator.isa.arm.system_registers import REGISTER_OF_NAME
 
@@ -73,6 +74,7 @@ class UnicornArmEngine(UnicornCpu):
         self._hook(lib.HOOK_INTR, ctypes.c_void_p(self._copied.on_exception), user=self._copied.argument)
         self._hook(lib.HOOK_INSN_INVALID, lib.InvalidCallback(self._make_invalid_callback()))
         self._count_blocks()
+        not_behind_loads(self.library, "arm")
         floating_access.ask(self.library, "arm")
         self.registers.set_system("NSACR", _OF_BOTH_STATES)  # else CPACR reads as 0 where the security extensions are
         self.registers.set_system("CPACR", _ALL_ACCESS)

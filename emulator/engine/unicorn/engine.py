@@ -21,6 +21,7 @@ from emulator.engine.unicorn.confirm import confirm, probe_execute_only
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
 from emulator.engine.unicorn.data_breakpoints import DataBreakpoints
+from emulator.engine.unicorn.load_checks import not_behind_loads
 from emulator.engine.unicorn.ports import QuietPorts
 from emulator.engine.unicorn.state import UnicornRegisters, find_state
 from emulator.engine.unicorn.status import no_handler
@@ -85,6 +86,7 @@ class UnicornEngine(X86Hooks):
         self._late = Exit()
         self._counter = BlockCounter(self.library)
         self._guarded = Guarded(self.library)
+        not_behind_loads(self.library, "x86_64")
         self._remaining = self._counter.remaining
         self._deadline = self._wanted = self._pause = _FOREVER
         self._remaining[0] = _FOREVER

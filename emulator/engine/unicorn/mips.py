@@ -21,6 +21,7 @@ from emulator.engine.unicorn import mips_state as state
 from emulator.engine.unicorn import mips_timer
 from emulator.engine.unicorn.counter import BlockCounter
 from emulator.engine.unicorn.crash import Guarded
+from emulator.engine.unicorn.load_checks import not_behind_loads
 from emulator.engine.unicorn.mips_blocks import limit_blocks
 from emulator.engine.unicorn.mips_native import CALLBACK, CPU, FILLS, HFLAGS, LOOP_EXIT, NativeCode
 from emulator.engine.unicorn.mips_state import UnicornMipsRegisters, find_cpu
@@ -119,6 +120,7 @@ class UnicornMipsEngine(Observed, Native):
         self._cpu = ctypes.c_void_p(cpu)
         suffix = "mips" if byte_order == "big" else "mipsel"
         limit_blocks(self.library, suffix)
+        not_behind_loads(self.library, suffix)
         self._flush_page = self._function(f"tlb_flush_page_{suffix}", ctypes.c_void_p, ctypes.c_uint32)
         self._invalidate = self._function(
             f"tb_invalidate_phys_range_{suffix}", ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64
