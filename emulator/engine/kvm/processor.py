@@ -100,6 +100,8 @@ class KvmProcessor:
         """KVM has an exception under way: the processor's state must not be touched before it arrives."""
         self._passed = 0
         """How often in a row, without an exit between, a signal was passed over, lest a breakpoint be lost."""
+        self._again = -1, -1
+        """RIP and address of the page fault that was left to come again last."""
         self._incomplete = False
         """An IN or a device access waits for KVM to finish it."""
         self._stopped = False

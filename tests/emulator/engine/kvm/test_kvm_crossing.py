@@ -342,3 +342,44 @@ def test_a_kernel_clears_an_entry_of_its_own_tables_and_goes_on(bench: Bench, ma
         assert (vector, at, bench.engine.entered) == (6, 2, 1)
     else:
         assert (vector, at) == (13, clear - CODE)
+
+
+def test_what_is_posted_on_the_way_to_the_kernel_is_handed_up_at_the_exit_behind_it(bench: Bench) -> None:
+    # mov al, 7; out 80h, al; mov ecx, 40 million; again: dec ecx; jnz again
+    way = lay_kernel(bench, "b007 e680 b9005a6202 ffc9 75fc")
+    bench.words[COUNT >> 3] = 0
+    engine, seen = bench.engine, list[tuple[int, int]]()
+    engine.post_ports([(0x80, 1)])
+    engine.lead_crossing(way, lambda _user: None)
+    bench.start(SYSCALL + UD2)
+    engine.set_root(ROOT)
+    engine.open_crossing(OTHER_ROOT, ROOT)
+
+    def handler(exit_: Exit) -> None:
+        seen.append((exit_.kind, engine.raw_vector))
+        if exit_.kind == ExitKind.FAULT:
+            engine.stop()
+
+    engine.set_deadline(engine.progress + 2_000_000)  # within the loop
+    engine.run(handler)
+    # The way back is closed by the alarm: a division by zero in the kernel.
+    assert seen[0] == (ExitKind.PORT_WRITE, 0)
+    assert [kind for kind, _ in seen if kind != ExitKind.BUDGET] == [ExitKind.PORT_WRITE, ExitKind.FAULT]
+
+
+def test_a_deadline_comes_before_the_page_fault_of_user_code_that_would_not_have_exited(bench: Bench) -> None:
+    # mov ecx, 40 million; again: dec ecx; jnz again; mov rax, [64K]; ud2
+    code = "b9005a6202 ffc9 75fc 488b042500000100" + UD2
+    begin(bench, code)
+    engine, seen = bench.engine, list[tuple[int, int]]()
+    # As if user code were part of the way, on which the gates are paused at an alarm.
+    engine._crossing = replace(engine._crossing, enter=CODE, enter_end=CODE + 9)
+
+    def handler(exit_: Exit) -> None:
+        seen.append((exit_.kind, engine.registers.rip - CODE))
+        if exit_.kind == ExitKind.FAULT:
+            engine.stop()
+
+    engine.set_deadline(engine.progress + 2_000_000)
+    engine.run(handler)
+    assert seen == [(ExitKind.BUDGET, 9), (ExitKind.FAULT, 9)]
