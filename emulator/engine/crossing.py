@@ -37,6 +37,10 @@ class Crossing:
     clear: int = 0
     """Another, at which the entry at the offset RCX is cleared; the kernel goes on behind it without what was in RCX,
     R11 and the flags."""
+    trapped: int = 0
+    """Code at which a general-protection fault of the kernel's own arrives, at level 3, where the last byte of its RIP
+    is one that was asked for (`lead_traps`) and its error code 0; RCX and R11 are saved as at a page fault. 0 where all
+    exit. Only where there is `back`."""
     back_saved: tuple[int, ...] = ()
     """Words with RAX, RCX, RDX, RSI and RDI for user code."""
     blocks: int = 0

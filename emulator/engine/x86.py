@@ -184,6 +184,10 @@ class CrossingEngine(X86Engine, Protocol):
         them `Crossing.back` may store in, 1, and in which `Crossing.clear` may clear, 2. None where it cannot."""
         ...
 
+    def lead_traps(self, places: Sequence[int]) -> None:
+        """From now on traps at these addresses, and at others with the same last byte, arrive at `Crossing.trapped`."""
+        ...
+
     def open_crossing(self, kernel: int, user: int) -> None:
         """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""
         ...

@@ -132,6 +132,9 @@ RETURN_REGISTERS = 0x298
 INVALIDATE_WORDS = INVALIDATE_CODE = 0x2E0
 """Offset of nine words for INVLPG without an exit. The first is where the hypervisor's code is, 0 for nowhere."""
 
+TRAPPED_WORDS = 0x328
+"""Offset of six words for traps of the kernel's without an exit (`paravirt.modes.x86.kernel_traps`)."""
+
 INVALIDATE_ADDRESS = 0x2E8
 """Offset: the operand, written by the fixup."""
 

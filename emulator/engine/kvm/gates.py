@@ -8,15 +8,15 @@ whose trap it is, is told by the root that is loaded, for user code's and the ke
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from emulator.engine.crossing import NOWHERE, Crossing
 from emulator.engine.kvm import api, room
 from emulator.engine.kvm.device import Vm
-from emulator.engine.kvm.level_0 import FRAME_RSP, Level0, low
-from emulator.engine.kvm.returning import CONSTANTS, returning
+from emulator.engine.kvm.level_0 import ENTRY_FLAGS, FRAME_RSP, Level0, low
+from emulator.engine.kvm.returning import CHOSEN, CONSTANTS, returning
 from emulator.engine.kvm.room import Room
-from emulator.isa.x86 import registers as r
 
 _DE, _GP, _PF = 0, 13, 14
 _LEAVE: Final = 512
@@ -28,7 +28,6 @@ _BACK: Final = 1536
 _FLAT_DATA, _LONG_CODE = 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF
 _TO_USER: Final = (_LEAVE, _BACK)
 """Parts that load user code's root; the others load the kernel's."""
-_ENTRY_FLAGS: Final = r.FLAG_IF | r.FLAG_FIXED
 
 
 class Gates:
@@ -71,7 +70,16 @@ class Gates:
         self._room.keep_descriptors(crossing.user_code - 8, (_FLAT_DATA, _LONG_CODE))
         code = Level0(room.GATES + _BACK, _GP)
         returning(code, crossing, window)
+        assert _BACK + len(code.code) <= CHOSEN - room.GATES
         return code
+
+    def lead_traps(self, places: Sequence[int]) -> None:
+        """Which traps of the kernel's arrive at level 3, by the last bytes of their addresses."""
+        chosen = bytearray(256)
+        for place in places:
+            chosen[place & 255] = 1
+        at = CHOSEN - room.GATES
+        self._code[at : at + 256] = chosen
 
     def open(self, kernel: int, user: int) -> None:
         """Lead from one of these roots to the other."""
@@ -119,7 +127,7 @@ def _entering(crossing: Crossing) -> Level0:
     code.plain("48890c25", low(crossing.saved))  # mov [saved], rcx
     code.plain("4c89dc")  # mov rsp, r11
     code.plain("48c7c1", low(crossing.enter))  # mov rcx, enter
-    code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))  # mov r11d, ...
+    code.plain("41bb", struct.pack("<I", ENTRY_FLAGS))  # mov r11d, ...
     code.go()
     return code
 
@@ -132,7 +140,7 @@ def _faulting(crossing: Crossing) -> Level0:
     code.plain("4c891c25", low(crossing.saved + 8))  # mov [saved + 8], r11
     code.plain("0f20d4")  # mov rsp, cr2
     code.plain("48c7c1", low(crossing.fault))
-    code.plain("41bb", struct.pack("<I", _ENTRY_FLAGS))  # mov r11d, ...
+    code.plain("41bb", struct.pack("<I", ENTRY_FLAGS))  # mov r11d, ...
     code.go()
     return code
 

@@ -7,9 +7,12 @@ import struct
 from typing import Final
 
 from emulator.engine.kvm import room
+from emulator.isa.x86 import registers as r
 
 FRAME_RSP: Final = room.STACK_TOP - 16
 """Where the RSP is that was pushed last: RSP itself serves as a scratch register meanwhile."""
+ENTRY_FLAGS: Final = r.FLAG_IF | r.FLAG_FIXED
+"""With which code of level 3 begins."""
 
 
 class Level0:

@@ -290,6 +290,10 @@ class KvmProcessor:
         own = self._room
         return tuple(own.show_more(number, *region) for number, region in enumerate(regions)), own.marks()
 
+    def lead_traps(self, places: Sequence[int]) -> None:
+        """Traps at these addresses, and at others with the same last byte, arrive at `Crossing.trapped`."""
+        self._gates.lead_traps(places)
+
     def open_crossing(self, kernel: int, user: int) -> None:
         """From now on lead from one of these page tables to the other; until another is set, or all is flushed."""
         self._kernel_roots.add(kernel)

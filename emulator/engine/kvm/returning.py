@@ -12,13 +12,14 @@ from typing import Final
 
 from emulator.engine.crossing import Crossing
 from emulator.engine.kvm import room
-from emulator.engine.kvm.level_0 import FRAME_RSP, Level0, low
-from emulator.isa.x86 import registers as r
+from emulator.engine.kvm.level_0 import ENTRY_FLAGS, FRAME_RSP, Level0, low
 
-CONSTANTS: Final = struct.pack("<3Q", room.MARKS, (1 << 47) - 1, 1 << 63 | 0xF_FFFF_F07F)
+CHOSEN: Final = room.GATES + 3072
+"""256 bytes: whether a trap at an address with such a last byte arrives at level 3."""
+CONSTANTS: Final = struct.pack("<4Q", room.MARKS, (1 << 47) - 1, 1 << 63 | 0xF_FFFF_F07F, CHOSEN)
 """The last bytes of the gates' page: where the bytes of tables are; what an address of the lower half and an entry may
-have."""
-_MARKS, _LOWEST, _LEADING = (room.GATES_END - len(CONSTANTS) + 8 * number for number in range(3))
+have; and where the bytes of addresses are."""
+_MARKS, _LOWEST, _LEADING, _CHOSEN = (room.GATES_END - len(CONSTANTS) + 8 * number for number in range(4))
 USERS, KERNELS = 1, 2
 """Marks of tables of pages: user code's, and the kernel's own, in which entries may be cleared."""
 MOST_TABLES: Final = 2 * 4096
@@ -51,14 +52,20 @@ def returning(code: Level0, crossing: Crossing, window: int) -> None:
     _leave(code, crossing.back_saved)
     code.arrive(other)
     code.plain("48817c24", bytes((_RIP,)), low(crossing.clear))
-    code.unless_equal_slowly()
+    if crossing.trapped:
+        other = code.unless_equal_ahead()
+    else:
+        code.unless_equal_slowly()
     _marked(code, crossing, 8, KERNELS)
     # mov r11, ...; mov qword [r11 + rcx], 0
     code.plain("49bb", struct.pack("<Q", window), bytes.fromhex("49c7040b00000000"))
     code.word("488b25", FRAME_RSP)  # mov rsp, [...]
     code.plain("48c7c1", low(crossing.clear + 1))  # mov rcx, ...
-    code.plain("41bb", struct.pack("<I", r.FLAG_IF | r.FLAG_FIXED))  # mov r11d, ...
-    code.plain("480f07")  # sysretq
+    code.plain("41bb", struct.pack("<I", ENTRY_FLAGS))  # mov r11d, ...
+    code.go()
+    if crossing.trapped:
+        code.arrive(other)
+        _trapped(code, crossing)
 
 
 def _place(code: Level0, crossing: Crossing, size: int) -> None:
@@ -68,6 +75,22 @@ def _place(code: Level0, crossing: Crossing, size: int) -> None:
     code.plain("4889542408")  # mov [rsp + 8], rdx
     code.plain("c7442410", struct.pack("<I", crossing.user_code))  # mov dword [rsp + 16], ...
     code.plain("c7442428", struct.pack("<I", crossing.user_code - 8))
+
+
+def _trapped(code: Level0, crossing: Crossing) -> None:
+    """To level 3 with a trap of the kernel's own, if it may be one that is known there."""
+    code.plain("0fb6642408")  # movzx esp, byte [rsp + 8]
+    code.word("480325", _CHOSEN)  # add rsp, [...]
+    code.plain("803c2401")  # cmp byte [rsp], 1
+    code.word("488d25", _FRAME)  # lea rsp, [...]
+    code.unless_equal_slowly()
+    code.plain("833c2400")  # cmp dword [rsp], 0: INT n has another error code
+    code.unless_equal_slowly()
+    code.plain("48890c25", low(crossing.saved))  # mov [saved], rcx
+    code.plain("4c891c25", low(crossing.saved + 8))  # mov [saved + 8], r11
+    code.plain("48c7c1", low(crossing.trapped))  # mov rcx, ...
+    code.plain("41bb", struct.pack("<I", ENTRY_FLAGS))  # mov r11d, ...
+    code.go()
 
 
 def _marked(code: Level0, crossing: Crossing, size: int, mark: int) -> None:
@@ -89,4 +112,4 @@ def _leave(code: Level0, saved: tuple[int, ...]) -> None:
     code.plain("48cf")  # iretq
 
 
-__all__ = ["CONSTANTS", "MOST_TABLES", "returning"]
+__all__ = ["CHOSEN", "CONSTANTS", "MOST_TABLES", "returning"]

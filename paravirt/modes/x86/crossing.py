@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Final
 from emulator.engine.crossing import Crossing
 from emulator.isa.operation import Operation
 from emulator.isa.x86 import registers as r
+from emulator.isa.x86.decode import instruction_at
 from emulator.isa.x86.descriptors import FLAT_DATA, FLAT_LIMIT, KERNEL_CODE, USER_CODE, USER_DATA
 from paravirt import abi
-from paravirt.modes.x86 import user_faults, user_returns
+from paravirt.modes.x86 import kernel_traps, user_faults, user_returns
 from paravirt.modes.x86.shadow import BLOCKS, BLOCKS_SIZE
 from paravirt.translator import Hypercall
 
 if TYPE_CHECKING:
     from emulator.engine.x86 import CrossingEngine
-    from paravirt.modes.x86.chain import Step
+    from paravirt.modes.x86.chain import Chain, Step
     from paravirt.modes.x86.shadow import X86Shadow
     from paravirt.modes.x86.vcpu import X86VirtualCpu
 
@@ -36,8 +37,10 @@ _ZERO: Final = _LEAVE + 8
 _NO_CALL: Final = (1 << 64) - 1
 """Instead of a page fault's error code: user code has divided by zero."""
 _BACK: Final = 1184
-_INVALIDATE_AT: Final = _BACK + 1760
-"""Offsets of the code for IRETQ, and for INVLPG."""
+_INVALIDATE_AT: Final = _BACK + 1360
+_TRAPPED: Final = 4096 - kernel_traps.MOST_BYTES
+"""Offsets of the code for IRETQ, for INVLPG, and for traps of the kernel's."""
+_MOST_MET: Final = 64
 _LOWEST_SELECTOR, _SELECTORS_END = 16, 0xFF00
 _MASKED: Final = r.FLAGS_STATUS | r.FLAG_TF | r.FLAG_IF | r.FLAG_DF | r.FLAG_NT | r.FLAG_AC | r.FLAG_ID
 """Flags that SYSCALL must clear: the kernel begins with none of them."""
@@ -62,6 +65,7 @@ _ROOT_OF, _INVALIDATE, _BEHIND, _KERNEL_ROOT, _LISTED, _WAITING = (
         *(user_returns.LISTED, user_returns.WAITING),
     )
 )
+_SEGMENTS, _SWAPS = kernel_traps.SEGMENTS >> 3, kernel_traps.SWAPS >> 3
 _LIST: Final = abi.INVALIDATE_LIST >> 3
 _LOG: Final = abi.RETURN_LOG >> 3
 _STACK_SELECTOR: Final = (abi.SELECTORS >> 3) + r.SS
@@ -105,6 +109,12 @@ class Crossings:
         """INVLPGs done without an exit."""
         self._back = -1
         """Where the engine does IRETQ; -1 where it does not."""
+        self.trapped = -1
+        """Where the code for traps of the kernel's leaves one to the hypervisor."""
+        self._places: dict[int, list[kernel_traps.Step]] = {}
+        """Traps that it knows, by address."""
+        self._met: dict[int, int] = {}
+        """How often others have exited."""
         self.close()
 
     def learn(self, step: Step | None) -> None:
@@ -158,6 +168,9 @@ class Crossings:
 
     def code_changed(self, page: int) -> bool:
         """Code changed at this page; whether the way has to be learnt anew."""
+        pages = {page >> 12, (page >> 12) - 1}  # an instruction may reach into it
+        if any(step.at >> 12 in pages for steps in self._places.values() for step in steps):
+            self._forget_traps()
         if self._known is None or page >> 12 not in (self._known[0] >> 12, self._shared[_TARGET] >> 12):
             return False
         self.forget()
@@ -168,6 +181,7 @@ class Crossings:
         if self._known is not None:
             self._known, self._looked = None, 0
             self.close()
+            self._forget_traps()
             self._shared[_INVALIDATE] = 0
 
     def tables_changed(self) -> None:
@@ -191,7 +205,7 @@ class Crossings:
         if self._known is None:
             self._shared[_THREAD] = self._shared[_RETURN_THREAD] = abi.NO_THREAD
             self._shared[_INVALIDATE] = 0
-        for word in (_COUNT, _FAULTS, _SEEN, _RETURNS, _LOGGED, _LISTED, _WAITING):
+        for word in (_COUNT, _FAULTS, _SEEN, _RETURNS, _LOGGED, _LISTED, _WAITING, _SEGMENTS, _SWAPS):
             self._shared[word] = 0
 
     def segments(self, user: bool) -> None:
@@ -280,7 +294,7 @@ class Crossings:
         """Whether the guest is in the code for IRETQ or INVLPG, also where it was restored there, and now is where the
         hypervisor does that. What the code needs may not be there, or its guest's stack may not."""
         at, vcpu, shared = pc - abi.CROSSING_CODE, self._vcpu, self._shared
-        if not _BACK <= at < 4096:
+        if not _BACK <= at < _TRAPPED:
             return False
         back = at < _INVALIDATE_AT
         kept = user_returns.KEPT if back else user_returns.KEPT_OF_INVALIDATION
@@ -296,6 +310,63 @@ class Crossings:
             vcpu.gpr[r.RCX] = shared[(abi.SCRATCH >> 3) + 1]
         vcpu.rip = shared[_RETURN_SLOW if back else _BEHIND]
         return True
+
+    def trap(self, rip: int, chain: Chain) -> None:
+        """The kernel's instruction at `rip` has trapped and was done: let it be done without an exit, if that is often,
+        and with it what stands behind."""
+        if self._back < 0 or rip in self._places or len(self._places) == kernel_traps.MOST:
+            return
+        if len(self._met) > _MOST_MET:
+            self._met.clear()
+        self._met[rip] = times = self._met.get(rip, 0) + 1
+        if times != kernel_traps.OFTEN:
+            return
+        steps: list[kernel_traps.Step] = []
+        while len(steps) < kernel_traps.MOST_STEPS:
+            instruction = instruction_at(self._vcpu.fetch(rip), rip)
+            step = kernel_traps.step_of(instruction) if instruction is not None else None
+            if step is None:
+                break
+            steps.append(step)
+            following = chain.after(step.behind)
+            if following is None:
+                break
+            rip = following[0]
+        if steps:
+            self._places[steps[0].at] = steps
+            self._lead_traps()
+
+    def _forget_traps(self) -> None:
+        """Those that were learnt exit."""
+        self._met.clear()
+        if self._places:
+            self._places.clear()
+            self._lead_traps()
+
+    def _lead_traps(self) -> None:
+        """Write the code for traps of the kernel's, and tell the engine of those that it is for."""
+        places = list(self._places.values())
+        code, halt = kernel_traps.trapped_code(places, self._engine.call_frame[0])
+        while len(code) > kernel_traps.MOST_BYTES:
+            del self._places[places.pop()[0].at]
+            code, halt = kernel_traps.trapped_code(places, self._engine.call_frame[0])
+        self._code[_TRAPPED : _TRAPPED + len(code)] = code
+        self.trapped = abi.CROSSING_CODE + _TRAPPED + halt
+        self._engine.lead_traps([steps[0].at for steps in places])
+
+    @property
+    def traps(self) -> tuple[int, int]:
+        """How many segments were loaded, and bases exchanged, without an exit."""
+        return int(self._shared[_SEGMENTS]), int(self._shared[_SWAPS])
+
+    def untrap(self) -> None:
+        """The code for traps of the kernel's has left one to the hypervisor: be where it was."""
+        vcpu, shared = self._vcpu, self._shared
+        for number, word in kernel_traps.KEPT:
+            vcpu.gpr[number] = shared[word >> 3]
+        vcpu.rip = shared[kernel_traps.RIP >> 3]
+        flags = shared[kernel_traps.KEPT_FLAGS >> 3] & _USERS
+        vcpu.registers.rflags = flags | vcpu.registers.rflags & ~_USERS
 
     def within_fault(self, pc: int) -> bool:
         """Whether the guest is in the code for page faults."""
@@ -379,7 +450,7 @@ class Crossings:
         there = user_returns.Shown(self._memory, frames.end, at_tables, tables, size, sources, guests, kinds)
         code, halt, together = user_returns.return_code(there, way.user_code)
         invalidating, clear = user_returns.invalidating_code(there)
-        for at, part, end in ((_BACK, code, _INVALIDATE_AT), (_INVALIDATE_AT, invalidating, len(self._code))):
+        for at, part, end in ((_BACK, code, _INVALIDATE_AT), (_INVALIDATE_AT, invalidating, _TRAPPED)):
             if at + len(part) > end:
                 raise ValueError(f"{len(part)} bytes for IRETQ or INVLPG do not fit into the page")
             self._code[at : at + len(part)] = part
@@ -389,6 +460,7 @@ class Crossings:
         for place in (halt, together):
             back = abi.CROSSING_CODE + _BACK + place
             self._hypercalls[back] = Hypercall(back, Operation.RETURN_FROM_EXCEPTION, back, b"")
+        self._lead_traps()
         saved = tuple(abi.SHARED_PAGE + word for word in user_returns.SAVED)
         return replace(
             way,
@@ -396,6 +468,7 @@ class Crossings:
             back=self._back,
             back_together=self._back - halt + together,
             clear=abi.CROSSING_CODE + _INVALIDATE_AT + clear,
+            trapped=abi.CROSSING_CODE + _TRAPPED,
             back_saved=saved,
             tables=tables,
             tables_size=size,

@@ -7,7 +7,7 @@ something needs the hypervisor to see the call, and what of its own state follow
 from collections.abc import Callable
 from typing import Final, cast
 
-from emulator.engine.exit import Exit
+from emulator.engine.exit import Exit, ExitKind
 from emulator.engine.protocol import Capabilities
 from emulator.engine.x86 import CrossingEngine
 from emulator.isa.operation import Operation
@@ -49,6 +49,8 @@ class FastSystemCalls(X86Requests):
         }
         self._returns_inside = self.exits.cell(Operation.RETURN_FROM_EXCEPTION.name, "inside")
         self._invalidations = self.exits.cell(Operation.INVALIDATE_PAGE.name, "inside")
+        self._segments_inside = self.exits.cell(Operation.WRITE_SEGMENT_SELECTOR.name, "inside")
+        self._swaps_inside = self.exits.cell(Operation.SWAP_GS.name, "inside")
         self._faults_inside = self.exits.cell("page fault to the guest", "inside")
         if able.crosses:
             self.exits.add_from(Operation.SYSTEM_CALL.name, "inside", self._counted)
@@ -60,8 +62,12 @@ class FastSystemCalls(X86Requests):
 
     def _handle_noted(self, exit_: Exit) -> None:
         """An exit, before which the guest may have noted what was done without one."""
-        if self._crossings is not None and self._crossings.noted:
-            self._crossings.drain()
+        crossings = self._crossings
+        if crossings is not None:
+            if crossings.noted:
+                crossings.drain()
+            if self._registers.rip == crossings.trapped and exit_.kind is ExitKind.FAULT:
+                crossings.untrap()
         self._handle(exit_)
 
     def _show_view(self, view: int) -> None:
@@ -163,6 +169,7 @@ class FastSystemCalls(X86Requests):
             self._faults_inside[0] = self._crossings.faults
             self._returns_inside[0] = self._crossings.returns
             self._invalidations[0] = self._crossings.invalidations
+            self._segments_inside[0], self._swaps_inside[0] = self._crossings.traps
             for (operation, _), cell in self._inside.items():
                 cell[0] = back if operation == Operation.RETURN_FROM_SYSTEM_CALL.name else into
 

@@ -304,11 +304,14 @@ class X86Hypervisor(FastSystemCalls, X86Ports, X86Stepping, X86Saving):
             self._went_back = False
             return
         if self.FLAT and exit_.vector == _GP and self.vcpu.level == 0 and not self._in_shadow:
-            known = self._actions.get(self._registers.rip)
+            rip = self._registers.rip
+            known = self._actions.get(rip)
             if known is not None:  # the hottest path of a run
                 self._act(known)
                 if self._chain is not None and id(known[1]) in self._leading:
                     self._follow(self._chain)
+                    if self._crossings is not None:
+                        self._crossings.trap(rip, self._chain)
                 return
         handler = self._faults.get(exit_.vector)
         if exit_.vector == _DE and self._crossings is not None and self._registers.rip == self._crossings.leave:

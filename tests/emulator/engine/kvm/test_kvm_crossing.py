@@ -383,3 +383,50 @@ def test_a_deadline_comes_before_the_page_fault_of_user_code_that_would_not_have
     engine.set_deadline(engine.progress + 2_000_000)
     engine.run(handler)
     assert seen == [(ExitKind.BUDGET, 9), (ExitKind.FAULT, 9)]
+
+
+@pytest.mark.parametrize("what", ["chosen", "same last byte", "another", "not asked for", "INT n"])
+def test_a_trap_of_the_kernels_arrives_at_level_3_where_that_was_asked_for(bench: Bench, what: str) -> None:
+    """Its code there goes on behind it with what the engine has saved."""
+    # mov rcx, ...; hlt, or int 33; mov rsi, rcx; mov rdi, r11; mov rcx, behind the call
+    trap, there, back = "cd21" if what == "INT n" else "f4", "78563412", (CODE + 2).to_bytes(4, "little").hex()
+    crossing = lay_kernel(bench, f"48c7c1{there} {trap} 4889ce 4c89df 48c7c1{back}")
+    if bench.engine.show_tables([(0, 1 << 16)] * 3) is None:
+        pytest.skip("this host's KVM has no segments that user code may load anyhow")
+    site = crossing.leave - 13 - len(trap) // 2
+    arrives, frame = CODE + 0x800, bench.engine.call_frame[0]
+    # mov rax, [RIP]; mov r9, rax; mov rax, [RSP]; mov rsp, rax; mov rcx, [saved]; mov r11, [saved + 8]; jmp behind
+    code = bytes.fromhex("48a1") + (frame + 8).to_bytes(8, "little") + bytes.fromhex("4989c1 48a1")
+    code += (frame + 32).to_bytes(8, "little") + bytes.fromhex("4889c4 488b0c2500200000 4c8b1c2508200000 e9")
+    code += (site + 1 - arrives - len(code) - 4).to_bytes(4, "little", signed=True)
+    bench.memory[arrives : arrives + len(code)] = code
+    crossing = replace(
+        crossing,
+        tables=0,
+        tables_size=1 << 16,
+        back=1,
+        back_together=1,
+        clear=1,
+        trapped=arrives,
+        back_saved=BACK_SAVED,
+    )
+    engine, gpr = bench.engine, bench.engine.registers.gpr
+    engine.lead_crossing(crossing, lambda _user: None)
+    places = {"same last byte": site + 0x300, "another": site + 1}
+    engine.lead_traps([places.get(what, site)])
+    if what == "not asked for":
+        engine.lead_traps([])
+    bench.start(SYSCALL + UD2)
+    gpr[r.RSP] = 0x4321
+    engine.set_root(ROOT)
+    engine.open_crossing(OTHER_ROOT, ROOT)
+    kind, vector, error, at = bench.go()
+    if what in ("chosen", "same last byte"):
+        assert (kind, vector, at, engine.entered) == (ExitKind.FAULT, 6, 2, 1)
+        assert (gpr[r.RSI], gpr[r.R9], gpr[r.RSP]) == (0x12345678, site, 0x4321)
+        assert gpr[r.RDI] == CODE + 2 or gpr[r.RDI] & r.FLAG_FIXED, "R11 as SYSCALL left it"
+    elif what == "INT n":
+        assert (kind, vector, at) == (ExitKind.SOFTWARE_INTERRUPT, 33, site - CODE)
+    else:
+        assert (kind, vector, error, at) == (ExitKind.FAULT, 13, 0, site - CODE)
+        assert gpr[r.RCX] == 0x12345678
