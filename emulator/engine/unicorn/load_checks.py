@@ -13,7 +13,7 @@ import os
 import struct
 from typing import Final
 
-from emulator.engine.unicorn.state import _read_memory
+from emulator.engine.unicorn.state_search import read_memory
 from emulator.errors import EngineMissing
 
 _MAKERS: Final = ("ld_i32", "ld_i64")
@@ -54,13 +54,13 @@ def _address(library: ctypes.CDLL, name: str) -> int:
 
 def _jump(descriptor: int, function: int, target: int) -> int:
     """Host address of the jump to `target` that a function ends in, or 0."""
-    code = _read_memory(descriptor, function, _SIZE) if function else b""
+    code = read_memory(descriptor, function, _SIZE) if function else b""
     at = code.find(_ENDS) + len(_ENDS)
     if at < len(_ENDS) or at + 4 > len(code):
         return 0
     entry = function + at + 4 + struct.unpack_from("<i", code, at)[0]
-    linked = _read_memory(descriptor, entry, 6)
+    linked = read_memory(descriptor, entry, 6)
     if not linked.startswith(_LINKED):
         return 0
     slot = entry + 6 + struct.unpack_from("<i", linked, 2)[0]
-    return function + at - 1 if _read_memory(descriptor, slot, 8) == struct.pack("<Q", target) else 0
+    return function + at - 1 if read_memory(descriptor, slot, 8) == struct.pack("<Q", target) else 0
